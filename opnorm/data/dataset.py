@@ -1,0 +1,108 @@
+"""data: what a dataset is once it is loaded: arrays in host memory."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """One split of a labelled picture dataset, in host memory.
+
+    Attributes:
+      images: (N, H, W, C) uint8.
+      labels: (N,) int32 in [0, num_classes).
+      class_names: the name of each label.
+      name: what ``load`` was asked for, such as "cifar10_mini".
+      description: what results say they were measured on, such as
+        "CIFAR-10 (JPEG-75), embedded subset".
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    name: str
+    description: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, whether or not this split has examples of each."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C)."""
+        return self.images.shape[1:]
+
+
+def to_float(images: jax.Array | np.ndarray, *, dtype: Any = jnp.float32) -> jax.Array:
+    """Computes ``images / 255``: pixels as the networks and attacks take them.
+
+    Args:
+      images: uint8, any shape. Under ``jit`` the bytes travel to the device and are
+        converted there.
+      dtype: the floating dtype of the result.
+
+    Returns:
+      An array of the same shape with values in [0, 1].
+
+    Raises:
+      ValueError: if ``images`` is not uint8.
+    """
+    if images.dtype != np.uint8:
+        raise ValueError(f"images has dtype {images.dtype}; it must be uint8.")
+    # bfloat16 has no 255: it would round to 256 before the division.
+    wide = jnp.asarray(images).astype(jnp.promote_types(dtype, jnp.float32))
+    return (wide / 255).astype(dtype)
+
+
+def interleave_classes(labels: np.ndarray | Sequence[int]) -> np.ndarray:
+    """Computes the order that takes one example of each class in turn.
+
+    Examples of one class keep their order, and every prefix of the result is as
+    balanced as the classes allow.
+
+    Args:
+      labels: (N,) integers.
+
+    Returns:
+      (N,) int64 indices, a permutation.
+    """
+    labels = np.asarray(labels)
+    rank = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = labels == label
+        rank[members] = np.arange(members.sum())
+    return np.lexsort((labels, rank))
+
+
+def take_balanced(dataset: Dataset, limit: int, seed: int) -> Dataset:
+    """Draws at most ``limit`` examples at random, as many of each class as possible.
+
+    Args:
+      dataset: what to draw from.
+      limit: how many examples to keep, at least 1; all if there are fewer.
+      seed: which ones; at least 0.
+
+    Returns:
+      A dataset in which one example of each class follows the other.
+
+    Raises:
+      ValueError: if ``limit`` is below 1 or ``seed`` below 0.
+    """
+    if limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1.")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be at least 0.")
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    order = order[interleave_classes(dataset.labels[order])][:limit]
+    return dataclasses.replace(
+        dataset, images=dataset.images[order], labels=dataset.labels[order]
+    )

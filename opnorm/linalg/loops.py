@@ -1,0 +1,170 @@
+"""linalg: loops over a network that stay fast on every backend.
+
+Every loop whose body evaluates a network goes through this module.
+
+On CPU, XLA brings a convolution into its fast form only in the entry computation of
+a program, so the same convolution inside ``fori_loop`` or ``while_loop`` is tens of
+times slower (jax issue 12868); the convolutions of a derivative suffer most, because
+they are never in the fast layout to begin with. Here the body is traced, every
+convolution in it is rewritten into the fast layout (NHWC images, HWIO kernel) between
+explicit transposes, and the loop runs over that: as fast as unrolled code, with the
+compile time of one step. Other backends accept any layout: there the loop is plain.
+
+The rewriting walks a jaxpr through ``jax.extend``, which is not covered by JAX's
+compatibility policy. ``OPNORM_LOOPS=unroll`` avoids it (static loops are unrolled
+instead, dynamic ones left alone), ``OPNORM_LOOPS=plain`` does nothing at all.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+from jax import lax
+from jax.extend import core as jex_core
+
+Carry = TypeVar("Carry")
+
+_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
+_CALLS |= {"custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
+_CALLS |= {"checkpoint": "jaxpr", "remat2": "jaxpr", "closed_call": "call_jaxpr"}
+
+
+def fori_loop(
+    num_steps: int, body: Callable[[jax.Array, Carry], Carry], init: Carry
+) -> Carry:
+    """Computes ``body(num_steps - 1, ... body(1, body(0, init)))``.
+
+    Args:
+      num_steps: how often the body runs; a Python int, at least 0.
+      body: ``(step, carry) -> carry`` with a carry of constant structure, shapes and
+        dtypes; ``step`` is an int32 scalar.
+      init: the first carry, any pytree of arrays.
+
+    Returns:
+      The last carry.
+    """
+    mode = _mode()
+    if mode == "rewrite":
+        body = canonicalize_convolutions(body)
+    unroll = num_steps if mode == "unroll" and num_steps > 0 else 1
+    return lax.fori_loop(0, num_steps, body, init, unroll=unroll)
+
+
+def while_loop(
+    cond: Callable[[Carry], jax.Array], body: Callable[[Carry], Carry], init: Carry
+) -> Carry:
+    """Applies ``body`` to the carry while ``cond(carry)`` holds.
+
+    Args:
+      cond: ``carry -> bool`` scalar; it may not evaluate a network.
+      body: ``carry -> carry`` of constant structure, shapes and dtypes.
+      init: the first carry, any pytree of arrays.
+
+    Returns:
+      The first carry for which ``cond`` is false. Not reverse-differentiable.
+    """
+    if _mode() == "rewrite":
+        body = canonicalize_convolutions(body)
+    return lax.while_loop(cond, body, init)
+
+
+def canonicalize_convolutions(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns ``fun`` with every convolution written as NHWC x HWIO -> NHWC.
+
+    Values are the same; the transposes are explicit operations. Apply it after
+    differentiation: the convolutions that need it are those of derivatives.
+
+    Args:
+      fun: a function of pytrees of arrays that can be traced.
+
+    Returns:
+      A function with the arguments and results of ``fun``.
+    """
+
+    def canonical(*args: Any) -> Any:
+        traced, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
+        if not _has_convolution(traced):
+            return fun(*args)
+        outputs = _evaluate(traced, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return canonical
+
+
+def _mode() -> str:
+    mode = os.environ.get("OPNORM_LOOPS", "rewrite")
+    if mode not in ("rewrite", "unroll", "plain"):
+        raise ValueError(
+            f"OPNORM_LOOPS is {mode!r}; it may be 'rewrite', 'unroll' or 'plain'."
+        )
+    return mode if jax.default_backend() == "cpu" else "plain"
+
+
+def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and its constants, whether closed or not."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def _has_convolution(jaxpr: Any) -> bool:
+    opened, _ = _open(jaxpr)
+    return any(
+        eqn.primitive is jex_core.primitives.conv_general_dilated_p
+        or (name := _CALLS.get(eqn.primitive.name)) is not None
+        and _has_convolution(eqn.params[name])
+        for eqn in opened.eqns
+    )
+
+
+def _evaluate(jaxpr: Any, args: Sequence[Any]) -> list[Any]:
+    opened, consts = _open(jaxpr)
+    values = dict(zip(opened.constvars, consts, strict=True))
+    values |= dict(zip(opened.invars, args, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, jex_core.Literal) else values[atom]
+
+    for eqn in opened.eqns:
+        inputs = [read(atom) for atom in eqn.invars]
+        inner = eqn.params.get(_CALLS.get(eqn.primitive.name, ""))
+        with eqn.ctx.manager:
+            if eqn.primitive is jex_core.primitives.conv_general_dilated_p:
+                outputs = [_convolve(*inputs, **eqn.params)]
+            elif inner is not None and _has_convolution(inner):
+                outputs = _evaluate(inner, inputs)
+            else:
+                outputs = eqn.primitive.bind(
+                    *inputs, **eqn.primitive.get_bind_params(eqn.params)
+                )
+                if not eqn.primitive.multiple_results:
+                    outputs = [outputs]
+        values |= dict(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in opened.outvars]
+
+
+def _convolve(
+    lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Any, **params: Any
+) -> jax.Array:
+    lhs_spec, rhs_spec, out_spec = dimension_numbers
+    rank = lhs.ndim
+    # Specs list the dimensions of (N, C, spatial) and (O, I, spatial).
+    last_channel = (0, rank - 1, *range(1, rank - 1))
+    kernel_last = (rank - 1, rank - 2, *range(rank - 2))
+    canonical = lax.ConvDimensionNumbers(last_channel, kernel_last, last_channel)
+    params.pop("lhs_shape", None)
+    params.pop("rhs_shape", None)
+    out = jex_core.primitives.conv_general_dilated_p.bind(
+        lax.transpose(lhs, _inverse_gather(lhs_spec, last_channel)),
+        lax.transpose(rhs, _inverse_gather(rhs_spec, kernel_last)),
+        dimension_numbers=canonical,
+        **params,
+    )
+    return lax.transpose(out, _inverse_gather(last_channel, out_spec))
+
+
+def _inverse_gather(source: Sequence[int], target: Sequence[int]) -> tuple[int, ...]:
+    """The permutation that moves dimension ``source[i]`` to place ``target[i]``."""
+    permutation = [0] * len(source)
+    for place, dimension in zip(target, source, strict=True):
+        permutation[place] = dimension
+    return tuple(permutation)

@@ -1,0 +1,72 @@
+"""models: a multilayer perceptron."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from opnorm.models import normalization
+from opnorm.models import outputs as outputs_lib
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them, on flattened pictures.
+
+    It has no BatchNorm, so it is the same function in training and inference. Kernels
+    start from Flax's default (LeCun normal), biases from zero.
+
+    Attributes:
+      hidden: width of each hidden layer; the empty tuple gives a linear model.
+      num_classes: number of logits.
+      mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
+      std: the pixels are then divided by it; one number or one per channel.
+      dtype: what the network computes in. Parameters and logits are at least float32.
+    """
+
+    hidden: tuple[int, ...] = (512, 512)
+    num_classes: int = 10
+    mean: normalization.ChannelStatistic = 0.5
+    std: normalization.ChannelStatistic = 0.5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
+    ) -> Any:
+        """Computes the logits of a batch of pictures.
+
+        Args:
+          x: (B, H, W, C), floating, pixels in [0, 1].
+          train: every model takes it; this one behaves alike in both modes.
+          outputs: "logits", or "all" for features and pre-activations as well.
+
+        Returns:
+          logits (B, num_classes), or ``Outputs``.
+
+        Raises:
+          ValueError: if ``x`` or an attribute cannot be used.
+        """
+        del train
+        outputs_lib.check_outputs(outputs)
+        outputs_lib.check_size("num_classes", self.num_classes)
+        for width in self.hidden:
+            outputs_lib.check_size("hidden", width)
+        normalization.check_images(x)
+
+        param_dtype = outputs_lib.parameter_dtype(self.dtype)
+        h = normalization.normalize(x, self.mean, self.std, self.dtype)
+        h = h.reshape(h.shape[0], -1)
+        preactivations = []
+        for index, width in enumerate(self.hidden, start=1):
+            h = nn.Dense(
+                width, dtype=self.dtype, param_dtype=param_dtype, name=f"dense{index}"
+            )(h)
+            preactivations.append(h)
+            h = nn.relu(h)
+        logits = nn.Dense(
+            self.num_classes, dtype=self.dtype, param_dtype=param_dtype, name="logits"
+        )(h).astype(param_dtype)
+        if outputs == "logits":
+            return logits
+        return outputs_lib.Outputs(logits, h, tuple(preactivations))

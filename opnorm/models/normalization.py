@@ -1,0 +1,83 @@
+"""models: what a network does to pictures before its first layer.
+
+Networks take pixels in [0, 1] and normalise inside, so that epsilon, steps and
+gradients are in pixel units everywhere outside. The checks of the input live here too.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+ChannelStatistic = float | tuple[float, ...]
+
+
+def normalize(
+    images: jax.Array,
+    mean: ChannelStatistic | Sequence[float],
+    std: ChannelStatistic | Sequence[float],
+    dtype: Any = jnp.float32,
+) -> jax.Array:
+    """Computes ``(images - mean) / std``, channel by channel.
+
+    Args:
+      images: (B, H, W, C), floating, pixels in [0, 1].
+      mean: one number for all channels, or C of them, in pixel units.
+      std: one positive number for all channels, or C of them, in pixel units.
+      dtype: the floating dtype of the result.
+
+    Returns:
+      (B, H, W, C) of ``dtype``.
+
+    Raises:
+      ValueError: if ``mean`` or ``std`` has neither 1 nor C entries, or if ``std`` has
+        an entry that is not positive.
+    """
+    channels = images.shape[-1]
+    shift = _per_channel("mean", mean, channels)
+    scale = _per_channel("std", std, channels)
+    if min(scale) <= 0:
+        raise ValueError(f"std is {std!r}; every entry must be positive.")
+    images = images.astype(dtype)
+    return (images - jnp.asarray(shift, dtype)) / jnp.asarray(scale, dtype)
+
+
+def check_images(images: jax.Array, *, min_size: int = 1) -> None:
+    """Raises a ValueError unless ``images`` can go into a network.
+
+    Args:
+      images: anything with a shape and a dtype.
+      min_size: the least height and width that the network can take.
+
+    Raises:
+      ValueError: unless ``images`` is floating, of shape (B, H, W, C) without an empty
+        axis, and H and W are at least ``min_size``.
+    """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images has dtype {images.dtype}; it must be floating with pixels in"
+            " [0, 1] (opnorm.data.to_float converts uint8 pictures)."
+        )
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(
+            f"images has shape {images.shape}; it must be (batch, height, width,"
+            " channels) without an empty axis."
+        )
+    if min(images.shape[1:3]) < min_size:
+        raise ValueError(
+            f"images has shape {images.shape}; height and width must be at least"
+            f" {min_size}."
+        )
+
+
+def _per_channel(
+    name: str, value: ChannelStatistic | Sequence[float], channels: int
+) -> tuple[float, ...]:
+    entries = (value,) if isinstance(value, (int, float)) else tuple(value)
+    if len(entries) not in (1, channels):
+        raise ValueError(
+            f"{name} is {value!r}; it must be one number, or one for each of the"
+            f" {channels} channels of images."
+        )
+    return entries

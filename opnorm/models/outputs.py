@@ -1,0 +1,41 @@
+"""models: what a network returns besides its logits."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+OUTPUTS = ("logits", "all")
+
+
+class Outputs(NamedTuple):
+    """Logits and what led to them.
+
+    Attributes:
+      logits: (B, num_classes), at least float32.
+      features: (B, F), the input of the last linear layer (phi^{L-1} in Roth et al.
+        2020), in the network's dtype.
+      preactivations: the array before each ReLU in order, (B, ...) each, in the
+        network's dtype; a unit is active where it is positive.
+    """
+
+    logits: jax.Array
+    features: jax.Array
+    preactivations: tuple[jax.Array, ...]
+
+
+def check_outputs(outputs: str) -> None:
+    """Raises a ValueError unless ``outputs`` is one of the names in ``OUTPUTS``."""
+    if outputs not in OUTPUTS:
+        raise ValueError(f"outputs is {outputs!r}; it may be 'logits' or 'all'.")
+
+
+def check_size(name: str, value: int) -> None:
+    """Raises a ValueError unless ``value``, called ``name``, is an int of 1 or more."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1.")
+
+
+def parameter_dtype(dtype: Any) -> Any:
+    """The dtype of parameters and logits of a network that computes in ``dtype``."""
+    return jnp.promote_types(dtype, jnp.float32)

@@ -1,0 +1,25 @@
+"""regularizers: penalties that training adds to its loss, as pure functions."""
+
+from opnorm.regularizers.data_dependent import (
+    Penalty,
+    derivative_penalty,
+    difference_penalty,
+    jacobian_norm,
+    size_penalty,
+)
+from opnorm.regularizers.global_norm import (
+    GlobalNorms,
+    global_spectral_norm,
+    init_vectors,
+)
+
+__all__ = [
+    "GlobalNorms",
+    "Penalty",
+    "derivative_penalty",
+    "difference_penalty",
+    "global_spectral_norm",
+    "init_vectors",
+    "jacobian_norm",
+    "size_penalty",
+]

@@ -1,0 +1,38 @@
+"""training: objectives, the compiled step, checkpoints and the loop.
+
+Imports every other room. Orbax is imported when a checkpoint is written or read.
+"""
+
+from opnorm.training.config import METHODS, Config, validate
+from opnorm.training.loop import TrainResult, build_model, load_run, train
+from opnorm.training.methods import Auxiliary, Batch, Method
+from opnorm.training.network import Network, bind
+from opnorm.training.step import (
+    TrainState,
+    data_mesh,
+    init_state,
+    make_step,
+    replicated,
+    sharded,
+)
+
+__all__ = [
+    "METHODS",
+    "Auxiliary",
+    "Batch",
+    "Config",
+    "Method",
+    "Network",
+    "TrainResult",
+    "TrainState",
+    "bind",
+    "build_model",
+    "data_mesh",
+    "init_state",
+    "load_run",
+    "make_step",
+    "replicated",
+    "sharded",
+    "train",
+    "validate",
+]

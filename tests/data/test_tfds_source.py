@@ -1,0 +1,170 @@
+"""tests: TensorFlow Datasets, prepared on disk by its own writer; no network."""
+
+import importlib.util
+import io
+import json
+import shutil
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from array_record.python import array_record_module
+from PIL import Image
+
+from opnorm import data
+
+COUNTS = {"train": 6, "test": 3}
+
+
+def _pictures(split: str) -> np.ndarray:
+    rng = np.random.default_rng(COUNTS[split])
+    return rng.integers(0, 256, (COUNTS[split], 8, 8, 3), dtype=np.uint8)
+
+
+def _builder(data_dir: Path) -> Any:
+    import tensorflow_datasets as tfds
+
+    # Registered, a second call would collide with the first.
+    class Cifar10(  # type: ignore[call-arg]
+        tfds.core.GeneratorBasedBuilder, skip_registration=True
+    ):
+        VERSION = tfds.core.Version("3.0.2")
+
+        def _info(self) -> Any:
+            features = tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "image": tfds.features.Image(shape=(8, 8, 3)),
+                    "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+                }
+            )
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            return {split: self._generate_examples(split) for split in COUNTS}
+
+        def _generate_examples(self, split: str) -> Any:
+            for index, pixels in enumerate(_pictures(split)):
+                file = io.BytesIO()
+                Image.fromarray(pixels).save(file, "PNG")
+                file.seek(0)
+                yield index, {"id": str(index), "image": file, "label": index % 2}
+
+    return Cifar10(data_dir=str(data_dir), file_format="array_record")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data_dir = tmp_path_factory.mktemp("tfds")
+    _builder(data_dir).download_and_prepare()
+    return data_dir
+
+
+@pytest.fixture
+def as_tfrecord(prepared: Path, tmp_path: Path) -> Path:
+    """The same data in TFDS's other file format."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "cifar10" / "3.0.2"
+    for file in folder.glob("*.array_record-*"):
+        records = array_record_module.ArrayRecordReader(str(file)).read_all()
+        frames = (
+            struct.pack("<QI", len(record), 0) + record + bytes(4) for record in records
+        )
+        name = file.name.replace("array_record", "tfrecord")
+        (folder / name).write_bytes(b"".join(frames))
+        file.unlink()
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["fileFormat"] = "tfrecord"
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return tmp_path
+
+
+def _check(dataset: data.Dataset, split: str) -> None:
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.description == "CIFAR-10"
+    labels = {p.tobytes(): i % 2 for i, p in enumerate(_pictures(split))}
+    found = {
+        image.tobytes(): label
+        for image, label in zip(dataset.images, dataset.labels, strict=True)
+    }
+    assert found == labels
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_reads_array_records_without_tensorflow(prepared: Path, split: str) -> None:
+    dataset = data.load("cifar10", split=split, data_dir=str(prepared))
+    _check(dataset, split)
+    assert "tensorflow" not in sys.modules
+
+
+def test_reads_tfrecords_without_tensorflow(as_tfrecord: Path) -> None:
+    _check(data.load("cifar10", split="train", data_dir=str(as_tfrecord)), "train")
+    assert "tensorflow" not in sys.modules
+
+
+def test_notices_tfrecords_that_end_early(as_tfrecord: Path) -> None:
+    (file,) = as_tfrecord.glob("cifar10/3.0.2/*train.tfrecord-*")
+    content = file.read_bytes()
+    file.write_bytes(content[:-10])
+    with pytest.raises(ValueError, match="ends inside a record"):
+        data.load("cifar10", split="train", data_dir=str(as_tfrecord))
+    (length,) = struct.unpack("<Q", content[:8])
+    file.write_bytes(content[: length + 16])
+    with pytest.raises(ValueError, match="1 examples where .* says 6"):
+        data.load("cifar10", split="train", data_dir=str(as_tfrecord))
+
+
+def test_finds_data_where_the_environment_says(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    _check(data.load("cifar10", split="test"), "test")
+
+
+def test_missing_data_end_at_once_with_the_ways_to_get_some(tmp_path: Path) -> None:
+    (tmp_path / "mnist" / "3.0.1.incompleteABC").mkdir(parents=True)
+    (tmp_path / "mnist/3.0.1.incompleteABC/dataset_info.json").write_text("{}")
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError) as caught:
+        data.load("mnist", split="train", data_dir=str(tmp_path))
+    assert time.monotonic() - start < 1
+    for way in ("--download", "tensorflow", "folder:/path", "cifar10_mini"):
+        assert way in str(caught.value)
+
+
+def test_download_needs_tensorflow_and_says_so_before_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install tensorflow"):
+        data.load("mnist", split="train", data_dir=str(tmp_path), download=True)
+
+
+def test_download_prepares_missing_data_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorflow_datasets as tfds
+
+    calls = []
+
+    def builder(name: str, *, data_dir: str, file_format: str) -> Any:
+        calls.append((name, file_format))
+        return _builder(Path(data_dir))
+
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: True if name == "tensorflow" else find_spec(name, *rest),
+    )
+    monkeypatch.setattr(tfds, "builder", builder)
+    for _ in range(2):
+        dataset = data.load(
+            "cifar10", split="test", data_dir=str(tmp_path), download=True
+        )
+        _check(dataset, "test")
+    assert calls == [("cifar10", "array_record")]
