@@ -1,0 +1,1 @@
+"""experiments: absl binaries, one per question. They hold no mathematics."""

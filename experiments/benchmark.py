@@ -1,0 +1,344 @@
+r"""Measures what opnorm's kernels and train steps cost, as ratios within one run.
+
+  python -m experiments.benchmark                      # CPU: CNN7 at width 16
+  python -m experiments.benchmark --width=128 --batch_size=512   # a GPU, < 10 minutes
+
+Absolute times differ between machines and hours; ratios of interleaved runs hold. Every
+number is a median over rounds, every ratio the median of the rounds' own ratios. Writes
+benchmark.json and table.md into --run.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax import lax
+
+from experiments import cli
+from opnorm import attacks, data, operators, training
+from opnorm.training import methods, network, optimizers
+from opnorm.training.step import init_state
+
+_RUN = flags.DEFINE_string("run", "runs/benchmark", "directory to write to")
+_WIDTH = flags.DEFINE_integer("width", 16, "width of CNN7")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "examples per step")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "interleaved rounds, at least 3")
+_PARTS = flags.DEFINE_list(
+    "parts", ["attack", "power", "train"], "what to measure: attack, power, train"
+)
+_STEPS = flags.DEFINE_list("steps", ["10", "100"], "attack steps K to measure")
+
+# The most that each ratio may be; what the project promises.
+LIMITS = {
+    "PGA-{k} / {k} x (forward + input gradient)": 1.2,
+    "10 power steps / 20 linear passes": 1.2,
+    "SNR, 10 power steps / adversarial step": 1.1,
+    "SNR, exact dense / adversarial step": 0.85,
+    "SNR, amortized / standard step": 2.0,
+    "SNR, amortized / adversarial step": 1 / 3,
+}
+# On CPU alone, where a convolution in a plain loop is slow.
+AT_LEAST = {"naive power loop / 10 power steps": 4.0}
+
+
+class Compilations:
+    """Counts compilations of each function that is compiled while it is active."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def wrap(self, name: str, fun: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns ``fun``, counting how often it is traced under ``name``."""
+
+        def counted(*args: Any) -> Any:
+            self.counts[name] = self.counts.get(name, 0) + 1
+            return fun(*args)
+
+        return counted
+
+
+def main() -> None:
+    """Measures the parts asked for and reports them."""
+    steps = cli.parse_integers("steps", _STEPS.value)
+    for flag, least in ((_WIDTH, 1), (_BATCH_SIZE, 1), (_ROUNDS, 3)):
+        if flag.value < least:
+            raise ValueError(f"{flag.name} is {flag.value}; at least {least}.")
+    known = {"attack": _attack_part, "power": _power_part, "train": _train_part}
+    for part in _PARTS.value:
+        if part not in known:
+            raise ValueError(f"parts has {part!r}; it may have {', '.join(known)}.")
+    compilations = Compilations()
+    times: dict[str, float] = {}
+    ratios: dict[str, float] = {}
+    for part in _PARTS.value:
+        print(f"measuring: {part}", flush=True)
+        found_times, found_ratios = known[part](compilations, steps)
+        times |= found_times
+        ratios |= found_ratios
+    twice = {name: n for name, n in compilations.counts.items() if n != 1}
+    if twice:
+        raise ValueError(f"functions were traced more than once: {twice}")
+    limits = dict(LIMITS)
+    for k in steps:
+        limits[_attack_ratio(k)] = LIMITS["PGA-{k} / {k} x (forward + input gradient)"]
+    rows = []
+    for name, ratio in ratios.items():
+        least = AT_LEAST.get(name) if jax.default_backend() == "cpu" else None
+        holds = ratio >= least if least else ratio <= limits.get(name, np.inf)
+        bound = f">= {least:g}" if least else f"<= {limits.get(name, np.inf):.3g}"
+        rows.append(
+            {
+                "ratio": name,
+                "measured": f"{ratio:.3f}",
+                "promised": bound,
+                "holds": "yes" if holds else "NO",
+            }
+        )
+    table = cli.table(rows)
+    seconds = cli.table(
+        [{"what": name, "median ms": f"{1e3 * t:.1f}"} for name, t in times.items()]
+    )
+    run = training.RunDirectory(_RUN.value)
+    run.write_json(
+        "benchmark.json",
+        {
+            "environment": training.environment(),
+            "git_revision": training.git_revision(),
+            "width": _WIDTH.value,
+            "batch_size": _BATCH_SIZE.value,
+            "rounds": _ROUNDS.value,
+            "ratios": ratios,
+            "seconds": times,
+            "traces": compilations.counts,
+        },
+    )
+    (Path(run.path) / "table.md").write_text(f"{table}\n\n{seconds}\n")
+    print(f"{table}\n\n{seconds}")
+
+
+def _attack_ratio(k: int) -> str:
+    return f"PGA-{k} / {k} x (forward + input gradient)"
+
+
+def _setup() -> tuple[network.Network, Any, Any, jax.Array, jax.Array]:
+    module = training.build_model(training.Config(width=_WIDTH.value), 10)
+    params, batch_stats = network.init(module, jax.random.key(0), (32, 32, 3))
+    test_set = data.load("cifar10_mini", split="train", limit=_BATCH_SIZE.value)
+    copies = -(-_BATCH_SIZE.value // len(test_set))
+    images = np.tile(test_set.images, (copies, 1, 1, 1))[: _BATCH_SIZE.value]
+    labels = np.tile(test_set.labels, copies)[: _BATCH_SIZE.value]
+    x, y = jax.device_put((np.float32(images) / 255, labels))
+    return network.bind(module), params, batch_stats, x, y
+
+
+def _attack_part(
+    compilations: Compilations, steps: tuple[int, ...]
+) -> tuple[dict[str, float], dict[str, float]]:
+    net, params, batch_stats, x, y = _setup()
+    key = jax.random.key(1)
+
+    def forward(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        return net.infer(params, batch_stats, x)
+
+    def gradient(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        def total(x: jax.Array) -> jax.Array:
+            logits = net.infer(params, batch_stats, x)
+            return jnp.sum(attacks.cross_entropy(logits, y))
+
+        return jax.grad(total)(x)
+
+    def pga(k: int) -> Callable[..., jax.Array]:
+        attack = attacks.pga(p=2.0, epsilon=0.5, num_steps=k)
+
+        def run(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+            return attack(lambda z: net.infer(params, batch_stats, z), x, y, key)
+
+        return run
+
+    functions: dict[str, Callable[[], Any]] = {}
+    named = {"forward": forward, "input gradient": gradient}
+    named |= {f"PGA-{k}": pga(k) for k in steps}
+    for name, fun in named.items():
+        compiled = jax.jit(compilations.wrap(name, fun))
+        functions[name] = _bind(compiled, params, x, y)
+    rounds = _time(functions)
+    single = [f + g for f, g in zip(*_pick(rounds, "forward", "input gradient"))]  # noqa: B905
+    ratios = {
+        _attack_ratio(k): statistics.median(
+            t / (k * s)
+            for t, s in zip(rounds[f"PGA-{k}"], single, strict=True)
+        )
+        for k in steps
+    }
+    return _medians(rounds), ratios
+
+
+def _power_part(
+    compilations: Compilations, steps: tuple[int, ...]
+) -> tuple[dict[str, float], dict[str, float]]:
+    del steps
+    net, params, batch_stats, x, _ = _setup()
+    start = jax.random.normal(jax.random.key(2), x.shape)
+    rows = jax.random.normal(jax.random.key(3), (10, len(x), 10))
+    tangents = jax.random.normal(jax.random.key(4), (10, *x.shape))
+
+    def power(params: Any) -> Any:
+        return operators.jacobian_norm(
+            lambda z: net.infer(params, batch_stats, z),
+            x,
+            method="iterative",
+            num_steps=10,
+            init=start,
+        )
+
+    def passes(params: Any) -> Any:
+        logits, push = jax.linearize(lambda z: net.infer(params, batch_stats, z), x)
+        pull = jax.linear_transpose(push, x)
+        forward = [push(tangent) for tangent in tangents]
+        backward = [pull(row)[0] for row in rows]
+        return sum(forward[1:], forward[0]), sum(backward[1:], backward[0])
+
+    def naive(params: Any) -> jax.Array:
+        def f(z: jax.Array) -> jax.Array:
+            return net.infer(params, batch_stats, z)
+
+        def body(_: Any, v: jax.Array) -> jax.Array:
+            _, u = jax.jvp(f, (x,), (v,))
+            u = u / jnp.linalg.norm(u, axis=-1, keepdims=True)
+            _, pull = jax.vjp(f, x)
+            v = pull(u)[0]
+            length = jnp.linalg.norm(v.reshape(len(v), -1), axis=-1)
+            return v / length[:, None, None, None]
+
+        return lax.fori_loop(0, 10, body, start)
+
+    def dense(params: Any) -> Any:
+        return operators.jacobian_norm(
+            lambda z: net.infer(params, batch_stats, z), x, method="dense"
+        )
+
+    named = {
+        "10 power steps": power,
+        "20 linear passes": passes,
+        "naive power loop": naive,
+        "exact dense sigma": dense,
+    }
+    functions = {
+        name: _bind(jax.jit(compilations.wrap(name, fun)), params)
+        for name, fun in named.items()
+    }
+    rounds = _time(functions)
+    return _medians(rounds), {
+        "10 power steps / 20 linear passes": _ratio(
+            rounds, "10 power steps", "20 linear passes"
+        ),
+        "naive power loop / 10 power steps": _ratio(
+            rounds, "naive power loop", "10 power steps"
+        ),
+        "exact dense sigma / 10 power steps": _ratio(
+            rounds, "exact dense sigma", "10 power steps"
+        ),
+    }
+
+
+def _train_part(
+    compilations: Compilations, steps: tuple[int, ...]
+) -> tuple[dict[str, float], dict[str, float]]:
+    del steps
+    snr = {"method": "data_dependent_snr", "num_steps": 10}
+    configs = {
+        "standard step": {"method": "standard"},
+        "adversarial step": {"method": "adversarial", "num_steps": 10},
+        "adversarial-only step": {"method": "adversarial_only", "num_steps": 10},
+        "SNR, 10 power steps": {**snr, "search": "iterative"},
+        "SNR, exact dense": {**snr, "search": "dense"},
+        "SNR, amortized": {**snr, "search": "amortized"},
+        "SNR, amortized, difference": {**snr, "variant": "difference"},
+        "global SNR step": {"method": "global_snr", "num_steps": 1},
+    }
+    functions = {
+        name: _train_step(compilations, name, options)
+        for name, options in configs.items()
+    }
+    rounds = _time(functions)
+    adversarial, standard = "adversarial step", "standard step"
+    ratios = {
+        "adversarial step / standard step": _ratio(rounds, adversarial, standard)
+    }
+    for name in ("SNR, 10 power steps", "SNR, exact dense", "SNR, amortized"):
+        ratios[f"{name} / {adversarial}"] = _ratio(rounds, name, adversarial)
+    for name in ("SNR, amortized", "SNR, amortized, difference", "global SNR step"):
+        key = name if name.endswith("step") else f"{name}"
+        ratios[f"{key} / {standard}"] = _ratio(rounds, name, standard)
+    return _medians(rounds), ratios
+
+
+def _train_step(
+    compilations: Compilations, name: str, options: Mapping[str, Any]
+) -> Callable[[], Any]:
+    net, params, batch_stats, x, y = _setup()
+    config = training.Config(width=_WIDTH.value, **options)
+    method = methods.create(config, net)
+    counted = method._replace(loss=compilations.wrap(name, method.loss))
+    optimizer = optimizers.create(config, 1000)
+    mesh = training.data_mesh(jax.devices()[:1])
+    state = init_state(
+        params,
+        batch_stats,
+        method,
+        optimizer,
+        jax.random.key(0),
+        mesh,
+        num_examples=len(x),
+        num_classes=10,
+    )
+    step = training.make_step(counted, optimizer, mesh, augment=True)
+    images = jax.device_put(np.uint8(np.asarray(x) * 255), training.sharded(mesh))
+    indices = jnp.arange(len(x), dtype=jnp.int32)
+    holder = [state]
+
+    def run() -> Any:
+        holder[0], metrics = step(holder[0], images, y, indices)
+        return metrics
+
+    return run
+
+
+def _bind(fun: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    return lambda: fun(*args)
+
+
+def _time(functions: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Seconds of each function in each of the interleaved rounds, after a warm-up."""
+    for run in functions.values():
+        jax.block_until_ready(run())
+    rounds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(_ROUNDS.value):
+        for name, run in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            rounds[name].append(time.perf_counter() - start)
+    return rounds
+
+
+def _pick(rounds: Mapping[str, list[float]], *names: str) -> list[list[float]]:
+    return [rounds[name] for name in names]
+
+
+def _ratio(rounds: Mapping[str, list[float]], above: str, below: str) -> float:
+    pairs = zip(rounds[above], rounds[below], strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def _medians(rounds: Mapping[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(times) for name, times in rounds.items()}
+
+
+if __name__ == "__main__":
+    cli.run(main)

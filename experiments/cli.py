@@ -1,0 +1,139 @@
+"""experiments: what every binary shares: flags, errors, compilation cache, results."""
+
+import dataclasses
+import inspect
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+# Flags defined by the functions below belong to the binary that calls them, so that
+# they show in its --help.
+flags.disclaim_key_flags()
+
+
+def define_config_flags(
+    config: type, *, only: tuple[str, ...] | None = None, **defaults: Any
+) -> None:
+    """Defines one flag per field of a configuration dataclass.
+
+    Args:
+      config: a dataclass whose docstring describes its fields under "Attributes".
+      only: the fields to define flags for; None for all.
+      **defaults: defaults that differ from the dataclass's own.
+    """
+    helps = _field_descriptions(config)
+    for field in dataclasses.fields(config):
+        if only is not None and field.name not in only:
+            continue
+        default = defaults.get(field.name, field.default)
+        define = {
+            bool: flags.DEFINE_boolean,
+            int: flags.DEFINE_integer,
+            float: flags.DEFINE_float,
+            str: flags.DEFINE_string,
+        }[_plain_type(field.type)]
+        define(field.name, default, helps[field.name])
+
+
+def config_from_flags(config: type, **values: Any) -> Any:
+    """Builds a configuration from the flags that were defined, and from ``values``."""
+    names = {field.name for field in dataclasses.fields(config)}
+    given = {name: flags.FLAGS[name].value for name in names if name in flags.FLAGS}
+    return config(**{**given, **values})
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags and calls ``main``; a usage error is one line and exit code 2."""
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+            if len(rest) > 1:
+                raise flags.Error(f"unexpected argument {rest[1]!r}; flags begin --.")
+            return rest
+        except flags.Error as error:
+            _fail(error)
+
+    def guarded(argv: list[str]) -> None:
+        del argv
+        _use_compilation_cache()
+        try:
+            main()
+        except (ValueError, FileNotFoundError, FloatingPointError) as error:
+            if os.environ.get("OPNORM_TRACEBACK"):
+                raise
+            _fail(error)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def parse_floats(name: str, text: list[str]) -> tuple[float, ...]:
+    """Reads a list flag as numbers; ValueError names the flag."""
+    try:
+        return tuple(float(item) for item in text)
+    except ValueError:
+        raise ValueError(
+            f"{name} is {','.join(text)!r}; it must be numbers with commas between."
+        ) from None
+
+
+def parse_integers(name: str, text: list[str]) -> tuple[int, ...]:
+    """Reads a list flag as whole numbers; ValueError names the flag."""
+    try:
+        return tuple(int(item) for item in text)
+    except ValueError:
+        raise ValueError(
+            f"{name} is {','.join(text)!r}; it must be whole numbers with commas "
+            "between."
+        ) from None
+
+
+def table(rows: list[Mapping[str, Any]]) -> str:
+    """Formats rows with the same keys as a Markdown table."""
+    header = list(rows[0])
+    cells = [header] + [[str(row[name]) for name in header] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+
+    def line(values: list[str]) -> str:
+        padded = (value.ljust(width) for value, width in zip(values, widths))  # noqa: B905
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def _fail(error: Exception) -> typing.NoReturn:
+    message = " ".join(str(error).split())
+    print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _use_compilation_cache() -> None:
+    """Compiled programs are kept between runs, unless the user chose otherwise."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "opnorm" / "jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _plain_type(annotation: Any) -> type:
+    """The type without ``| None``."""
+    if isinstance(annotation, types.UnionType):
+        return next(t for t in typing.get_args(annotation) if t is not type(None))
+    return annotation
+
+
+def _field_descriptions(config: type) -> dict[str, str]:
+    text = inspect.getdoc(config) or ""
+    section = text.split("Attributes:", 1)[1]
+    found = re.findall(r"^  (\w+): (.+?)(?=^  \w+:|\Z)", section, re.S | re.M)
+    return {name: " ".join(body.split()) for name, body in found}

@@ -1,0 +1,162 @@
+"""experiments: the figures, one function each. Matplotlib is imported when one is made.
+
+Colours follow Okabe & Ito's palette, which colour-blind readers can tell apart; every
+method keeps its colour and marker in all figures.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LABELS = {
+    "standard": "standard",
+    "adversarial": "adversarial training",
+    "adversarial_only": "adversarial training (adversarial only)",
+    "data_dependent_snr": "data-dependent SNR",
+    "data_dependent_onr": "data-dependent ONR",
+    "global_snr": "global SNR",
+}
+_STYLES = {
+    "standard": ("#000000", "o", "-"),
+    "adversarial": ("#0072B2", "s", "-"),
+    "adversarial_only": ("#56B4E9", "v", "-"),
+    "data_dependent_snr": ("#D55E00", "^", "-"),
+    "data_dependent_onr": ("#CC79A7", "P", "-"),
+    "global_snr": ("#009E73", "D", "--"),
+}
+
+
+
+def plot_accuracy(
+    curves: Mapping[str, Mapping[str, Sequence[float]]],
+    path: Path,
+    *,
+    training_epsilon: float,
+    norm: str,
+    title: str,
+) -> None:
+    """Draws accuracy against epsilon, one curve per method, with standard errors.
+
+    Args:
+      curves: by method: "epsilon", "mean" and "standard_error", fractions.
+      path: the PNG to write.
+      training_epsilon: drawn as a dashed line.
+      norm: what the axis calls the norm, such as "L2".
+      title: what was measured, on which data.
+    """
+    figure, axes = _new(title)
+    for method, curve in curves.items():
+        _band(
+            axes,
+            method,
+            np.asarray(curve["epsilon"]),
+            100 * np.asarray(curve["mean"]),
+            100 * np.asarray(curve["standard_error"]),
+        )
+    axes.axvline(training_epsilon, color="0.5", linestyle="--", linewidth=1)
+    axes.annotate(
+        "training $\\epsilon$",
+        (training_epsilon, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, -3),
+        textcoords="offset points",
+        va="top",
+        color="0.35",
+        fontsize=8,
+    )
+    axes.set_xlabel(f"{norm} length of the perturbation, $\\epsilon$ (pixels in [0, 1])")
+    axes.set_ylabel("accuracy (%)")
+    axes.set_ylim(bottom=0)
+    _save(figure, axes, path)
+
+
+def plot_singular_values(
+    spectra: Mapping[str, Mapping[str, Sequence[float]]], path: Path, *, title: str
+) -> None:
+    """Draws the mean singular values of the Jacobian by rank, one curve per method.
+
+    Args:
+      spectra: by method: "mean" and "standard_error", one number per rank.
+      path: the PNG to write.
+      title: what was measured, on which data.
+    """
+    figure, axes = _new(title)
+    for method, spectrum in spectra.items():
+        mean = np.asarray(spectrum["mean"])
+        rank = np.arange(1, len(mean) + 1)
+        _band(axes, method, rank, mean, np.asarray(spectrum["standard_error"]))
+    axes.set_yscale("log")
+    axes.set_xticks(np.arange(1, max(len(s["mean"]) for s in spectra.values()) + 1))
+    axes.set_xlabel("rank")
+    axes.set_ylabel("singular value of the logits' Jacobian")
+    _save(figure, axes, path)
+
+
+def plot_training(metrics: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
+    """Draws loss and accuracies of a run against the epoch.
+
+    Args:
+      metrics: lines of a run's metrics.jsonl.
+      path: the PNG to write.
+      title: what was trained.
+    """
+    plt = _pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    figure.suptitle(LABELS.get(title, title), fontsize=10)
+    epoch = [line["epoch"] for line in metrics]
+    for axes, names in (
+        (left, ("loss", "adversarial_loss", "penalty")),
+        (right, ("accuracy", "adversarial_accuracy")),
+    ):
+        for name, color in zip(names, ("#000000", "#0072B2", "#D55E00"), strict=False):
+            if metrics and name in metrics[0]:
+                values = [line[name] for line in metrics]
+                axes.plot(epoch, values, color=color, label=name.replace("_", " "))
+        axes.set_xlabel("epoch")
+        _finish(axes)
+    right.set_ylim(0, 1)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _new(title: str) -> tuple[Any, Any]:
+    figure, axes = _pyplot().subplots(figsize=(6, 4), layout="constrained")
+    axes.set_title(title, fontsize=9)
+    return figure, axes
+
+
+def _band(axes: Any, method: str, x: Any, mean: Any, error: Any) -> None:
+    color, marker, line = _STYLES.get(method, ("#F0E442", "x", "-"))
+    axes.plot(
+        x,
+        mean,
+        color=color,
+        marker=marker,
+        markersize=4,
+        linestyle=line,
+        label=LABELS.get(method, method),
+    )
+    axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.15, lw=0)
+
+
+def _finish(axes: Any) -> None:
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _save(figure: Any, axes: Any, path: Path) -> None:
+    _finish(axes)
+    figure.savefig(path, dpi=150)
+    _pyplot().close(figure)

@@ -1,0 +1,150 @@
+"""experiments: the measurements of one trained network that several binaries report."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from opnorm import analysis, attacks, data
+from opnorm.training import Config, build_model
+
+
+def measure(
+    config: Config,
+    params: Any,
+    batch_stats: Any,
+    test_set: data.Dataset,
+    *,
+    p: float,
+    epsilons: Sequence[float],
+    alignment_epsilon: float,
+    num_steps: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Measures accuracy, robustness, Jacobian spectrum and alignment of a network.
+
+    Attacks are PGA on the cross-entropy of the true labels, from a random start, with
+    step size 2 epsilon / num_steps; all passes run in inference mode.
+
+    Args:
+      config: what built the network.
+      params: its parameters.
+      batch_stats: its BatchNorm statistics.
+      test_set: the examples.
+      p: exponent of the attack's norm.
+      epsilons: lengths to attack with, in [0, 1] pixel units; 0 is clean accuracy.
+      alignment_epsilon: length of the perturbations compared with singular vectors.
+      num_steps: steps of the attack.
+      batch_size: examples per compiled call.
+      seed: of the attack's random starts.
+
+    Returns:
+      A dict of plain numbers and lists: "accuracy" (a dict of "epsilon", "mean" and
+      "standard_error" lists), "clean_accuracy", "sigma" and "alignment" (dicts of
+      "mean" and "standard_error" over the examples), "singular_values" (dict of lists
+      by rank), "random_alignment" (expected of a random direction).
+    """
+    apply = _apply(build_model(config, test_set.num_classes))
+    variables = {"params": params, "batch_stats": batch_stats}
+    pictures = (apply, variables, test_set.images)
+    keys = jax.random.split(jax.random.key(seed), 2)
+    attack = _attack(p, num_steps)
+    robust = analysis.robust_accuracy(
+        *pictures,
+        test_set.labels,
+        attack=attack,
+        epsilons=epsilons,
+        batch_size=batch_size,
+        key=keys[0],
+    )
+    clean = analysis.evaluate_accuracy(
+        *pictures, test_set.labels, batch_size=batch_size
+    )
+    spectrum = analysis.jacobian_spectrum(*pictures, batch_size=batch_size)
+    perturbed = analysis.perturbations(
+        *pictures,
+        test_set.labels,
+        attack=attack,
+        epsilon=alignment_epsilon,
+        batch_size=batch_size,
+        key=keys[1],
+    )
+    delta = perturbed - np.asarray(data.to_float(test_set.images))
+    aligned = np.asarray(analysis.alignment(delta, spectrum.right))
+    return {
+        "clean_accuracy": float(clean.mean),
+        "accuracy": {
+            "epsilon": [float(epsilon) for epsilon in epsilons],
+            "mean": [float(point.mean) for point in robust],
+            "standard_error": [float(point.standard_error) for point in robust],
+        },
+        "sigma": _mean_and_error(spectrum.values[:, 0]),
+        "singular_values": _mean_and_error(spectrum.values),
+        "alignment": _mean_and_error(aligned),
+        "random_alignment": float(
+            analysis.expected_random_alignment(delta[0].size)
+        ),
+        "examples": len(test_set),
+    }
+
+
+def average(measurements: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Averages measurements of networks that differ only in seed.
+
+    Standard errors stay those over the test examples, averaged over seeds; "seeds" holds
+    the value of each seed where one number sums it up.
+    """
+    first = measurements[0]
+    averaged = {
+        name: {
+            part: np.mean([m[name][part] for m in measurements], axis=0).tolist()
+            for part in first[name]
+        }
+        for name in ("accuracy", "sigma", "singular_values", "alignment")
+    }
+    scalars = ("clean_accuracy", "random_alignment", "examples")
+    averaged |= {n: float(np.mean([m[n] for m in measurements])) for n in scalars}
+    averaged["seeds"] = {
+        "clean_accuracy": [m["clean_accuracy"] for m in measurements],
+        "sigma": [m["sigma"]["mean"] for m in measurements],
+        "alignment": [m["alignment"]["mean"] for m in measurements],
+        "accuracy": [m["accuracy"]["mean"] for m in measurements],
+    }
+    return averaged
+
+
+@functools.cache
+def _apply(module: nn.Module) -> Any:
+    """One function per module, so that networks of one shape share compiled code."""
+
+    def apply(variables: Any, x: jax.Array) -> jax.Array:
+        return module.apply(variables, x, train=False)
+
+    return apply
+
+
+@functools.cache
+def _attack(p: float, num_steps: int) -> Any:
+    return functools.partial(_pga, p, num_steps)
+
+
+def _pga(p: float, num_steps: int, epsilon: Any) -> attacks.Attack:
+    return attacks.pga(p=p, epsilon=epsilon, num_steps=num_steps)
+
+
+def _mean_and_error(values: Any) -> dict[str, Any]:
+    values = np.asarray(values, np.float64)
+    error = values.std(axis=0, ddof=min(1, len(values) - 1)) / np.sqrt(len(values))
+    return {
+        "mean": values.mean(axis=0).tolist(),
+        "standard_error": error.tolist(),
+    }
+
+
+def norm_name(p: float) -> str:
+    """What figures and tables call the norm: "L2", "Linf"."""
+    return f"L{p:g}"

@@ -1,0 +1,155 @@
+"""The binaries as a user runs them: results, kill -9, damage, usage errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opnorm import training
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = [
+    "--model=mlp",
+    "--width=8",
+    "--train_examples=160",
+    "--batch_size=16",
+]
+
+
+def command(name, *arguments):
+    return [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
+
+
+def run(name, *arguments):
+    # One device, as most users have.
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.run(
+        command(name, *arguments),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def variables(directory):
+    _, params, batch_stats, _ = training.load_run(directory)
+    return params, batch_stats
+
+
+def assert_same_parameters(first, second):
+    import jax
+
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("train", ["--method=magic", "--run=RUN"], ["method", "magic", "standard"]),
+        ("train", ["--dataset=cifar11", "--run=RUN"], ["dataset", "cifar11"]),
+        ("train", ["--dataset=mnist", "--run=RUN", "--data_dir=/nowhere"], ["mnist"]),
+        ("train", ["--batch_sise=3"], ["batch_sise"]),
+        ("evaluate", ["--run=/nowhere/at/all"], ["/nowhere/at/all"]),
+        ("equivalence", ["--run=RUN", "--methods=magic"], ["methods", "magic"]),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_code_2(name, arguments, words, tmp_path):
+    directory = tmp_path / "run"
+    result = run(name, *(a.replace("RUN", str(directory)) for a in arguments))
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+    assert not directory.exists()
+
+
+def test_help_lists_the_flags_with_their_meaning():
+    result = run("train", "--help")
+    assert "--method" in result.stdout
+    assert "--epsilon" in result.stdout
+    assert "[0, 1]" in " ".join(result.stdout.split())
+
+
+def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(tmp_path):
+    options = [*TINY, "--method=data_dependent_snr", "--epochs=40"]
+    options += ["--checkpoint_every=7", "--log_every=1"]
+    whole = run("train", *options, f"--run={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        command("train", *options, f"--run={killed}"),
+        cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        steps = [p for p in (killed / "checkpoints").glob("*") if p.name.isdigit()]
+        if len(steps) >= 2:
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    steps = sorted(
+        (p for p in (killed / "checkpoints").glob("*") if p.name.isdigit()),
+        key=lambda p: int(p.name),
+    )
+    damaged = max(
+        (file for file in steps[-1].rglob("*") if file.is_file()),
+        key=lambda file: file.stat().st_size,
+    )
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(bytes(content))
+    resumed = run("train", *options, f"--run={killed}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"{int(steps[-1].name)}" in resumed.stderr
+    assert_same_parameters(variables(tmp_path / "whole"), variables(killed))
+    logged = [line["step"] for line in training.read_metrics(killed)]
+    assert logged == list(range(1, 401))
+
+
+def test_the_main_job_runs_small_and_is_repeatable_from_its_directory(tmp_path):
+    options = [*TINY, "--epochs=1", "--seeds=0,1", "--test_examples=40"]
+    options += ["--epsilons=0.25,0.5", "--test_steps=2", "--attack_steps=2"]
+    first = run("equivalence", *options, f"--run={tmp_path}")
+    assert first.returncode == 0, first.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["methods"]) == [
+        "standard",
+        "adversarial",
+        "data_dependent_snr",
+        "global_snr",
+    ]
+    for method in results["methods"].values():
+        assert method["accuracy"]["epsilon"] == [0.0, 0.25, 0.5]
+        assert len(method["seeds"]["clean_accuracy"]) == 2
+        assert np.all(np.diff(method["singular_values"]["mean"]) <= 0)
+    for name in ("accuracy.png", "singular_values.png", "table.md"):
+        assert (tmp_path / name).stat().st_size > 0
+    again = run("equivalence", *options, f"--run={tmp_path}")
+    assert again.returncode == 0, again.stderr
+    repeated = json.loads((tmp_path / "results.json").read_text())
+    assert repeated["methods"] == results["methods"]
+
+
+def test_a_trained_network_can_be_evaluated(tmp_path):
+    run("train", *TINY, "--epochs=1", f"--run={tmp_path}")
+    result = run("evaluate", f"--run={tmp_path}", "--examples=30", "--num_steps=2")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    means = found["accuracy"]["mean"]
+    assert found["accuracy"]["epsilon"][0] == 0
+    assert means[0] == pytest.approx(found["clean_accuracy"])
+    assert all(0 <= mean <= 1 for mean in means)

@@ -1,0 +1,199 @@
+"""The loop: exact resumption, devices, methods, errors before anything is done."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from opnorm import data, training
+
+TINY = training.Config(
+    model="mlp", width=8, epochs=2, batch_size=16, train_examples=48, seed=3
+)
+
+
+@pytest.fixture(scope="module")
+def train_set():
+    return data.load("cifar10_mini", split="train", limit=48)
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def assert_identical(first, second):
+    for a, b in zip(leaves(first), leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+METHODS = [
+    {"method": "standard"},
+    {"method": "adversarial", "num_steps": 2},
+    {"method": "adversarial_only", "num_steps": 2, "p": float("inf"), "epsilon": 0.02},
+    {"method": "data_dependent_snr"},
+    {"method": "data_dependent_snr", "variant": "difference"},
+    {"method": "data_dependent_snr", "search": "dense"},
+    {"method": "data_dependent_snr", "search": "iterative", "num_steps": 2},
+    {"method": "data_dependent_onr", "p": float("inf"), "q": 2.0, "epsilon": 0.02},
+    {"method": "data_dependent_onr", "p": float("inf"), "search": "iterative"},
+    {"method": "global_snr", "weight": 0.01},
+]
+
+
+@pytest.mark.parametrize("options", METHODS, ids=lambda o: "-".join(map(str, o.values())))
+def test_one_and_eight_devices_train_alike(options, train_set):
+    config = dataclasses.replace(TINY, epochs=1, **options)
+    results = [
+        training.train(
+            config,
+            train_set=train_set,
+            mesh=training.data_mesh(jax.devices()[:count]),
+            show_progress=False,
+        )
+        for count in (1, 8)
+    ]
+    assert results[0].step == 3
+    for a, b in zip(leaves(results[0].params), leaves(results[1].params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_a_run_resumed_from_a_checkpoint_ends_bit_identical(tmp_path, train_set):
+    config = dataclasses.replace(TINY, method="data_dependent_snr")
+    whole = training.train(config, train_set=train_set, show_progress=False)
+    first = tmp_path / "run"
+    interrupted = _Interrupted(train_set, after=4)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(
+            config,
+            directory=first,
+            train_set=interrupted,
+            checkpoint_every=2,
+            log_every=1,
+            show_progress=False,
+        )
+    resumed = training.train(
+        config,
+        directory=first,
+        train_set=train_set,
+        checkpoint_every=2,
+        log_every=1,
+        show_progress=False,
+    )
+    assert_identical(whole.params, resumed.params)
+    assert_identical(whole.batch_stats, resumed.batch_stats)
+    steps = [line["step"] for line in training.read_metrics(first)]
+    assert steps == list(range(1, 7))
+
+
+class _Interrupted(data.Dataset):
+    """A data set that stops the run after some batches, as Ctrl-C would."""
+
+    def __init__(self, dataset, after):
+        super().__init__(**dataclasses.asdict(dataset))
+        object.__setattr__(self, "left", after)
+
+    def __getattribute__(self, name):
+        if name == "images":
+            left = object.__getattribute__(self, "__dict__").get("left")
+            if left is not None:
+                if left == 0:
+                    raise KeyboardInterrupt
+                object.__setattr__(self, "left", left - 1)
+        return object.__getattribute__(self, name)
+
+
+def test_a_finished_run_is_returned_without_training(tmp_path, train_set):
+    first = training.train(
+        TINY, directory=tmp_path, train_set=train_set, show_progress=False
+    )
+    again = training.train(
+        TINY, directory=tmp_path, train_set=train_set, show_progress=False
+    )
+    assert_identical(first.params, again.params)
+
+
+def test_a_directory_of_another_run_is_refused(tmp_path, train_set):
+    training.train(TINY, directory=tmp_path, train_set=train_set, show_progress=False)
+    other = dataclasses.replace(TINY, learning_rate=0.5)
+    with pytest.raises(ValueError, match="learning_rate"):
+        training.train(
+            other, directory=tmp_path, train_set=train_set, show_progress=False
+        )
+
+
+def test_a_run_can_start_from_another_runs_parameters(tmp_path, train_set):
+    first = training.train(
+        TINY, directory=tmp_path / "a", train_set=train_set, show_progress=False
+    )
+    frozen = dataclasses.replace(
+        TINY, init_from=str(tmp_path / "a"), learning_rate=1e-12, epochs=1
+    )
+    second = training.train(frozen, train_set=train_set, show_progress=False)
+    for a, b in zip(leaves(first.params), leaves(second.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+    wider = dataclasses.replace(frozen, width=9)
+    with pytest.raises(ValueError, match="init_from"):
+        training.train(wider, train_set=train_set, show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "magic"}, "method.*magic.*standard"),
+        ({"dataset": "cifar11"}, "dataset.*cifar11"),
+        ({"model": "resnet"}, "model.*resnet.*cnn7"),
+        ({"epsilon": -1.0}, "epsilon.*-1"),
+        ({"p": 0.5}, "p is 0.5"),
+        ({"method": "data_dependent_snr", "p": 1.0}, "data_dependent_onr"),
+        ({"search": "dense"}, "search.*standard"),
+        ({"step_size": 1.0}, "step_size.*standard"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"seed": -1}, "seed"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"schedule": "linear"}, "schedule.*linear.*cosine"),
+    ],
+)
+def test_bad_configurations_are_refused_before_anything_is_written(
+    change, message, tmp_path
+):
+    config = dataclasses.replace(TINY, **change)
+    with pytest.raises(ValueError, match=message):
+        training.train(config, directory=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(train_set):
+    config = dataclasses.replace(TINY, batch_size=12)
+    with pytest.raises(ValueError, match="batch_size is 12.*devices, 8"):
+        training.train(config, train_set=train_set, show_progress=False)
+
+
+def test_amortized_search_remembers_the_gain_of_each_example(train_set):
+    from opnorm.training import methods, network
+
+    config = dataclasses.replace(TINY, method="data_dependent_snr", augment=False)
+    module = training.build_model(config, 10)
+    params, stats = network.init(module, jax.random.key(0), train_set.image_shape)
+    method = methods.create(config, network.bind(module))
+    state = method.init(params, jax.random.key(1), 48, 10)
+    indices = np.arange(5, 21)
+    batch = methods.Batch(
+        data.to_float(train_set.images[indices]), train_set.labels[indices], indices
+    )
+    # With fixed weights its sigma rises to the largest singular value, never above.
+    jacobian = jax.vmap(
+        jax.jacobian(lambda z: module.apply({"params": params}, z[None])[0])
+    )(batch.images)
+    exact = np.linalg.svd(np.asarray(jacobian).reshape(16, 10, -1), compute_uv=False)
+    gains = []
+    for _ in range(30):
+        _, auxiliary = method.loss(params, stats, state, batch, jax.random.key(2))
+        state = auxiliary.method_state
+        gains.append(float(auxiliary.metrics["jacobian_norm"]))
+    assert np.all(np.diff(gains) > -1e-4)
+    np.testing.assert_allclose(gains[-1], exact[:, 0].mean(), rtol=1e-2)
+    untouched = np.setdiff1d(np.arange(48), indices)
+    start = method.init(params, jax.random.key(1), 48, 10)["left"]
+    np.testing.assert_array_equal(state["left"][untouched], start[untouched])
