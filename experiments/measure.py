@@ -65,7 +65,7 @@ def measure(
         *pictures, test_set.labels, batch_size=batch_size
     )
     spectrum = analysis.jacobian_spectrum(*pictures, batch_size=batch_size)
-    perturbed = analysis.perturbations(
+    delta = analysis.perturbations(
         *pictures,
         test_set.labels,
         attack=attack,
@@ -73,7 +73,6 @@ def measure(
         batch_size=batch_size,
         key=keys[1],
     )
-    delta = perturbed - np.asarray(data.to_float(test_set.images))
     aligned = np.asarray(analysis.alignment(delta, spectrum.right))
     return {
         "clean_accuracy": float(clean.mean),

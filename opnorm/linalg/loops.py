@@ -44,10 +44,12 @@ def fori_loop(
     Returns:
       The last carry.
     """
+    if num_steps == 0:
+        return init
     mode = _mode()
     if mode == "rewrite":
         body = canonicalize_convolutions(body)
-    unroll = num_steps if mode == "unroll" and num_steps > 0 else 1
+    unroll = num_steps if mode == "unroll" else 1
     return lax.fori_loop(0, num_steps, body, init, unroll=unroll)
 
 

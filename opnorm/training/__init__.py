@@ -7,6 +7,12 @@ from opnorm.training.config import METHODS, Config, validate
 from opnorm.training.loop import TrainResult, build_model, load_run, train
 from opnorm.training.methods import Auxiliary, Batch, Method
 from opnorm.training.network import Network, bind
+from opnorm.training.run_directory import (
+    RunDirectory,
+    environment,
+    git_revision,
+    read_metrics,
+)
 from opnorm.training.step import (
     TrainState,
     data_mesh,
@@ -23,14 +29,18 @@ __all__ = [
     "Config",
     "Method",
     "Network",
+    "RunDirectory",
     "TrainResult",
     "TrainState",
     "bind",
     "build_model",
     "data_mesh",
+    "environment",
+    "git_revision",
     "init_state",
     "load_run",
     "make_step",
+    "read_metrics",
     "replicated",
     "sharded",
     "train",

@@ -118,7 +118,7 @@ def train(
     run, store = None, None
     if directory is not None:
         run = run_directories.RunDirectory.create(directory, dataclasses.asdict(config))
-        store = checkpoints.CheckpointStore(Path(directory) / "checkpoints")
+        store = checkpoints.CheckpointStore(Path(directory) / checkpoints.FOLDER)
         restored = store.restore(state)
         if restored is not None:
             state = restored.state

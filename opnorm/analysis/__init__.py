@@ -1,0 +1,27 @@
+"""analysis: measurements of a trained network. Imports linalg, operators, attacks."""
+
+from opnorm.analysis.accuracy import (
+    Accuracy,
+    Spectrum,
+    evaluate_accuracy,
+    jacobian_spectrum,
+    perturbations,
+    robust_accuracy,
+)
+from opnorm.analysis.alignment import (
+    alignment,
+    expected_random_alignment,
+    pearson_alignment,
+)
+
+__all__ = [
+    "Accuracy",
+    "Spectrum",
+    "alignment",
+    "evaluate_accuracy",
+    "expected_random_alignment",
+    "jacobian_spectrum",
+    "pearson_alignment",
+    "perturbations",
+    "robust_accuracy",
+]

@@ -1,0 +1,264 @@
+"""analysis: accuracy, robust accuracy and Jacobian spectra of a network on a data set.
+
+A network is given as ``apply(variables, x) -> logits`` and its variables, so that one
+compiled function serves every network of the same shape, every epsilon, and every
+batch: the last batch is filled up, and what filled it is left out of the results.
+Functions are compiled once per ``apply``, which should therefore be one object and not
+a new lambda each time.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opnorm import attacks, operators
+
+Apply = Callable[[Any, jax.Array], jax.Array]
+AttackFactory = Callable[[Any], attacks.Attack]
+
+
+class Accuracy(NamedTuple):
+    """The fraction of examples that are classified correctly.
+
+    Attributes:
+      mean: in [0, 1].
+      standard_error: sample standard deviation over sqrt(N).
+      correct: ``(N,)`` bool.
+    """
+
+    mean: float
+    standard_error: float
+    correct: np.ndarray
+
+
+class Spectrum(NamedTuple):
+    """Singular values of the Jacobian at each example.
+
+    Attributes:
+      values: ``(N, k)``, largest first.
+      right: ``(N, ...)``, the top right singular vector of each example.
+    """
+
+    values: np.ndarray
+    right: np.ndarray
+
+
+def evaluate_accuracy(
+    apply: Apply,
+    variables: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int = 100,
+) -> Accuracy:
+    """Computes the accuracy on clean examples.
+
+    Args:
+      apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode.
+      variables: first argument of ``apply``.
+      images: ``(N, ...)``, uint8 or float in [0, 1].
+      labels: ``(N,)`` int.
+      batch_size: examples per compiled call.
+
+    Raises:
+      ValueError: for no examples, or labels or a batch size that do not fit.
+    """
+    hits = _in_batches(_hits(apply), variables, (images, labels), batch_size)
+    return _accuracy(hits)
+
+
+def robust_accuracy(
+    apply: Apply,
+    variables: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    attack: AttackFactory,
+    epsilons: Sequence[float],
+    batch_size: int = 100,
+    key: jax.Array,
+) -> list[Accuracy]:
+    """Computes the accuracy on attacked examples for each of several budgets.
+
+    Args:
+      apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode.
+      variables: first argument of ``apply``.
+      images: ``(N, ...)``, uint8 or float in [0, 1].
+      labels: ``(N,)`` int, which the attack leaves.
+      attack: ``epsilon -> attack``; epsilon is traced, so all share one compilation.
+      epsilons: budgets, in [0, 1] pixel units.
+      batch_size: examples per compiled call.
+      key: typed key of the attack.
+
+    Returns:
+      An accuracy per epsilon.
+
+    Raises:
+      ValueError: for no examples, or labels or a batch size that do not fit.
+
+    Source: Roth et al. 2020, Fig. 3.
+    """
+
+    def one(epsilon: float) -> Accuracy:
+        arguments = (jnp.float32(epsilon), key)
+        found = _in_batches(
+            _attacked_hits(apply, attack),
+            variables,
+            (images, labels),
+            batch_size,
+            arguments,
+        )
+        return _accuracy(found)
+
+    return [one(epsilon) for epsilon in epsilons]
+
+
+def perturbations(
+    apply: Apply,
+    variables: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    attack: AttackFactory,
+    epsilon: float,
+    batch_size: int = 100,
+    key: jax.Array,
+) -> np.ndarray:
+    """Computes attacked examples minus clean ones, ``(N, ...)``.
+
+    Arguments and errors are those of :func:`robust_accuracy`.
+    """
+    return _in_batches(
+        _perturbed(apply, attack),
+        variables,
+        (images, labels),
+        batch_size,
+        (jnp.float32(epsilon), key),
+    )
+
+
+def jacobian_spectrum(
+    apply: Apply,
+    variables: Any,
+    images: np.ndarray,
+    *,
+    k: int | None = None,
+    batch_size: int = 100,
+) -> Spectrum:
+    """Computes the leading singular values of ``d logits / d pixels`` per example.
+
+    Args:
+      apply: ``(variables, (B, ...)) -> (B, d)``, in inference mode.
+      variables: first argument of ``apply``.
+      images: ``(N, ...)``, uint8 or float in [0, 1].
+      k: how many values; None for all min(d, n).
+      batch_size: examples per compiled call.
+
+    Raises:
+      ValueError: for no examples, a bad batch size or k out of range.
+
+    Source: Roth et al. 2020, Fig. 2 left (there of the features).
+    """
+    return Spectrum(
+        *_in_batches(_singular(apply, k), variables, (images,), batch_size)
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _hits(apply: Apply) -> Callable[..., Any]:
+    @jax.jit
+    def hits(variables: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
+        return jnp.argmax(apply(variables, _pixels(x)), axis=1) == labels
+
+    return hits
+
+
+@functools.lru_cache(maxsize=16)
+def _attacked_hits(apply: Apply, attack: AttackFactory) -> Callable[..., Any]:
+    @jax.jit
+    def hits(
+        variables: Any, x: jax.Array, labels: jax.Array, epsilon: Any, key: jax.Array
+    ) -> jax.Array:
+        def f(z: jax.Array) -> jax.Array:
+            return apply(variables, z)
+
+        attacked = attack(epsilon)(f, _pixels(x), labels, key)
+        return jnp.argmax(f(attacked), axis=1) == labels
+
+    return hits
+
+
+@functools.lru_cache(maxsize=16)
+def _perturbed(apply: Apply, attack: AttackFactory) -> Callable[..., Any]:
+    @jax.jit
+    def perturbed(
+        variables: Any, x: jax.Array, labels: jax.Array, epsilon: Any, key: jax.Array
+    ) -> jax.Array:
+        clean = _pixels(x)
+        f = functools.partial(apply, variables)
+        return attack(epsilon)(f, clean, labels, key) - clean
+
+    return perturbed
+
+
+@functools.lru_cache(maxsize=16)
+def _singular(apply: Apply, k: int | None) -> Callable[..., Any]:
+    @jax.jit
+    def singular(variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        f = functools.partial(apply, variables)
+        pixels = _pixels(x)
+        outputs = jax.eval_shape(f, pixels).shape[1]
+        most = min(outputs, math.prod(pixels.shape[1:]))
+        found = operators.singular_triplets(f, pixels, most if k is None else k)
+        return found.values, found.right[:, 0]
+
+    return singular
+
+
+def _pixels(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
+
+
+def _accuracy(hits: np.ndarray) -> Accuracy:
+    spread = hits.std(ddof=1) if len(hits) > 1 else math.nan
+    return Accuracy(float(hits.mean()), float(spread / math.sqrt(len(hits))), hits)
+
+
+def _in_batches(
+    fun: Callable[..., Any],
+    variables: Any,
+    arrays: tuple[np.ndarray, ...],
+    batch_size: int,
+    extra: tuple[Any, ...] = (),
+) -> Any:
+    """Applies ``fun(variables, *batch, *extra)`` to filled-up batches of the arrays.
+
+    A key among ``extra`` is folded with each batch's number.
+    """
+    count = len(arrays[0])
+    if count == 0 or any(len(array) != count for array in arrays):
+        raise ValueError(
+            f"images and labels have {[len(array) for array in arrays]} examples; they "
+            "must have the same number, at least 1."
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+    size = min(batch_size, count)
+    pieces = []
+    for number, start in enumerate(range(0, count, size)):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        arguments = [_fold(argument, number) for argument in extra]
+        pieces.append(fun(variables, *(array[rows] for array in arrays), *arguments))
+    whole = jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *pieces)
+    return whole
+
+
+def _fold(argument: Any, number: int) -> Any:
+    if jnp.issubdtype(argument.dtype, jax.dtypes.prng_key):
+        return jax.random.fold_in(argument, number)
+    return argument

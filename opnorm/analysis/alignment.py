@@ -1,0 +1,67 @@
+"""analysis: how far perturbations point along singular vectors."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from opnorm import linalg
+
+
+def alignment(perturbation: jax.Array, direction: jax.Array) -> jax.Array:
+    """Computes ``|<delta, v>| / (||delta||_2 ||v||_2)`` of each example.
+
+    The sign is dropped because that of a singular vector is arbitrary.
+
+    Args:
+      perturbation: ``(B, ...)`` float.
+      direction: shape of ``perturbation``.
+
+    Returns:
+      ``(B,)`` in [0, 1], at least float32; 0 where either is zero.
+
+    Raises:
+      ValueError: for different shapes.
+
+    Source: Roth et al. 2020, Figs. 2 and 8.
+    """
+    first = linalg.dual_map(jnp.asarray(perturbation), 2.0)
+    second = linalg.dual_map(jnp.asarray(direction), 2.0)
+    return jnp.abs(linalg.inner(first, second))
+
+
+def pearson_alignment(perturbation: jax.Array, direction: jax.Array) -> jax.Array:
+    """Computes the absolute Pearson correlation of the entries of each example.
+
+    The released code of Roth et al. 2020 plots this where the paper says cosine; the
+    two differ by the means of the vectors.
+
+    Args:
+      perturbation: ``(B, ...)`` float.
+      direction: shape of ``perturbation``.
+
+    Returns:
+      ``(B,)`` in [0, 1]; 0 where either is constant.
+
+    Raises:
+      ValueError: for different shapes.
+    """
+    centred = []
+    for array in (perturbation, direction):
+        flat = jnp.asarray(array).reshape(len(array), -1)
+        centred.append(flat - jnp.mean(flat, axis=1, keepdims=True))
+    return alignment(*centred)
+
+
+def expected_random_alignment(size: int) -> float:
+    """Computes what a random direction in ``size`` dimensions has on average.
+
+    ``E |cos| = Gamma(n/2) / (sqrt(pi) Gamma((n+1)/2))``, about ``sqrt(2 / (pi n))``.
+
+    Raises:
+      ValueError: for a size below 1.
+    """
+    if size < 1:
+        raise ValueError(f"size is {size}; it must be at least 1.")
+    log_ratio = math.lgamma(size / 2) - math.lgamma((size + 1) / 2)
+    return math.exp(log_ratio) / math.sqrt(math.pi)

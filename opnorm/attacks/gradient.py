@@ -1,0 +1,316 @@
+"""attacks: gradient attacks of fixed budget: FGM, PGA, and random noise beside them.
+
+An attack is made from its options and applied to data:
+``attack(f, x, labels, key=None, *, start=None) -> x_adv``.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from opnorm import linalg
+from opnorm.attacks import losses
+
+BatchFunction = Callable[[jax.Array], jax.Array]
+Bounds = tuple[float, float] | None
+
+
+class Attack(Protocol):
+    """``attack(f, x, labels, key=None, *, start=None) -> x_adv``.
+
+    Args:
+      f: batch function ``(B, ...) -> (B, K)`` of logits, with independent rows.
+      x: ``(B, ...)`` float, the clean inputs in [0, 1] pixel units.
+      labels: ``(B,)`` int: the classes to leave, or with ``targeted`` to reach.
+      key: typed key; needed where something is random.
+      start: shape of ``x``: where to start instead of at x or at random.
+
+    Returns:
+      Shape and dtype of ``x``: within the budget and the bounds (up to rounding), and
+      finite if x is. No gradient flows through it.
+    """
+
+    def __call__(
+        self,
+        f: BatchFunction,
+        x: jax.Array,
+        labels: jax.Array,
+        key: jax.Array | None = None,
+        *,
+        start: jax.Array | None = None,
+    ) -> jax.Array: ...
+
+
+def fgm(
+    *,
+    p: float,
+    epsilon: float | jax.Array,
+    loss: str | losses.Loss = "cross_entropy",
+    targeted: bool = False,
+    bounds: Bounds = (0.0, 1.0),
+) -> Attack:
+    """Returns the fast gradient method: ``x + epsilon T_{p*}(gradient)``.
+
+    It maximises the linearised loss over the Lp ball; p = inf is FGSM.
+
+    Args:
+      p: exponent of the norm, in [1, inf].
+      epsilon: budget in pixel units, at least 0; scalar or ``(B,)``, may be traced.
+      loss: as for :func:`pga`, but "logit_distance", whose gradient at x is zero.
+      targeted: descend the loss towards the labels instead.
+      bounds: box (low, high) that inputs stay in, or None.
+
+    Raises:
+      ValueError: for an option out of range.
+
+    Source: Roth et al. 2020, Eq. 16; Farnia et al. 2019, Eq. 5.
+    """
+    return pga(
+        p=p,
+        epsilon=epsilon,
+        num_steps=1,
+        step_size=math.inf,
+        random_start=False,
+        loss=loss,
+        targeted=targeted,
+        bounds=bounds,
+    )
+
+
+def pga(
+    *,
+    p: float,
+    epsilon: float | jax.Array,
+    num_steps: int = 10,
+    step_size: float | jax.Array | None = None,
+    random_start: bool = True,
+    num_restarts: int = 1,
+    loss: str | losses.Loss = "cross_entropy",
+    q: float = 2.0,
+    targeted: bool = False,
+    bounds: Bounds = (0.0, 1.0),
+) -> Attack:
+    """Returns projected gradient ascent in the Lp ball of radius epsilon.
+
+    ``x_k = Proj(x_{k-1} + step_size T_{p*}(gradient))``: onto the ball, then the box.
+    The last iterate is returned. With ``step_size=inf`` the step is its limit, ``x +
+    epsilon T_{p*}(gradient)``: the power method, where the network is linear. Where a
+    gradient is zero or not finite, the point stays. A step costs one forward and one
+    backward pass to the input; several restarts cost one forward pass more each.
+
+    Args:
+      p: exponent of the norm, in [1, inf].
+      epsilon: budget in pixel units, at least 0; scalar or ``(B,)``, may be traced, so
+        that a list of budgets needs one compilation.
+      num_steps: steps, at least 0.
+      step_size: positive, scalar or ``(B,)``; None for ``2 epsilon / num_steps``; inf
+        for the limit.
+      random_start: start at a uniform sample of the ball instead of x.
+      num_restarts: random starts, at least 1; per example a misclassified point is
+        kept before one that is not, then the highest loss.
+      loss: "cross_entropy" or "margin" (see :mod:`opnorm.attacks.losses`),
+        "logit_distance" (Lq distance to the clean logits; ignores labels), or a
+        function ``(logits (B, K), labels (B,)) -> (B,)``.
+      q: exponent of "logit_distance".
+      targeted: descend the loss towards the labels instead.
+      bounds: box (low, high) that inputs stay in, or None. x must lie in it, or the
+        result may leave the budget.
+
+    Raises:
+      ValueError: for an option out of range; when applied, for a missing key, a start
+        of another shape, inputs that are not float, or labels that are not ``(B,)``
+        ints.
+
+    Source: Roth et al. 2020, Eqs. 15-18; Madry et al. 2018.
+    """
+    p, q = linalg.check_exponent("p", p), linalg.check_exponent("q", q)
+    _check_length("epsilon", epsilon, positive=False)
+    if step_size is not None:
+        _check_length("step_size", step_size, positive=True)
+    _check_count("num_steps", num_steps, 0)
+    _check_count("num_restarts", num_restarts, 1)
+    _check_bounds(bounds)
+    named = (*losses.NAMED, "logit_distance")
+    if isinstance(loss, str) and loss not in named:
+        raise ValueError(f"loss is {loss!r}; it may be {', '.join(named)}.")
+    if num_restarts > 1 and not random_start:
+        raise ValueError("num_restarts needs random_start=True: they would be alike.")
+
+    def attack(
+        f: BatchFunction,
+        x: jax.Array,
+        labels: jax.Array,
+        key: jax.Array | None = None,
+        *,
+        start: jax.Array | None = None,
+    ) -> jax.Array:
+        _check_inputs(x, labels, start)
+        if loss == "logit_distance" and not random_start and start is None:
+            raise ValueError(
+                "loss 'logit_distance' has no gradient at x; it needs random_start=True "
+                "or a start."
+            )
+        if key is None and random_start and (start is None or num_restarts > 1):
+            raise ValueError("key is None; random_start needs one.")
+        x = lax.stop_gradient(x)
+        f = linalg.detach(f, x)
+        objective = _objective(f, x, labels, loss, q, targeted)
+        gradient = jax.grad(lambda z: jnp.sum(objective(z)[0]))
+
+        def one(begin: jax.Array) -> jax.Array:
+            def step(_: Any, delta: jax.Array) -> jax.Array:
+                ascent = gradient(x + delta)
+                return _advance(x, delta, ascent, p, epsilon, step_size, num_steps, bounds)
+
+            begin = _confine(x, begin - x, p, epsilon, bounds)
+            return x + linalg.fori_loop(num_steps, step, begin)
+
+        def begin(restart: Any) -> jax.Array:
+            if not random_start or key is None:
+                return x if start is None else start
+            restart_key = jax.random.fold_in(key, restart)
+            drawn = x + linalg.sample_ball(restart_key, x, p, epsilon)
+            if start is None:
+                return drawn
+            return jnp.where(restart == 0, start, drawn)
+
+        if num_restarts == 1:
+            return lax.stop_gradient(one(begin(0)))
+
+        def scored(point: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            value, logits = objective(point)
+            reached = jnp.argmax(logits, axis=1) == labels
+            return point, reached == targeted, jnp.nan_to_num(value, nan=-jnp.inf)
+
+        def better(i: jax.Array, best: Any) -> Any:
+            new = scored(one(begin(i + 1)))
+            (_, old_hit, old_value), (_, hit, value) = best, new
+            wins = (hit & ~old_hit) | ((hit == old_hit) & (value > old_value))
+            return jax.tree.map(lambda a, b: jnp.where(_like(wins, a), a, b), new, best)
+
+        first = scored(one(begin(0)))
+        return lax.stop_gradient(linalg.fori_loop(num_restarts - 1, better, first)[0])
+
+    return attack
+
+
+def uniform_noise(
+    *, p: float, epsilon: float | jax.Array, bounds: Bounds = (0.0, 1.0)
+) -> Attack:
+    """Returns the baseline that draws a point of the Lp ball uniformly.
+
+    Args:
+      p: exponent of the norm, in [1, inf].
+      epsilon: budget in pixel units, at least 0; scalar or ``(B,)``.
+      bounds: box (low, high) that inputs are clipped to, or None.
+
+    Raises:
+      ValueError: for an option out of range, or a missing key.
+    """
+    return pga(p=p, epsilon=epsilon, num_steps=0, bounds=bounds)
+
+
+def _objective(
+    f: BatchFunction,
+    x: jax.Array,
+    labels: jax.Array,
+    loss: str | losses.Loss,
+    q: float,
+    targeted: bool,
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """``z -> (what to maximise (B,), logits)``."""
+    sign = -1.0 if targeted else 1.0
+    if loss == "logit_distance":
+        clean = f(x)
+
+        def distance(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+            logits = f(z)
+            return sign * losses.logit_distance(logits, clean, q), logits
+
+        return distance
+    chosen = losses.NAMED[loss] if isinstance(loss, str) else loss
+
+    def labelled(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = f(z)
+        return sign * chosen(logits, labels), logits
+
+    return labelled
+
+
+def _advance(
+    x: jax.Array,
+    delta: jax.Array,
+    ascent: jax.Array,
+    p: float,
+    epsilon: float | jax.Array,
+    step_size: float | jax.Array | None,
+    num_steps: int,
+    bounds: Bounds,
+) -> jax.Array:
+    direction = linalg.dual_map(ascent, linalg.conjugate_exponent(p))
+    if step_size is None:
+        step_size = 2 * jnp.asarray(epsilon) / num_steps
+    unlimited = not isinstance(step_size, jax.core.Tracer | jax.Array)
+    if unlimited and step_size == math.inf:
+        moved = linalg.scale(direction, jnp.asarray(epsilon, direction.dtype))
+        alive = linalg.norm(direction, math.inf) > 0
+        moved = jnp.where(_like(alive, x), moved, delta)
+    else:
+        moved = delta + linalg.scale(direction, jnp.asarray(step_size, direction.dtype))
+    return _confine(x, moved, p, epsilon, bounds)
+
+
+def _confine(
+    x: jax.Array, delta: jax.Array, p: float, epsilon: float | jax.Array, bounds: Bounds
+) -> jax.Array:
+    """The perturbation inside the ball and, at x, inside the box.
+
+    Since x lies in the box, clipping shortens every entry, and so stays in the ball.
+    """
+    delta = linalg.project_ball(delta, p, epsilon)
+    if bounds is None:
+        return delta
+    return jnp.clip(x + delta, *bounds) - x
+
+
+def _like(mask: jax.Array, array: jax.Array) -> jax.Array:
+    return mask.reshape(mask.shape + (1,) * (array.ndim - 1))
+
+
+def _check_inputs(x: jax.Array, labels: jax.Array, start: jax.Array | None) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 2 or x.size == 0:
+        raise ValueError(
+            f"x has shape {x.shape} and dtype {x.dtype}; it must be (B, ...) and "
+            "floating point, with at least one example."
+        )
+    if labels.shape != x.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels has shape {labels.shape} and dtype {labels.dtype}; it must be "
+            f"({x.shape[0]},) and integer."
+        )
+    if start is not None and start.shape != x.shape:
+        raise ValueError(f"start has shape {start.shape}; it must be {x.shape}.")
+
+
+def _check_length(name: str, value: Any, *, positive: bool) -> None:
+    if isinstance(value, jax.core.Tracer):
+        return
+    array = jnp.asarray(value)
+    good = array > 0 if positive else (array >= 0) & jnp.isfinite(array)
+    if not bool(jnp.all(good)):
+        allowed = "positive" if positive else "finite and at least 0"
+        raise ValueError(f"{name} is {value}; it must be {allowed}.")
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be an int of {least} or more.")
+
+
+def _check_bounds(bounds: Bounds) -> None:
+    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+        raise ValueError(f"bounds is {bounds}; it must be (low, high) or None.")

@@ -1,0 +1,89 @@
+"""attacks: what an attack maximises, per example, as functions of the logits."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from opnorm import linalg
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Computes ``-log softmax(z)_y`` as ``softplus(log sum_{i != y} exp z_i - z_y)``.
+
+    The usual form rounds to exactly 0, with gradient 0, for margins beyond 17 in
+    float32, where an attack would stand still; this one does not.
+
+    Args:
+      logits: ``(B, K)`` float.
+      labels: ``(B,)`` int.
+
+    Returns:
+      ``(B,)``, at least float32; 0 if there is one class.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+
+    Source: Roth et al. 2020, Eq. 24.
+    """
+    chosen, others = _split(logits, labels)
+    if logits.shape[1] == 1:
+        return jnp.zeros_like(chosen)
+    return jax.nn.softplus(jax.nn.logsumexp(others, axis=1) - chosen)
+
+
+def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Computes ``max_{i != y} z_i - z_y``: positive where y is not the largest.
+
+    Args:
+      logits: ``(B, K)`` float.
+      labels: ``(B,)`` int.
+
+    Returns:
+      ``(B,)``, at least float32; ``-z_y`` if there is one class.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+    """
+    chosen, others = _split(logits, labels)
+    if logits.shape[1] == 1:
+        return -chosen
+    return jnp.max(others, axis=1) - chosen
+
+
+def logit_distance(
+    logits: jax.Array, clean_logits: jax.Array, q: float = 2.0
+) -> jax.Array:
+    """Computes ``||f(x*) - f(x)||_q``, which needs no labels.
+
+    Its gradient at the clean point is zero: an attack on it needs a start elsewhere.
+
+    Args:
+      logits: ``(B, K)`` float, f(x*).
+      clean_logits: shape of ``logits``, f(x).
+      q: exponent in [1, inf].
+
+    Returns:
+      ``(B,)``, at least float32.
+
+    Source: Roth et al. 2020, Eq. 108.
+    """
+    return linalg.norm(logits - clean_logits, q)
+
+
+NAMED: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin}
+
+
+def _split(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The logit of each label, and the logits with that one at -inf."""
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits and labels have shapes {logits.shape} and {labels.shape}; they "
+            "must be (B, K) and (B,)."
+        )
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    hit = jnp.arange(logits.shape[1])[None] == labels[:, None]
+    chosen = jnp.sum(jnp.where(hit, logits, 0.0), axis=1)
+    return chosen, jnp.where(hit, -jnp.inf, logits)

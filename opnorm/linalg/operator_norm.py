@@ -1,0 +1,206 @@
+"""linalg: (p, q) operator norms by the power method and by projected gradient ascent."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from opnorm.linalg import loops, norms, projections
+from opnorm.linalg.linear_map import LinearMap
+
+
+class OperatorNorm(NamedTuple):
+    """A (p, q) operator norm per example and the vectors that attain it.
+
+    Attributes:
+      value: ``(B,)``, ``||A v||_q``, a lower bound of the norm that is exact at a global
+        maximiser.
+      right: ``(B, *in_shape)``, v with ``||v||_p = 1``.
+      left: ``(B, *out_shape)``, ``u = T_q(A v)``, so that ``<u, A v> = value``.
+      residual: ``(B,)``, ``(||A^T u||_{p*} - ||A v||_q) / ||A^T u||_{p*}`` in [0, 1]:
+        by Hölder's inequality zero just where v is stationary. With p = q = 2 it is
+        about the squared sine of the angle by which the next step would turn v.
+      num_steps: int32 scalar, steps that were done.
+    """
+
+    value: jax.Array
+    right: jax.Array
+    left: jax.Array
+    residual: jax.Array
+    num_steps: jax.Array
+
+
+def operator_norm(
+    linear_map: LinearMap,
+    *,
+    p: float = 2.0,
+    q: float = 2.0,
+    num_steps: int = 10,
+    tolerance: float | None = None,
+    step_size: float | jax.Array = math.inf,
+    num_restarts: int = 1,
+    init: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> OperatorNorm:
+    """Computes ``||A||_{p,q} = max ||A v||_q over ||v||_p = 1`` iteratively.
+
+    With ``step_size=inf`` one step is the power method's, ``u = T_q(A v)``,
+    ``v = T_{p*}(A^T u)``; otherwise it is projected gradient ascent,
+    ``v = Proj(v + step_size A^T u)`` onto the sphere ``||v||_p = 1``. The power
+    method never lowers ``||A v||_q``. Except for p = q = 2, where almost every start
+    leads to the global maximum, it is a local method: it may end at a local maximum
+    (for p = 1 or q = inf after very few steps), so use several restarts.
+
+    Each step costs one product with A and one with A^T; one of each is added for the
+    value and the residual.
+
+    Args:
+      linear_map: B maps.
+      p: exponent of the input norm, in [1, inf].
+      q: exponent of the output norm, in [1, inf].
+      num_steps: steps, at least 0; the most steps if there is a tolerance.
+      tolerance: stop once every example's residual is at most this; None does
+        ``num_steps`` steps. A positive number; forbids reverse-mode differentiation.
+      step_size: inf for the power method, or a positive step.
+      num_restarts: starts, at least 1; the best value of each example is kept.
+      init: ``(B, *in_shape)``, the first start, normalised here; random if None.
+      key: typed key for random starts; may be None if ``init`` is all that is needed.
+
+    Returns:
+      Values, vectors and residuals. A zero map has value 0 and keeps its start.
+
+    Raises:
+      ValueError: for an argument out of its range, a missing key, or an ``init`` of
+        another shape.
+
+    Source: Roth et al. 2020, Eqs. 8-12 and 30-35.
+    """
+    p, q = norms.check_exponent("p", p), norms.check_exponent("q", q)
+    check_options(num_steps, tolerance, step_size, num_restarts)
+    shape = (linear_map.batch_size, *linear_map.in_shape)
+    if init is not None and init.shape != shape:
+        raise ValueError(f"init has shape {init.shape}; it must be {shape}.")
+    if key is None and (init is None or num_restarts > 1):
+        raise ValueError("key is None; it is needed for random starts.")
+    like = jnp.zeros(shape, linear_map.dtype)
+
+    def start(restart: Any) -> jax.Array:
+        if key is None:
+            return _unit(init, p)
+        drawn = projections.sample_sphere(jax.random.fold_in(key, restart), like, p)
+        if init is None:
+            return drawn
+        return jnp.where(restart == 0, _unit(init.astype(drawn.dtype), p), drawn)
+
+    def one(restart: Any) -> OperatorNorm:
+        return _ascend(linear_map, start(restart), p, q, num_steps, tolerance, step_size)
+
+    best = one(0)
+    if num_restarts == 1:
+        return best
+
+    def body(i: jax.Array, best: OperatorNorm) -> OperatorNorm:
+        return _better(best, one(i + 1))
+
+    return loops.fori_loop(num_restarts - 1, body, best)
+
+
+def check_options(
+    num_steps: int,
+    tolerance: float | None,
+    step_size: float | jax.Array,
+    num_restarts: int,
+) -> None:
+    """Raises ValueError for iteration options out of their range."""
+    if not isinstance(num_steps, int) or num_steps < 0:
+        raise ValueError(f"num_steps is {num_steps!r}; it must be an int of 0 or more.")
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance is {tolerance}; it must be positive or None.")
+    if not isinstance(step_size, jax.core.Tracer) and not step_size > 0:
+        raise ValueError(f"step_size is {step_size}; it must be positive, or inf.")
+    if not isinstance(num_restarts, int) or num_restarts < 1:
+        raise ValueError(
+            f"num_restarts is {num_restarts!r}; it must be an int of 1 or more."
+        )
+
+
+def evaluate(linear_map: LinearMap, right: jax.Array, p: float, q: float) -> Any:
+    """Computes (value, left, A^T left, residual) at given unit vectors."""
+    image = linear_map.matvec(right)
+    left = norms.dual_map(image, q)
+    pulled = linear_map.rmatvec(left)
+    value = norms.norm(image, q)
+    bound = norms.norm(pulled, norms.conjugate_exponent(p))
+    gap = jnp.maximum(bound - value, 0.0)
+    residual = gap / jnp.where(bound > 0, bound, 1.0)
+    return value, left, pulled, residual
+
+
+def _ascend(
+    linear_map: LinearMap,
+    v: jax.Array,
+    p: float,
+    q: float,
+    num_steps: int,
+    tolerance: float | None,
+    step_size: float | jax.Array,
+) -> OperatorNorm:
+    power = not isinstance(step_size, jax.core.Tracer) and step_size == math.inf
+
+    def advance(v: jax.Array, pulled: jax.Array) -> jax.Array:
+        if power:
+            moved = norms.dual_map(pulled, norms.conjugate_exponent(p))
+        else:
+            moved = projections.project_sphere(v + step_size * pulled, p, 1.0)
+        # A zero map says nothing about where to go.
+        alive = norms.norm(pulled, math.inf) > 0
+        return jnp.where(_column(alive, v), moved.astype(v.dtype), v)
+
+    if tolerance is None:
+
+        def step(_: Any, v: jax.Array) -> jax.Array:
+            pulled = linear_map.rmatvec(norms.dual_map(linear_map.matvec(v), q))
+            return advance(v, pulled)
+
+        v = loops.fori_loop(num_steps, step, v)
+        value, left, _, residual = evaluate(linear_map, v, p, q)
+        return OperatorNorm(value, v, left, residual, jnp.int32(num_steps))
+
+    def unfinished(carry: Any) -> jax.Array:
+        found, _ = carry
+        return (found.num_steps < num_steps) & jnp.any(found.residual > tolerance)
+
+    def refine(carry: Any) -> Any:
+        found, pulled = carry
+        return _state(
+            linear_map, advance(found.right, pulled), p, q, found.num_steps + 1
+        )
+
+    first = _state(linear_map, v, p, q, jnp.int32(0))
+    found, _ = loops.while_loop(unfinished, refine, first)
+    return found
+
+
+def _state(linear_map: LinearMap, v: jax.Array, p: float, q: float, step: Any) -> Any:
+    value, left, pulled, residual = evaluate(linear_map, v, p, q)
+    return OperatorNorm(value, v, left, residual, step), pulled
+
+
+def _better(first: OperatorNorm, second: OperatorNorm) -> OperatorNorm:
+    """Per example the larger value; steps add up."""
+    wins = second.value > first.value
+    chosen = [
+        jnp.where(_column(wins, a), b, a)
+        for a, b in zip(first[:4], second[:4], strict=True)
+    ]
+    return OperatorNorm(*chosen, first.num_steps + second.num_steps)
+
+
+def _unit(v: jax.Array, p: float) -> jax.Array:
+    length = norms.norm(v, p)
+    return norms.scale(v, 1 / jnp.where(length > 0, length, 1.0))
+
+
+def _column(mask: jax.Array, like: jax.Array) -> jax.Array:
+    return mask.reshape(mask.shape + (1,) * (like.ndim - 1))

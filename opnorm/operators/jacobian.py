@@ -1,0 +1,170 @@
+"""operators: the per-example Jacobian of a batch function, as a map and as a matrix."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opnorm import linalg
+
+BatchFunction = Callable[[jax.Array], jax.Array]
+
+
+def jacobian_map(f: BatchFunction, x: jax.Array) -> linalg.LinearMap:
+    """Returns the Jacobians ``J_f(x_i)`` as one block-diagonal linear map.
+
+    ``f`` is linearised once; each product then costs about one forward pass.
+
+    Args:
+      f: batch function ``(B, ...) -> (B, d)`` with independent rows.
+      x: ``(B, ...)`` float, in [0, 1] pixel units.
+
+    Returns:
+      The map from perturbations ``(B, ...)`` to changes of the outputs ``(B, d)``.
+
+    Raises:
+      ValueError: for an x that is not float or has no example, or an f that does not
+        return ``(B, d)``.
+
+    Source: Roth et al. 2020, Eqs. 1-2.
+    """
+    d = check(f, x)
+    _, push = jax.linearize(f, x)
+    pull = jax.linear_transpose(push, x)
+    dtype = jax.eval_shape(f, x).dtype
+    return linalg.LinearMap(
+        lambda v: push(v.astype(x.dtype)),
+        lambda u: pull(u.astype(dtype))[0],
+        x.shape[0],
+        x.shape[1:],
+        (d,),
+        x.dtype,
+    )
+
+
+def directional_derivative(f: BatchFunction, x: jax.Array, v: jax.Array) -> jax.Array:
+    """Computes ``J_f(x) v`` by one forward-mode pass.
+
+    Args:
+      f: batch function ``(B, ...) -> (B, d)``.
+      x: ``(B, ...)`` float.
+      v: shape of ``x``.
+
+    Returns:
+      ``(B, d)``.
+
+    Raises:
+      ValueError: for a v of another shape, and as :func:`jacobian_map`.
+    """
+    check(f, x)
+    if v.shape != x.shape:
+        raise ValueError(f"v has shape {v.shape}; it must have that of x, {x.shape}.")
+    return jax.jvp(f, (x,), (v.astype(x.dtype),))[1]
+
+
+def dense_jacobian(
+    f: BatchFunction, x: jax.Array, *, max_bytes: int = 2**30
+) -> jax.Array:
+    """Computes the dense Jacobian of each example.
+
+    It takes d transposed passes, or n forward ones if n < d. The passes run one after
+    another, so the working memory is that of one pass beside the result.
+
+    Args:
+      f: batch function ``(B, ...) -> (B, d)`` with independent rows.
+      x: ``(B, ...)`` float.
+      max_bytes: most bytes that the result may have.
+
+    Returns:
+      ``(B, d, *x.shape[1:])``, dtype of x.
+
+    Raises:
+      ValueError: if the result would be larger (:func:`dense_jacobian_chunks` is for
+        that), and as :func:`jacobian_map`.
+    """
+    d = check(f, x)
+    needed = d * x.size * x.dtype.itemsize
+    if needed > max_bytes:
+        raise ValueError(
+            f"max_bytes is {max_bytes}, and the Jacobian of shape "
+            f"{(x.shape[0], d, *x.shape[1:])} has {needed} bytes; "
+            "dense_jacobian_chunks computes it piece by piece."
+        )
+    matrix = materialize(jacobian_map(f, x))
+    return matrix.reshape(x.shape[0], d, *x.shape[1:])
+
+
+def dense_jacobian_chunks(
+    f: BatchFunction, x: jax.Array, *, max_bytes: int = 2**30
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Computes dense Jacobians some examples at a time, on the host.
+
+    Args:
+      f: batch function ``(B, ...) -> (B, d)`` with independent rows, for any B.
+      x: ``(B, ...)`` float.
+      max_bytes: most bytes of one piece.
+
+    Yields:
+      Examples (a slice of the batch) and their Jacobians, ``(b, d, *x.shape[1:])``.
+      All pieces but the last have the same size; one program is compiled.
+
+    Raises:
+      ValueError: if one example alone needs more, and as :func:`jacobian_map`.
+    """
+    d = check(f, x)
+    one = d * math.prod(x.shape[1:]) * x.dtype.itemsize
+    if one > max_bytes:
+        raise ValueError(
+            f"max_bytes is {max_bytes}; the Jacobian of one example has {one} bytes."
+        )
+    size = min(len(x), max_bytes // one)
+    compute = jax.jit(lambda chunk: dense_jacobian(f, chunk, max_bytes=max_bytes))
+
+    def pieces() -> Iterator[tuple[slice, np.ndarray]]:
+        for start in range(0, len(x), size):
+            stop = min(start + size, len(x))
+            # The last piece is filled up with its own examples, to keep its shape.
+            rows = jnp.minimum(jnp.arange(start, start + size), len(x) - 1)
+            found = compute(x[rows])
+            yield slice(start, stop), np.asarray(found)[: stop - start]
+
+    return pieces()
+
+
+def materialize(linear_map: linalg.LinearMap) -> jax.Array:
+    """The matrices ``(B, d, n)`` of a batch of maps, one pass after another."""
+    batch, dtype = linear_map.batch_size, linear_map.dtype
+    d, n = linear_map.out_size, linear_map.in_size
+    backward = d <= n
+    count, size = (d, n) if backward else (n, d)
+    apply = linear_map.rmatvec if backward else linear_map.matvec
+    shape = linear_map.out_shape if backward else linear_map.in_shape
+
+    def body(i: jax.Array, rows: jax.Array) -> jax.Array:
+        basis = jnp.broadcast_to(jax.nn.one_hot(i, count, dtype=dtype), (batch, count))
+        row = apply(basis.reshape(batch, *shape)).reshape(batch, size)
+        return rows.at[i].set(row.astype(dtype))
+
+    rows = linalg.fori_loop(count, body, jnp.zeros((count, batch, size), dtype))
+    return jnp.moveaxis(rows, 0, 1) if backward else jnp.moveaxis(rows, 0, 2)
+
+
+def check(f: BatchFunction, x: jax.Array) -> int:
+    """Returns d, or raises ValueError if f and x break the contract."""
+    if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"x has dtype {getattr(x, 'dtype', type(x))}; it must be floating point "
+            "(pixels in [0, 1])."
+        )
+    if x.ndim < 2 or x.size == 0:
+        raise ValueError(
+            f"x has shape {x.shape}; it must be (B, ...) with at least one example."
+        )
+    out = jax.eval_shape(f, x)
+    if len(getattr(out, "shape", ())) != 2 or out.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"f returns {out}; it must return an array of shape ({x.shape[0]}, d)."
+        )
+    return out.shape[1]

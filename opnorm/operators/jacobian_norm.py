@@ -1,0 +1,226 @@
+"""operators: (p, q) norms and leading singular triplets of a network's Jacobian."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from opnorm import linalg
+from opnorm.linalg.operator_norm import check_options, evaluate
+from opnorm.operators import jacobian
+from opnorm.operators.jacobian import BatchFunction
+
+METHODS = ("auto", "dense", "iterative", "golub_kahan")
+# d transposed passes cost what 1.6 K passes of K two-pass steps do, K being 10: a
+# transposed pass of a convolution network costs more than a forward one.
+_ROWS_PER_STEP = 1.6
+
+
+def jacobian_norm(
+    f: BatchFunction,
+    x: jax.Array,
+    *,
+    p: float = 2.0,
+    q: float = 2.0,
+    method: str = "auto",
+    num_steps: int = 10,
+    tolerance: float | None = None,
+    step_size: float | jax.Array = math.inf,
+    num_restarts: int = 1,
+    init: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> linalg.OperatorNorm:
+    """Computes ``||J_f(x)||_{p,q} = max ||J v||_q over ||v||_p = 1`` of each example.
+
+    Methods, with the passes through the network that they cost:
+
+    - "dense": the whole Jacobian, d transposed passes. Then p = q = 2 is exact (eigen-
+      vectors of the d x d Gram matrix), as is what :func:`opnorm.linalg.matrix_norm`
+      can do exactly; other norms are iterated on the (d, n) matrix from at least 10
+      starts, at next to no cost.
+    - "iterative": ``num_steps`` steps of the power method or of gradient ascent
+      (:func:`opnorm.linalg.operator_norm`), two passes each.
+    - "golub_kahan": p = q = 2 only; ``num_steps`` steps, two passes each, far more
+      accurate than as many power steps.
+    - "auto": "dense" where d is at most 1.6 num_steps, else "golub_kahan" for p = q = 2
+      and "iterative" for other norms. A tolerance or a finite step_size asks for
+      "iterative".
+
+    The value can be differentiated with respect to whatever ``f`` closes over: the
+    search is cut off from gradients, and the value is ``<u, J v>`` with u and v held
+    constant, whose gradient is that of the norm (envelope theorem). That costs one
+    more forward pass. Second derivatives of the value are wrong.
+
+    Args:
+      f: batch function ``(B, ...) -> (B, d)`` with independent rows.
+      x: ``(B, ...)`` float, in [0, 1] pixel units.
+      p: exponent of the input norm, in [1, inf].
+      q: exponent of the output norm, in [1, inf].
+      method: one of the above.
+      num_steps: steps of an iteration, at least 0.
+      tolerance: largest residual to stop an iteration at, or None.
+      step_size: inf for the power method, or that of projected gradient ascent.
+      num_restarts: starts of an iteration; the best per example is kept.
+      init: shape of ``x``: the first start, such as the ``right`` of an earlier call.
+      key: typed key of random starts; "dense" needs none.
+
+    Returns:
+      Norms, vectors and residuals, and the number of steps (0 for "dense").
+
+    Raises:
+      ValueError: for an unknown method, an option out of range or that the method does
+        not have, a missing start, and as :func:`opnorm.operators.jacobian_map`.
+
+    Source: Roth et al. 2020, Eqs. 6-13.
+    """
+    p, q = linalg.check_exponent("p", p), linalg.check_exponent("q", q)
+    check_options(num_steps, tolerance, step_size, num_restarts)
+    d = jacobian.check(f, x)
+    euclidean = p == q == 2
+    power = not isinstance(step_size, jax.core.Tracer) and step_size == math.inf
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it may be {', '.join(METHODS)}.")
+    if method == "golub_kahan" and not euclidean:
+        raise ValueError(f"method 'golub_kahan' is for p = q = 2, not {p}, {q}.")
+    if method in ("dense", "golub_kahan") and (tolerance is not None or not power):
+        raise ValueError(f"method {method!r} has no tolerance and no step_size.")
+    if init is not None and init.shape != x.shape:
+        raise ValueError(f"init has shape {init.shape}; it must be {x.shape}.")
+    if method == "auto":
+        if tolerance is not None or not power:
+            method = "iterative"
+        elif d <= _ROWS_PER_STEP * num_steps:
+            method = "dense"
+        else:
+            method = "golub_kahan" if euclidean else "iterative"
+    frozen = linalg.detach(f, x)
+    fixed = lax.stop_gradient(x)
+    linear_map = jacobian.jacobian_map(frozen, fixed)
+    if method == "iterative":
+        found = linalg.operator_norm(
+            linear_map,
+            p=p,
+            q=q,
+            num_steps=num_steps,
+            tolerance=tolerance,
+            step_size=step_size,
+            num_restarts=num_restarts,
+            init=init,
+            key=key,
+        )
+    elif method == "golub_kahan":
+        found = _golub_kahan(linear_map, num_steps, init, key)
+    else:
+        found = _dense(linear_map, p, q, num_steps, num_restarts, key)
+    right = lax.stop_gradient(found.right).astype(x.dtype)
+    image = jacobian.directional_derivative(f, x, right)
+    left = lax.stop_gradient(linalg.dual_map(image, q))
+    return linalg.OperatorNorm(
+        linalg.inner(left, image), right, left, found.residual, found.num_steps
+    )
+
+
+def singular_triplets(
+    f: BatchFunction,
+    x: jax.Array,
+    k: int = 1,
+    *,
+    method: str = "auto",
+    num_steps: int | None = None,
+    key: jax.Array | None = None,
+) -> linalg.SingularTriplets:
+    """Computes the leading k singular triplets of each example's Jacobian.
+
+    Args:
+      f: batch function ``(B, ...) -> (B, d)`` with independent rows.
+      x: ``(B, ...)`` float.
+      k: how many, from 1 to min(d, n).
+      method: "dense" (all d rows, then a singular value decomposition), "golub_kahan"
+        (:func:`opnorm.linalg.golub_kahan`), or "auto" for the one with fewer passes.
+      num_steps: of "golub_kahan"; None for min(d, n, 2 k + 5).
+      key: typed key of its random start; None for a fixed one.
+
+    Returns:
+      ``values`` ``(B, k)``, ``right`` ``(B, k, *x.shape[1:])``, ``left`` ``(B, k, d)``,
+      ``residual`` ``(B, k)``. They carry no gradient.
+
+    Raises:
+      ValueError: for an unknown method, k or num_steps out of range, and as
+        :func:`opnorm.operators.jacobian_map`.
+    """
+    d = jacobian.check(f, x)
+    most = min(d, math.prod(x.shape[1:]))
+    if not isinstance(k, int) or not 1 <= k <= most:
+        raise ValueError(f"k is {k!r}; it must be from 1 to {most}.")
+    if method not in ("auto", "dense", "golub_kahan"):
+        raise ValueError(f"method is {method!r}; it may be auto, dense or golub_kahan.")
+    steps = min(most, 2 * k + 5) if num_steps is None else num_steps
+    linear_map = jacobian.jacobian_map(linalg.detach(f, x), lax.stop_gradient(x))
+    if method == "golub_kahan" or method == "auto" and d > _ROWS_PER_STEP * steps:
+        start = jax.random.key(0) if key is None else key
+        return linalg.golub_kahan(linear_map, k, num_steps=steps, key=start)
+    matrix = jacobian.materialize(linear_map)
+    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    values, left, right = values[:, :k], left[:, :, :k], right[:, :k]
+    pulled = jnp.einsum("bdn,bdk->bkn", matrix, left)
+    residual = jnp.linalg.norm(pulled - values[:, :, None] * right, axis=-1)
+    return linalg.SingularTriplets(
+        values,
+        right.reshape(len(x), k, *x.shape[1:]),
+        jnp.swapaxes(left, 1, 2),
+        residual,
+    )
+
+
+def _golub_kahan(
+    linear_map: linalg.LinearMap,
+    num_steps: int,
+    init: jax.Array | None,
+    key: jax.Array | None,
+) -> linalg.OperatorNorm:
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; 'golub_kahan' needs at least 1.")
+    steps = min(num_steps, linear_map.in_size, linear_map.out_size)
+    start = None if init is None else linear_map.matvec(init)
+    found = linalg.golub_kahan(linear_map, num_steps=steps, init=start, key=key)
+    value, right, left = found.values[:, 0], found.right[:, 0], found.left[:, 0]
+    # ||J^T u||^2 = sigma^2 + residual^2, since the error is orthogonal to v.
+    bound = jnp.sqrt(value**2 + found.residual[:, 0] ** 2)
+    residual = (bound - value) / jnp.where(bound > 0, bound, 1.0)
+    return linalg.OperatorNorm(value, right, left, residual, jnp.int32(steps))
+
+
+def _dense(
+    linear_map: linalg.LinearMap,
+    p: float,
+    q: float,
+    num_steps: int,
+    num_restarts: int,
+    key: jax.Array | None,
+) -> linalg.OperatorNorm:
+    matrix = jacobian.materialize(linear_map)
+    wide = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    if p == q == 2 and linear_map.out_size <= linear_map.in_size:
+        # Scaled, so that squares neither overflow nor vanish.
+        size = jnp.max(jnp.abs(wide), axis=(1, 2), keepdims=True)
+        scaled = wide / jnp.where((size > 0) & jnp.isfinite(size), size, 1.0)
+        _, vectors = jnp.linalg.eigh(jnp.einsum("bdn,ben->bde", scaled, scaled))
+        pulled = jnp.einsum("bdn,bd->bn", scaled, vectors[:, :, -1])
+        right = linalg.dual_map(pulled, 2.0)
+        fallback = jax.nn.one_hot(jnp.zeros(len(wide), int), wide.shape[2])
+        zero = linalg.norm(pulled, 2.0) == 0
+        right = jnp.where(zero[:, None], fallback.astype(wide.dtype), right)
+    else:
+        right = linalg.matrix_norm(
+            wide,
+            p,
+            q,
+            num_steps=num_steps,
+            num_restarts=max(num_restarts, 10),
+            key=key,
+        ).right
+    value, left, _, residual = evaluate(linalg.from_matrix(wide), right, p, q)
+    shaped = right.reshape(len(wide), *linear_map.in_shape)
+    return linalg.OperatorNorm(value, shaped, left, residual, jnp.int32(0))

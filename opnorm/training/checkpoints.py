@@ -1,0 +1,266 @@
+"""training: checkpoints that are whole or not there, checked byte for byte.
+
+Orbax writes a checkpoint under another name and renames it, so one that a kill
+interrupted does not count. But it keeps no checksum, and a flipped bit in an array would
+be restored as another number; so a checksum of every leaf is stored beside the state
+and compared when it is read, and a damaged checkpoint is passed over for the one before.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+FOLDER = "checkpoints"
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read and verified.
+
+    Attributes:
+      step: its number.
+      state: the state.
+      metadata: what was saved beside it.
+    """
+
+    step: int
+    state: Any
+    metadata: dict[str, Any]
+
+
+class _Damaged(Exception):
+    """What is wrong with a checkpoint."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+      directory: where they are; made when one is saved.
+      max_to_keep: how many; older ones are removed once a newer one is complete.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], max_to_keep: int = 2) -> None:
+        if max_to_keep < 1:
+            raise ValueError(f"max_to_keep is {max_to_keep}; it must be at least 1.")
+        self._directory = Path(directory).absolute()
+        self._max_to_keep = max_to_keep
+        self._manager: Any = None
+
+    def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
+        """Writes a checkpoint, and returns when it is complete.
+
+        Args:
+          step: its number; greater than those saved before.
+          state: a pytree of arrays and typed keys.
+          metadata: anything that JSON can hold; "step" is added.
+
+        Raises:
+          ValueError: if there is a checkpoint of this or a later step.
+        """
+        import orbax.checkpoint as ocp
+
+        leaves = dict(_named_leaves(state))
+        body = json.dumps(
+            {
+                "metadata": {**metadata, "step": step},
+                "leaves": {name: _description(leaf) for name, leaf in leaves.items()},
+            }
+        )
+        if self._manager is None:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._max_to_keep, enable_async_checkpointing=False
+            )
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        saved = self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(leaves),
+                meta=ocp.args.JsonSave({"body": body, "checksum": _checksum(body)}),
+            ),
+        )
+        if not saved:
+            raise ValueError(
+                f"step is {step}; {self._directory} has one of step "
+                f"{self._manager.latest_step()} already, and steps must rise."
+            )
+
+    def restore(self, example: Any) -> Restored | None:
+        """Reads the newest checkpoint that is whole.
+
+        Damaged ones that are newer are moved to a folder beside, ``damaged``, so that
+        their steps can be saved again; nothing is deleted.
+
+        Args:
+          example: a state of the same structure, shapes, dtypes and shardings.
+
+        Returns:
+          The checkpoint, or None if there is none.
+
+        Raises:
+          ValueError: if there are checkpoints but none is whole, or if one belongs to a
+            state of another structure.
+        """
+        for step in (found := _steps(self._directory)):
+            try:
+                body, leaves = _read(self._directory / str(step))
+            except _Damaged as damage:
+                logging.warning("Checkpoint %d is damaged: %s.", step, damage)
+                continue
+            state = _fill(example, leaves, self._directory / str(step))
+            for newer in found[: found.index(step)]:
+                self._move_aside(newer)
+            return Restored(step, state, body["metadata"])
+        if found:
+            raise ValueError(
+                f"{self._directory} has checkpoints of steps {found}, and all of them "
+                "are damaged."
+            )
+        return None
+
+    def close(self) -> None:
+        """Ends what orbax keeps open."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def _move_aside(self, step: int) -> None:
+        shelf = self._directory.parent / "damaged"
+        shelf.mkdir(exist_ok=True)
+        number = sum(1 for _ in shelf.iterdir())
+        shutil.move(self._directory / str(step), shelf / f"{step}-{number}")
+
+
+def restore_variables(
+    path: str | os.PathLike[str],
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Reads the parameters and BatchNorm statistics of a run; changes nothing.
+
+    Args:
+      path: a run directory, or its folder of checkpoints.
+
+    Returns:
+      (params, batch_stats, metadata) of the newest whole checkpoint, as nested dicts
+      of numpy arrays.
+
+    Raises:
+      FileNotFoundError: if there is no checkpoint.
+      ValueError: if all are damaged.
+    """
+    folder = Path(path).absolute()
+    if (folder / FOLDER).is_dir():
+        folder = folder / FOLDER
+    steps = _steps(folder)
+    if not steps:
+        raise FileNotFoundError(f"there is no checkpoint in {path}.")
+    for step in steps:
+        try:
+            body, leaves = _read(folder / str(step))
+        except _Damaged as damage:
+            logging.warning("Checkpoint %d is damaged: %s.", step, damage)
+            continue
+        parts: dict[str, dict[str, Any]] = {"params": {}, "batch_stats": {}}
+        for name, leaf in leaves.items():
+            part, *keys = name.split(".")
+            if part in parts:
+                _insert(parts[part], keys, leaf)
+        return parts["params"], parts["batch_stats"], body["metadata"]
+    raise ValueError(f"all checkpoints in {path} are damaged: steps {steps}.")
+
+
+def _steps(directory: Path) -> list[int]:
+    """Steps that have a complete checkpoint, newest first."""
+    if not directory.is_dir():
+        return []
+    names = (entry.name for entry in directory.iterdir() if entry.is_dir())
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The body and the verified leaves of one checkpoint, or _Damaged."""
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            meta = reader.restore(directory / "meta")
+        if _checksum(meta["body"]) != meta["checksum"]:
+            raise _Damaged("its metadata do not have their checksum")
+        body = json.loads(meta["body"])
+        blank = {
+            name: np.zeros(leaf["shape"], jnp.dtype(leaf["dtype"]))
+            for name, leaf in body["leaves"].items()
+        }
+        with ocp.StandardCheckpointer() as reader:
+            leaves = reader.restore(directory / "state", blank)
+    except _Damaged:
+        raise
+    # Whatever a damaged file makes orbax or its libraries raise.
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise _Damaged(f"it cannot be read ({lines[0][:200]})") from error
+    for name, leaf in leaves.items():
+        if _description(leaf) != body["leaves"][name]:
+            raise _Damaged(f"{name} does not have its checksum")
+    return body, leaves
+
+
+def _fill(example: Any, leaves: dict[str, np.ndarray], source: Path) -> Any:
+    """The leaves in the structure, and on the devices, of the example."""
+    expected = {
+        name: (leaf.shape, str(leaf.dtype)) for name, leaf in _named_leaves(example)
+    }
+    found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in leaves.items()}
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"{source} belongs to another run: {name} is {found.get(name)} there "
+                f"and {expected.get(name)} here."
+            )
+
+    def restore(name: str, like: Any) -> Any:
+        value: Any = leaves[name]
+        if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+            value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
+        return jax.device_put(value, like.sharding)
+
+    paths, structure = jax.tree_util.tree_flatten_with_path(example)
+    filled = [restore(_name(path), leaf) for path, leaf in paths]
+    return jax.tree.unflatten(structure, filled)
+
+
+def _named_leaves(state: Any) -> Iterator[tuple[str, np.ndarray]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        yield _name(path), np.asarray(leaf)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _description(leaf: np.ndarray) -> dict[str, Any]:
+    content = np.ascontiguousarray(leaf).tobytes()
+    return {
+        "shape": list(leaf.shape),
+        "dtype": str(leaf.dtype),
+        "checksum": zlib.crc32(content),
+    }
+
+
+def _checksum(text: str) -> int:
+    return zlib.crc32(text.encode())
+
+
+def _insert(tree: dict[str, Any], keys: list[str], leaf: np.ndarray) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = leaf

@@ -1,0 +1,90 @@
+"""training: progress on a terminal as a bar, elsewhere as plain lines."""
+
+import sys
+import time
+from typing import Any
+
+
+class Progress:
+    """Shows how far a run is: metrics, examples per second and the time left.
+
+    Metrics are read from the device only when something is shown, so that steps queue
+    up behind each other in between.
+
+    Args:
+      total_steps: steps of the whole run.
+      initial: steps done in an earlier process.
+      description: what is running.
+      examples_per_step: for the rate.
+      enabled: False shows nothing.
+      interval: seconds between plain lines; a bar is drawn twice a second.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        initial: int = 0,
+        description: str = "",
+        examples_per_step: int = 1,
+        enabled: bool = True,
+        interval: float = 10.0,
+    ) -> None:
+        self._total = total_steps
+        self._initial = initial
+        self._description = description
+        self._examples = examples_per_step
+        self._enabled = enabled
+        self._terminal = enabled and sys.stderr.isatty()
+        self._interval = 0.5 if self._terminal else interval
+        self._start = self._shown = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> "Progress":
+        if self._terminal:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=self._total,
+                initial=self._initial,
+                desc=self._description,
+                unit="step",
+                dynamic_ncols=True,
+            )
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, step: int, **metrics: Any) -> None:
+        """Reports that ``step`` steps are done; metrics are scalars or arrays."""
+        now = time.monotonic()
+        last = step == self._total
+        if not self._enabled or (now - self._shown < self._interval and not last):
+            return
+        self._shown = now
+        values = {name: f"{float(value):.4g}" for name, value in metrics.items()}
+        # Reading the metrics waited for the device: only now is the step really done.
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        rate = (step - self._initial) / elapsed
+        if self._bar is not None:
+            self._bar.set_postfix(values | {"examples/s": f"{rate * self._examples:.0f}"})
+            self._bar.update(step - self._bar.n)
+            return
+        left = (self._total - step) / rate if rate > 0 else float("inf")
+        shown = ", ".join(f"{name} {value}" for name, value in values.items())
+        print(
+            f"{self._description}: step {step}/{self._total}, {shown}, "
+            f"{rate * self._examples:.0f} examples/s, {_duration(left)} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _duration(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "unknown time"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,178 @@
+"""training: a run's directory: flags, revision, metrics, results; nothing is half-written.
+
+The directory alone says how to repeat the run.
+"""
+
+import datetime
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+_FLAGS = "flags.json"
+_METRICS = "metrics.jsonl"
+
+
+class RunDirectory:
+    """A directory of results.
+
+    Args:
+      path: where it is.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], flags: Mapping[str, Any]
+    ) -> "RunDirectory":
+        """Makes a directory for a run, or opens the one that the same flags made.
+
+        Args:
+          path: where.
+          flags: what decides the result; plain values that JSON can hold.
+
+        Raises:
+          ValueError: if the directory belongs to a run with other flags.
+        """
+        run = cls(path)
+        given = json.loads(json.dumps(_plain(dict(flags))))
+        if (run.path / _FLAGS).exists():
+            stored = run.flags()
+            names = sorted(set(given) | set(stored))
+            differing = [n for n in names if given.get(n) != stored.get(n)]
+            if differing:
+                changes = "; ".join(
+                    f"{n} is {stored.get(n)} there and {given.get(n)} here"
+                    for n in differing
+                )
+                raise ValueError(f"{path} holds another run: {changes}.")
+            return run
+        run.write_json(
+            _FLAGS,
+            {
+                "flags": given,
+                "git_revision": git_revision(),
+                "environment": environment(),
+                "command": sys.argv,
+                "date": datetime.datetime.now(datetime.UTC).isoformat(),
+            },
+        )
+        return run
+
+    def flags(self) -> dict[str, Any]:
+        """Returns the flags that the run was made with.
+
+        Raises:
+          FileNotFoundError: if the directory is not that of a run.
+        """
+        return json.loads((self.path / _FLAGS).read_text())["flags"]
+
+    def log(self, step: int, **scalars: Any) -> None:
+        """Appends a line of metrics; what is written survives a kill of the process."""
+        line = json.dumps(_plain({"step": step, **scalars}))
+        with (self.path / _METRICS).open("a") as stream:
+            stream.write(line + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Returns the lines of metrics; one that a kill cut short is left out."""
+        file = self.path / _METRICS
+        if not file.exists():
+            return []
+        lines = []
+        for text in file.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+        return lines
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drops lines after ``step``, which a resumed run will write again."""
+        file = self.path / _METRICS
+        if file.exists():
+            kept = [line for line in self.read_metrics() if line["step"] <= step]
+            _write(file, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file whole or not at all; non-finite numbers become strings."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(_plain(value), indent=2, allow_nan=False)
+        _write(self.path / name, text + "\n")
+
+    def figure_path(self, name: str) -> Path:
+        """Returns where the figure called ``name`` belongs."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return self.path / f"{name}.png"
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Returns the lines of metrics of the run in ``path``."""
+    return RunDirectory(path).read_metrics()
+
+
+def git_revision() -> str | None:
+    """Returns the revision of the checkout opnorm lies in, "-dirty" if changed."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != here.parent.parent:
+            return None
+        dirty = "-dirty" if git("status", "--porcelain") else ""
+        return git("rev-parse", "HEAD") + dirty
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """Returns the hardware and the versions that a result was made with."""
+    devices = jax.devices()
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "device": devices[0].device_kind,
+        "platform": devices[0].platform,
+        "device_count": len(devices),
+        "cpu_count": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as numbers and lists, non-finite numbers as strings."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _plain(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _write(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, file)
