@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 # Flags defined by the functions below belong to the binary that calls them, so that
 # they show in its --help.
@@ -63,6 +63,9 @@ def run(main: Callable[[], None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         del argv
+        # Orbax tells of every file at INFO.
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
         _use_compilation_cache()
         try:
             main()

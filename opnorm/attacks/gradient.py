@@ -128,9 +128,9 @@ def pga(
     Source: Roth et al. 2020, Eqs. 15-18; Madry et al. 2018.
     """
     p, q = linalg.check_exponent("p", p), linalg.check_exponent("q", q)
-    _check_length("epsilon", epsilon, positive=False)
+    linalg.check_length("epsilon", epsilon)
     if step_size is not None:
-        _check_length("step_size", step_size, positive=True)
+        linalg.check_length("step_size", step_size, positive=True)
     _check_count("num_steps", num_steps, 0)
     _check_count("num_restarts", num_restarts, 1)
     _check_bounds(bounds)
@@ -294,16 +294,6 @@ def _check_inputs(x: jax.Array, labels: jax.Array, start: jax.Array | None) -> N
         )
     if start is not None and start.shape != x.shape:
         raise ValueError(f"start has shape {start.shape}; it must be {x.shape}.")
-
-
-def _check_length(name: str, value: Any, *, positive: bool) -> None:
-    if isinstance(value, jax.core.Tracer):
-        return
-    array = jnp.asarray(value)
-    good = array > 0 if positive else (array >= 0) & jnp.isfinite(array)
-    if not bool(jnp.all(good)):
-        allowed = "positive" if positive else "finite and at least 0"
-        raise ValueError(f"{name} is {value}; it must be {allowed}.")
 
 
 def _check_count(name: str, value: Any, least: int) -> None:

@@ -10,6 +10,7 @@ from opnorm.linalg.loops import canonicalize_convolutions, fori_loop, while_loop
 from opnorm.linalg.matrix_norm import MatrixNorm, matrix_norm
 from opnorm.linalg.norms import (
     check_exponent,
+    check_length,
     conjugate_exponent,
     dual_map,
     inner,
@@ -31,6 +32,7 @@ __all__ = [
     "SingularTriplets",
     "canonicalize_convolutions",
     "check_exponent",
+    "check_length",
     "compose",
     "conjugate_exponent",
     "detach",

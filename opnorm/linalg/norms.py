@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_exponent(name: str, p: Any) -> float:
@@ -21,6 +22,26 @@ def check_exponent(name: str, p: Any) -> float:
     if isinstance(p, bool) or not isinstance(p, int | float) or not p >= 1:
         raise ValueError(f"{name} is {p!r}; it must be a number in [1, inf].")
     return float(p)
+
+
+def check_length(name: str, value: Any, *, positive: bool = False) -> None:
+    """Raises ValueError unless every length is finite and at least, or above, zero.
+
+    With ``positive``, infinity is allowed: a step has no greatest length. A traced
+    value is not known yet, and is not checked.
+
+    Args:
+      name: what the error calls the argument.
+      value: a number or an array.
+      positive: whether zero is refused.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    lengths = np.asarray(value)
+    good = lengths > 0 if positive else (lengths >= 0) & np.isfinite(lengths)
+    if not np.all(good):
+        allowed = "positive" if positive else "finite and at least 0"
+        raise ValueError(f"{name} is {value}; it must be {allowed}.")
 
 
 def conjugate_exponent(p: float) -> float:

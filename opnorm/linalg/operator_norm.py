@@ -117,8 +117,7 @@ def check_options(
         raise ValueError(f"num_steps is {num_steps!r}; it must be an int of 0 or more.")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}; it must be positive or None.")
-    if not isinstance(step_size, jax.core.Tracer) and not step_size > 0:
-        raise ValueError(f"step_size is {step_size}; it must be positive, or inf.")
+    norms.check_length("step_size", step_size, positive=True)
     if not isinstance(num_restarts, int) or num_restarts < 1:
         raise ValueError(
             f"num_restarts is {num_restarts!r}; it must be an int of 1 or more."

@@ -165,10 +165,7 @@ def _prepare(x: jax.Array, radius: float | jax.Array) -> tuple[jax.Array, jax.Ar
             f"x has shape {x.shape} and dtype {x.dtype}; it must be floating point "
             "with a leading batch axis."
         )
-    if not isinstance(radius, jax.core.Tracer):
-        values = jnp.asarray(radius)
-        if not bool(jnp.all(values >= 0)):
-            raise ValueError(f"radius is {radius}; it must be at least 0.")
+    norms.check_length("radius", radius)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     limit = jnp.asarray(radius, dtype)
     if limit.ndim > 1 or (limit.ndim == 1 and limit.shape[0] not in (1, x.shape[0])):

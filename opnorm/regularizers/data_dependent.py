@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg, operators
@@ -152,7 +151,7 @@ def jacobian_norm(
     """
     linalg.check_exponent("p", p)
     linalg.check_exponent("q", q)
-    check_epsilon(epsilon)
+    linalg.check_length("epsilon", epsilon)
     if variant not in ("difference", "derivative"):
         raise ValueError(
             f"variant is {variant!r}; it may be 'difference' or 'derivative'."
@@ -176,15 +175,6 @@ def jacobian_norm(
         return Penalty(value, v)
 
     return penalty
-
-
-def check_epsilon(epsilon: Any) -> None:
-    """Raises ValueError for a negative or non-finite epsilon that is not traced."""
-    if isinstance(epsilon, jax.core.Tracer):
-        return
-    values = jnp.asarray(epsilon)
-    if not bool(jnp.all((values >= 0) & jnp.isfinite(values))):
-        raise ValueError(f"epsilon is {epsilon}; it must be finite and at least 0.")
 
 
 def size_penalty(change: jax.Array, *, q: float, squared: bool) -> jax.Array:

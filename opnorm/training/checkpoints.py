@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,15 +59,17 @@ class CheckpointStore:
 
         Args:
           step: its number; greater than those saved before.
-          state: a pytree of arrays and typed keys.
+          state: a pytree of arrays, numpy scalars and typed keys; no key of a dict
+            holds a ".".
           metadata: anything that JSON can hold; "step" is added.
 
         Raises:
-          ValueError: if there is a checkpoint of this or a later step.
+          ValueError: if there is a checkpoint of this or a later step, or the state
+            cannot be stored.
         """
         import orbax.checkpoint as ocp
 
-        leaves = dict(_named_leaves(state))
+        leaves = {name: _host(leaf) for name, leaf in _named_leaves(state).items()}
         body = json.dumps(
             {
                 "metadata": {**metadata, "step": step},
@@ -100,7 +101,8 @@ class CheckpointStore:
         their steps can be saved again; nothing is deleted.
 
         Args:
-          example: a state of the same structure, shapes, dtypes and shardings.
+          example: a state of the same structure, shapes, dtypes and shardings, or its
+            ``jax.eval_shape``. Leaves without a sharding come back as numpy arrays.
 
         Returns:
           The checkpoint, or None if there is none.
@@ -214,9 +216,8 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def _fill(example: Any, leaves: dict[str, np.ndarray], source: Path) -> Any:
     """The leaves in the structure, and on the devices, of the example."""
-    expected = {
-        name: (leaf.shape, str(leaf.dtype)) for name, leaf in _named_leaves(example)
-    }
+    names = _named_leaves(example)
+    expected = {name: _shape_and_dtype(leaf) for name, leaf in names.items()}
     found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in leaves.items()}
     for name in [*expected, *found]:
         if expected.get(name) != found.get(name):
@@ -227,20 +228,45 @@ def _fill(example: Any, leaves: dict[str, np.ndarray], source: Path) -> Any:
 
     def restore(name: str, like: Any) -> Any:
         value: Any = leaves[name]
-        if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        if _is_key(like):
             value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
-        return jax.device_put(value, like.sharding)
+        sharding = getattr(like, "sharding", None)
+        if sharding is not None:
+            return jax.device_put(value, sharding)
+        return value[()] if isinstance(like, np.generic) else value
 
-    paths, structure = jax.tree_util.tree_flatten_with_path(example)
-    filled = [restore(_name(path), leaf) for path, leaf in paths]
-    return jax.tree.unflatten(structure, filled)
+    filled = [restore(name, leaf) for name, leaf in names.items()]
+    return jax.tree.unflatten(jax.tree.structure(example), filled)
 
 
-def _named_leaves(state: Any) -> Iterator[tuple[str, np.ndarray]]:
+def _named_leaves(state: Any) -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        yield _name(path), np.asarray(leaf)
+        name = _name(path)
+        # Otherwise two leaves could share a name, or restore_variables split one.
+        if name in leaves or name.count(".") != len(path) - 1:
+            raise ValueError(f"state has a key with a '.', or two alike, at {name}.")
+        if not hasattr(leaf, "dtype"):
+            raise ValueError(
+                f"state is a {type(leaf).__name__} at {name}; leaves must be arrays, "
+                "numpy scalars or typed keys."
+            )
+        leaves[name] = leaf
+    return leaves
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _host(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], str]:
+    if _is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return tuple(leaf.shape), str(leaf.dtype)
 
 
 def _name(path: Any) -> str:

@@ -37,7 +37,8 @@ class Progress:
         self._enabled = enabled
         self._terminal = enabled and sys.stderr.isatty()
         self._interval = 0.5 if self._terminal else interval
-        self._start = self._shown = time.monotonic()
+        self._created = self._shown = time.monotonic()
+        self._start: float | None = None
         self._bar: Any = None
 
     def __enter__(self) -> "Progress":
@@ -58,21 +59,37 @@ class Progress:
             self._bar.close()
 
     def update(self, step: int, **metrics: Any) -> None:
-        """Reports that ``step`` steps are done; metrics are scalars or arrays."""
+        """Reports that ``step`` steps are done.
+
+        Args:
+          step: number of steps, those of earlier processes included.
+          **metrics: scalars, scalar arrays, or functions that return one; read only
+            when something is shown.
+        """
         now = time.monotonic()
         last = step == self._total
+        if self._start is None and not last:
+            # The first step is left out of the rate: it waited for the compiler.
+            self._start, self._initial = now, step
         if not self._enabled or (now - self._shown < self._interval and not last):
             return
         self._shown = now
-        values = {name: f"{float(value):.4g}" for name, value in metrics.items()}
+        values = {
+            name: f"{float(value() if callable(value) else value):.4g}"
+            for name, value in metrics.items()
+        }
         # Reading the metrics waited for the device: only now is the step really done.
-        elapsed = max(time.monotonic() - self._start, 1e-9)
+        elapsed = max(time.monotonic() - (self._start or self._created), 1e-9)
         rate = (step - self._initial) / elapsed
         if self._bar is not None:
-            self._bar.set_postfix(values | {"examples/s": f"{rate * self._examples:.0f}"})
+            self._bar.set_postfix(
+                values | {"examples/s": f"{rate * self._examples:.0f}"}
+            )
             self._bar.update(step - self._bar.n)
             return
-        left = (self._total - step) / rate if rate > 0 else float("inf")
+        left = 0.0 if last else float("inf")
+        if rate > 0:
+            left = (self._total - step) / rate
         shown = ", ".join(f"{name} {value}" for name, value in values.items())
         print(
             f"{self._description}: step {step}/{self._total}, {shown}, "

@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,22 +34,29 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], flags: Mapping[str, Any]
+        cls,
+        path: str | os.PathLike[str],
+        flags: Mapping[str, Any],
+        *,
+        may_differ: Collection[str] = (),
     ) -> "RunDirectory":
         """Makes a directory for a run, or opens the one that the same flags made.
 
         Args:
           path: where.
           flags: what decides the result; plain values that JSON can hold.
+          may_differ: names of flags that do not change the result, such as where the
+            data are; the directory keeps those it was made with.
 
         Raises:
-          ValueError: if the directory belongs to a run with other flags.
+          ValueError: if the directory belongs to a run with other flags, or its flags
+            cannot be read.
         """
         run = cls(path)
         given = json.loads(json.dumps(_plain(dict(flags))))
         if (run.path / _FLAGS).exists():
             stored = run.flags()
-            names = sorted(set(given) | set(stored))
+            names = sorted((set(given) | set(stored)) - set(may_differ))
             differing = [n for n in names if given.get(n) != stored.get(n)]
             if differing:
                 changes = "; ".join(
@@ -75,14 +82,23 @@ class RunDirectory:
 
         Raises:
           FileNotFoundError: if the directory is not that of a run.
+          ValueError: if the file is damaged.
         """
-        return json.loads((self.path / _FLAGS).read_text())["flags"]
+        file = self.path / _FLAGS
+        try:
+            return json.loads(file.read_text())["flags"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{file} is damaged: {error}.") from error
 
     def log(self, step: int, **scalars: Any) -> None:
         """Appends a line of metrics; what is written survives a kill of the process."""
         line = json.dumps(_plain({"step": step, **scalars}))
-        with (self.path / _METRICS).open("a") as stream:
-            stream.write(line + "\n")
+        with (self.path / _METRICS).open("ab+") as stream:
+            # A kill may have cut the last line short; do not write on behind it.
+            if stream.tell():
+                stream.seek(-1, os.SEEK_END)
+                line = line if stream.read() == b"\n" else "\n" + line
+            stream.write(f"{line}\n".encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns the lines of metrics; one that a kill cut short is left out."""
@@ -90,7 +106,7 @@ class RunDirectory:
         if not file.exists():
             return []
         lines = []
-        for text in file.read_text().splitlines():
+        for text in file.read_text(errors="replace").splitlines():
             try:
                 lines.append(json.loads(text))
             except json.JSONDecodeError:
@@ -123,7 +139,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def git_revision() -> str | None:
     """Returns the revision of the checkout opnorm lies in, "-dirty" if changed."""
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here), *arguments]
@@ -131,7 +147,7 @@ def git_revision() -> str | None:
         return done.stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")) != here.parent.parent:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent.parent:
             return None
         dirty = "-dirty" if git("status", "--porcelain") else ""
         return git("rev-parse", "HEAD") + dirty
@@ -141,6 +157,9 @@ def git_revision() -> str | None:
 
 def environment() -> dict[str, Any]:
     """Returns the hardware and the versions that a result was made with."""
+    # Not at the top: opnorm imports this module before it knows its version.
+    from opnorm import __version__
+
     devices = jax.devices()
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
@@ -150,6 +169,7 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
+        "opnorm": __version__,
         **{name: metadata.version(name) for name in packages},
     }
 

@@ -107,8 +107,8 @@ def make_step(
         )
         metrics = auxiliary.metrics | {
             "loss": loss,
-            "gradient_norm": optax.global_norm(gradient),
-            "update_norm": optax.global_norm(updates),
+            "gradient_norm": optax.tree.norm(gradient),
+            "update_norm": optax.tree.norm(updates),
         }
         return (
             TrainState(
