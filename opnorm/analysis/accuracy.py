@@ -3,8 +3,8 @@
 A network is given as ``apply(variables, x) -> logits`` and its variables, so that one
 compiled function serves every network of the same shape, every epsilon, and every
 batch: the last batch is filled up, and what filled it is left out of the results.
-Functions are compiled once per ``apply``, which should therefore be one object and not
-a new lambda each time.
+Functions are compiled once per ``apply`` and ``attack``, which should therefore each be
+one object and not a new lambda each time.
 """
 
 import functools
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opnorm import attacks, operators
+from opnorm import attacks, linalg, operators
 
 Apply = Callable[[Any, jax.Array], jax.Array]
 AttackFactory = Callable[[Any], attacks.Attack]
@@ -99,10 +99,12 @@ def robust_accuracy(
       An accuracy per epsilon.
 
     Raises:
-      ValueError: for no examples, or labels or a batch size that do not fit.
+      ValueError: for no examples, labels or a batch size that do not fit, images that
+        are neither uint8 nor float, or a negative budget.
 
     Source: Roth et al. 2020, Fig. 3.
     """
+    linalg.check_length("epsilons", np.asarray(epsilons))
 
     def one(epsilon: float) -> Accuracy:
         arguments = (jnp.float32(epsilon), key)
@@ -133,6 +135,7 @@ def perturbations(
 
     Arguments and errors are those of :func:`robust_accuracy`.
     """
+    linalg.check_length("epsilon", epsilon)
     return _in_batches(
         _perturbed(apply, attack),
         variables,
@@ -164,9 +167,7 @@ def jacobian_spectrum(
 
     Source: Roth et al. 2020, Fig. 2 left (there of the features).
     """
-    return Spectrum(
-        *_in_batches(_singular(apply, k), variables, (images,), batch_size)
-    )
+    return Spectrum(*_in_batches(_singular(apply, k), variables, (images,), batch_size))
 
 
 @functools.lru_cache(maxsize=16)
@@ -246,6 +247,9 @@ def _in_batches(
             f"images and labels have {[len(array) for array in arrays]} examples; they "
             "must have the same number, at least 1."
         )
+    pixels = arrays[0].dtype
+    if pixels != np.uint8 and not jnp.issubdtype(pixels, jnp.floating):
+        raise ValueError(f"images has dtype {pixels}; it must be uint8 or float.")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
     size = min(batch_size, count)

@@ -25,9 +25,9 @@ def alignment(perturbation: jax.Array, direction: jax.Array) -> jax.Array:
 
     Source: Roth et al. 2020, Figs. 2 and 8.
     """
-    first = linalg.dual_map(jnp.asarray(perturbation), 2.0)
-    second = linalg.dual_map(jnp.asarray(direction), 2.0)
-    return jnp.abs(linalg.inner(first, second))
+    first = linalg.dual_map(_wide(perturbation), 2.0)
+    second = linalg.dual_map(_wide(direction), 2.0)
+    return jnp.minimum(jnp.abs(linalg.inner(first, second)), 1.0)
 
 
 def pearson_alignment(perturbation: jax.Array, direction: jax.Array) -> jax.Array:
@@ -48,8 +48,12 @@ def pearson_alignment(perturbation: jax.Array, direction: jax.Array) -> jax.Arra
     """
     centred = []
     for array in (perturbation, direction):
-        flat = jnp.asarray(array).reshape(len(array), -1)
-        centred.append(flat - jnp.mean(flat, axis=1, keepdims=True))
+        wide = _wide(array)
+        axes = tuple(range(1, wide.ndim))
+        varies = jnp.ptp(wide, axis=axes, keepdims=True) > 0
+        # What rounding leaves of a constant is not a direction.
+        mean = jnp.mean(wide, axis=axes, keepdims=True)
+        centred.append(jnp.where(varies, wide - mean, 0.0))
     return alignment(*centred)
 
 
@@ -65,3 +69,8 @@ def expected_random_alignment(size: int) -> float:
         raise ValueError(f"size is {size}; it must be at least 1.")
     log_ratio = math.lgamma(size / 2) - math.lgamma((size + 1) / 2)
     return math.exp(log_ratio) / math.sqrt(math.pi)
+
+
+def _wide(array: jax.Array) -> jax.Array:
+    array = jnp.asarray(array)
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))

@@ -1,4 +1,4 @@
-"""attacks: perturbations of an input that change a network's decision. Imports linalg."""
+"""attacks: perturbations of an input that change the decision. Imports linalg."""
 
 from opnorm.attacks.gradient import Attack, fgm, pga, uniform_noise
 from opnorm.attacks.losses import cross_entropy, logit_distance, margin

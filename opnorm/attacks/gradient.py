@@ -30,8 +30,8 @@ class Attack(Protocol):
       start: shape of ``x``: where to start instead of at x or at random.
 
     Returns:
-      Shape and dtype of ``x``: within the budget and the bounds (up to rounding), and
-      finite if x is. No gradient flows through it.
+      Shape and dtype of ``x``: inside the bounds, within the budget up to rounding,
+      and finite if x is, whatever f does. No gradient flows through it.
     """
 
     def __call__(
@@ -102,16 +102,23 @@ def pga(
     gradient is zero or not finite, the point stays. A step costs one forward and one
     backward pass to the input; several restarts cost one forward pass more each.
 
+    Clipping to the box after projecting on the ball can leave budget unused: for p = 1
+    a pixel at its bound may stay the steepest one, and the attack then stands still.
+    For p other than 1, 2 and inf the dual map is not the gradient of what the
+    projection preserves, and small steps stop short of the maximum even of a linear
+    loss; ``step_size=inf`` reaches it.
+
     Args:
       p: exponent of the norm, in [1, inf].
       epsilon: budget in pixel units, at least 0; scalar or ``(B,)``, may be traced, so
         that a list of budgets needs one compilation.
       num_steps: steps, at least 0.
-      step_size: positive, scalar or ``(B,)``; None for ``2 epsilon / num_steps``; inf
-        for the limit.
+      step_size: positive, scalar or ``(B,)``, may be traced; None for ``2 epsilon /
+        num_steps``; inf for the limit.
       random_start: start at a uniform sample of the ball instead of x.
-      num_restarts: random starts, at least 1; per example a misclassified point is
-        kept before one that is not, then the highest loss.
+      num_restarts: random starts, at least 1; per example a point that reaches the
+        goal is kept before one that does not ("logit_distance" has no goal), then
+        the highest loss.
       loss: "cross_entropy" or "margin" (see :mod:`opnorm.attacks.losses`),
         "logit_distance" (Lq distance to the clean logits; ignores labels), or a
         function ``(logits (B, K), labels (B,)) -> (B,)``.
@@ -137,6 +144,8 @@ def pga(
     named = (*losses.NAMED, "logit_distance")
     if isinstance(loss, str) and loss not in named:
         raise ValueError(f"loss is {loss!r}; it may be {', '.join(named)}.")
+    if loss == "logit_distance" and targeted:
+        raise ValueError("loss 'logit_distance' has no labels; targeted must be False.")
     if num_restarts > 1 and not random_start:
         raise ValueError("num_restarts needs random_start=True: they would be alike.")
 
@@ -151,12 +160,14 @@ def pga(
         _check_inputs(x, labels, start)
         if loss == "logit_distance" and not random_start and start is None:
             raise ValueError(
-                "loss 'logit_distance' has no gradient at x; it needs random_start=True "
-                "or a start."
+                "loss 'logit_distance' has no gradient at x; it needs "
+                "random_start=True or a start."
             )
         if key is None and random_start and (start is None or num_restarts > 1):
             raise ValueError("key is None; random_start needs one.")
         x = lax.stop_gradient(x)
+        if start is not None:
+            start = lax.stop_gradient(start).astype(x.dtype)
         f = linalg.detach(f, x)
         objective = _objective(f, x, labels, loss, q, targeted)
         gradient = jax.grad(lambda z: jnp.sum(objective(z)[0]))
@@ -164,10 +175,14 @@ def pga(
         def one(begin: jax.Array) -> jax.Array:
             def step(_: Any, delta: jax.Array) -> jax.Array:
                 ascent = gradient(x + delta)
-                return _advance(x, delta, ascent, p, epsilon, step_size, num_steps, bounds)
+                return _advance(
+                    x, delta, ascent, p, epsilon, step_size, num_steps, bounds
+                )
 
             begin = _confine(x, begin - x, p, epsilon, bounds)
-            return x + linalg.fori_loop(num_steps, step, begin)
+            end = x + linalg.fori_loop(num_steps, step, begin)
+            # Adding x back rounds, and may round out of the box.
+            return end if bounds is None else jnp.clip(end, *bounds)
 
         def begin(restart: Any) -> jax.Array:
             if not random_start or key is None:
@@ -181,19 +196,20 @@ def pga(
         if num_restarts == 1:
             return lax.stop_gradient(one(begin(0)))
 
-        def scored(point: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def better(restart: jax.Array, best: Any) -> Any:
+            point = one(begin(restart))
             value, logits = objective(point)
-            reached = jnp.argmax(logits, axis=1) == labels
-            return point, reached == targeted, jnp.nan_to_num(value, nan=-jnp.inf)
-
-        def better(i: jax.Array, best: Any) -> Any:
-            new = scored(one(begin(i + 1)))
-            (_, old_hit, old_value), (_, hit, value) = best, new
+            value = jnp.nan_to_num(value, nan=-jnp.inf).astype(wide)
+            hit = (jnp.argmax(logits, axis=1) == labels) == targeted
+            hit &= loss != "logit_distance"
+            _, old_value, old_hit = best
             wins = (hit & ~old_hit) | ((hit == old_hit) & (value > old_value))
+            new = (point, value, hit)
             return jax.tree.map(lambda a, b: jnp.where(_like(wins, a), a, b), new, best)
 
-        first = scored(one(begin(0)))
-        return lax.stop_gradient(linalg.fori_loop(num_restarts - 1, better, first)[0])
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        worst = (x, jnp.full(len(x), -jnp.inf, wide), jnp.zeros(len(x), bool))
+        return lax.stop_gradient(linalg.fori_loop(num_restarts, better, worst)[0])
 
     return attack
 
@@ -254,13 +270,12 @@ def _advance(
     direction = linalg.dual_map(ascent, linalg.conjugate_exponent(p))
     if step_size is None:
         step_size = 2 * jnp.asarray(epsilon) / num_steps
-    unlimited = not isinstance(step_size, jax.core.Tracer | jax.Array)
-    if unlimited and step_size == math.inf:
-        moved = linalg.scale(direction, jnp.asarray(epsilon, direction.dtype))
-        alive = linalg.norm(direction, math.inf) > 0
-        moved = jnp.where(_like(alive, x), moved, delta)
-    else:
-        moved = delta + linalg.scale(direction, jnp.asarray(step_size, direction.dtype))
+    step_size = jnp.asarray(step_size, direction.dtype)
+    unlimited = jnp.isinf(step_size)
+    walked = delta + linalg.scale(direction, jnp.where(unlimited, 0.0, step_size))
+    jumped = linalg.scale(direction, jnp.asarray(epsilon, direction.dtype))
+    jumps = unlimited & (linalg.norm(direction, math.inf) > 0)
+    moved = jnp.where(_like(jumps, x), jumped, walked)
     return _confine(x, moved, p, epsilon, bounds)
 
 

@@ -55,7 +55,8 @@ def golub_kahan(
       key: typed key for a random start.
 
     Returns:
-      The triplets with error bars.
+      The triplets with error bars; for a map with NaN, values of NaN and finite
+      vectors.
 
     Raises:
       ValueError: for k or num_steps out of range, no start, or one of another shape.
@@ -105,6 +106,7 @@ def golub_kahan(
         jnp.zeros((batch, steps), wide),
         jnp.zeros((batch,), wide),
     )
+    carry = jax.tree.map(linear_map.spread, carry)
 
     def body(j: jax.Array, carry: Any) -> Any:
         us, vs, alphas, betas, size = carry
@@ -127,11 +129,12 @@ def golub_kahan(
     small = jnp.zeros((batch, steps + 1, steps), wide)
     small = small.at[:, rows, rows].set(alphas).at[:, rows + 1, rows].set(betas)
     left, values, right = jnp.linalg.svd(small, full_matrices=False)
-    lefts = jnp.einsum("bik,bid->bkd", left[:, :, :k], us)
-    rights = jnp.einsum("bki,bin->bkn", right[:, :k], vs)
-    values = values[:, :k]
-    final = _orthogonalize(pull(us[:, -1]), vs)
-    residual = jnp.linalg.norm(final, axis=1)[:, None] * jnp.abs(left[:, -1, :k])
+    lefts = jnp.einsum("bik,bid->bkd", left[:, :, :k], us, precision="highest")
+    rights = jnp.einsum("bki,bin->bkn", right[:, :k], vs, precision="highest")
+    final = jnp.linalg.norm(_orthogonalize(pull(us[:, -1]), vs), axis=1)[:, None]
+    residual = final * jnp.abs(left[:, -1, :k])
+    # A map that is not finite breaks every step down, which would read as zero.
+    values = jnp.where(jnp.isfinite(final), values[:, :k], jnp.nan)
     return SingularTriplets(
         values,
         rights.reshape(batch, k, *linear_map.in_shape),
@@ -142,8 +145,10 @@ def golub_kahan(
 
 def _orthogonalize(x: jax.Array, basis: jax.Array) -> jax.Array:
     """x without its components in the rows of the basis; twice is enough."""
+    # At the reduced default precision of some accelerators it would not be.
     for _ in range(2):
-        x = x - jnp.einsum("bi,bin->bn", jnp.einsum("bin,bn->bi", basis, x), basis)
+        along = jnp.einsum("bin,bn->bi", basis, x, precision="highest")
+        x = x - jnp.einsum("bi,bin->bn", along, basis, precision="highest")
     return x
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 class LinearMap(NamedTuple):
@@ -18,6 +19,7 @@ class LinearMap(NamedTuple):
       in_shape: shape of one input, without the batch.
       out_shape: shape of one output, without the batch.
       dtype: of vectors on both sides.
+      axes: mesh axes along which the maps differ, inside ``shard_map``.
     """
 
     matvec: Callable[[jax.Array], jax.Array]
@@ -26,6 +28,7 @@ class LinearMap(NamedTuple):
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     dtype: Any
+    axes: frozenset[str] = frozenset()
 
     @property
     def T(self) -> "LinearMap":  # noqa: N802
@@ -37,6 +40,7 @@ class LinearMap(NamedTuple):
             self.out_shape,
             self.in_shape,
             self.dtype,
+            self.axes,
         )
 
     @property
@@ -48,6 +52,15 @@ class LinearMap(NamedTuple):
     def out_size(self) -> int:
         """d, the number of outputs of each map."""
         return math.prod(self.out_shape)
+
+    def spread(self, array: jax.Array) -> jax.Array:
+        """``array``, marked as differing along the mesh axes of the maps.
+
+        ``shard_map`` tells shared values from those of each device by their type, and
+        a loop over a map has to start from the type that its body returns.
+        """
+        missing = tuple(self.axes - varying_axes(array))
+        return lax.pcast(array, missing, to="varying") if missing else array
 
     def gram(self) -> "LinearMap":
         """Returns A^T A, a symmetric map on inputs."""
@@ -76,6 +89,7 @@ def compose(outer: LinearMap, inner: LinearMap) -> LinearMap:
         inner.in_shape,
         outer.out_shape,
         inner.dtype,
+        outer.axes | inner.axes,
     )
 
 
@@ -91,13 +105,22 @@ def from_matrix(matrix: jax.Array) -> LinearMap:
     matrix = as_batch(matrix)
     batch, d, n = matrix.shape
     return LinearMap(
-        lambda v: jnp.einsum("bdn,bn->bd", matrix, v),
-        lambda u: jnp.einsum("bdn,bd->bn", matrix, u),
+        # The default of some accelerators rounds float32 factors to 10 bits.
+        lambda v: jnp.einsum("bdn,bn->bd", matrix, v, precision="highest"),
+        lambda u: jnp.einsum("bdn,bd->bn", matrix, u, precision="highest"),
         batch,
         (n,),
         (d,),
         matrix.dtype,
+        varying_axes(matrix),
     )
+
+
+def varying_axes(array: jax.Array) -> frozenset[str]:
+    """The mesh axes along which an array differs, inside ``shard_map``."""
+    # Not in the documented interface: absent, loops outside shard_map still work.
+    kind = getattr(jax.typeof(array), "manual_axis_type", None)
+    return frozenset(getattr(kind, "varying", ()))
 
 
 def as_batch(matrix: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""linalg: (p, q) operator norms by the power method and by projected gradient ascent."""
+"""linalg: (p, q) operator norms by the power method and by gradient ascent."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ class OperatorNorm(NamedTuple):
     """A (p, q) operator norm per example and the vectors that attain it.
 
     Attributes:
-      value: ``(B,)``, ``||A v||_q``, a lower bound of the norm that is exact at a global
-        maximiser.
+      value: ``(B,)``, ``||A v||_q``, a lower bound of the norm that is exact at a
+        global maximiser.
       right: ``(B, *in_shape)``, v with ``||v||_p = 1``.
       left: ``(B, *out_shape)``, ``u = T_q(A v)``, so that ``<u, A v> = value``.
       residual: ``(B,)``, ``(||A^T u||_{p*} - ||A v||_q) / ||A^T u||_{p*}`` in [0, 1]:
@@ -64,11 +64,13 @@ def operator_norm(
         ``num_steps`` steps. A positive number; forbids reverse-mode differentiation.
       step_size: inf for the power method, or a positive step.
       num_restarts: starts, at least 1; the best value of each example is kept.
-      init: ``(B, *in_shape)``, the first start, normalised here; random if None.
+      init: ``(B, *in_shape)``, the first start, normalised here; random if None. An
+        example without a direction (zero or not finite) starts from equal entries.
       key: typed key for random starts; may be None if ``init`` is all that is needed.
 
     Returns:
-      Values, vectors and residuals. A zero map has value 0 and keeps its start.
+      Values, vectors and residuals. A zero map has value 0 and keeps its start; one
+      with NaN has value NaN and finite vectors.
 
     Raises:
       ValueError: for an argument out of its range, a missing key, or an ``init`` of
@@ -84,17 +86,17 @@ def operator_norm(
     if key is None and (init is None or num_restarts > 1):
         raise ValueError("key is None; it is needed for random starts.")
     like = jnp.zeros(shape, linear_map.dtype)
+    given = like if init is None else _unit(jnp.asarray(init, like.dtype), p)
 
     def start(restart: Any) -> jax.Array:
         if key is None:
-            return _unit(init, p)
+            return given
         drawn = projections.sample_sphere(jax.random.fold_in(key, restart), like, p)
-        if init is None:
-            return drawn
-        return jnp.where(restart == 0, _unit(init.astype(drawn.dtype), p), drawn)
+        return drawn if init is None else jnp.where(restart == 0, given, drawn)
 
     def one(restart: Any) -> OperatorNorm:
-        return _ascend(linear_map, start(restart), p, q, num_steps, tolerance, step_size)
+        v = linear_map.spread(start(restart))
+        return _ascend(linear_map, v, p, q, num_steps, tolerance, step_size)
 
     best = one(0)
     if num_restarts == 1:
@@ -189,17 +191,26 @@ def _state(linear_map: LinearMap, v: jax.Array, p: float, q: float, step: Any) -
 def _better(first: OperatorNorm, second: OperatorNorm) -> OperatorNorm:
     """Per example the larger value; steps add up."""
     wins = second.value > first.value
-    chosen = [
-        jnp.where(_column(wins, a), b, a)
-        for a, b in zip(first[:4], second[:4], strict=True)
-    ]
-    return OperatorNorm(*chosen, first.num_steps + second.num_steps)
+
+    def pick(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(_column(wins, a), b, a)
+
+    return OperatorNorm(
+        pick(first.value, second.value),
+        pick(first.right, second.right),
+        pick(first.left, second.left),
+        pick(first.residual, second.residual),
+        first.num_steps + second.num_steps,
+    )
 
 
 def _unit(v: jax.Array, p: float) -> jax.Array:
     length = norms.norm(v, p)
-    return norms.scale(v, 1 / jnp.where(length > 0, length, 1.0))
+    usable = jnp.isfinite(length) & (length >= jnp.finfo(length.dtype).tiny)
+    # A start of zero would stay zero, and report a norm of zero.
+    v = jnp.where(_column(usable, v), v, 1.0)
+    return (v / _column(norms.norm(v, p), v)).astype(v.dtype)
 
 
-def _column(mask: jax.Array, like: jax.Array) -> jax.Array:
-    return mask.reshape(mask.shape + (1,) * (like.ndim - 1))
+def _column(values: jax.Array, like: jax.Array) -> jax.Array:
+    return values.reshape(values.shape + (1,) * (like.ndim - 1))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg
+from opnorm.linalg.linear_map import varying_axes
 
 BatchFunction = Callable[[jax.Array], jax.Array]
 
@@ -31,17 +32,20 @@ def jacobian_map(f: BatchFunction, x: jax.Array) -> linalg.LinearMap:
     Source: Roth et al. 2020, Eqs. 1-2.
     """
     d = check(f, x)
-    _, push = jax.linearize(f, x)
+    axes = varying_axes(x)
+    out, push = jax.linearize(f, x)
     pull = jax.linear_transpose(push, x)
-    dtype = jax.eval_shape(f, x).dtype
-    return linalg.LinearMap(
-        lambda v: push(v.astype(x.dtype)),
-        lambda u: pull(u.astype(dtype))[0],
-        x.shape[0],
-        x.shape[1:],
-        (d,),
-        x.dtype,
+
+    def matvec(v: jax.Array) -> jax.Array:
+        return push(linear_map.spread(v.astype(x.dtype)))
+
+    def rmatvec(u: jax.Array) -> jax.Array:
+        return pull(linear_map.spread(u.astype(out.dtype)))[0]
+
+    linear_map = linalg.LinearMap(
+        matvec, rmatvec, x.shape[0], x.shape[1:], (d,), x.dtype, axes
     )
+    return linear_map
 
 
 def directional_derivative(f: BatchFunction, x: jax.Array, v: jax.Array) -> jax.Array:
@@ -142,13 +146,14 @@ def materialize(linear_map: linalg.LinearMap) -> jax.Array:
     apply = linear_map.rmatvec if backward else linear_map.matvec
     shape = linear_map.out_shape if backward else linear_map.in_shape
 
-    def body(i: jax.Array, rows: jax.Array) -> jax.Array:
+    def body(i: jax.Array, matrix: jax.Array) -> jax.Array:
         basis = jnp.broadcast_to(jax.nn.one_hot(i, count, dtype=dtype), (batch, count))
-        row = apply(basis.reshape(batch, *shape)).reshape(batch, size)
-        return rows.at[i].set(row.astype(dtype))
+        line = apply(basis.reshape(batch, *shape)).reshape(batch, size).astype(dtype)
+        # In place: rearranging at the end would hold the matrix twice.
+        return matrix.at[(slice(None), i) if backward else (..., i)].set(line)
 
-    rows = linalg.fori_loop(count, body, jnp.zeros((count, batch, size), dtype))
-    return jnp.moveaxis(rows, 0, 1) if backward else jnp.moveaxis(rows, 0, 2)
+    empty = linear_map.spread(jnp.zeros((batch, d, n), dtype))
+    return linalg.fori_loop(count, body, empty)
 
 
 def check(f: BatchFunction, x: jax.Array) -> int:

@@ -62,7 +62,8 @@ def jacobian_norm(
       tolerance: largest residual to stop an iteration at, or None.
       step_size: inf for the power method, or that of projected gradient ascent.
       num_restarts: starts of an iteration; the best per example is kept.
-      init: shape of ``x``: the first start, such as the ``right`` of an earlier call.
+      init: shape of ``x``: the first start, such as the ``right`` of an earlier call;
+        an exact "dense" norm has no use for it.
       key: typed key of random starts; "dense" needs none.
 
     Returns:
@@ -93,9 +94,10 @@ def jacobian_norm(
         elif d <= _ROWS_PER_STEP * num_steps:
             method = "dense"
         else:
-            method = "golub_kahan" if euclidean else "iterative"
+            method = "golub_kahan" if euclidean and num_steps else "iterative"
     frozen = linalg.detach(f, x)
     fixed = lax.stop_gradient(x)
+    init = None if init is None else lax.stop_gradient(init)
     linear_map = jacobian.jacobian_map(frozen, fixed)
     if method == "iterative":
         found = linalg.operator_norm(
@@ -112,7 +114,7 @@ def jacobian_norm(
     elif method == "golub_kahan":
         found = _golub_kahan(linear_map, num_steps, init, key)
     else:
-        found = _dense(linear_map, p, q, num_steps, num_restarts, key)
+        found = _dense(linear_map, p, q, num_steps, num_restarts, init, key)
     right = lax.stop_gradient(found.right).astype(x.dtype)
     image = jacobian.directional_derivative(f, x, right)
     left = lax.stop_gradient(linalg.dual_map(image, q))
@@ -198,6 +200,7 @@ def _dense(
     q: float,
     num_steps: int,
     num_restarts: int,
+    init: jax.Array | None,
     key: jax.Array | None,
 ) -> linalg.OperatorNorm:
     matrix = jacobian.materialize(linear_map)
@@ -206,21 +209,35 @@ def _dense(
         # Scaled, so that squares neither overflow nor vanish.
         size = jnp.max(jnp.abs(wide), axis=(1, 2), keepdims=True)
         scaled = wide / jnp.where((size > 0) & jnp.isfinite(size), size, 1.0)
-        _, vectors = jnp.linalg.eigh(jnp.einsum("bdn,ben->bde", scaled, scaled))
-        pulled = jnp.einsum("bdn,bd->bn", scaled, vectors[:, :, -1])
+        gram = jnp.einsum("bdn,ben->bde", scaled, scaled, precision="highest")
+        _, vectors = jnp.linalg.eigh(gram)
+        top = vectors[:, :, -1]
+        pulled = jnp.einsum("bdn,bd->bn", scaled, top, precision="highest")
         right = linalg.dual_map(pulled, 2.0)
         fallback = jax.nn.one_hot(jnp.zeros(len(wide), int), wide.shape[2])
-        zero = linalg.norm(pulled, 2.0) == 0
-        right = jnp.where(zero[:, None], fallback.astype(wide.dtype), right)
+        # Not zero and not NaN, either of which leaves no direction.
+        alive = linalg.norm(right, 2.0) > 0
+        right = jnp.where(alive[:, None], right, fallback.astype(wide.dtype))
     else:
-        right = linalg.matrix_norm(
+        best = linalg.matrix_norm(
             wide,
             p,
             q,
             num_steps=num_steps,
             num_restarts=max(num_restarts, 10),
             key=key,
-        ).right
+        )
+        right = best.right
+        if init is not None and not best.exact:
+            warm = linalg.operator_norm(
+                linalg.from_matrix(wide),
+                p=p,
+                q=q,
+                num_steps=num_steps,
+                init=init.reshape(right.shape),
+            )
+            wins = warm.value > best.value
+            right = jnp.where(wins[:, None], warm.right, right)
     value, left, _, residual = evaluate(linalg.from_matrix(wide), right, p, q)
     shaped = right.reshape(len(wide), *linear_map.in_shape)
     return linalg.OperatorNorm(value, shaped, left, residual, jnp.int32(0))

@@ -1,9 +1,10 @@
 """training: checkpoints that are whole or not there, checked byte for byte.
 
 Orbax writes a checkpoint under another name and renames it, so one that a kill
-interrupted does not count. But it keeps no checksum, and a flipped bit in an array would
-be restored as another number; so a checksum of every leaf is stored beside the state
-and compared when it is read, and a damaged checkpoint is passed over for the one before.
+interrupted does not count. But it keeps no checksum, and a flipped bit in an array
+would be restored as another number; so a checksum of every leaf is stored beside the
+state and compared when it is read, and a damaged checkpoint is passed over for the one
+before.
 """
 
 import json
@@ -64,9 +65,11 @@ class CheckpointStore:
           metadata: anything that JSON can hold; "step" is added.
 
         Raises:
-          ValueError: if there is a checkpoint of this or a later step, or the state
-            cannot be stored.
+          ValueError: if there is a checkpoint of this or a later step, the step is
+            negative, or the state cannot be stored.
         """
+        if step < 0:
+            raise ValueError(f"step is {step}; it must be at least 0.")
         import orbax.checkpoint as ocp
 
         leaves = {name: _host(leaf) for name, leaf in _named_leaves(state).items()}
@@ -84,7 +87,10 @@ class CheckpointStore:
         saved = self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(leaves),
+                # Orbax refuses empty arrays; their description says all of them.
+                state=ocp.args.StandardSave(
+                    {k: v for k, v in leaves.items() if v.size}
+                ),
                 meta=ocp.args.JsonSave({"body": body, "checksum": _checksum(body)}),
             ),
         )
@@ -101,8 +107,8 @@ class CheckpointStore:
         their steps can be saved again; nothing is deleted.
 
         Args:
-          example: a state of the same structure, shapes, dtypes and shardings, or its
-            ``jax.eval_shape``. Leaves without a sharding come back as numpy arrays.
+          example: a state of the same structure, shapes, dtypes and shardings. Leaves
+            that are not jax arrays come back as numpy's.
 
         Returns:
           The checkpoint, or None if there is none.
@@ -196,12 +202,15 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if _checksum(meta["body"]) != meta["checksum"]:
             raise _Damaged("its metadata do not have their checksum")
         body = json.loads(meta["body"])
+        if str(body["metadata"]["step"]) != directory.name:
+            raise _Damaged(f"it is one of step {body['metadata']['step']}")
         blank = {
             name: np.zeros(leaf["shape"], jnp.dtype(leaf["dtype"]))
             for name, leaf in body["leaves"].items()
         }
         with ocp.StandardCheckpointer() as reader:
-            leaves = reader.restore(directory / "state", blank)
+            stored = {name: leaf for name, leaf in blank.items() if leaf.size}
+            leaves = blank | reader.restore(directory / "state", stored)
     except _Damaged:
         raise
     # Whatever a damaged file makes orbax or its libraries raise.
@@ -230,9 +239,10 @@ def _fill(example: Any, leaves: dict[str, np.ndarray], source: Path) -> Any:
         value: Any = leaves[name]
         if _is_key(like):
             value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
-        sharding = getattr(like, "sharding", None)
-        if sharding is not None:
-            return jax.device_put(value, sharding)
+            return jax.device_put(value, like.sharding)
+        if isinstance(like, jax.Array):
+            # Copied: the state may be donated, and this memory is numpy's.
+            return jax.device_put(value, like.sharding, may_alias=False)
         return value[()] if isinstance(like, np.generic) else value
 
     filled = [restore(name, leaf) for name, leaf in names.items()]

@@ -1,6 +1,6 @@
-"""training: a run's directory: flags, revision, metrics, results; nothing is half-written.
+"""training: a run's directory: flags, revision, metrics, results.
 
-The directory alone says how to repeat the run.
+The directory alone says how to repeat the run, and nothing in it is half-written.
 """
 
 import datetime
@@ -53,6 +53,8 @@ class RunDirectory:
             cannot be read.
         """
         run = cls(path)
+        if run.path.exists() and not run.path.is_dir():
+            raise ValueError(f"{path} is a file, not the directory of a run.")
         given = json.loads(json.dumps(_plain(dict(flags))))
         if (run.path / _FLAGS).exists():
             stored = run.flags()
@@ -158,7 +160,7 @@ def git_revision() -> str | None:
 def environment() -> dict[str, Any]:
     """Returns the hardware and the versions that a result was made with."""
     # Not at the top: opnorm imports this module before it knows its version.
-    from opnorm import __version__
+    import opnorm
 
     devices = jax.devices()
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -169,7 +171,7 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
-        "opnorm": __version__,
+        "opnorm": opnorm.__version__,
         **{name: metadata.version(name) for name in packages},
     }
 
@@ -181,7 +183,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _plain(np.asarray(value).tolist())
+        array = np.asarray(value)
+        # Numbers that are not NumPy's own, such as bfloat16.
+        array = array.astype(np.float32) if array.dtype.kind == "V" else array
+        return _plain(array.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Path):

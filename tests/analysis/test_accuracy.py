@@ -1,0 +1,161 @@
+"""tests: accuracy, robust accuracy and spectra over a data set in filled-up batches."""
+
+import functools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opnorm import analysis, attacks
+
+W = np.random.default_rng(5).normal(size=(6, 3)).astype(np.float32)
+IMAGES = np.random.default_rng(6).uniform(0.3, 0.7, (11, 3, 2)).astype(np.float32)
+LABELS = np.random.default_rng(7).integers(0, 3, 11)
+
+
+def linear(weight, x):
+    return x.reshape(len(x), -1) @ weight
+
+
+def affine(w, x):
+    margin = (x.reshape(len(x), -1) - 0.5) @ w
+    return jnp.stack([margin, -margin], axis=1) / 2
+
+
+def fgm(epsilon):
+    return attacks.fgm(p=math.inf, epsilon=epsilon)
+
+
+def noise(epsilon):
+    return attacks.uniform_noise(p=math.inf, epsilon=epsilon)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 11, 100])
+def test_accuracy_counts_every_example_once(batch_size: int) -> None:
+    found = analysis.evaluate_accuracy(linear, W, IMAGES, LABELS, batch_size=batch_size)
+    hits = (IMAGES.reshape(11, 6) @ W).argmax(axis=1) == LABELS
+    np.testing.assert_array_equal(found.correct, hits)
+    assert found.mean == pytest.approx(hits.mean())
+    assert found.standard_error == pytest.approx(hits.std(ddof=1) / math.sqrt(11))
+
+
+def test_bytes_are_pixels_over_255() -> None:
+    pictures = (IMAGES * 255).astype(np.uint8)
+    bytes_ = analysis.evaluate_accuracy(linear, W, pictures, LABELS)
+    floats = analysis.evaluate_accuracy(
+        linear, W, pictures.astype(np.float32) / 255, LABELS
+    )
+    np.testing.assert_array_equal(bytes_.correct, floats.correct)
+
+
+def test_robust_accuracy_is_the_closed_form_of_an_affine_network() -> None:
+    w = W[:, 0]
+    margins = (IMAGES.reshape(11, 6).astype(np.float64) - 0.5) @ w
+    labels = (margins < 0).astype(int)
+    epsilons = [0.0, 0.01, 0.03, 0.1]
+    found = analysis.robust_accuracy(
+        affine,
+        w,
+        IMAGES,
+        labels,
+        attack=fgm,
+        epsilons=epsilons,
+        batch_size=4,
+        key=jax.random.key(0),
+    )
+    for epsilon, accuracy in zip(epsilons, found, strict=True):
+        safe = np.abs(margins) > epsilon * np.abs(w).sum()
+        np.testing.assert_array_equal(accuracy.correct, safe)
+    assert found[0].mean == 1 and found[-1].mean < 1
+
+
+def test_one_compilation_serves_checkpoints_epsilons_and_batches() -> None:
+    traced = chex.assert_max_traces(n=1)(lambda weight, x: linear(weight, x))
+    weights = [W, 2 * W, -W]
+    for weight in weights:
+        analysis.evaluate_accuracy(traced, weight, IMAGES, LABELS, batch_size=4)
+    traces = []
+
+    def attack(epsilon):
+        traces.append(epsilon)
+        return fgm(epsilon)
+
+    for weight in weights:
+        analysis.robust_accuracy(
+            linear,
+            weight,
+            IMAGES,
+            LABELS,
+            attack=attack,
+            epsilons=[0.0, 0.1, 0.2],
+            batch_size=4,
+            key=jax.random.key(0),
+        )
+    assert len(traces) == 1
+
+
+def test_perturbations_are_those_of_the_attack() -> None:
+    found = analysis.perturbations(
+        linear,
+        W,
+        IMAGES,
+        LABELS,
+        attack=fgm,
+        epsilon=0.1,
+        batch_size=4,
+        key=jax.random.key(0),
+    )
+    attacked = fgm(0.1)(
+        functools.partial(linear, W), jnp.asarray(IMAGES), jnp.asarray(LABELS)
+    )
+    np.testing.assert_allclose(found, attacked - IMAGES, atol=1e-6)
+
+
+def test_batches_have_different_noise() -> None:
+    found = analysis.perturbations(
+        linear,
+        W,
+        IMAGES[:8],
+        LABELS[:8],
+        attack=noise,
+        epsilon=0.1,
+        batch_size=4,
+        key=jax.random.key(0),
+    )
+    assert np.all(np.abs(found) <= 0.1 + 1e-6)
+    assert np.all(np.any(found[:4] != found[4:], axis=(1, 2)))
+
+
+@pytest.mark.parametrize("k", [None, 1, 2])
+def test_the_spectrum_of_a_linear_network_is_that_of_its_matrix(k) -> None:
+    found = analysis.jacobian_spectrum(linear, W, IMAGES, k=k, batch_size=4)
+    left, values, _ = np.linalg.svd(W, full_matrices=False)
+    np.testing.assert_allclose(found.values, [values[:k]] * 11, rtol=1e-4)
+    assert found.right.shape == IMAGES.shape
+    top = np.broadcast_to(left[:, 0], (11, 6))
+    cosine = analysis.alignment(found.right.reshape(11, 6), top)
+    np.testing.assert_allclose(cosine, 1.0, atol=1e-5)
+
+
+def test_bad_arguments_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="images and labels"):
+        analysis.evaluate_accuracy(linear, W, IMAGES, LABELS[:3])
+    with pytest.raises(ValueError, match="images and labels"):
+        analysis.evaluate_accuracy(linear, W, IMAGES[:0], LABELS[:0])
+    with pytest.raises(ValueError, match="images has dtype"):
+        analysis.evaluate_accuracy(linear, W, IMAGES.astype(int), LABELS)
+    with pytest.raises(ValueError, match="batch_size"):
+        analysis.evaluate_accuracy(linear, W, IMAGES, LABELS, batch_size=0)
+    with pytest.raises(ValueError, match="epsilons"):
+        analysis.robust_accuracy(
+            linear,
+            W,
+            IMAGES,
+            LABELS,
+            attack=fgm,
+            epsilons=[-0.1],
+            key=jax.random.key(0),
+        )

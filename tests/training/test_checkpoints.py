@@ -1,0 +1,184 @@
+"""Checkpoints come back exactly, or the one before does; never anything else."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from opnorm.training import checkpoints, step
+
+
+def state(seed):
+    key = jax.random.key(seed)
+    params = {
+        "conv": {"kernel": jax.random.normal(key, (3, 3, 2, 16))},
+        "dense": {"kernel": jax.random.normal(key, (200, 10), jnp.bfloat16)},
+    }
+    return step.TrainState(
+        step=jnp.int32(seed),
+        params=params,
+        batch_stats={},
+        optimizer_state=optax.adam(1e-3).init(params),
+        method_state={"left": jax.random.normal(key, (5, 10))},
+        key=key,
+    )
+
+
+def assert_same(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert a.dtype == b.dtype
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def save(directory, *steps):
+    store = checkpoints.CheckpointStore(directory)
+    for number in steps:
+        store.save(number, state(number), {"config": {"seed": number}})
+    store.close()
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    save(tmp_path, 1, 2, 3)
+    found = checkpoints.CheckpointStore(tmp_path).restore(state(0))
+    assert found.step == 3
+    assert found.metadata == {"config": {"seed": 3}, "step": 3}
+    assert_same(found.state, state(3))
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["2", "3"]
+
+
+def test_nothing_saved_is_nothing_restored(tmp_path):
+    assert checkpoints.CheckpointStore(tmp_path / "none").restore(state(0)) is None
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        checkpoints.restore_variables(tmp_path)
+
+
+def test_shardings_are_those_of_the_example(tmp_path):
+    save(tmp_path, 1)
+    mesh = step.data_mesh()
+    example = jax.device_put(state(0), step.replicated(mesh))
+    found = checkpoints.CheckpointStore(tmp_path).restore(example)
+    assert_same(found.state, state(1))
+    for leaf in jax.tree.leaves(found.state):
+        assert leaf.sharding.device_set == set(mesh.devices.flat)
+
+
+def damages(file):
+    content = file.read_bytes()
+    middle = len(content) // 2
+    flipped = bytearray(content)
+    if flipped:
+        flipped[middle] ^= 0x10
+    yield "flipped", lambda: file.write_bytes(bytes(flipped))
+    yield "cut", lambda: file.write_bytes(content[:middle])
+    yield "gone", file.unlink
+
+
+def test_any_damage_gives_the_exact_newest_or_the_exact_one_before(tmp_path):
+    outcomes = set()
+    save(tmp_path / "whole", 1, 2)
+    files = sorted(f for f in (tmp_path / "whole" / "2").rglob("*") if f.is_file())
+    assert files
+    for number, file in enumerate(files):
+        kinds = [kind for kind, _ in damages(file)]
+        for kind in kinds:
+            copy = tmp_path / f"{number}-{kind}"
+            subprocess.run(["cp", "-r", tmp_path / "whole", copy], check=True)
+            relative = file.relative_to(tmp_path / "whole")
+            dict(damages(copy / relative))[kind]()
+            found = checkpoints.CheckpointStore(copy).restore(state(0))
+            assert_same(found.state, state(found.step))
+            outcomes.add(found.step)
+    assert outcomes == {1, 2} or outcomes == {1}
+
+
+def test_a_damaged_step_is_kept_aside_and_can_be_saved_again(tmp_path):
+    directory = tmp_path / "checkpoints"
+    save(directory, 1, 2)
+    largest = max(
+        (f for f in (directory / "2").rglob("*") if f.is_file()),
+        key=lambda f: f.stat().st_size,
+    )
+    largest.write_bytes(b"")
+    store = checkpoints.CheckpointStore(directory)
+    assert store.restore(state(0)).step == 1
+    assert len(list((tmp_path / "damaged").iterdir())) == 1
+    store.save(2, state(2), {})
+    store.close()
+    assert checkpoints.CheckpointStore(directory).restore(state(0)).step == 2
+
+
+def test_all_damaged_is_an_error_and_deletes_nothing(tmp_path):
+    save(tmp_path, 1)
+    meta = next(f for f in (tmp_path / "1" / "meta").rglob("*") if f.is_file())
+    for file in (tmp_path / "1" / "meta").rglob("*"):
+        if file.is_file():
+            file.write_text("{}")
+    with pytest.raises(ValueError, match="damaged"):
+        checkpoints.CheckpointStore(tmp_path).restore(state(0))
+    with pytest.raises(ValueError, match="damaged"):
+        checkpoints.restore_variables(tmp_path)
+    assert meta.exists()
+
+
+def test_a_state_of_another_shape_is_refused_by_name(tmp_path):
+    save(tmp_path, 1)
+    other = state(0)
+    other.params["conv"]["kernel"] = jnp.zeros((3, 3, 2, 17))
+    with pytest.raises(ValueError, match="params.conv.kernel.*16.*17"):
+        checkpoints.CheckpointStore(tmp_path).restore(other)
+
+
+def test_steps_must_rise(tmp_path):
+    save(tmp_path, 2)
+    with pytest.raises(ValueError, match="step is 2"):
+        save(tmp_path, 2)
+
+
+def test_variables_are_read_without_knowing_the_optimiser(tmp_path):
+    save(tmp_path / checkpoints.FOLDER, 1)
+    params, batch_stats, metadata = checkpoints.restore_variables(tmp_path)
+    assert_same(jax.tree.map(jnp.asarray, params), state(1).params)
+    assert batch_stats == {} and metadata["step"] == 1
+
+
+WRITER = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_checkpoints import save, state
+from opnorm.training import checkpoints
+store = checkpoints.CheckpointStore({directory!r})
+found = store.restore(state(0))
+first = 1 if found is None else found.step + 1
+for number in range(first, first + 10_000):
+    store.save(number, state(number), {{}})
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+    directory = tmp_path / "checkpoints"
+    code = WRITER.format(tests=os.path.dirname(__file__), directory=str(directory))
+    reached = 0
+    for delay in (0.03, 0.11):
+        process = subprocess.Popen([sys.executable, "-c", code])
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if any(int(p.name) > reached for p in directory.glob("[0-9]*") if p.name.isdigit()):
+                break
+            time.sleep(0.005)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        found = checkpoints.CheckpointStore(directory).restore(state(0))
+        assert found.step > reached
+        assert_same(found.state, state(found.step))
+        reached = found.step

@@ -1,0 +1,44 @@
+"""Progress off a terminal is plain lines, and reads metrics only when it shows them."""
+
+import sys
+
+from opnorm.training.progress import Progress
+
+
+class Metric:
+    read = 0
+
+    def __float__(self):
+        Metric.read += 1
+        return 0.5
+
+
+def test_lines_have_metrics_rate_and_time_left(capsys):
+    with Progress(4, description="snr", examples_per_step=8, interval=0.0) as bar:
+        bar.update(1, loss=Metric())
+    line = capsys.readouterr().err
+    assert line.startswith("snr: step 1/4, loss 0.5, ")
+    assert "examples/s" in line and "left" in line
+
+
+def test_metrics_are_read_only_when_shown(capsys):
+    Metric.read = 0
+    with Progress(100, interval=1e6) as bar:
+        for step in range(1, 101):
+            bar.update(step, loss=Metric())
+    assert Metric.read == 1
+    assert "step 100/100" in capsys.readouterr().err
+
+
+def test_it_can_be_silent(capsys):
+    with Progress(1, enabled=False) as bar:
+        bar.update(1, loss=Metric())
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Progress(2, description="snr", initial=1) as bar:
+        bar.update(2, loss=0.25)
+    shown = capsys.readouterr().err
+    assert "snr" in shown and "2/2" in shown
