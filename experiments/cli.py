@@ -7,7 +7,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def define_config_flags(
         if only is not None and field.name not in only:
             continue
         default = defaults.get(field.name, field.default)
-        define = {
+        define: Any = {
             bool: flags.DEFINE_boolean,
             int: flags.DEFINE_integer,
             float: flags.DEFINE_float,
@@ -98,7 +98,7 @@ def parse_integers(name: str, text: list[str]) -> tuple[int, ...]:
         ) from None
 
 
-def table(rows: list[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Formats rows with the same keys as a Markdown table."""
     header = list(rows[0])
     cells = [header] + [[str(row[name]) for name in header] for row in rows]

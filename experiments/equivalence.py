@@ -55,12 +55,12 @@ _SEARCH_STEPS = flags.DEFINE_integer(
     "search_steps", 10, "power steps of data-dependent SNR with --search=iterative"
 )
 _TEST_EXAMPLES = flags.DEFINE_integer(
-    "test_examples", 500, "test pictures that each network is measured on"
+    "test_examples", 400, "test pictures that each network is measured on"
 )
 _TEST_STEPS = flags.DEFINE_integer("test_steps", 10, "steps of the measuring attack")
 _EPSILONS = flags.DEFINE_list(
     "epsilons",
-    ["0.125", "0.25", "0.5", "0.75", "1.0"],
+    ["0.25", "0.5", "0.75", "1.0"],
     "lengths of the measuring attack, in [0, 1] pixel units",
 )
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
@@ -116,7 +116,7 @@ def main() -> None:
             result.batch_stats,
             sets["test"],
             p=config.p,
-            epsilons=(0.0, *epsilons),
+            epsilons=epsilons,
             alignment_epsilon=config.epsilon,
             num_steps=_TEST_STEPS.value,
             batch_size=100,

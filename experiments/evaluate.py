@@ -20,15 +20,17 @@ _OUT = flags.DEFINE_string("out", None, "where to write; by default the run dire
 _DATASET = flags.DEFINE_string(
     "dataset", None, "data set to evaluate on; by default the one trained on"
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "where TensorFlow Datasets keeps data")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "where TensorFlow Datasets keeps data"
+)
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 _SPLIT = flags.DEFINE_string("split", "test", "split to evaluate on")
 _EXAMPLES = flags.DEFINE_integer("examples", None, "how many examples; default all")
 _P = flags.DEFINE_float("p", None, "norm of the attack; by default the training's")
 _EPSILONS = flags.DEFINE_list(
     "epsilons",
-    ["0", "0.125", "0.25", "0.5", "0.75", "1.0"],
-    "lengths of the attack's perturbations, in [0, 1] pixel units",
+    ["0.125", "0.25", "0.5", "0.75", "1.0"],
+    "lengths of the attack's perturbations, in [0, 1] pixel units, besides 0",
 )
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 10, "steps of the attack")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "examples per compiled call")
@@ -47,7 +49,9 @@ def main() -> None:
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1.")
     if not epsilons or not all(0 <= e < math.inf for e in epsilons):
-        raise ValueError(f"epsilons are {epsilons}; each must be finite and at least 0.")
+        raise ValueError(
+            f"epsilons are {epsilons}; each must be finite and at least 0."
+        )
     config, params, batch_stats, metadata = training.load_run(_RUN.value)
     p = config.p if _P.value is None else _P.value
     if not p >= 1:

@@ -28,7 +28,6 @@ _STYLES = {
 }
 
 
-
 def plot_accuracy(
     curves: Mapping[str, Mapping[str, Sequence[float]]],
     path: Path,
@@ -66,7 +65,9 @@ def plot_accuracy(
         color="0.35",
         fontsize=8,
     )
-    axes.set_xlabel(f"{norm} length of the perturbation, $\\epsilon$ (pixels in [0, 1])")
+    axes.set_xlabel(
+        f"{norm} length of the perturbation, $\\epsilon$ (pixels in [0, 1])"
+    )
     axes.set_ylabel("accuracy (%)")
     axes.set_ylim(bottom=0)
     _save(figure, axes, path)
@@ -94,7 +95,9 @@ def plot_singular_values(
     _save(figure, axes, path)
 
 
-def plot_training(metrics: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
+def plot_training(
+    metrics: Sequence[Mapping[str, float]], path: Path, title: str
+) -> None:
     """Draws loss and accuracies of a run against the epoch.
 
     Args:

@@ -65,6 +65,7 @@ def pack(source: Path, per_class: dict[str, int]) -> bytes:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Writes the archive."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     source = Path(_SOURCE.value or "").expanduser()

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from opnorm import analysis, attacks, data
@@ -36,7 +37,8 @@ def measure(
       batch_stats: its BatchNorm statistics.
       test_set: the examples.
       p: exponent of the attack's norm.
-      epsilons: lengths to attack with, in [0, 1] pixel units; 0 is clean accuracy.
+      epsilons: lengths to attack with, in [0, 1] pixel units; clean accuracy, as
+        length 0, comes before them in any case.
       alignment_epsilon: length of the perturbations compared with singular vectors.
       num_steps: steps of the attack.
       batch_size: examples per compiled call.
@@ -53,17 +55,19 @@ def measure(
     pictures = (apply, variables, test_set.images)
     keys = jax.random.split(jax.random.key(seed), 2)
     attack = _attack(p, num_steps)
-    robust = analysis.robust_accuracy(
-        *pictures,
-        test_set.labels,
-        attack=attack,
-        epsilons=epsilons,
-        batch_size=batch_size,
-        key=keys[0],
-    )
     clean = analysis.evaluate_accuracy(
         *pictures, test_set.labels, batch_size=batch_size
     )
+    attacked = analysis.robust_accuracy(
+        *pictures,
+        test_set.labels,
+        attack=attack,
+        epsilons=[epsilon for epsilon in epsilons if epsilon > 0],
+        batch_size=batch_size,
+        key=keys[0],
+    )
+    epsilons = [0.0, *(float(epsilon) for epsilon in epsilons if epsilon > 0)]
+    points = [clean, *attacked]
     spectrum = analysis.jacobian_spectrum(*pictures, batch_size=batch_size)
     delta = analysis.perturbations(
         *pictures,
@@ -73,20 +77,18 @@ def measure(
         batch_size=batch_size,
         key=keys[1],
     )
-    aligned = np.asarray(analysis.alignment(delta, spectrum.right))
+    aligned = analysis.alignment(jnp.asarray(delta), jnp.asarray(spectrum.right))
     return {
         "clean_accuracy": float(clean.mean),
         "accuracy": {
-            "epsilon": [float(epsilon) for epsilon in epsilons],
-            "mean": [float(point.mean) for point in robust],
-            "standard_error": [float(point.standard_error) for point in robust],
+            "epsilon": epsilons,
+            "mean": [point.mean for point in points],
+            "standard_error": [point.standard_error for point in points],
         },
         "sigma": _mean_and_error(spectrum.values[:, 0]),
         "singular_values": _mean_and_error(spectrum.values),
         "alignment": _mean_and_error(aligned),
-        "random_alignment": float(
-            analysis.expected_random_alignment(delta[0].size)
-        ),
+        "random_alignment": float(analysis.expected_random_alignment(delta[0].size)),
         "examples": len(test_set),
     }
 
@@ -94,11 +96,11 @@ def measure(
 def average(measurements: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Averages measurements of networks that differ only in seed.
 
-    Standard errors stay those over the test examples, averaged over seeds; "seeds" holds
-    the value of each seed where one number sums it up.
+    Standard errors stay those over the test examples, averaged over seeds; "seeds"
+    holds the value of each seed where one number sums it up.
     """
     first = measurements[0]
-    averaged = {
+    averaged: dict[str, Any] = {
         name: {
             part: np.mean([m[name][part] for m in measurements], axis=0).tolist()
             for part in first[name]
@@ -121,7 +123,8 @@ def _apply(module: nn.Module) -> Any:
     """One function per module, so that networks of one shape share compiled code."""
 
     def apply(variables: Any, x: jax.Array) -> jax.Array:
-        return module.apply(variables, x, train=False)
+        logits: Any = module.apply(variables, x, train=False)
+        return logits
 
     return apply
 

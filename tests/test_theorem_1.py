@@ -1,5 +1,6 @@
 """tests: Theorem 1 of Roth et al. 2020: inside a ReLU cell PGA is the power method."""
 
+import functools
 import itertools
 import math
 
@@ -57,24 +58,33 @@ def test_pga_iterates_are_power_method_iterates(p: float, q: float) -> None:
     v0 /= np.linalg.norm(v0, p, axis=1, keepdims=True)
     with jax.enable_x64(True):
         x, epsilon = jnp.asarray(clean), jnp.asarray(radius)
-        start = x + epsilon[:, None] * v0
-        linear_map = operators.jacobian_map(_network, x)
-        for k in range(1, 5):
+
+        def attacked(num_steps: int, start: jax.Array) -> jax.Array:
             attack = attacks.pga(
                 p=p,
                 epsilon=epsilon,
-                num_steps=k,
+                num_steps=num_steps,
                 step_size=math.inf,
                 random_start=False,
                 loss="logit_distance",
                 q=q,
                 bounds=None,
             )
-            found = attack(_network, x, jnp.zeros(3, int), start=start)
-            power = linalg.operator_norm(
-                linear_map, p=p, q=q, num_steps=k, init=jnp.asarray(v0)
-            )
-            direction = (found - x) / epsilon[:, None]
-            np.testing.assert_allclose(direction, power.right, atol=1e-12)
-            distance = attacks.logit_distance(_network(found), _network(x), q)
-            np.testing.assert_allclose(distance, epsilon * power.value, rtol=1e-11)
+            return attack(_network, x, jnp.zeros(3, int), start=start)
+
+        def power(v: jax.Array) -> linalg.OperatorNorm:
+            linear_map = operators.jacobian_map(_network, x)
+            return linalg.operator_norm(linear_map, p=p, q=q, num_steps=1, init=v)
+
+        start = point = x + epsilon[:, None] * v0
+        one_attack_step = jax.jit(functools.partial(attacked, 1))
+        one_power_step = jax.jit(power)
+        v = jnp.asarray(v0)
+        for _ in range(4):
+            point, found = one_attack_step(point), one_power_step(v)
+            v = found.right
+            np.testing.assert_allclose((point - x) / epsilon[:, None], v, atol=1e-12)
+            distance = attacks.logit_distance(_network(point), _network(x), q)
+            np.testing.assert_allclose(distance, epsilon * found.value, rtol=1e-11)
+        whole = jax.jit(functools.partial(attacked, 4))(start)
+        np.testing.assert_allclose((whole - x) / epsilon[:, None], v, atol=1e-12)

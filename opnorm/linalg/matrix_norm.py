@@ -49,8 +49,8 @@ def matrix_norm(
     For p = 1 it is the largest q-norm of a column, for q = inf the largest p*-norm of a
     row, for p = q = 2 the largest singular value. For p = inf the maximum of a convex
     function over a cube is at one of its 2^n corners, and for q = 1 it is
-    ``max ||A^T s||_{p*}`` over the 2^d sign vectors s: NP-hard, but enumerated while the
-    corners are few. Every other case is iterated from several starts.
+    ``max ||A^T s||_{p*}`` over the 2^d sign vectors s: NP-hard, but enumerated while
+    the corners are few. Every other case is iterated from several starts.
 
     Args:
       matrix: ``(d, n)`` or ``(B, d, n)`` float.

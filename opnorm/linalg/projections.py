@@ -13,8 +13,10 @@ from jax import lax
 
 from opnorm.linalg import norms
 
-# Bisection halves the bracket each time: enough for float64's last bit.
-_BISECTIONS = 64
+# Measured over p from 1.01 to 500 and radii down to 1e-30: rounding is reached after
+# 14 steps for the multiplier, and after 14 for the entries that belong to it.
+_MULTIPLIER_STEPS = 20
+_ENTRY_STEPS = 20
 
 
 def project_ball(x: jax.Array, p: float, radius: float | jax.Array) -> jax.Array:
@@ -22,9 +24,9 @@ def project_ball(x: jax.Array, p: float, radius: float | jax.Array) -> jax.Array
 
     Exact for p = 1 (soft threshold, found by sorting), 2 (rescaling) and inf
     (clipping); for other p the KKT system ``y_i + mu p y_i^(p-1) = |x_i|``,
-    ``||y||_p = radius`` is solved by nested bisection to the dtype's rounding.
-    Differentiable; the derivative for general p is that of the solution (implicit
-    function theorem).
+    ``||y||_p = radius`` is solved by a safeguarded Newton method to the dtype's
+    rounding. Differentiable; the derivative for general p is that of the solution
+    (implicit function theorem).
 
     Args:
       x: ``(B, ...)`` float.
@@ -45,13 +47,13 @@ def project_ball(x: jax.Array, p: float, radius: float | jax.Array) -> jax.Array
     if p == math.inf:
         projected = jnp.clip(flat, -limit, limit)
     elif p == 2:
-        length = norms.norm(flat, 2.0)[:, None]
-        projected = flat * (limit / jnp.where(inside, 1.0, length))
+        projected = _direction(flat, 2.0) * limit
     elif p == 1:
         projected = _project_l1(flat, limit)
     else:
-        projected = jnp.sign(flat) * _project_general(
-            jnp.where(inside, 1.0, jnp.abs(flat)), jnp.where(inside, 0.5, limit), p
+        modulus = jnp.where(inside, 1.0, flat * _sign(flat))
+        projected = _sign(flat) * _project_general(
+            modulus, jnp.where(inside, 0.5, limit), p
         )
     return _restore(jnp.where(inside, flat, projected), x)
 
@@ -201,88 +203,118 @@ def _project_l1(flat: jax.Array, limit: jax.Array) -> jax.Array:
     return jnp.sign(flat) * jnp.maximum(excess - threshold, 0.0)
 
 
+def _direction(flat: jax.Array, p: float) -> jax.Array:
+    """Rows divided by their p-norms, those of zero replaced by a fixed one."""
+    # Scaled first: the derivative of x / ||x|| divides by ||x||^2, which may underflow.
+    scale = lax.stop_gradient(norms.norm(flat, math.inf))[:, None]
+    alive = scale > 0
+    ratio = jnp.where(alive, flat / jnp.where(alive, scale, 1.0), 1.0)
+    return ratio / norms.norm(ratio, p)[:, None]
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _project_general(modulus: jax.Array, limit: jax.Array, p: float) -> jax.Array:
-    """Projects nonnegative rows outside the ball; solves for the multiplier mu."""
-    scale = jnp.max(modulus, axis=1, keepdims=True)
-    safe = jnp.where(scale > 0, scale, 1.0)
+    """Projects nonnegative rows that are outside the ball."""
+    return limit * _solve(modulus, limit, p)[0]
+
+
+def _solve(
+    modulus: jax.Array, limit: jax.Array, p: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Solves ``r t + k t^(p-1) = a``, ``||t||_p = 1`` for t and the multiplier k.
+
+    In units of the largest entry: a = modulus / largest, r = limit / largest. Then
+    ``k = ||a - r t||_{p*}``, so that 0 and ``||a||_{p*}`` enclose it at every scale.
+    """
+    largest = jnp.max(modulus, axis=1, keepdims=True)
+    safe = jnp.where(largest > 0, largest, 1.0)
     a, r = modulus / safe, limit / safe
 
-    def norm_at(log_mu: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = _shrink(a, jnp.exp(log_mu), p)
-        return y, norms.norm(y, p)[:, None]
+    def improve(_: Any, state: Any) -> Any:
+        low, high, k = state
+        t = _entries(a, r, k, p)
+        size = norms.norm(t, p)[:, None]
+        low, high = jnp.where(size > 1, k, low), jnp.where(size > 1, high, k)
+        # Newton's step for ||t||^(1-p) = 1, which is linear in k for small radii.
+        slope = (p - 1) * jnp.sum(
+            norms.dual_map(t, p) * t ** (p - 1) * _response(t, r, k, p),
+            axis=1,
+            keepdims=True,
+        )
+        newton = k + (size**p - size) / slope
+        usable = (newton >= low) & (newton <= high)
+        return low, high, jnp.where(usable, newton, 0.5 * (low + high))
 
-    def halve(_: Any, bracket: Any) -> Any:
-        low, high = bracket
-        middle = 0.5 * (low + high)
-        _, size = norm_at(middle)
-        return jnp.where(size > r, middle, low), jnp.where(size > r, high, middle)
-
-    # In logs, since mu ranges over many orders of magnitude.
-    wide = 60.0 if a.dtype == jnp.float32 else 300.0
-    bracket = (jnp.full_like(r, -wide), jnp.full_like(r, wide))
-    low, high = lax.fori_loop(0, _BISECTIONS, halve, bracket)
-    y, size = norm_at(0.5 * (low + high))
-    # The bracket's rounding goes into the last digit of the norm, not of the budget.
-    y = y * jnp.minimum(1.0, r / jnp.where(size > 0, size, 1.0))
-    return safe * y
+    top = norms.norm(a, norms.conjugate_exponent(p))[:, None]
+    start = (jnp.zeros_like(top), top, top)
+    *_, k = lax.fori_loop(0, _MULTIPLIER_STEPS, improve, start)
+    t = _entries(a, r, k, p)
+    return t / norms.norm(t, p)[:, None], r, k
 
 
-def _shrink(a: jax.Array, mu: jax.Array, p: float) -> jax.Array:
-    """Solves y + mu p y^(p-1) = a for y in [0, a], entry by entry, by bisection."""
+def _entries(a: jax.Array, r: jax.Array, k: jax.Array, p: float) -> jax.Array:
+    """Solves r t + k t^(p-1) = a for each t >= 0."""
+    # In z = t, or t^(p-1) for p < 2, it is c z + e z^m = a with m >= 1: convex and
+    # increasing, so that Newton's method descends to the root from any point above.
+    c, e, m = (r, k, p - 1) if p >= 2 else (k, r, 1 / (p - 1))
+    tiny = jnp.finfo(a.dtype).tiny
+    above = jnp.minimum(
+        a / jnp.maximum(c, tiny), (a / jnp.maximum(e, tiny)) ** (1 / m)
+    )
 
-    def halve(_: Any, bracket: Any) -> Any:
-        low, high = bracket
-        middle = 0.5 * (low + high)
-        over = middle + mu * p * middle ** (p - 1) > a
-        return jnp.where(over, low, middle), jnp.where(over, middle, high)
+    def descend(_: Any, z: jax.Array) -> jax.Array:
+        power = e * z ** (m - 1)
+        slope = jnp.maximum(c + m * power, tiny)
+        return jnp.maximum(z - ((c + power) * z - a) / slope, 0.0)
 
-    low, high = lax.fori_loop(0, _BISECTIONS, halve, (jnp.zeros_like(a), a))
-    return 0.5 * (low + high)
+    z = lax.fori_loop(0, _ENTRY_STEPS, descend, above)
+    return z if p >= 2 else z**m
+
+
+def _response(t: jax.Array, r: jax.Array, k: jax.Array, p: float) -> jax.Array:
+    """dt/da = 1 / (r + k (p-1) t^(p-2)), the entries' answer to their right side."""
+    alive = t > 0
+    bend = k * (p - 1) * jnp.where(alive, t, 1.0) ** (p - 2)
+    slope = jnp.maximum(r + jnp.where(alive, bend, 0.0), jnp.finfo(t.dtype).tiny)
+    return jnp.where(alive | (p >= 2), 1 / slope, 0.0)
 
 
 @_project_general.defjvp
 def _project_general_jvp(p: float, primals: Any, tangents: Any) -> Any:
     modulus, limit = primals
     d_modulus, d_limit = tangents
-    y = _project_general(modulus, limit, p)
-    safe = jnp.where(y > 0, y, 1.0)
-    # With m = mu p and g_i = y_i^(p-1) / scale: y + m g = |x|, <g, dy> = dnorm.
-    top = jnp.max(safe * (y > 0), axis=1, keepdims=True)
-    top = jnp.where(top > 0, top, 1.0)
-    g = jnp.where(y > 0, (safe / top) ** (p - 1), 0.0)
-    multiplier = jnp.sum(g * (modulus - y), axis=1, keepdims=True) / jnp.maximum(
-        jnp.sum(g * g, axis=1, keepdims=True), jnp.finfo(y.dtype).tiny
-    )
-    curvature = 1 + multiplier * (p - 1) * jnp.where(y > 0, g / safe, 0.0)
-    inverse = jnp.where(y > 0, 1 / curvature, 0.0)
-    weight = jnp.sum(g * g * inverse, axis=1, keepdims=True)
-    weight = jnp.where(weight > 0, weight, 1.0)
-    # ||y||_p = limit, so <g, dy> = (limit / top)^(p-1) d limit.
-    target = (limit / top) ** (p - 1) * d_limit
-    moved = jnp.sum(g * inverse * d_modulus, axis=1, keepdims=True)
-    d_multiplier = (moved - target) / weight
-    return y, inverse * (d_modulus - d_multiplier * g)
+    t, r, k = _solve(modulus, limit, p)
+    # From dy + (k / r) (p-1) t^(p-2) dy + t^(p-1) dk = d|x|, <t^(p-1), dy> = dlimit;
+    # written so that nothing is divided by r, which may be zero.
+    g, response = t ** (p - 1), _response(t, r, k, p)
+    total = jnp.sum(g * g * response, axis=1, keepdims=True)
+    moved = jnp.sum(g * response * d_modulus, axis=1, keepdims=True) / total
+    along = r * response * (d_modulus - moved * g)
+    return limit * t, along + response * g * (d_limit / total)
 
 
 def _push_out(
     flat: jax.Array, size: jax.Array, p: float, limit: jax.Array
 ) -> jax.Array:
     n = flat.shape[1]
-    safe = jnp.where(lax.stop_gradient(size) > 0, size, 1.0)
-    fixed = n ** (-1 / p) if p != math.inf else 1.0
-    rescaled = jnp.where(lax.stop_gradient(size) > 0, flat / safe, fixed) * limit
     if p == 2:
-        return rescaled
+        return _direction(flat, p) * limit
     if p == 1:
         return flat + _sign(flat) * (limit - size) / n
-    first = jnp.argmax(jnp.abs(flat), axis=1, keepdims=True)
-    at_first = jnp.arange(n)[None] == first
+    at_first = jnp.arange(n)[None] == jnp.argmax(jnp.abs(flat), axis=1, keepdims=True)
     if p == math.inf:
         return jnp.where(at_first, _sign(flat) * limit, flat)
-    rest = norms.norm(jnp.where(at_first, 0.0, flat), p)[:, None]
-    room = jnp.maximum(1 - (rest / jnp.where(limit > 0, limit, 1.0)) ** p, 0.0)
-    height = limit * jnp.where(room > 0, room, 1.0) ** (1 / p)
+    rescaled = _direction(flat, p) * limit
+    # In units of the radius, whose square may underflow.
+    unit = lax.stop_gradient(jnp.where(limit > 0, limit, 1.0))
+    fill = limit / unit
+    rest = norms.norm(jnp.where(at_first, 0.0, flat / unit), p)[:, None]
+    room = jnp.maximum(fill**p - rest**p, 0.0)
+    height = unit * jnp.where(room > 0, room, 1.0) ** (1 / p)
     pushed = jnp.where(at_first, _sign(flat) * height, flat)
-    near = jnp.sum((pushed - flat) ** 2, axis=1) < jnp.sum((rescaled - flat) ** 2, 1)
-    return jnp.where(near[:, None], pushed, rescaled)
+
+    def distance(y: jax.Array) -> jax.Array:
+        return norms.norm(lax.stop_gradient(y - flat), 2.0)[:, None]
+
+    near = (room > 0) & (distance(pushed) < distance(rescaled))
+    return jnp.where(near, pushed, rescaled)

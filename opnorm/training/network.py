@@ -47,7 +47,8 @@ def bind(module: nn.Module) -> Network:
 
     def infer(params: Any, batch_stats: Any, x: jax.Array) -> jax.Array:
         variables = {"params": params, "batch_stats": batch_stats}
-        return module.apply(variables, x, train=False)
+        logits: Any = module.apply(variables, x, train=False)
+        return logits
 
     return Network(train, infer)
 

@@ -51,15 +51,11 @@ def test_expected_alignment_of_a_random_direction(size):
 
 @pytest.mark.parametrize("batch_size", (4, 11, 100))
 def test_accuracy_counts_every_example_once(batch_size):
-    found = analysis.evaluate_accuracy(
-        apply, W, IMAGES, LABELS, batch_size=batch_size
-    )
+    found = analysis.evaluate_accuracy(apply, W, IMAGES, LABELS, batch_size=batch_size)
     correct = (IMAGES.reshape(11, -1) / 255.0 @ W).argmax(1) == LABELS
     np.testing.assert_array_equal(found.correct, correct)
     assert found.mean == pytest.approx(correct.mean())
-    assert found.standard_error == pytest.approx(
-        correct.std(ddof=1) / math.sqrt(11)
-    )
+    assert found.standard_error == pytest.approx(correct.std(ddof=1) / math.sqrt(11))
 
 
 def test_robust_accuracy_starts_at_the_clean_one_and_ends_at_zero():

@@ -108,7 +108,9 @@ def test_the_box_bounds_the_linf_worst_case():
     )
     room = jnp.where(w > 0, x, 1 - x)
     expected = jnp.sum(jnp.abs(w) * jnp.minimum(0.4, room), axis=1)
-    np.testing.assert_allclose(margins(f, x) - margins(f, attacked), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        margins(f, x) - margins(f, attacked), expected, rtol=1e-4
+    )
 
 
 def rough(x):
@@ -124,7 +126,9 @@ def rough(x):
     epsilon=st.sampled_from([0.0, 1e-3, 0.1, 3.0]),
     step_size=st.sampled_from([None, 1e-3, 10.0, INF]),
     loss=st.sampled_from(["cross_entropy", "margin", "logit_distance"]),
-    network=st.sampled_from([rough, lambda x: jnp.zeros((len(x), 4)), lambda x: x[:, :1]]),
+    network=st.sampled_from(
+        [rough, lambda x: jnp.zeros((len(x), 4)), lambda x: x[:, :1]]
+    ),
     batch=st.sampled_from([1, 4]),
     num_restarts=st.sampled_from([1, 2]),
     seed=st.integers(0, 100),
@@ -164,9 +168,7 @@ def test_a_saturated_softmax_still_has_a_gradient():
     # exp(-margin) underflows at margins of 87, and no form of the loss can help then.
     small = affine(weights(), bias=60.0)
     attacked = attacks.fgm(p=2.0, epsilon=EPSILON)(small, x, ZEROS)
-    np.testing.assert_allclose(
-        linalg.norm(attacked - x, 2.0), EPSILON, rtol=1e-5
-    )
+    np.testing.assert_allclose(linalg.norm(attacked - x, 2.0), EPSILON, rtol=1e-5)
 
 
 def test_restarts_keep_the_worst():

@@ -33,9 +33,7 @@ def shaped(spec, sizes):
 @pytest.mark.parametrize("dilation", (1, 2))
 def test_values_and_both_gradients_are_kept(layout, stride, groups, dilation):
     keys = jax.random.split(jax.random.key(0), 2)
-    x = jax.random.normal(
-        keys[0], shaped(layout[0], {"N": 2, "C": 4, "H": 7, "W": 6})
-    )
+    x = jax.random.normal(keys[0], shaped(layout[0], {"N": 2, "C": 4, "H": 7, "W": 6}))
     kernel = jax.random.normal(
         keys[1], shaped(layout[1], {"H": 3, "W": 2, "I": 4 // groups, "O": 6})
     )
@@ -92,11 +90,11 @@ def test_loops_work_under_vmap_pmap_and_shard_map():
     split = x.reshape(devices, -1, *x.shape[1:])
     parallel = jax.pmap(ascend, in_axes=(0, None))(split, kernel)
     np.testing.assert_allclose(parallel.reshape(x.shape), expected, rtol=1e-4)
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    spec = jax.P("data")
-    sharded = jax.shard_map(
-        ascend, mesh=mesh, in_specs=(spec, jax.P()), out_specs=spec
+    mesh = jax.make_mesh(
+        (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
     )
+    spec = jax.P("data")
+    sharded = jax.shard_map(ascend, mesh=mesh, in_specs=(spec, jax.P()), out_specs=spec)
     np.testing.assert_allclose(jax.jit(sharded)(x, kernel), expected, rtol=1e-4)
 
 

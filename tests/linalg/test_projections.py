@@ -83,9 +83,7 @@ def test_sphere_projection_of_inner_points_is_the_nearest_point(p):
         # A dense net of the sphere has nothing nearer.
         net = jax.random.normal(jax.random.key(4), (200_000, 3))
         net = net / linalg.norm(net, p)[:, None]
-        nearest = jnp.min(
-            jnp.linalg.norm(x[:, None] - net[None], axis=-1), axis=1
-        )
+        nearest = jnp.min(jnp.linalg.norm(x[:, None] - net[None], axis=-1), axis=1)
         distance = jnp.linalg.norm(x - found, axis=-1)
         assert np.all(distance <= nearest + 1e-9)
 
@@ -150,9 +148,9 @@ def test_derivatives_are_those_of_finite_differences(p):
         )
         inner = jax.grad(lambda x: jnp.sum(linalg.project_sphere(x, p) ** 3))(x)
         assert np.all(np.isfinite(inner))
-        at_zero = jax.grad(
-            lambda x: jnp.sum(linalg.project_ball(x, p, 1.0))
-        )(jnp.zeros_like(x))
+        at_zero = jax.grad(lambda x: jnp.sum(linalg.project_ball(x, p, 1.0)))(
+            jnp.zeros_like(x)
+        )
         np.testing.assert_array_equal(at_zero, 1)
 
 

@@ -172,7 +172,11 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         process = subprocess.Popen([sys.executable, "-c", code])
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            if any(int(p.name) > reached for p in directory.glob("[0-9]*") if p.name.isdigit()):
+            if any(
+                int(p.name) > reached
+                for p in directory.glob("[0-9]*")
+                if p.name.isdigit()
+            ):
                 break
             time.sleep(0.005)
         time.sleep(delay)

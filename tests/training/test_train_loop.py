@@ -41,7 +41,9 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize("options", METHODS, ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize(
+    "options", METHODS, ids=lambda o: "-".join(map(str, o.values()))
+)
 def test_one_and_eight_devices_train_alike(options, train_set):
     config = dataclasses.replace(TINY, epochs=1, **options)
     results = [
