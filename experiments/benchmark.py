@@ -251,14 +251,16 @@ def _train_part(
 ) -> tuple[dict[str, float], dict[str, float]]:
     del steps
     snr = {"method": "data_dependent_snr", "num_steps": 10}
+    whole = {"penalty_fraction": 1.0}
     configs: dict[str, dict[str, Any]] = {
         "standard step": {"method": "standard"},
         "adversarial step": {"method": "adversarial", "num_steps": 10},
         "adversarial-only step": {"method": "adversarial_only", "num_steps": 10},
-        "SNR, 10 power steps": {**snr, "search": "iterative"},
-        "SNR, exact dense": {**snr, "search": "dense"},
-        "SNR, amortized": {**snr, "search": "amortized"},
-        "SNR, amortized, difference": {**snr, "variant": "difference"},
+        "SNR, 10 power steps": {**snr, **whole, "search": "iterative"},
+        "SNR, exact dense": {**snr, **whole, "search": "dense"},
+        "SNR, amortized": {**snr},
+        "SNR, amortized, whole batch": {**snr, **whole},
+        "SNR, amortized, derivative": {**snr, "variant": "derivative"},
         "global SNR step": {"method": "global_snr", "num_steps": 1},
     }
     functions = {
@@ -270,7 +272,12 @@ def _train_part(
     ratios = {"adversarial step / standard step": _ratio(rounds, adversarial, standard)}
     for name in ("SNR, 10 power steps", "SNR, exact dense", "SNR, amortized"):
         ratios[f"{name} / {adversarial}"] = _ratio(rounds, name, adversarial)
-    for name in ("SNR, amortized", "SNR, amortized, difference", "global SNR step"):
+    for name in (
+        "SNR, amortized",
+        "SNR, amortized, whole batch",
+        "SNR, amortized, derivative",
+        "global SNR step",
+    ):
         ratios[f"{name} / {standard}"] = _ratio(rounds, name, standard)
     return _medians(rounds), ratios
 

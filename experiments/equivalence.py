@@ -33,6 +33,7 @@ cli.define_config_flags(
         if field.name not in ("method", "weight", "seed", "p", "q", "num_steps")
     ),
     train_examples=4000,
+    epochs=5,
 )
 _RUN = flags.DEFINE_string("run", "runs/equivalence", "directory to write to")
 _METHODS_FLAG = flags.DEFINE_list(
@@ -46,7 +47,7 @@ _SNR_WEIGHT = flags.DEFINE_float(
     "snr_weight", 1.0, "lambda of the data-dependent penalty (Roth et al. Eq. 7)"
 )
 _GLOBAL_WEIGHT = flags.DEFINE_float(
-    "global_weight", 0.01, "lambda of the global penalty (Roth et al. Eq. 5)"
+    "global_weight", 0.1, "lambda of the global penalty (Roth et al. Eq. 5)"
 )
 _ATTACK_STEPS = flags.DEFINE_integer(
     "attack_steps", 5, "steps of the attack in adversarial training"
@@ -160,7 +161,8 @@ def _config(method: str, seed: int) -> training.Config:
     # Flags that belong to one method are not given to the others.
     default = training.Config()
     if method != "data_dependent_snr":
-        chosen |= {"search": default.search, "variant": default.variant}
+        names = ("search", "variant", "penalty_fraction")
+        chosen |= {name: getattr(default, name) for name in names}
     if method != "adversarial":
         chosen["step_size"] = None
     return cli.config_from_flags(training.Config, **chosen)

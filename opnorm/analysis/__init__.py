@@ -2,8 +2,10 @@
 
 from opnorm.analysis.accuracy import (
     Accuracy,
+    JacobianNorms,
     Spectrum,
     evaluate_accuracy,
+    jacobian_norms,
     jacobian_spectrum,
     perturbations,
     robust_accuracy,
@@ -16,10 +18,12 @@ from opnorm.analysis.alignment import (
 
 __all__ = [
     "Accuracy",
+    "JacobianNorms",
     "Spectrum",
     "alignment",
     "evaluate_accuracy",
     "expected_random_alignment",
+    "jacobian_norms",
     "jacobian_spectrum",
     "pearson_alignment",
     "perturbations",

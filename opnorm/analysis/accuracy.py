@@ -36,6 +36,18 @@ class Accuracy(NamedTuple):
     correct: np.ndarray
 
 
+class JacobianNorms(NamedTuple):
+    """A (p, q) norm of the Jacobian at each example.
+
+    Attributes:
+      values: ``(N,)``, ``||J||_{p,q}``.
+      right: ``(N, ...)``, the direction that attains it, of p-norm 1.
+    """
+
+    values: np.ndarray
+    right: np.ndarray
+
+
 class Spectrum(NamedTuple):
     """Singular values of the Jacobian at each example.
 
@@ -170,6 +182,41 @@ def jacobian_spectrum(
     return Spectrum(*_in_batches(_singular(apply, k), variables, (images,), batch_size))
 
 
+def jacobian_norms(
+    apply: Apply,
+    variables: Any,
+    images: np.ndarray,
+    *,
+    p: float = 2.0,
+    q: float = 2.0,
+    batch_size: int = 100,
+    key: jax.Array,
+    **search: Any,
+) -> JacobianNorms:
+    """Computes ``||d logits / d pixels||_{p,q}`` per example.
+
+    Args:
+      apply: ``(variables, (B, ...)) -> (B, d)``, in inference mode.
+      variables: first argument of ``apply``.
+      images: ``(N, ...)``, uint8 or float in [0, 1].
+      p: exponent of the input norm, in [1, inf].
+      q: exponent of the output norm, in [1, inf].
+      batch_size: examples per compiled call.
+      key: typed key of random starts.
+      **search: options of :func:`opnorm.operators.jacobian_norm` that are plain
+        numbers or names (method, num_steps, num_restarts, ...).
+
+    Raises:
+      ValueError: for no examples, a bad batch size, and as
+        :func:`opnorm.operators.jacobian_norm`.
+
+    Source: Roth et al. 2020, Eq. 8.
+    """
+    compiled = _normed(apply, p, q, tuple(sorted(search.items())))
+    found = _in_batches(compiled, variables, (images,), batch_size, (key,))
+    return JacobianNorms(*found)
+
+
 @functools.lru_cache(maxsize=16)
 def _hits(apply: Apply) -> Callable[..., Any]:
     @jax.jit
@@ -205,6 +252,27 @@ def _perturbed(apply: Apply, attack: AttackFactory) -> Callable[..., Any]:
         return attack(epsilon)(f, clean, labels, key) - clean
 
     return perturbed
+
+
+@functools.lru_cache(maxsize=16)
+def _normed(
+    apply: Apply, p: float, q: float, search: tuple[tuple[str, Any], ...]
+) -> Callable[..., Any]:
+    @jax.jit
+    def normed(
+        variables: Any, x: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        found = operators.jacobian_norm(
+            functools.partial(apply, variables),
+            _pixels(x),
+            p=p,
+            q=q,
+            key=key,
+            **dict(search),
+        )
+        return found.value, found.right
+
+    return normed
 
 
 @functools.lru_cache(maxsize=16)

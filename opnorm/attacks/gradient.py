@@ -208,7 +208,9 @@ def pga(
             return jax.tree.map(lambda a, b: jnp.where(_like(wins, a), a, b), new, best)
 
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        worst = (x, jnp.full(len(x), -jnp.inf, wide), jnp.zeros(len(x), bool))
+        # Like the labels, so that under shard_map they differ where those do.
+        lowest = jnp.full_like(labels, -jnp.inf, dtype=wide)
+        worst = (x, lowest, jnp.zeros_like(labels, dtype=bool))
         return lax.stop_gradient(linalg.fori_loop(num_restarts, better, worst)[0])
 
     return attack
@@ -239,16 +241,16 @@ def _objective(
     targeted: bool,
 ) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
     """``z -> (what to maximise (B,), logits)``."""
-    sign = -1.0 if targeted else 1.0
     if loss == "logit_distance":
         clean = f(x)
 
         def distance(z: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = f(z)
-            return sign * losses.logit_distance(logits, clean, q), logits
+            return losses.logit_distance(logits, clean, q), logits
 
         return distance
     chosen = losses.NAMED[loss] if isinstance(loss, str) else loss
+    sign = -1.0 if targeted else 1.0
 
     def labelled(z: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = f(z)

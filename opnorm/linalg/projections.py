@@ -13,10 +13,10 @@ from jax import lax
 
 from opnorm.linalg import norms
 
-# Measured over p from 1.01 to 500 and radii down to 1e-30: rounding is reached after
-# 14 steps for the multiplier, and after 14 for the entries that belong to it.
-_MULTIPLIER_STEPS = 20
-_ENTRY_STEPS = 20
+# In float32, over p from 1.01 to 500 and radii from 1e-30 to 0.999999 of the norm, more
+# than 26 steps for the multiplier or 8 for its entries improved nothing any further.
+_MULTIPLIER_STEPS = 32
+_ENTRY_STEPS = 12
 
 
 def project_ball(x: jax.Array, p: float, radius: float | jax.Array) -> jax.Array:
@@ -89,7 +89,10 @@ def project_sphere(
     size = norms.norm(flat, p)[:, None]
     outside = lax.stop_gradient(size) >= limit
     ball = project_ball(flat, p, limit[:, 0])
-    return _restore(jnp.where(outside, ball, _push_out(flat, size, p, limit)), x)
+    # What is not selected must not put NaN into the gradient.
+    inner, inner_size = jnp.where(outside, 0.0, flat), jnp.where(outside, 0.0, size)
+    pushed = _push_out(inner, inner_size, p, limit)
+    return _restore(jnp.where(outside, ball, pushed), x)
 
 
 def sample_ball(
@@ -258,9 +261,7 @@ def _entries(a: jax.Array, r: jax.Array, k: jax.Array, p: float) -> jax.Array:
     # increasing, so that Newton's method descends to the root from any point above.
     c, e, m = (r, k, p - 1) if p >= 2 else (k, r, 1 / (p - 1))
     tiny = jnp.finfo(a.dtype).tiny
-    above = jnp.minimum(
-        a / jnp.maximum(c, tiny), (a / jnp.maximum(e, tiny)) ** (1 / m)
-    )
+    above = jnp.minimum(a / jnp.maximum(c, tiny), (a / jnp.maximum(e, tiny)) ** (1 / m))
 
     def descend(_: Any, z: jax.Array) -> jax.Array:
         power = e * z ** (m - 1)

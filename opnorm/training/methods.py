@@ -18,8 +18,12 @@ The direction of a data-dependent penalty is found in one of three ways ("search
 - "dense": the exact dense Jacobian of the logits, one backward pass per logit;
 - "amortized": a table keeps every example's left vector u (one number per logit)
   between epochs. A step pulls it back, ``v = T_{p*}(J^T u)``, one backward pass; and
-  the penalty's own derivative ``J v`` is the next u for free. Logit space moves less
-  under augmentation and updates than input space, where a table of v lags behind.
+  the change of the logits that the penalty computes anyway is the next u for free.
+  Logit space moves less under augmentation and updates than input space, where a
+  table of v lags behind.
+
+The difference penalty may be taken on a part of each batch: shuffling makes that a
+random part, so its mean is an unbiased estimate of the mean over the batch.
 """
 
 from collections.abc import Callable
@@ -152,6 +156,7 @@ def _data_dependent(config: Config, network: Network) -> Method:
     p, q, epsilon = config.p, config.q, config.epsilon
     squared = config.method == "data_dependent_snr"
     amortized = config.search == "amortized"
+    fraction = config.penalty_fraction if config.variant == "difference" else 1.0
 
     def init(params: Any, key: jax.Array, num_examples: int, num_classes: int) -> Any:
         if not amortized:
@@ -174,8 +179,9 @@ def _data_dependent(config: Config, network: Network) -> Method:
         params: Any, batch_stats: Any, state: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Auxiliary]:
         x = batch.images
+        part = Batch(*(array[: _part(len(x), fraction)] for array in batch))
         frozen = lax.stop_gradient((params, batch_stats))
-        v = direction(lambda z: network.infer(*frozen, z), state, batch, key)
+        v = direction(lambda z: network.infer(*frozen, z), state, part, key)
         v = lax.stop_gradient(v)
         if config.variant == "derivative":
             logits, change, batch_stats = jax.jvp(
@@ -186,14 +192,14 @@ def _data_dependent(config: Config, network: Network) -> Method:
             )
             change = epsilon * change
         else:
-            inputs = jnp.concatenate([x, x + epsilon * v])
+            inputs = jnp.concatenate([x, part.images + epsilon * v])
             outputs, batch_stats = network.train(params, batch_stats, inputs)
             logits = outputs[: len(x)]
-            change = outputs[len(x) :] - logits
+            change = outputs[len(x) :] - logits[: len(v)]
         penalty = regularizers.size_penalty(change, q=q, squared=squared).mean()
         value = _cross_entropy(logits, batch.labels) + config.weight * penalty
         if amortized:
-            left = state["left"].at[batch.indices].set(lax.stop_gradient(change))
+            left = state["left"].at[part.indices].set(lax.stop_gradient(change))
             state = {"left": left}
         gain = linalg.norm(change, q).mean() / max(epsilon, 1e-12)
         metrics = {"penalty": penalty, "jacobian_norm": gain}
@@ -202,6 +208,11 @@ def _data_dependent(config: Config, network: Network) -> Method:
         )
 
     return Method(init, loss)
+
+
+def _part(batch_size: int, fraction: float) -> int:
+    """How many examples of a batch the penalty is taken on, at least one."""
+    return max(1, round(batch_size * fraction))
 
 
 def _no_state(params: Any, key: jax.Array, num_examples: int, num_classes: int) -> Any:

@@ -140,6 +140,31 @@ def test_the_spectrum_of_a_linear_network_is_that_of_its_matrix(k) -> None:
     np.testing.assert_allclose(cosine, 1.0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("p", "q"), [(1.0, 1.0), (2.0, 2.0), (math.inf, math.inf)])
+def test_the_norms_of_a_linear_network_are_those_of_its_matrix(p, q) -> None:
+    # W maps rows, so its Jacobian is the transpose.
+    expected = np.linalg.norm(W.T, p)
+    # For other norms than the spectral one, iterations may end at a local maximum.
+    for method in ("dense", "iterative") if p == 2 else ("dense",):
+        found = analysis.jacobian_norms(
+            linear,
+            W,
+            IMAGES,
+            p=p,
+            q=q,
+            batch_size=4,
+            key=jax.random.key(0),
+            method=method,
+            num_steps=30,
+            num_restarts=10,
+        )
+        np.testing.assert_allclose(found.values, [expected] * 11, rtol=1e-4)
+        right = found.right.reshape(11, 6)
+        np.testing.assert_allclose(np.linalg.norm(right, p, axis=1), 1, rtol=1e-5)
+        gain = np.linalg.norm(right @ W, q, axis=1)
+        np.testing.assert_allclose(gain, found.values, rtol=1e-5)
+
+
 def test_bad_arguments_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="images and labels"):
         analysis.evaluate_accuracy(linear, W, IMAGES, LABELS[:3])

@@ -51,3 +51,9 @@ def test_logit_distance(q):
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="logits and labels"):
         attacks.cross_entropy(jnp.ones((2, 3)), jnp.zeros(3, int))
+
+
+def test_half_precision_logits_give_float32_losses():
+    logits, labels = jnp.array([[1.0, 2.0]], jnp.bfloat16), jnp.array([0])
+    assert attacks.cross_entropy(logits, labels).dtype == jnp.float32
+    assert attacks.margin(logits, labels).dtype == jnp.float32

@@ -32,7 +32,7 @@ METHODS = [
     {"method": "adversarial", "num_steps": 2},
     {"method": "adversarial_only", "num_steps": 2, "p": float("inf"), "epsilon": 0.02},
     {"method": "data_dependent_snr"},
-    {"method": "data_dependent_snr", "variant": "difference"},
+    {"method": "data_dependent_snr", "variant": "derivative"},
     {"method": "data_dependent_snr", "search": "dense"},
     {"method": "data_dependent_snr", "search": "iterative", "num_steps": 2},
     {"method": "data_dependent_onr", "p": float("inf"), "q": 2.0, "epsilon": 0.02},
@@ -149,6 +149,7 @@ def test_a_run_can_start_from_another_runs_parameters(tmp_path, train_set):
         ({"p": 0.5}, "p is 0.5"),
         ({"method": "data_dependent_snr", "p": 1.0}, "data_dependent_onr"),
         ({"search": "dense"}, "search.*standard"),
+        ({"penalty_fraction": 0.0}, "penalty_fraction is 0"),
         ({"step_size": 1.0}, "step_size.*standard"),
         ({"epochs": 0}, "epochs is 0"),
         ({"learning_rate": 0.0}, "learning_rate"),
@@ -175,7 +176,9 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(train_set):
 def test_amortized_search_remembers_the_gain_of_each_example(train_set):
     from opnorm.training import methods, network
 
-    config = dataclasses.replace(TINY, method="data_dependent_snr", augment=False)
+    config = dataclasses.replace(
+        TINY, method="data_dependent_snr", augment=False, variant="derivative"
+    )
     module = training.build_model(config, 10)
     params, stats = network.init(module, jax.random.key(0), train_set.image_shape)
     method = methods.create(config, network.bind(module))

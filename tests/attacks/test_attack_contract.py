@@ -1,0 +1,336 @@
+"""tests: what every attack keeps: budget, box, finiteness, cost, keys and dtypes."""
+
+import functools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opnorm import attacks
+
+P = [1.0, 1.5, 2.0, 3.0, math.inf]
+FIRST = np.random.default_rng(1).normal(size=(6, 7))
+SECOND = np.random.default_rng(2).normal(size=(7, 4))
+
+
+def network(x):
+    """A fixed smooth network with four classes."""
+    flat = x.reshape(len(x), -1)
+    first = jnp.asarray(FIRST[: flat.shape[1]], x.dtype)
+    return jnp.tanh(flat @ first) @ jnp.asarray(SECOND, x.dtype)
+
+
+def rough(x):
+    """Four classes with kinks, saturation, dead inputs, and NaN for some rows."""
+    flat = x.reshape(len(x), -1)
+    logits = 1e3 * jnp.tanh(flat[:, :4] - 0.5) + jax.nn.relu(flat[:, 1:5] - 2)
+    return jnp.where(flat[:, :1] > 0.8, jnp.nan, logits)
+
+
+def points(batch=3, low=0.3, high=0.7, seed=0):
+    drawn = np.random.default_rng(seed).uniform(low, high, (batch, 6))
+    return jnp.asarray(drawn, jnp.float32)
+
+
+def classes(x):
+    return jnp.arange(len(x)) % 4
+
+
+def lp(delta, p):
+    flat = np.asarray(delta, np.float64).reshape(len(delta), -1)
+    return np.linalg.norm(flat, p, axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _attack(f, options, x, epsilon, key):
+    attack = attacks.pga(epsilon=epsilon, **dict(options))
+    return attack(f, x, classes(x), key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def stepped(p, x, epsilon, step_size, key):
+    attack = attacks.pga(p=p, epsilon=epsilon, num_steps=3, step_size=step_size)
+    return attack(rough, x, classes(x), key)
+
+
+def attacked(f, x, epsilon, seed=0, **options):
+    key = None if seed is None else jax.random.key(seed)
+    return _attack(f, tuple(options.items()), x, jnp.float32(epsilon), key)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    p=st.sampled_from(P),
+    epsilon=st.floats(0.0, 3.0),
+    step_size=st.sampled_from([1e-3, 0.1, 10.0, math.inf]),
+    seed=st.integers(0, 1000),
+)
+def test_the_result_keeps_budget_and_box(p, epsilon, step_size, seed) -> None:
+    x = jnp.clip(points(4, -0.2, 1.2, seed), 0, 1)
+    found = stepped(p, x, np.float32(epsilon), step_size, jax.random.key(seed))
+    assert found.shape == x.shape and found.dtype == x.dtype
+    chex.assert_tree_all_finite(found)
+    assert np.min(found) >= 0 and np.max(found) <= 1
+    assert np.all(lp(found - x, p) <= epsilon + 1e-5 * max(1, epsilon))
+
+
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.1, 0.9)])
+def test_the_box_holds_to_the_last_bit(bounds) -> None:
+    x = points(64, *bounds)
+    found = attacked(network, x, 0.7, p=math.inf, num_steps=3, bounds=bounds)
+    low, high = np.float32(bounds)
+    assert np.min(found) >= low and np.max(found) <= high
+    assert np.any(found == low) and np.any(found == high)
+
+
+def constant(value, z):
+    return jnp.sum(z) * 0 + jnp.full((len(z), 4), value)
+
+
+@pytest.mark.parametrize("p", [1.0, 3.0, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1.0])
+def test_constant_and_broken_networks_move_nothing(p, value) -> None:
+    x, f = points(), functools.partial(constant, value)
+    options = {"p": p, "num_steps": 2, "random_start": False}
+    # One example walks, one jumps, one has no budget.
+    step_size, epsilon = jnp.array([0.1, jnp.inf, 0.1]), jnp.array([0.1, 0.1, 0.0])
+
+    @jax.jit
+    def run(epsilon, step_size):
+        attack = attacks.pga(epsilon=epsilon, step_size=step_size, **options)
+        return attack(f, x, classes(x))
+
+    np.testing.assert_array_equal(run(epsilon, step_size), x)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1.0])
+@pytest.mark.parametrize("loss", ["cross_entropy", "logit_distance"])
+def test_restarts_on_broken_networks_stay_in_the_ball(loss, value) -> None:
+    x, f = points(), functools.partial(constant, value)
+    found = attacked(f, x, 0.1, p=2.0, loss=loss, num_restarts=2, num_steps=2)
+    assert np.all(np.isfinite(found))
+    assert np.all(lp(found - x, 2) <= 0.1 + 1e-6)
+
+
+def test_a_broken_row_leaves_the_others_alone() -> None:
+    x, broken = points(), jnp.array([[0.0], [jnp.nan], [0.0]])
+    options = {"p": 2.0, "random_start": False}
+    found = attacked(lambda z: network(z) + broken, x, 0.1, None, **options)
+    whole = attacked(network, x, 0.1, None, **options)
+    np.testing.assert_allclose(found[::2], whole[::2], atol=1e-6)
+    np.testing.assert_array_equal(found[1], x[1])
+
+
+@pytest.mark.parametrize("p", P)
+def test_a_budget_of_zero_returns_the_input(p) -> None:
+    x = points(4)
+    found = stepped(p, x, 0.0, 0.1, jax.random.key(0))
+    np.testing.assert_array_equal(found, x)
+
+
+def test_examples_do_not_depend_on_each_other() -> None:
+    x, labels = points(5), jnp.arange(5) % 4
+    attack = attacks.pga(p=2.0, epsilon=0.2, num_steps=3, random_start=False)
+    whole = attack(network, x, labels)
+    order = np.array([3, 0, 4, 2, 1])
+    permuted = attack(network, x[order], labels[order])
+    np.testing.assert_allclose(permuted, whole[order], atol=1e-6)
+    alone = attack(network, x[2:3], labels[2:3])
+    np.testing.assert_allclose(alone, whole[2:3], atol=1e-6)
+
+
+def test_a_key_decides_the_result_under_jit_and_without() -> None:
+    x, options = points(), {"p": 2.0, "num_steps": 3}
+    first, again, other = (attacked(network, x, 0.2, i, **options) for i in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.all(np.any(first != other, axis=1))
+    attack = attacks.pga(epsilon=0.2, **options)
+    eager = attack(network, x, classes(x), jax.random.key(0))
+    np.testing.assert_allclose(eager, first, atol=1e-6)
+
+
+def test_restarts_keep_the_worst_start_of_each_example() -> None:
+    x, labels = points(6), jnp.arange(6) % 4
+
+    def reached(num_restarts):
+        options = {"num_restarts": num_restarts, "num_steps": 1, "loss": "margin"}
+        found = attacked(network, x, 0.3, p=2.0, **options)
+        return np.asarray(attacks.margin(network(found), labels))
+
+    one, eight = reached(1), reached(8)
+    assert np.all(eight >= one - 1e-6)
+    assert np.any(eight > one + 1e-4)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_restarts_prefer_the_goal_to_a_higher_loss(targeted) -> None:
+    x, labels = jnp.full((1, 1), 0.5), jnp.array([int(targeted)])
+
+    def f(z):
+        return jnp.concatenate([jnp.zeros_like(z), z - 0.5], axis=1)
+
+    def backwards(logits, labels):
+        return logits[:, 1] if targeted else -logits[:, 1]
+
+    options = {"p": math.inf, "epsilon": 0.4, "num_steps": 0, "loss": backwards}
+    key, found = jax.random.key(0), {}
+    for count in (1, 4, 16):
+        attack = attacks.pga(num_restarts=count, targeted=targeted, **options)
+        found[count] = float(attack(f, x, labels, key)[0, 0])
+    # Above 0.5 class 1 wins; of the points there, the loss prefers the lowest.
+    winners = [point for point in found.values() if point > 0.5]
+    assert winners and found[16] == min(winners)
+
+
+def test_logit_distance_is_label_free() -> None:
+    x, key = points(), jax.random.key(0)
+    attack = attacks.pga(p=2.0, epsilon=0.2, loss="logit_distance", num_restarts=3)
+    found = attack(network, x, jnp.zeros(3, int), key)
+    np.testing.assert_array_equal(found, attack(network, x, jnp.ones(3, int), key))
+    moved = attacks.logit_distance(network(found), network(x))
+    noise = attacks.uniform_noise(p=2.0, epsilon=0.2)(network, x, classes(x), key)
+    assert np.all(moved > attacks.logit_distance(network(noise), network(x)))
+
+
+def test_a_start_is_where_the_attack_begins() -> None:
+    x = points()
+    attack = attacks.pga(p=2.0, epsilon=0.2, num_steps=0)
+    inside = x + 0.01
+    np.testing.assert_array_equal(attack(network, x, classes(x), start=inside), inside)
+    outside = attack(network, x, classes(x), start=x + 0.3)
+    np.testing.assert_allclose(lp(outside - x, 2), 0.2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_steps", [1, 10, 100])
+def test_a_step_costs_one_forward_pass_and_one_input_gradient(num_steps) -> None:
+    x, weights = points(), (jnp.ones((6, 7)), jnp.ones((7, 4)))
+
+    def total(weights):
+        def f(z):
+            return jnp.tanh(z @ weights[0]) @ weights[1]
+
+        attack = attacks.pga(p=2.0, epsilon=0.1, num_steps=num_steps)
+        return attack(f, x, classes(x), jax.random.key(0)).sum()
+
+    # Two layers forward and two backward, once: in the body of the loop.
+    assert str(jax.make_jaxpr(total)(weights)).count("dot_general[") == 4
+    differentiated = jax.make_jaxpr(jax.grad(total))(weights)
+    assert str(differentiated).count("dot_general[") <= 4
+
+
+def test_no_gradient_flows_through_an_attack() -> None:
+    x = points()
+
+    def total(z, weight):
+        attack = attacks.pga(p=2.0, epsilon=0.1, num_steps=2, num_restarts=2)
+        found = attack(
+            lambda a: weight * network(a), z, classes(z), jax.random.key(0), start=z
+        )
+        return found.sum()
+
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(x, 2.0)
+    chex.assert_trees_all_equal(gradients, (jnp.zeros_like(x), jnp.float32(0)))
+
+
+def test_noise_fills_the_ball_and_ignores_the_network() -> None:
+    x, labels = jnp.full((2000, 3), 0.5), jnp.zeros(2000, int)
+    attack = attacks.uniform_noise(p=2.0, epsilon=0.2)
+    drawn = attack(network, x, labels, jax.random.key(0))
+    np.testing.assert_array_equal(
+        drawn, attack(lambda z: -z, x, labels, jax.random.key(0))
+    )
+    radius = lp(drawn - x, 2) / 0.2
+    # P(radius <= r) = r^n with n = 3.
+    for r in (0.5, 0.8, 1.0):
+        assert abs(np.mean(radius <= r + 1e-6) - r**3) < 0.04
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_shape_and_dtype_are_those_of_the_input(dtype) -> None:
+    x = jnp.full((2, 3, 2, 1), 0.5, dtype)
+    found = attacked(network, x, 0.25, p=2.0, num_restarts=2, num_steps=3)
+    assert found.shape == x.shape and found.dtype == dtype
+    assert np.all(lp(found.astype(jnp.float32) - 0.5, 2) <= 0.25 * 1.02)
+
+
+def test_attacks_run_under_vmap_and_shard_map() -> None:
+    x, labels = points(8), jnp.arange(8) % 4
+    attack = attacks.pga(p=2.0, epsilon=0.2, num_steps=3, random_start=False)
+    expected = attack(network, x, labels)
+
+    def split(a):
+        return a.reshape(8, 1, *a.shape[1:])
+
+    mapped = jax.vmap(lambda a, b: attack(network, a, b))(split(x), split(labels))
+    np.testing.assert_allclose(mapped[:, 0], expected, atol=1e-6)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.P("data")
+    sharded = jax.shard_map(
+        lambda a, b: attack(network, a, b),
+        mesh=mesh,
+        in_specs=(spec, spec),
+        out_specs=spec,
+    )
+    np.testing.assert_allclose(jax.jit(sharded)(x, labels), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "logit_distance"])
+def test_random_restarts_run_under_shard_map(loss) -> None:
+    x, labels = points(8), jnp.arange(8) % 4
+    attack = attacks.pga(p=2.0, epsilon=0.2, num_steps=2, num_restarts=2, loss=loss)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.P("data")
+    sharded = jax.shard_map(
+        lambda a, b: attack(network, a, b, jax.random.key(0)),
+        mesh=mesh,
+        in_specs=(spec, spec),
+        out_specs=spec,
+    )
+    found = jax.jit(sharded)(x, labels)
+    # Every device draws the starts of a batch of one.
+    alone = attack(network, x[3:4], labels[3:4], jax.random.key(0))
+    np.testing.assert_allclose(found[3:4], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"p": 0.5}, "p is 0.5"),
+        ({"epsilon": -0.1}, "epsilon is -0.1"),
+        ({"epsilon": math.inf}, "epsilon is inf"),
+        ({"step_size": 0.0}, "step_size"),
+        ({"num_steps": -1}, "num_steps"),
+        ({"num_restarts": 0}, "num_restarts"),
+        ({"num_restarts": 2, "random_start": False}, "num_restarts"),
+        ({"loss": "accuracy"}, "loss is 'accuracy'.*margin"),
+        ({"loss": "logit_distance", "targeted": True}, "targeted"),
+        ({"q": 0.0}, "q is"),
+        ({"bounds": (1.0, 0.0)}, "bounds"),
+    ],
+)
+def test_bad_options_are_refused_by_name(options, name) -> None:
+    with pytest.raises(ValueError, match=name):
+        attacks.pga(**({"p": 2.0, "epsilon": 0.1} | options))
+
+
+def test_bad_data_are_refused_by_name() -> None:
+    x, labels, key = jnp.zeros((2, 6)), jnp.zeros(2, int), jax.random.key(0)
+    attack = attacks.pga(p=2.0, epsilon=0.1)
+    for arguments, name in [
+        ((x, labels), "key is None"),
+        ((x, labels[:1], key), "labels has"),
+        ((x, labels.astype(float), key), "labels has"),
+        ((x.astype(jnp.uint8), labels, key), "x has"),
+        ((x[:0], labels[:0], key), "x has"),
+    ]:
+        with pytest.raises(ValueError, match=name):
+            attack(network, *arguments)
+    with pytest.raises(ValueError, match="start has"):
+        attack(network, x, labels, key, start=x[:1])
+    with pytest.raises(ValueError, match="logit_distance"):
+        attacks.fgm(p=2.0, epsilon=0.1, loss="logit_distance")(network, x, labels)
