@@ -32,7 +32,7 @@ cli.define_config_flags(
         for field in dataclasses.fields(training.Config)
         if field.name not in ("method", "weight", "seed", "p", "q", "num_steps")
     ),
-    train_examples=4000,
+    train_examples=3600,
     epochs=5,
 )
 _RUN = flags.DEFINE_string("run", "runs/equivalence", "directory to write to")
@@ -47,7 +47,7 @@ _SNR_WEIGHT = flags.DEFINE_float(
     "snr_weight", 1.0, "lambda of the data-dependent penalty (Roth et al. Eq. 7)"
 )
 _GLOBAL_WEIGHT = flags.DEFINE_float(
-    "global_weight", 0.1, "lambda of the global penalty (Roth et al. Eq. 5)"
+    "global_weight", 1.0, "lambda of the global penalty (Roth et al. Eq. 5)"
 )
 _ATTACK_STEPS = flags.DEFINE_integer(
     "attack_steps", 5, "steps of the attack in adversarial training"
@@ -69,7 +69,7 @@ _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missin
 
 def main() -> None:
     """Trains and measures every method and seed, writes and prints the results."""
-    began = time.monotonic()
+    began, revision = time.monotonic(), training.git_revision()
     methods, seeds, epsilons = _read_lists()
     configs = {
         (method, seed): _config(method, seed) for method in methods for seed in seeds
@@ -127,7 +127,7 @@ def main() -> None:
         found["measuring_seconds"] = time.monotonic() - trained
         training.RunDirectory(directory).write_json("evaluation.json", found)
         measured[method].append(found)
-    _report(run, measured, epsilons, sets["test"].description, began)
+    _report(run, measured, epsilons, sets["test"].description, began, revision)
 
 
 def _read_lists() -> tuple[tuple[str, ...], tuple[int, ...], tuple[float, ...]]:
@@ -174,6 +174,7 @@ def _report(
     epsilons: tuple[float, ...],
     description: str,
     began: float,
+    revision: str | None,
 ) -> None:
     averages = {method: measure.average(found) for method, found in measured.items()}
     epsilon = flags.FLAGS.epsilon
@@ -201,7 +202,7 @@ def _report(
             "data": description,
             "seeds": len(next(iter(measured.values()))),
             "environment": training.environment(),
-            "git_revision": training.git_revision(),
+            "git_revision": revision,
             "flags": run.flags(),
             "seconds": time.monotonic() - began,
             "methods": averages,

@@ -73,6 +73,7 @@ def matrix_norm(
     p, q = norms.check_exponent("p", p), norms.check_exponent("q", q)
     check_options(num_steps, None, math.inf, num_restarts)
     batch = as_batch(matrix)
+    batch = batch.astype(jnp.promote_types(batch.dtype, jnp.float32))
     _, d, n = batch.shape
     method, exact = "iteration", False
     if p == 1:
@@ -97,6 +98,10 @@ def matrix_norm(
             num_restarts=num_restarts,
             key=jax.random.key(0) if key is None else key,
         ).right
+    # A zero matrix prefers no direction; the first axis has norm 1 for every p.
+    alive = norms.norm(right, math.inf)[:, None] > 0
+    first = jnp.zeros_like(right).at[:, 0].set(1.0)
+    right = jnp.where(alive, right, first)
     image = jnp.einsum("bdn,bn->bd", batch, right)
     found = (norms.norm(image, q), right, norms.dual_map(image, q))
     if jnp.ndim(matrix) == 2:

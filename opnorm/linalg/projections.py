@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from opnorm.linalg import norms
@@ -191,19 +192,15 @@ def _sign(x: jax.Array) -> jax.Array:
 
 
 def _project_l1(flat: jax.Array, limit: jax.Array) -> jax.Array:
-    # optax's projection takes one whole tree, has a scalar radius that may not be
-    # zero, and returns NaN in the degenerate cases; batched it would be this sort.
-    modulus = jnp.abs(flat)
-    # Entries below largest - radius are zero in the answer; taking the largest off
-    # first keeps the partial sums small, and so exact for huge inputs.
-    largest = jnp.max(modulus, axis=1, keepdims=True, initial=0.0)
-    excess = modulus - largest
-    ordered = -jnp.sort(-excess, axis=1)
-    count = jnp.arange(1, flat.shape[1] + 1, dtype=flat.dtype)
-    thresholds = (jnp.cumsum(ordered, axis=1) - limit) / count
-    support = jnp.sum(ordered > thresholds, axis=1, keepdims=True)
-    threshold = jnp.take_along_axis(thresholds, jnp.maximum(support - 1, 0), axis=1)
-    return jnp.sign(flat) * jnp.maximum(excess - threshold, 0.0)
+    # optax projects one vector on a positive radius: scaled, so that huge entries do
+    # not swamp its partial sums, and with radius 0 taken out of its way.
+    size = lax.stop_gradient(norms.norm(flat, math.inf))[:, None]
+    size = jnp.where(size > 0, size, 1.0)
+    empty = limit <= 0
+    radius = jnp.where(empty, 1.0, limit / size)[:, 0]
+    project = optax.projections.projection_l1_ball
+    projected = size * jax.vmap(project)(flat / size, radius)
+    return jnp.where(empty, 0.0, projected)
 
 
 def _direction(flat: jax.Array, p: float) -> jax.Array:

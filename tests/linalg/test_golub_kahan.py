@@ -54,7 +54,9 @@ def test_all_steps_give_the_whole_spectrum(name, d, n):
 
 @hypothesis.settings(max_examples=15, deadline=None)
 @hypothesis.given(
-    seed=st.integers(0, 1000), steps=st.integers(2, 12), scale=st.integers(-8, 8)
+    seed=st.integers(0, 1000),
+    steps=st.sampled_from([2, 5, 12]),
+    scale=st.integers(-8, 8),
 )
 def test_a_singular_value_lies_within_each_error_bar(seed, steps, scale):
     with jax.enable_x64(True):

@@ -16,7 +16,7 @@ from opnorm import linalg
 EXPONENTS = (1.0, 1.5, 2.0, 3.0, math.inf)
 vectors = hnp.arrays(
     np.float64,
-    hnp.array_shapes(min_dims=2, max_dims=3, max_side=6),
+    st.sampled_from([(1, 1), (3, 2, 2), (2, 7)]),
     elements=st.floats(-1e3, 1e3, allow_subnormal=False).map(
         lambda x: 0.0 if abs(x) < 1e-3 else x
     ),

@@ -16,7 +16,9 @@ PAIRS = list(itertools.product((1.0, 2.0, INF), repeat=2))
 
 
 def matrix(d=5, n=7, seed=0, batch=3):
-    return jax.random.normal(jax.random.key(seed), (batch, d, n), jnp.float64)
+    return jax.random.normal(
+        jax.random.key(seed), (batch, d, n), jnp.result_type(float)
+    )
 
 
 def brute_force(a, p, q):

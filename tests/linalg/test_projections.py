@@ -18,7 +18,7 @@ from opnorm import linalg
 EXPONENTS = (1.0, 1.3, 2.0, 4.0, math.inf)
 points = hnp.arrays(
     np.float64,
-    st.tuples(st.integers(1, 4), st.integers(1, 7)),
+    st.sampled_from([(1, 1), (3, 2), (2, 7)]),
     elements=st.floats(-20, 20).map(lambda x: 0.0 if abs(x) < 1e-6 else x),
 )
 radii = st.floats(0.01, 10)

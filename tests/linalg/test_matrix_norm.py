@@ -1,0 +1,136 @@
+"""Norms of dense matrices against numpy, brute force and duality."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opnorm import linalg
+
+CASES = {
+    (1.0, 1.0): "column",
+    (1.0, 3.0): "column",
+    (1.0, math.inf): "column",
+    (2.0, math.inf): "row",
+    (3.0, math.inf): "row",
+    (math.inf, math.inf): "row",
+    (2.0, 2.0): "singular_value",
+    (math.inf, 1.0): "enumeration",
+    (math.inf, 2.0): "enumeration",
+    (2.0, 1.0): "enumeration",
+    (3.0, 1.0): "enumeration",
+    (3.0, 1.5): "iteration",
+}
+
+
+def matrices():
+    return np.random.default_rng(0).standard_normal((3, 4, 5))
+
+
+def signs(n):
+    return np.array(list(itertools.product((-1.0, 1.0), repeat=n)))
+
+
+def by_hand(a, p, q):
+    """The norm of one matrix in float64, where it can be had without iteration."""
+    dual = linalg.conjugate_exponent(p)
+    if p == 1:
+        return np.linalg.norm(a, q, axis=0).max()
+    if q == math.inf:
+        return np.linalg.norm(a, dual, axis=1).max()
+    if p == q == 2:
+        return np.linalg.norm(a, 2)
+    if p == math.inf:
+        return np.linalg.norm(signs(a.shape[1]) @ a.T, q, axis=1).max()
+    assert q == 1
+    return np.linalg.norm(signs(a.shape[0]) @ a, dual, axis=1).max()
+
+
+@pytest.mark.parametrize(("p", "q"), [c for c, m in CASES.items() if m != "iteration"])
+def test_exact_norms_are_those_by_hand(p, q):
+    with jax.enable_x64(True):
+        a = matrices()
+        found = linalg.matrix_norm(jnp.asarray(a), p, q)
+        assert found.exact and found.method == CASES[p, q]
+        expected = [by_hand(one, p, q) for one in a]
+        np.testing.assert_allclose(found.value, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("p", "q"), CASES)
+def test_the_vectors_attain_the_value(p, q):
+    with jax.enable_x64(True):
+        a = jnp.asarray(matrices())
+        found = linalg.matrix_norm(a, p, q, num_restarts=3)
+        image = jnp.einsum("bdn,bn->bd", a, found.right)
+        np.testing.assert_allclose(linalg.norm(found.right, p), 1.0, rtol=1e-9)
+        np.testing.assert_allclose(linalg.norm(image, q), found.value, rtol=1e-9)
+        np.testing.assert_allclose(
+            linalg.inner(found.left, image), found.value, rtol=1e-9
+        )
+
+
+def test_iteration_says_so_and_nothing_random_exceeds_it():
+    with jax.enable_x64(True):
+        a = jnp.asarray(matrices()[:1])
+        found = linalg.matrix_norm(a, 3.0, 1.5)
+        assert found.method == "iteration" and not found.exact
+        tried = linalg.sample_sphere(jax.random.key(1), jnp.zeros((20_000, 5)), 3.0)
+        reached = linalg.norm(tried @ a[0].T, 1.5).max()
+        assert 0.9 * found.value[0] < reached <= found.value[0] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("p", "q"), [(math.inf, 2.0), (2.0, 1.0)])
+def test_the_transpose_has_the_dual_norm(p, q):
+    with jax.enable_x64(True):
+        a = jnp.asarray(matrices())
+        found = linalg.matrix_norm(a, p, q).value
+        dual = linalg.matrix_norm(
+            jnp.swapaxes(a, 1, 2),
+            linalg.conjugate_exponent(q),
+            linalg.conjugate_exponent(p),
+        )
+        np.testing.assert_allclose(found, dual.value, rtol=1e-10)
+
+
+def test_too_many_corners_are_iterated_to_a_lower_bound():
+    with jax.enable_x64(True):
+        a = jnp.asarray(matrices())
+        exact = linalg.matrix_norm(a, math.inf, 2.0)
+        found = linalg.matrix_norm(a, math.inf, 2.0, max_enumeration=8)
+        assert found.method == "iteration" and not found.exact
+        assert np.all(found.value <= exact.value * (1 + 1e-10))
+
+
+def test_an_enumeration_of_several_chunks_misses_no_corner():
+    with jax.enable_x64(True):
+        a = np.random.default_rng(1).standard_normal((2, 12))
+        found = linalg.matrix_norm(jnp.asarray(a), math.inf, 2.0)
+        assert found.value.shape == () and found.right.shape == (12,)
+        np.testing.assert_allclose(found.value, by_hand(a, math.inf, 2.0), rtol=1e-10)
+
+
+def test_half_precision_is_computed_in_single():
+    a = jnp.asarray(matrices(), jnp.bfloat16)
+    found = linalg.matrix_norm(a, 2.0, 2.0).value
+    assert found.dtype == jnp.float32
+    expected = np.linalg.norm(np.asarray(a, np.float32), 2, axis=(1, 2))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "p", "q", "options", "message"),
+    [
+        (jnp.ones(3), 2.0, 2.0, {}, "matrix"),
+        (jnp.ones((2, 2), jnp.int32), 2.0, 2.0, {}, "matrix"),
+        (jnp.ones((2, 2)), 0.5, 2.0, {}, "p is"),
+        (jnp.ones((2, 2)), 2.0, math.nan, {}, "q is"),
+        (jnp.ones((2, 2)), 2.0, 2.0, {"num_steps": -1}, "num_steps"),
+        (jnp.ones((2, 2)), 2.0, 2.0, {"num_restarts": 0}, "num_restarts"),
+    ],
+)
+def test_bad_arguments_are_refused(matrix, p, q, options, message):
+    with pytest.raises(ValueError, match=message):
+        linalg.matrix_norm(matrix, p, q, **options)

@@ -1,0 +1,32 @@
+"""The README's example runs, and its test command is the one that CI runs."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    small = example.replace("train_examples=1000", "train_examples=64, width=4")
+    assert small != example
+    names: dict = {}
+    exec(small, names)
+    assert names["norm"].value.shape == (100,)
+    assert names["norm"].right.shape == (100, 32, 32, 3)
+    assert names["norm"].left.shape == (100, 10)
+    assert names["x_adv"].shape == (100, 32, 32, 3)
+
+
+def test_ci_finds_the_test_command():
+    assert re.search(r"<!-- test command -->\n```bash\npython3 .*pytest.*\n```", README)
+    assert "<!-- test command -->" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_files_that_the_readme_shows_are_there():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    for link in links:
+        if "://" not in link:
+            assert (ROOT / link).exists(), link
