@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from opnorm.linalg import loops
+from opnorm.linalg import loops, norms
 from opnorm.linalg.linear_map import LinearMap
 
 
@@ -131,7 +131,7 @@ def golub_kahan(
     left, values, right = jnp.linalg.svd(small, full_matrices=False)
     lefts = jnp.einsum("bik,bid->bkd", left[:, :, :k], us, precision="highest")
     rights = jnp.einsum("bki,bin->bkn", right[:, :k], vs, precision="highest")
-    final = jnp.linalg.norm(_orthogonalize(pull(us[:, -1]), vs), axis=1)[:, None]
+    final = norms.norm(_orthogonalize(pull(us[:, -1]), vs), 2.0)[:, None]
     residual = final * jnp.abs(left[:, -1, :k])
     # A map that is not finite breaks every step down, which would read as zero.
     values = jnp.where(jnp.isfinite(final), values[:, :k], jnp.nan)
@@ -154,9 +154,9 @@ def _orthogonalize(x: jax.Array, basis: jax.Array) -> jax.Array:
 
 def _unit(x: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x normalised and its norm, both zero where it is rounding beside ``size``."""
-    length = jnp.linalg.norm(x, axis=1)
+    length = norms.norm(x, 2.0)
     # <=, so that a zero map, whose size is zero, breaks down too.
     noise = 10 * jnp.finfo(x.dtype).eps * size
-    alive = length > noise
+    alive = (length > noise) & jnp.isfinite(length)
     scaled = x / jnp.where(alive, length, 1.0)[:, None]
     return jnp.where(alive[:, None], scaled, 0.0), jnp.where(alive, length, 0.0)

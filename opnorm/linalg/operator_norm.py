@@ -154,8 +154,9 @@ def _ascend(
             moved = norms.dual_map(pulled, norms.conjugate_exponent(p))
         else:
             moved = projections.project_sphere(v + step_size * pulled, p, 1.0)
-        # A zero map says nothing about where to go.
-        alive = norms.norm(pulled, math.inf) > 0
+        # A zero map says nothing about where to go, nor does one that overflows.
+        largest = norms.norm(pulled, math.inf)
+        alive = (largest > 0) & jnp.isfinite(largest)
         return jnp.where(_column(alive, v), moved.astype(v.dtype), v)
 
     if tolerance is None:

@@ -43,9 +43,9 @@ def jacobian_norm(
       (:func:`opnorm.linalg.operator_norm`), two passes each.
     - "golub_kahan": p = q = 2 only; ``num_steps`` steps, two passes each, far more
       accurate than as many power steps.
-    - "auto": "dense" where d is at most 1.6 num_steps, else "golub_kahan" for p = q = 2
-      and "iterative" for other norms. A tolerance or a finite step_size asks for
-      "iterative".
+    - "auto": "dense" where min(d, n) is at most 1.6 num_steps, else "golub_kahan" for
+      p = q = 2 and "iterative" for other norms. A tolerance or a finite step_size asks
+      for "iterative".
 
     The value can be differentiated with respect to whatever ``f`` closes over: the
     search is cut off from gradients, and the value is ``<u, J v>`` with u and v held
@@ -91,7 +91,7 @@ def jacobian_norm(
     if method == "auto":
         if tolerance is not None or not power:
             method = "iterative"
-        elif d <= _ROWS_PER_STEP * num_steps:
+        elif min(d, math.prod(x.shape[1:])) <= _ROWS_PER_STEP * num_steps:
             method = "dense"
         else:
             method = "golub_kahan" if euclidean and num_steps else "iterative"
@@ -159,14 +159,14 @@ def singular_triplets(
         raise ValueError(f"method is {method!r}; it may be auto, dense or golub_kahan.")
     steps = min(most, 2 * k + 5) if num_steps is None else num_steps
     linear_map = jacobian.jacobian_map(linalg.detach(f, x), lax.stop_gradient(x))
-    if method == "golub_kahan" or method == "auto" and d > _ROWS_PER_STEP * steps:
+    if method == "golub_kahan" or method == "auto" and most > _ROWS_PER_STEP * steps:
         start = jax.random.key(0) if key is None else key
         return linalg.golub_kahan(linear_map, k, num_steps=steps, key=start)
     matrix = jacobian.materialize(linear_map)
     matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
     left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
     values, left, right = values[:, :k], left[:, :, :k], right[:, :k]
-    pulled = jnp.einsum("bdn,bdk->bkn", matrix, left)
+    pulled = jnp.einsum("bdn,bdk->bkn", matrix, left, precision="highest")
     residual = jnp.linalg.norm(pulled - values[:, :, None] * right, axis=-1)
     return linalg.SingularTriplets(
         values,

@@ -39,7 +39,8 @@ class Config:
       method: a key of ``METHODS``.
       p: exponent of the norm of perturbations, in [1, inf].
       q: exponent of the norm of logits for "data_dependent_onr", in [1, inf].
-      epsilon: length of the perturbations of attack and penalty.
+      epsilon: length of the perturbations of attack and penalty, in [0, 1] pixel
+        units.
       weight: lambda, the factor of the method's term. Its conventions are those of
         Roth et al. 2020 (Eqs. 5, 7, 13, 14): squared penalties carry a 1/2, and the
         adversarial term is added to the clean one.

@@ -120,3 +120,12 @@ def test_a_map_of_nan_has_values_of_nan_and_leaves_the_others_alone():
     assert np.all(np.isnan(found.values[1]))
     assert np.all(np.isfinite(found.right)) and np.all(np.isfinite(found.left))
     np.testing.assert_allclose(found.values[::2], clean.values[::2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", (1e-25, 1e25))
+def test_values_whose_squares_leave_single_precision(scale):
+    a = np.random.default_rng(0).normal(size=(2, 8, 10))
+    linear_map = linalg.from_matrix(jnp.asarray(scale * a, jnp.float32))
+    found = linalg.golub_kahan(linear_map, 3, num_steps=8, key=jax.random.key(0))
+    expected = scale * np.linalg.svd(a, compute_uv=False)[:, :3]
+    np.testing.assert_allclose(found.values, expected, rtol=1e-4)

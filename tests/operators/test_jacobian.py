@@ -112,7 +112,7 @@ def test_every_method_finds_the_spectral_norm(method):
         assert np.all(found.residual < 1e-6)
 
 
-@pytest.mark.parametrize(("p", "q"), itertools.product((1.0, 2.0, INF), repeat=2))
+@pytest.mark.parametrize(("p", "q"), list(itertools.product((1.0, 2.0, INF), repeat=2)))
 def test_dense_method_finds_every_norm_of_a_small_network(p, q):
     with jax.enable_x64(True):
         f, x = functools.partial(mlp, mlp_params(n=8)), data(n=8)
@@ -338,3 +338,13 @@ def test_no_steps_are_allowed_whatever_the_outputs():
     moved = operators.directional_derivative(f, x, x)
     expected = linalg.norm(moved, 2.0) / linalg.norm(x, 2.0)
     np.testing.assert_allclose(found.value, expected, rtol=1e-5)
+
+
+def test_auto_counts_forward_passes_when_inputs_are_few():
+    params = mlp_params(n=3, d=40, dtype=jnp.float32)
+    f, x = functools.partial(mlp, params), data(n=3, dtype=jnp.float32)
+    found = operators.jacobian_norm(f, x)
+    assert found.num_steps == 0
+    np.testing.assert_allclose(
+        found.value, np.linalg.norm(exact(f, x), 2, axis=(1, 2)), rtol=1e-4
+    )
