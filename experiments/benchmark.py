@@ -187,6 +187,7 @@ def _power_part(
     rows = jax.random.normal(jax.random.key(3), (10, len(x), 10))
     tangents = jax.random.normal(jax.random.key(4), (10, *x.shape))
 
+    # Value and direction, which a penalty uses; the residual would be a pass more.
     def power(params: Any) -> Any:
         return operators.jacobian_norm(
             lambda z: net.infer(params, batch_stats, z),
@@ -194,7 +195,7 @@ def _power_part(
             method="iterative",
             num_steps=10,
             init=start,
-        )
+        )[:2]
 
     def passes(params: Any) -> Any:
         logits, push = jax.linearize(lambda z: net.infer(params, batch_stats, z), x)
