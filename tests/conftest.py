@@ -12,3 +12,19 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+import gc  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _release_compiled_programs() -> Iterator[None]:
+    """Programs map memory, and a process may map only so many pieces of it.
+
+    With all of the suite's programs alive, XLA's compiler ended in a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
