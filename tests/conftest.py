@@ -23,7 +23,8 @@ import pytest  # noqa: E402
 def _release_compiled_programs() -> Iterator[None]:
     """Programs map memory, and a process may map only so many pieces of it.
 
-    With all of the suite's programs alive, XLA's compiler ended in a segmentation fault.
+    With all of the suite's programs alive, XLA's compiler ended in a segmentation
+    fault.
     """
     yield
     jax.clear_caches()
