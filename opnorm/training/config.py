@@ -85,7 +85,7 @@ class Config:
     step_size: float | None = None
     search: str = "amortized"
     variant: str = "difference"
-    penalty_fraction: float = 0.75
+    penalty_fraction: float = 0.5
     optimizer: str = "adam"
     learning_rate: float = 2e-3
     schedule: str = "cosine"
