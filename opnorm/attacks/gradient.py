@@ -1,48 +1,18 @@
-"""attacks: gradient attacks of fixed budget: FGM, PGA, and random noise beside them.
+"""attacks: projected gradient attacks of fixed budget, and random noise beside them."""
 
-An attack is made from its options and applied to data:
-``attack(f, x, labels, key=None, *, start=None) -> x_adv``.
-"""
-
+import dataclasses
+import functools
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg
+from opnorm.attacks import attack as attack_lib
 from opnorm.attacks import losses
-
-BatchFunction = Callable[[jax.Array], jax.Array]
-Bounds = tuple[float, float] | None
-
-
-class Attack(Protocol):
-    """``attack(f, x, labels, key=None, *, start=None) -> x_adv``.
-
-    Args:
-      f: batch function ``(B, ...) -> (B, K)`` of logits, with independent rows.
-      x: ``(B, ...)`` float, the clean inputs in [0, 1] pixel units.
-      labels: ``(B,)`` int: the classes to leave, or with ``targeted`` to reach.
-      key: typed key; needed where something is random.
-      start: shape of ``x``: where to start instead of at x or at random.
-
-    Returns:
-      Shape and dtype of ``x``: inside the bounds, within the budget up to rounding,
-      and finite if x is, whatever f does. No gradient flows through it.
-    """
-
-    def __call__(
-        self,
-        f: BatchFunction,
-        x: jax.Array,
-        labels: jax.Array,
-        key: jax.Array | None = None,
-        *,
-        start: jax.Array | None = None,
-    ) -> jax.Array: ...
+from opnorm.attacks.attack import Attack, BatchFunction, Bounds, Problem, Stage, like
 
 
 def fgm(
@@ -69,7 +39,7 @@ def fgm(
 
     Source: Roth et al. 2020, Eq. 16; Farnia et al. 2019, Eq. 5.
     """
-    return pga(
+    attack = pga(
         p=p,
         epsilon=epsilon,
         num_steps=1,
@@ -79,6 +49,7 @@ def fgm(
         targeted=targeted,
         bounds=bounds,
     )
+    return _renamed(attack, "fgm")
 
 
 def pga(
@@ -89,6 +60,8 @@ def pga(
     step_size: float | jax.Array | None = None,
     random_start: bool = True,
     num_restarts: int = 1,
+    momentum: float = 0.0,
+    keep: str = "last",
     loss: str | losses.Loss = "cross_entropy",
     q: float = 2.0,
     targeted: bool = False,
@@ -97,7 +70,7 @@ def pga(
     """Returns projected gradient ascent in the Lp ball of radius epsilon.
 
     ``x_k = Proj(x_{k-1} + step_size T_{p*}(gradient))``: onto the ball, then the box.
-    The last iterate is returned. With ``step_size=inf`` the step is its limit, ``x +
+    With ``step_size=inf`` the step is its limit, ``x +
     epsilon T_{p*}(gradient)``: the power method, where the network is linear. Where a
     gradient is zero or not finite, the point stays. A step costs one forward and one
     backward pass to the input; several restarts cost one forward pass more each.
@@ -119,7 +92,12 @@ def pga(
       num_restarts: random starts, at least 1; per example a point that reaches the
         goal is kept before one that does not ("logit_distance" has no goal), then
         the highest loss.
-      loss: "cross_entropy" or "margin" (see :mod:`opnorm.attacks.losses`),
+      momentum: factor mu, in [0, inf), of the velocity ``mu velocity + gradient /
+        ||gradient||_1`` that takes the gradient's place (MI-FGSM); 0 for none.
+      keep: "last" returns the last iterate, "success" the first one that reaches the
+        goal, where the example then stands still, at the same price: what robust
+        accuracy asks for.
+      loss: "cross_entropy", "margin" or "dlr" (see :mod:`opnorm.attacks.losses`),
         "logit_distance" (Lq distance to the clean logits; ignores labels), or a
         function ``(logits (B, K), labels (B,)) -> (B,)``.
       q: exponent of "logit_distance".
@@ -128,157 +106,240 @@ def pga(
         result may leave the budget.
 
     Raises:
-      ValueError: for an option out of range; when applied, for a missing key, a start
-        of another shape, inputs that are not float, or labels that are not ``(B,)``
-        ints.
+      ValueError: for an option out of range; when applied, as :class:`Attack`.
 
-    Source: Roth et al. 2020, Eqs. 15-18; Madry et al. 2018.
+    Source: Roth et al. 2020, Eqs. 15-18; Madry et al. 2018; Dong et al. 2018 for
+    momentum.
     """
     p, q = linalg.check_exponent("p", p), linalg.check_exponent("q", q)
     linalg.check_length("epsilon", epsilon)
+    linalg.check_length("momentum", momentum)
     if step_size is not None:
         linalg.check_length("step_size", step_size, positive=True)
-    _check_count("num_steps", num_steps, 0)
-    _check_count("num_restarts", num_restarts, 1)
-    _check_bounds(bounds)
+    attack_lib.check_count("num_steps", num_steps, 0)
+    attack_lib.check_count("num_restarts", num_restarts, 1)
+    attack_lib.check_bounds(bounds)
     named = (*losses.NAMED, "logit_distance")
     if isinstance(loss, str) and loss not in named:
         raise ValueError(f"loss is {loss!r}; it may be {', '.join(named)}.")
-    if loss == "logit_distance" and targeted:
-        raise ValueError("loss 'logit_distance' has no labels; targeted must be False.")
+    if loss == "logit_distance" and (targeted or keep != "last"):
+        raise ValueError(
+            "loss 'logit_distance' has no labels; targeted must be False and keep "
+            "'last'."
+        )
+    if keep not in ("last", "success"):
+        raise ValueError(f"keep is {keep!r}; it may be 'last' or 'success'.")
     if num_restarts > 1 and not random_start:
         raise ValueError("num_restarts needs random_start=True: they would be alike.")
+    size = None if step_size is None else lax.stop_gradient(step_size)
+    radius = lax.stop_gradient(epsilon)
+    if size is None:
+        size = 2 * jnp.asarray(radius) / max(num_steps, 1)
+    confine = functools.partial(_confine, p=p, epsilon=radius, bounds=bounds)
+    # Judging a restart takes one evaluation of its last point.
+    period = num_steps + (num_restarts > 1)
 
-    def attack(
-        f: BatchFunction,
-        x: jax.Array,
-        labels: jax.Array,
-        key: jax.Array | None = None,
-        *,
-        start: jax.Array | None = None,
-    ) -> jax.Array:
-        _check_inputs(x, labels, start)
-        if loss == "logit_distance" and not random_start and start is None:
+    def check(problem: Problem) -> None:
+        started = problem.start is not None
+        if loss == "logit_distance" and not random_start and not started:
             raise ValueError(
                 "loss 'logit_distance' has no gradient at x; it needs "
                 "random_start=True or a start."
             )
-        if key is None and random_start and (start is None or num_restarts > 1):
-            raise ValueError("key is None; random_start needs one.")
-        x = lax.stop_gradient(x)
-        if start is not None:
-            start = lax.stop_gradient(start).astype(x.dtype)
-        f = linalg.detach(f, x)
-        objective = _objective(f, x, labels, loss, q, targeted)
-        gradient = jax.grad(lambda z: jnp.sum(objective(z)[0]))
+        if random_start and (not started or num_restarts > 1):
+            attack_lib.check_keys(problem)
 
-        def one(begin: jax.Array) -> jax.Array:
-            def step(_: Any, delta: jax.Array) -> jax.Array:
-                ascent = gradient(x + delta)
-                return _advance(
-                    x, delta, ascent, p, epsilon, step_size, num_steps, bounds
-                )
+    def begin(problem: Problem, restart: Any) -> jax.Array:
+        x, keys = problem.x, problem.keys
+        begin = x if problem.start is None else problem.start
+        if not random_start or keys is None:
+            return confine(x, begin - x)
+        drawn = linalg.sample_ball(attack_lib.fold_in(keys, restart), x, p, radius)
+        if problem.start is not None:
+            drawn = jnp.where(restart == 0, begin - x, drawn)
+        return confine(x, drawn)
 
-            begin = _confine(x, begin - x, p, epsilon, bounds)
-            end = x + linalg.fori_loop(num_steps, step, begin)
-            # Adding x back rounds, and may round out of the box.
-            return end if bounds is None else jnp.clip(end, *bounds)
+    def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
+        delta = begin(problem, 0)
+        # Made of the labels, so that under shard_map they differ where those do.
+        nothing = jnp.zeros_like(problem.labels, dtype=bool)
+        lowest = jnp.full_like(problem.labels, -jnp.inf, dtype=_wide(delta))
+        state = {"delta": delta}
+        if momentum:
+            state["velocity"] = jnp.zeros_like(delta)
+        if keep == "success":
+            state["done"] = nothing
+        if num_restarts > 1:
+            state |= {"best": delta, "value": lowest, "hit": nothing}
+        if loss == "logit_distance":
+            state["clean"] = f(problem.x)
+        return state
 
-        def begin(restart: Any) -> jax.Array:
-            if not random_start or key is None:
-                return x if start is None else start
-            restart_key = jax.random.fold_in(key, restart)
-            drawn = x + linalg.sample_ball(restart_key, x, p, epsilon)
-            if start is None:
-                return drawn
-            return jnp.where(restart == 0, start, drawn)
+    def step(
+        f: BatchFunction, problem: Problem, state: dict[str, jax.Array], i: jax.Array
+    ) -> dict[str, jax.Array]:
+        x, labels, delta = problem.x, problem.labels, state["delta"]
+        new, velocity = dict(state), state.get("velocity")
+        fresh = (i % period == 0) & (i > 0)
+        if num_restarts > 1:
+            delta = lax.cond(
+                fresh,
+                lambda: begin(problem, i // period).astype(x.dtype),
+                lambda: delta,
+            )
 
-        if num_restarts == 1:
-            return lax.stop_gradient(one(begin(0)))
+        def objective(logits: jax.Array) -> jax.Array:
+            return _objective(logits, labels, state, loss, q, targeted)
 
-        def better(restart: jax.Array, best: Any) -> Any:
-            point = one(begin(restart))
-            value, logits = objective(point)
-            value = jnp.nan_to_num(value, nan=-jnp.inf).astype(wide)
-            hit = (jnp.argmax(logits, axis=1) == labels) == targeted
-            hit &= loss != "logit_distance"
-            _, old_value, old_hit = best
-            wins = (hit & ~old_hit) | ((hit == old_hit) & (value > old_value))
-            new = (point, value, hit)
-            return jax.tree.map(lambda a, b: jnp.where(_like(wins, a), a, b), new, best)
+        if num_steps == 0:
+            logits = f(x + delta)
+            values, ascent = objective(logits), jnp.zeros_like(delta)
+        else:
+            values, logits, ascent = attack_lib.value_and_gradient(
+                f, objective, x + delta
+            )
+        hit = attack_lib.decided(logits, labels, targeted) & (loss != "logit_distance")
+        if num_restarts > 1:
+            higher = (hit == state["hit"]) & (values > state["value"])
+            wins = (hit & ~state["hit"]) | higher
+            if keep == "last":
+                wins &= i % period == num_steps
+            current = {"best": delta, "value": values, "hit": hit}
+            for name, value in current.items():
+                value = value.astype(state[name].dtype)
+                new[name] = jnp.where(like(wins, value), value, state[name])
+        if velocity is not None:
+            unit = linalg.scale(ascent, 1 / _positive(linalg.norm(ascent, 1.0)))
+            ascent = jnp.where(fresh, 0.0, momentum) * velocity + unit
+            new["velocity"] = ascent.astype(velocity.dtype)
+        moved = _advance(delta, ascent, p, radius, size)
+        new["delta"] = confine(x, moved).astype(x.dtype)
+        if keep == "success":
+            new["done"] = hit
+            new["delta"] = jnp.where(like(hit, delta), delta, new["delta"])
+        return new
 
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        # Like the labels, so that under shard_map they differ where those do.
-        lowest = jnp.full_like(labels, -jnp.inf, dtype=wide)
-        worst = (x, lowest, jnp.zeros_like(labels, dtype=bool))
-        return lax.stop_gradient(linalg.fori_loop(num_restarts, better, worst)[0])
+    def finish(problem: Problem, state: dict[str, jax.Array]) -> jax.Array:
+        delta = state["best" if num_restarts > 1 else "delta"]
+        # Adding x back rounds, and may round out of the box.
+        return attack_lib.clip(problem.x + delta, bounds)
 
-    return attack
+    stage = Stage(
+        name="pga",
+        num_steps=num_restarts * period,
+        init=init,
+        step=step,
+        finish=finish,
+        done=(lambda state: state["done"]) if keep == "success" else None,
+        targeted=targeted,
+        check=check,
+    )
+    return Attack(name="pga", p=p, stages=(stage,))
 
 
 def uniform_noise(
-    *, p: float, epsilon: float | jax.Array, bounds: Bounds = (0.0, 1.0)
+    *,
+    p: float,
+    epsilon: float | jax.Array,
+    num_draws: int = 1,
+    bounds: Bounds = (0.0, 1.0),
 ) -> Attack:
-    """Returns the baseline that draws a point of the Lp ball uniformly.
+    """Returns the baseline that draws points of the Lp ball uniformly.
 
     Args:
       p: exponent of the norm, in [1, inf].
       epsilon: budget in pixel units, at least 0; scalar or ``(B,)``.
+      num_draws: points drawn, at least 1; the first that is misclassified is kept, or
+        else the one of highest cross-entropy: random search, at one forward pass each.
       bounds: box (low, high) that inputs are clipped to, or None.
 
     Raises:
-      ValueError: for an option out of range, or a missing key.
+      ValueError: for an option out of range; when applied, as :class:`Attack`.
     """
-    return pga(p=p, epsilon=epsilon, num_steps=0, bounds=bounds)
+    keep = "success" if num_draws > 1 else "last"
+    return _renamed(
+        pga(
+            p=p,
+            epsilon=epsilon,
+            num_steps=0,
+            num_restarts=num_draws,
+            keep=keep,
+            bounds=bounds,
+        ),
+        "uniform_noise",
+    )
+
+
+def gaussian_noise(
+    *,
+    epsilon: float | jax.Array,
+    p: float = 2.0,
+    bounds: Bounds = (0.0, 1.0),
+) -> Attack:
+    """Returns the baseline of one perturbation of length epsilon in a random direction.
+
+    For p = 2 the direction is that of Gaussian noise; for other p it has the cone
+    measure of the Lp sphere. Clipping to the box shortens it.
+
+    Args:
+      epsilon: length in pixel units, at least 0; scalar or ``(B,)``.
+      p: exponent of the norm, in [1, inf].
+      bounds: box (low, high) that inputs are clipped to, or None.
+
+    Raises:
+      ValueError: for an option out of range; when applied, as :class:`Attack`.
+    """
+    p = linalg.check_exponent("p", p)
+    linalg.check_length("epsilon", epsilon)
+    attack_lib.check_bounds(bounds)
+
+    def init(f: BatchFunction, problem: Problem) -> jax.Array:
+        del f
+        assert problem.keys is not None
+        unit = linalg.sample_sphere(problem.keys, problem.x, p)
+        drawn = linalg.scale(unit, jnp.asarray(lax.stop_gradient(epsilon)))
+        return _confine(problem.x, drawn, p, lax.stop_gradient(epsilon), bounds)
+
+    stage = Stage(
+        name="gaussian_noise",
+        num_steps=0,
+        init=init,
+        step=lambda f, problem, state, i: state,
+        finish=lambda problem, state: attack_lib.clip(problem.x + state, bounds),
+        check=attack_lib.check_keys,
+    )
+    return Attack(name="gaussian_noise", p=p, stages=(stage,))
 
 
 def _objective(
-    f: BatchFunction,
-    x: jax.Array,
+    logits: jax.Array,
     labels: jax.Array,
+    state: dict[str, jax.Array],
     loss: str | losses.Loss,
     q: float,
     targeted: bool,
-) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """``z -> (what to maximise (B,), logits)``."""
+) -> jax.Array:
+    """What to maximise, ``(B,)``."""
     if loss == "logit_distance":
-        clean = f(x)
-
-        def distance(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-            logits = f(z)
-            return losses.logit_distance(logits, clean, q), logits
-
-        return distance
+        return losses.logit_distance(logits, state["clean"], q)
     chosen = losses.NAMED[loss] if isinstance(loss, str) else loss
-    sign = -1.0 if targeted else 1.0
-
-    def labelled(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = f(z)
-        return sign * chosen(logits, labels), logits
-
-    return labelled
+    return (-1.0 if targeted else 1.0) * chosen(logits, labels)
 
 
 def _advance(
-    x: jax.Array,
     delta: jax.Array,
     ascent: jax.Array,
     p: float,
     epsilon: float | jax.Array,
-    step_size: float | jax.Array | None,
-    num_steps: int,
-    bounds: Bounds,
+    step_size: float | jax.Array,
 ) -> jax.Array:
     direction = linalg.dual_map(ascent, linalg.conjugate_exponent(p))
-    if step_size is None:
-        step_size = 2 * jnp.asarray(epsilon) / num_steps
     step_size = jnp.asarray(step_size, direction.dtype)
     unlimited = jnp.isinf(step_size)
     walked = delta + linalg.scale(direction, jnp.where(unlimited, 0.0, step_size))
     jumped = linalg.scale(direction, jnp.asarray(epsilon, direction.dtype))
     jumps = unlimited & (linalg.norm(direction, math.inf) > 0)
-    moved = jnp.where(_like(jumps, x), jumped, walked)
-    return _confine(x, moved, p, epsilon, bounds)
+    return jnp.where(like(jumps, delta), jumped, walked)
 
 
 def _confine(
@@ -289,35 +350,17 @@ def _confine(
     Since x lies in the box, clipping shortens every entry, and so stays in the ball.
     """
     delta = linalg.project_ball(delta, p, epsilon)
-    if bounds is None:
-        return delta
-    return jnp.clip(x + delta, *bounds) - x
+    return delta if bounds is None else jnp.clip(x + delta, *bounds) - x
 
 
-def _like(mask: jax.Array, array: jax.Array) -> jax.Array:
-    return mask.reshape(mask.shape + (1,) * (array.ndim - 1))
+def _positive(value: jax.Array) -> jax.Array:
+    return jnp.where(value > 0, value, 1.0)
 
 
-def _check_inputs(x: jax.Array, labels: jax.Array, start: jax.Array | None) -> None:
-    if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 2 or x.size == 0:
-        raise ValueError(
-            f"x has shape {x.shape} and dtype {x.dtype}; it must be (B, ...) and "
-            "floating point, with at least one example."
-        )
-    if labels.shape != x.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(
-            f"labels has shape {labels.shape} and dtype {labels.dtype}; it must be "
-            f"({x.shape[0]},) and integer."
-        )
-    if start is not None and start.shape != x.shape:
-        raise ValueError(f"start has shape {start.shape}; it must be {x.shape}.")
+def _wide(x: jax.Array) -> Any:
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _check_count(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be an int of {least} or more.")
-
-
-def _check_bounds(bounds: Bounds) -> None:
-    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
-        raise ValueError(f"bounds is {bounds}; it must be (low, high) or None.")
+def _renamed(attack: Attack, name: str) -> Attack:
+    stages = tuple(dataclasses.replace(stage, name=name) for stage in attack.stages)
+    return dataclasses.replace(attack, name=name, stages=stages)

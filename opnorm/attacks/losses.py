@@ -73,7 +73,66 @@ def logit_distance(
     return linalg.norm(logits - clean_logits, q)
 
 
-NAMED: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin}
+def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Computes the difference of logits ratio ``-(z_y - max_{i != y} z_i) / s``.
+
+    ``s = z_(1) - z_(3)``, of the logits in descending order, so that scaling or
+    shifting them changes nothing: in [-1, 0] where y is the largest, positive
+    elsewhere. With two classes, which have no third, s is 1.
+
+    Args:
+      logits: ``(B, K)`` float.
+      labels: ``(B,)`` int.
+
+    Returns:
+      ``(B,)``, at least float32; 0 where all logits are equal, ``-z_y`` if there is one
+      class.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+
+    Source: Croce & Hein 2020, Eq. 5.
+    """
+    value = margin(logits, labels)
+    if logits.shape[1] < 3:
+        return value
+    largest = jax.lax.top_k(logits.astype(value.dtype), 3)[0]
+    return value / (largest[:, 0] - largest[:, 2] + _TINY)
+
+
+def dlr_targeted(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
+    """Computes ``-(z_y - z_t) / s``: the ratio that steers from y towards class t.
+
+    ``s = z_(1) - (z_(3) + z_(4)) / 2``; with three classes ``z_(1) - z_(3)``, with two
+    1, where the paper's is not defined.
+
+    Args:
+      logits: ``(B, K)`` float.
+      labels: ``(B,)`` int, y.
+      targets: ``(B,)`` int, t.
+
+    Returns:
+      ``(B,)``, at least float32.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+
+    Source: Croce & Hein 2020, Eq. 6.
+    """
+    chosen, _ = _split(logits, labels)
+    target, _ = _split(logits, targets)
+    classes = logits.shape[1]
+    if classes < 3:
+        return target - chosen
+    largest = jax.lax.top_k(logits.astype(chosen.dtype), min(classes, 4))[0]
+    low = largest[:, 2] if classes == 3 else (largest[:, 2] + largest[:, 3]) / 2
+    return (target - chosen) / (largest[:, 0] - low + _TINY)
+
+
+# Equal logits give 0 and no NaN.
+_TINY = 1e-12
+
+NAMED: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
 
 
 def _split(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

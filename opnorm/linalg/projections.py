@@ -102,7 +102,7 @@ def sample_ball(
     """Draws a point of the ball ``||y||_p <= radius`` uniformly for each example.
 
     Args:
-      key: typed key.
+      key: typed key, or ``(B,)`` keys, one for each example.
       like: ``(B, ...)`` float; gives shape and dtype.
       p: exponent in [1, inf].
       radius: scalar or ``(B,)``, at least 0.
@@ -117,6 +117,9 @@ def sample_ball(
     """
     p = norms.check_exponent("p", p)
     flat, limit = _prepare(like, radius)
+    if key.ndim == 1:
+        draw = jax.vmap(lambda key, row, r: sample_ball(key, row[None], p, r)[0])
+        return _restore(draw(key, flat, limit[:, 0]), like)
     direction_key, radius_key = jax.random.split(key)
     if p == math.inf:
         cube = jax.random.uniform(
@@ -134,7 +137,7 @@ def sample_sphere(key: jax.Array, like: jax.Array, p: float) -> jax.Array:
     It is uniform for p = 1, 2 and inf.
 
     Args:
-      key: typed key.
+      key: typed key, or ``(B,)`` keys, one for each example.
       like: ``(B, ...)`` float; gives shape and dtype.
       p: exponent in [1, inf].
 
@@ -146,6 +149,9 @@ def sample_sphere(key: jax.Array, like: jax.Array, p: float) -> jax.Array:
     """
     p = norms.check_exponent("p", p)
     flat, _ = _prepare(like, 1.0)
+    if key.ndim == 1:
+        draw = jax.vmap(lambda key, row: sample_sphere(key, row[None], p)[0])
+        return _restore(draw(key, flat), like)
     if p != math.inf:
         return _restore(_cone_sample(key, flat, p), like)
     cube_key, face_key = jax.random.split(key)

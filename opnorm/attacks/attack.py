@@ -1,0 +1,395 @@
+"""attacks: what an attack is, and how one is run on a batch.
+
+An attack is made from its options and applied to data: ``attack(f, x, labels, key)``
+returns the attacked inputs, ``attack.run(f, x, labels, key)`` an :class:`AttackResult`.
+Inside it is one stage or several: a stage is an iterative search, three pure functions
+over a state whose every leaf has the batch as its leading axis, one row per example.
+Rows never look at each other. So whoever runs a stage may freeze rows that are done,
+take them out of the batch, pause and resume, and find the same points.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from opnorm import linalg
+
+BatchFunction = Callable[[jax.Array], jax.Array]
+Bounds = tuple[float, float] | None
+State = Any
+
+
+class Problem(NamedTuple):
+    """What is attacked, one row per example.
+
+    Attributes:
+      x: ``(B, ...)`` float, the clean inputs in [0, 1] pixel units.
+      labels: ``(B,)`` int: the classes to leave or, if targeted, to reach.
+      keys: ``(B,)`` typed keys, or None where none was given.
+      start: shape of ``x``, where to start, or None.
+    """
+
+    x: jax.Array
+    labels: jax.Array
+    keys: jax.Array | None
+    start: jax.Array | None
+
+
+class AttackResult(NamedTuple):
+    """What an attack found, one row per example.
+
+    Attributes:
+      x_adv: shape and dtype of the inputs: inside the bounds and the budget.
+      success: ``(B,)`` bool: the network decides at ``x_adv`` as the attack wants.
+      distance: ``(B,)``, ``||x_adv - x||_p``, at least float32. Where an attack without
+        a budget fails it returns x, at distance 0: look at ``success`` first.
+      steps: ``(B,)`` int32, the steps taken before the example was done.
+    """
+
+    x_adv: jax.Array
+    success: jax.Array
+    distance: jax.Array
+    steps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """An iterative search over independent rows.
+
+    Attributes:
+      name: for reports.
+      num_steps: how often ``step`` is applied, at least 0.
+      init: ``(f, problem) -> state``.
+      step: ``(f, problem, state, i) -> state`` for i = 0, ..., num_steps - 1, an int32
+        scalar that may be traced. It need not spare rows that are done: whoever runs
+        it holds their state.
+      finish: ``(problem, state) -> x_adv``.
+      done: ``state -> (B,)`` bool, the rows that need no further step; None if every
+        row takes every step.
+      targeted: whether ``labels`` are to be reached.
+      check: raises ValueError for data that the search cannot use, before ``init``.
+    """
+
+    name: str
+    num_steps: int
+    init: Callable[[BatchFunction, Problem], State]
+    step: Callable[[BatchFunction, Problem, State, jax.Array], State]
+    finish: Callable[[Problem, State], jax.Array]
+    done: Callable[[State], jax.Array] | None = None
+    targeted: bool = False
+    check: Callable[[Problem], None] | None = None
+
+    def advance(
+        self,
+        f: BatchFunction,
+        problem: Problem,
+        state: State,
+        first: int | jax.Array,
+        count: int,
+        active: jax.Array | None = None,
+    ) -> tuple[State, jax.Array]:
+        """Takes steps ``first``, ..., ``first + count - 1`` of the rows not done.
+
+        Args:
+          f: batch function, cut off from gradients.
+          problem: rows.
+          state: rows, from ``init`` or from here.
+          first: number of the first step, may be traced.
+          count: a Python int, at least 0.
+          active: ``(B,)`` bool, rows to search at all; None for all.
+
+        Returns:
+          The state, and how many steps each row took, ``(B,)`` int32.
+        """
+        if active is None and self.done is None:
+
+            def take(i: jax.Array, state: State) -> State:
+                return self.step(f, problem, state, first + i)
+
+            taken = jnp.full_like(problem.labels, count, dtype=jnp.int32)
+            return linalg.fori_loop(count, take, state), taken
+
+        def alive(state: State) -> jax.Array:
+            rows = jnp.ones_like(problem.labels, dtype=bool)
+            if active is not None:
+                rows &= active
+            return rows if self.done is None else rows & ~self.done(state)
+
+        def unfinished(carry: Any) -> jax.Array:
+            i, state, _ = carry
+            return (i < count) & jnp.any(alive(state))
+
+        def body(carry: Any) -> Any:
+            i, state, taken = carry
+            rows = alive(state)
+            moved = self.step(f, problem, state, first + i)
+            state = jax.tree.map(
+                lambda new, old: jnp.where(like(rows, old), new, old), moved, state
+            )
+            return i + 1, state, taken + rows
+
+        taken = jnp.zeros_like(problem.labels, dtype=jnp.int32)
+        # The step number varies over devices where the rows do.
+        start = jnp.min(taken)
+        _, state, taken = linalg.while_loop(unfinished, body, (start, state, taken))
+        return state, taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """``attack(f, x, labels, key=None, *, start=None) -> x_adv``.
+
+    Attributes:
+      name: for reports.
+      p: exponent of the norm that distances are measured in.
+      stages: the searches, in order.
+      keep: which point is returned: "first" that succeeds, later stages then only
+        search where none has, or "nearest" of those that succeed. With one stage its
+        point is returned, whether it succeeds or not.
+      budget: whether perturbations have a largest length; without one the attack
+        looks for the shortest that succeeds.
+    """
+
+    name: str
+    p: float
+    stages: tuple[Stage, ...]
+    keep: str = "first"
+    budget: bool = True
+
+    def __call__(
+        self,
+        f: BatchFunction,
+        x: jax.Array,
+        labels: jax.Array,
+        key: jax.Array | None = None,
+        *,
+        start: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attacks a batch.
+
+        Args:
+          f: batch function ``(B, ...) -> (B, K)`` of logits, with independent rows.
+          x: ``(B, ...)`` float, the clean inputs in [0, 1] pixel units.
+          labels: ``(B,)`` int: the classes to leave, or with ``targeted`` to reach.
+          key: typed key; needed where something is random. Example i uses
+            ``fold_in(key, i)``; with ``(B,)`` keys it uses its own, so that results
+            do not depend on which examples share a batch.
+          start: shape of ``x``: where to start instead of at x or at random.
+
+        Returns:
+          Shape and dtype of ``x``: inside the bounds, within the budget up to rounding,
+          and finite if x is, whatever f does. No gradient flows through it.
+
+        Raises:
+          ValueError: for a missing key, inputs that are not float or empty, labels that
+            are not ``(B,)`` ints, keys or a start of another shape.
+        """
+        return self._run(f, x, labels, key, start, judge=len(self.stages) > 1).x_adv
+
+    def run(
+        self,
+        f: BatchFunction,
+        x: jax.Array,
+        labels: jax.Array,
+        key: jax.Array | None = None,
+        *,
+        start: jax.Array | None = None,
+    ) -> AttackResult:
+        """Attacks a batch and says how it went; one forward pass more per stage.
+
+        Arguments and errors are those of a call.
+        """
+        return self._run(f, x, labels, key, start, judge=True)
+
+    def _run(
+        self,
+        f: BatchFunction,
+        x: jax.Array,
+        labels: jax.Array,
+        key: jax.Array | None,
+        start: jax.Array | None,
+        judge: bool,
+    ) -> AttackResult:
+        problem = make_problem(x, labels, key, start)
+        for stage in self.stages:
+            if stage.check is not None:
+                stage.check(problem)
+        f = linalg.detach(f, problem.x)
+        several = len(self.stages) > 1
+        success = jnp.zeros_like(labels, dtype=bool)
+        if several:
+            success = decided(f(problem.x), labels, self.stages[0].targeted)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        best = AttackResult(
+            x_adv=problem.x,
+            success=success,
+            distance=jnp.zeros_like(labels, dtype=wide),
+            steps=jnp.zeros_like(labels, dtype=jnp.int32),
+        )
+        for number, stage in enumerate(self.stages):
+            rows = for_stage(problem, number)
+            at_input = best.success & (best.distance == 0)
+            fallen = best.success if self.keep == "first" else at_input
+            active = ~fallen if several else None
+            state = stage.init(f, rows)
+            state, taken = stage.advance(f, rows, state, 0, stage.num_steps, active)
+            x_adv = finish(stage, rows, state)
+            distance = linalg.norm(x_adv - problem.x, self.p)
+            hit = success
+            if judge:
+                hit = decided(f(x_adv), labels, stage.targeted)
+            found = AttackResult(x_adv, hit, distance, best.steps + taken)
+            if not several:
+                best = found
+                continue
+            wins = hit & ~fallen
+            if self.keep == "nearest":
+                wins &= ~best.success | (distance < best.distance)
+            chosen = jax.tree.map(
+                lambda new, old, wins=wins: jnp.where(like(wins, old), new, old),
+                found,
+                best,
+            )
+            best = chosen._replace(steps=found.steps)
+        return jax.tree.map(lax.stop_gradient, best)
+
+
+def make_problem(
+    x: jax.Array,
+    labels: jax.Array,
+    key: jax.Array | None = None,
+    start: jax.Array | None = None,
+) -> Problem:
+    """Checks the arguments of an attack and gives every example a key of its own.
+
+    Raises:
+      ValueError: as for :meth:`Attack.__call__`.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 2 or x.size == 0:
+        raise ValueError(
+            f"x has shape {x.shape} and dtype {x.dtype}; it must be (B, ...) and "
+            "floating point, with at least one example."
+        )
+    if labels.shape != x.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels has shape {labels.shape} and dtype {labels.dtype}; it must be "
+            f"({x.shape[0]},) and integer."
+        )
+    if start is not None:
+        if start.shape != x.shape:
+            raise ValueError(f"start has shape {start.shape}; it must be {x.shape}.")
+        start = lax.stop_gradient(start).astype(x.dtype)
+    if key is not None:
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            raise ValueError(
+                f"key has dtype {key.dtype}; it must be a typed key (jax.random.key)."
+            )
+        if key.shape not in ((), x.shape[:1]):
+            raise ValueError(
+                f"key has shape {key.shape}; it must be () or ({x.shape[0]},)."
+            )
+        if key.shape == ():
+            key = fold_in(key, jnp.arange(x.shape[0]))
+    return Problem(lax.stop_gradient(x), labels, key, start)
+
+
+def for_stage(problem: Problem, number: int) -> Problem:
+    """The problem with keys that no other stage uses."""
+    if problem.keys is None or number == 0:
+        return problem
+    return problem._replace(keys=fold_in(problem.keys, 0x57A6E + number))
+
+
+def finish(stage: Stage, problem: Problem, state: State) -> jax.Array:
+    """The points that a stage ends with; x where they are not finite."""
+    x_adv = stage.finish(problem, state).astype(problem.x.dtype)
+    sound = jnp.all(jnp.isfinite(x_adv), axis=tuple(range(1, x_adv.ndim)))
+    return jnp.where(like(sound, x_adv), x_adv, problem.x)
+
+
+def decided(logits: jax.Array, labels: jax.Array, targeted: bool) -> jax.Array:
+    """Whether the decision, the argmax, is what the attack wants, ``(B,)`` bool."""
+    return (jnp.argmax(logits, axis=1) == labels) == targeted
+
+
+def fold_in(keys: jax.Array, data: Any) -> jax.Array:
+    """``jax.random.fold_in`` over keys ``(B,)``, data ``(B,)``, or both."""
+    keys_axis, data_axis = (0 if jnp.ndim(a) else None for a in (keys, data))
+    return jax.vmap(jax.random.fold_in, (keys_axis, data_axis))(keys, data)
+
+
+def like(mask: jax.Array, array: jax.Array) -> jax.Array:
+    """A mask ``(B,)`` with as many axes as the array."""
+    return mask.reshape(mask.shape + (1,) * (array.ndim - 1))
+
+
+def check_keys(problem: Problem) -> None:
+    """Raises ValueError if the search draws random numbers and has no key."""
+    if problem.keys is None:
+        raise ValueError("key is None; this attack draws random numbers and needs one.")
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raises ValueError unless the value is an int of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be an int of {least} or more.")
+
+
+def check_bounds(bounds: Bounds) -> None:
+    """Raises ValueError unless the bounds are None or low < high."""
+    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+        raise ValueError(f"bounds is {bounds}; it must be (low, high) or None.")
+
+
+def check_box(bounds: Bounds) -> None:
+    """Raises ValueError unless the bounds are a finite box."""
+    check_bounds(bounds)
+    if bounds is None or not all(map(math.isfinite, bounds)):
+        raise ValueError(f"bounds is {bounds}; this attack needs a finite (low, high).")
+
+
+def check_norm(p: float, allowed: tuple[float, ...]) -> float:
+    """Raises ValueError unless p is among the norms that an attack knows."""
+    p = linalg.check_exponent("p", p)
+    if p not in allowed:
+        known = ", ".join(f"{q:g}" for q in allowed)
+        raise ValueError(f"p is {p:g}; this attack knows {known}.")
+    return p
+
+
+def clip(x: jax.Array, bounds: Bounds) -> jax.Array:
+    """x inside the bounds."""
+    return x if bounds is None else jnp.clip(x, *bounds)
+
+
+def value_and_gradient(
+    f: BatchFunction,
+    loss: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Evaluates the network and a loss of its logits, with one input gradient.
+
+    Args:
+      f: batch function with independent rows.
+      loss: ``logits (B, K) -> (B,)``.
+      x: ``(B, ...)``.
+
+    Returns:
+      The loss ``(B,)`` with NaN as -inf, the logits, and the gradient of each example's
+      loss, zero for an example whose gradient is not finite everywhere.
+    """
+
+    def total(z: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        logits = f(z)
+        values = loss(logits)
+        return jnp.sum(values), (values, logits)
+
+    gradient, (values, logits) = jax.grad(total, has_aux=True)(x)
+    sound = jnp.all(jnp.isfinite(gradient), axis=tuple(range(1, x.ndim)))
+    gradient = jnp.where(like(sound, gradient), gradient, 0.0)
+    return jnp.nan_to_num(values, nan=-jnp.inf, posinf=jnp.inf), logits, gradient
