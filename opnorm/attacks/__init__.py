@@ -1,6 +1,9 @@
 """attacks: perturbations of an input that change the decision. Imports linalg."""
 
+from opnorm.attacks.apgd import apgd
 from opnorm.attacks.attack import Attack, AttackResult, Problem, Stage
+from opnorm.attacks.ensemble import auto_attack, best_distance, first_success
+from opnorm.attacks.fab import fab
 from opnorm.attacks.gradient import fgm, gaussian_noise, pga, uniform_noise
 from opnorm.attacks.losses import (
     cross_entropy,
@@ -9,19 +12,26 @@ from opnorm.attacks.losses import (
     logit_distance,
     margin,
 )
+from opnorm.attacks.square import square
 
 __all__ = [
     "Attack",
     "AttackResult",
     "Problem",
     "Stage",
+    "apgd",
+    "auto_attack",
+    "best_distance",
     "cross_entropy",
     "dlr",
     "dlr_targeted",
+    "fab",
     "fgm",
+    "first_success",
     "gaussian_noise",
     "logit_distance",
     "margin",
     "pga",
+    "square",
     "uniform_noise",
 ]

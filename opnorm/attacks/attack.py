@@ -148,11 +148,14 @@ class Attack:
       name: for reports.
       p: exponent of the norm that distances are measured in.
       stages: the searches, in order.
-      keep: which point is returned: "first" that succeeds, later stages then only
-        search where none has, or "nearest" of those that succeed. With one stage its
-        point is returned, whether it succeeds or not.
+      keep: which point of a joined attack is returned: the "first" that succeeds,
+        later stages then only search where none has, or the "nearest" of those that
+        succeed.
       budget: whether perturbations have a largest length; without one the attack
         looks for the shortest that succeeds.
+      joined: whether examples that the network gets wrong already are left as they
+        are, and points that do not succeed are replaced by x. An attack that is not
+        joined has one stage, and returns its point in any case.
     """
 
     name: str
@@ -160,6 +163,7 @@ class Attack:
     stages: tuple[Stage, ...]
     keep: str = "first"
     budget: bool = True
+    joined: bool = False
 
     def __call__(
         self,
@@ -189,7 +193,7 @@ class Attack:
           ValueError: for a missing key, inputs that are not float or empty, labels that
             are not ``(B,)`` ints, keys or a start of another shape.
         """
-        return self._run(f, x, labels, key, start, judge=len(self.stages) > 1).x_adv
+        return self._run(f, x, labels, key, start, judge=self.joined).x_adv
 
     def run(
         self,
@@ -220,9 +224,8 @@ class Attack:
             if stage.check is not None:
                 stage.check(problem)
         f = linalg.detach(f, problem.x)
-        several = len(self.stages) > 1
         success = jnp.zeros_like(labels, dtype=bool)
-        if several:
+        if self.joined:
             success = decided(f(problem.x), labels, self.stages[0].targeted)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         best = AttackResult(
@@ -235,7 +238,7 @@ class Attack:
             rows = for_stage(problem, number)
             at_input = best.success & (best.distance == 0)
             fallen = best.success if self.keep == "first" else at_input
-            active = ~fallen if several else None
+            active = ~fallen if self.joined else None
             state = stage.init(f, rows)
             state, taken = stage.advance(f, rows, state, 0, stage.num_steps, active)
             x_adv = finish(stage, rows, state)
@@ -244,7 +247,7 @@ class Attack:
             if judge:
                 hit = decided(f(x_adv), labels, stage.targeted)
             found = AttackResult(x_adv, hit, distance, best.steps + taken)
-            if not several:
+            if not self.joined:
                 best = found
                 continue
             wins = hit & ~fallen
@@ -365,6 +368,30 @@ def check_norm(p: float, allowed: tuple[float, ...]) -> float:
 def clip(x: jax.Array, bounds: Bounds) -> jax.Array:
     """x inside the bounds."""
     return x if bounds is None else jnp.clip(x, *bounds)
+
+
+def confine(
+    x: jax.Array,
+    delta: jax.Array,
+    p: float,
+    radius: float | jax.Array,
+    bounds: Bounds,
+) -> jax.Array:
+    """The perturbation inside the Lp ball and, at x, inside the box.
+
+    For p = 1 and inf the nearest such; for other p projected on the ball and then
+    clipped, as attacks are published. Since x lies in the box, clipping shortens every
+    entry, and so stays in the ball.
+    """
+    if bounds is None:
+        return linalg.project_ball(delta, p, radius)
+    low, high = bounds
+    if p == 1:
+        room = jnp.minimum(low - x, 0.0), jnp.maximum(high - x, 0.0)
+        delta = linalg.project_ball_box(delta, p, radius, *room)
+    else:
+        delta = linalg.project_ball(delta, p, radius)
+    return jnp.clip(x + delta, low, high) - x
 
 
 def value_and_gradient(

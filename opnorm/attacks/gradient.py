@@ -135,7 +135,7 @@ def pga(
     radius = lax.stop_gradient(epsilon)
     if size is None:
         size = 2 * jnp.asarray(radius) / max(num_steps, 1)
-    confine = functools.partial(_confine, p=p, epsilon=radius, bounds=bounds)
+    confine = functools.partial(attack_lib.confine, p=p, radius=radius, bounds=bounds)
     # Judging a restart takes one evaluation of its last point.
     period = num_steps + (num_restarts > 1)
 
@@ -298,7 +298,9 @@ def gaussian_noise(
         assert problem.keys is not None
         unit = linalg.sample_sphere(problem.keys, problem.x, p)
         drawn = linalg.scale(unit, jnp.asarray(lax.stop_gradient(epsilon)))
-        return _confine(problem.x, drawn, p, lax.stop_gradient(epsilon), bounds)
+        return attack_lib.confine(
+            problem.x, drawn, p, lax.stop_gradient(epsilon), bounds
+        )
 
     stage = Stage(
         name="gaussian_noise",
@@ -340,17 +342,6 @@ def _advance(
     jumped = linalg.scale(direction, jnp.asarray(epsilon, direction.dtype))
     jumps = unlimited & (linalg.norm(direction, math.inf) > 0)
     return jnp.where(like(jumps, delta), jumped, walked)
-
-
-def _confine(
-    x: jax.Array, delta: jax.Array, p: float, epsilon: float | jax.Array, bounds: Bounds
-) -> jax.Array:
-    """The perturbation inside the ball and, at x, inside the box.
-
-    Since x lies in the box, clipping shortens every entry, and so stays in the ball.
-    """
-    delta = linalg.project_ball(delta, p, epsilon)
-    return delta if bounds is None else jnp.clip(x + delta, *bounds) - x
 
 
 def _positive(value: jax.Array) -> jax.Array:

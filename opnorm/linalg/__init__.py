@@ -20,6 +20,7 @@ from opnorm.linalg.norms import (
 from opnorm.linalg.operator_norm import OperatorNorm, operator_norm
 from opnorm.linalg.projections import (
     project_ball,
+    project_ball_box,
     project_sphere,
     sample_ball,
     sample_sphere,
@@ -45,6 +46,7 @@ __all__ = [
     "norm",
     "operator_norm",
     "project_ball",
+    "project_ball_box",
     "project_sphere",
     "sample_ball",
     "sample_sphere",

@@ -59,6 +59,72 @@ def project_ball(x: jax.Array, p: float, radius: float | jax.Array) -> jax.Array
     return _restore(jnp.where(inside, flat, projected), x)
 
 
+def project_ball_box(
+    x: jax.Array,
+    p: float,
+    radius: float | jax.Array,
+    low: jax.Array | float,
+    high: jax.Array | float,
+) -> jax.Array:
+    """Computes the Euclidean projection on ``||y||_p <= radius``, ``low <= y <= high``.
+
+    The box must hold zero. Projecting on the ball and then clipping ends in both sets
+    too, but not at the nearest point for p = 1 and 2, where the entries that the box
+    holds back leave radius to the others. With the multiplier t, ``y_i`` is ``x_i``
+    shrunk by t (p = 1) or times t (p = 2) and then clipped; t solves ``||y||_p =
+    radius`` by bisection, ended on the side inside the ball.
+
+    Args:
+      x: ``(B, ...)`` float.
+      p: 1, 2 or inf.
+      radius: scalar or ``(B,)``, at least 0.
+      low: shape of ``x`` or scalar, at most 0.
+      high: shape of ``x`` or scalar, at least 0.
+
+    Returns:
+      Shape and dtype of ``x``. Not differentiable beyond the clipping.
+
+    Raises:
+      ValueError: for another p, or a radius as in :func:`project_ball`.
+
+    Source: Croce & Hein 2021, Proposition 2.1, for p = 1.
+    """
+    p = norms.check_exponent("p", p)
+    if p not in (1, 2, math.inf):
+        raise ValueError(f"p is {p:g}; it must be 1, 2 or inf.")
+    flat, limit = _prepare(x, radius)
+    lowest = _prepare(jnp.broadcast_to(low, x.shape).astype(x.dtype), 0.0)[0]
+    highest = _prepare(jnp.broadcast_to(high, x.shape).astype(x.dtype), 0.0)[0]
+    if p == math.inf:
+        bounded = jnp.clip(flat, lowest, highest)
+        return _restore(jnp.clip(bounded, -limit, limit), x)
+
+    def at(t: jax.Array) -> jax.Array:
+        moved = t * flat
+        if p == 1:
+            moved = _sign(flat) * jnp.maximum(jnp.abs(flat) - t, 0.0)
+        return jnp.clip(moved, lowest, highest)
+
+    size = norms.norm(flat, p)[:, None]
+    if p == 1:
+        loose, tight = jnp.zeros_like(limit), norms.norm(flat, math.inf)[:, None]
+    else:
+        tight = jnp.minimum(1.0, limit / jnp.where(size > 0, size, 1.0))
+        loose = jnp.ones_like(limit)
+
+    def halve(_: Any, ends: Any) -> Any:
+        loose, tight = ends
+        middle = 0.5 * (loose + tight)
+        outside = norms.norm(at(middle), p)[:, None] > limit
+        return jnp.where(outside, middle, loose), jnp.where(outside, tight, middle)
+
+    free = jnp.clip(flat, lowest, highest)
+    inside = norms.norm(free, p)[:, None] <= limit
+    steps = 28 if flat.dtype == jnp.float32 else 56
+    _, tight = lax.fori_loop(0, steps, halve, (loose, tight))
+    return _restore(jnp.where(inside, free, at(tight)), x)
+
+
 def project_sphere(
     x: jax.Array, p: float, radius: float | jax.Array = 1.0
 ) -> jax.Array:

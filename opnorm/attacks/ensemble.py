@@ -1,0 +1,123 @@
+"""attacks: several attacks as one: AutoAttack, and the nearest point of many."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+
+from opnorm.attacks import attack as attack_lib
+from opnorm.attacks.apgd import apgd
+from opnorm.attacks.attack import Attack, Bounds
+from opnorm.attacks.fab import fab
+from opnorm.attacks.square import square
+
+
+def auto_attack(
+    *,
+    p: float,
+    epsilon: float | jax.Array,
+    num_steps: int = 100,
+    num_queries: int = 5000,
+    bounds: Bounds = (0.0, 1.0),
+) -> Attack:
+    """Returns the AutoAttack ensemble: APGD-CE, APGD-T, FAB-T and Square, in order.
+
+    The standard version. Each attacks the examples that the ones before it have left;
+    of an example that none breaks, the clean input is returned. For p = inf and 2 it
+    runs APGD on the cross-entropy once, APGD on the targeted DLR loss and FAB for 9
+    targets each, and Square; for p = 1 APGD, with its larger radii, 5 times and for 5
+    targets. With K classes there are at most K - 1 targets. Its version for randomised
+    networks has no place here: a batch function is deterministic.
+
+    Args:
+      p: exponent of the norm: 1, 2 or inf.
+      epsilon: budget in pixel units, at least 0; scalar or ``(B,)``, may be traced.
+      num_steps: steps of each run of APGD and FAB; published results use 100.
+      num_queries: queries of Square; published results use 5000.
+      bounds: box (low, high).
+
+    Raises:
+      ValueError: for an option out of range; when applied, as :class:`Attack`.
+
+    Source: Croce & Hein 2020, "Reliable evaluation of adversarial robustness with an
+    ensemble of diverse parameter-free attacks"; Croce & Hein 2021 for p = 1.
+    """
+    p = attack_lib.check_norm(p, (1.0, 2.0, math.inf))
+    sparse = p == 1
+    attacks = [
+        apgd(
+            p=p,
+            epsilon=epsilon,
+            num_steps=num_steps,
+            num_restarts=5 if sparse else 1,
+            bounds=bounds,
+        ),
+        apgd(
+            p=p,
+            epsilon=epsilon,
+            num_steps=num_steps,
+            loss="dlr_targeted",
+            num_targets=5 if sparse else 9,
+            bounds=bounds,
+        ),
+        fab(p=p, epsilon=epsilon, num_steps=num_steps, bounds=bounds),
+        square(p=p, epsilon=epsilon, num_queries=num_queries, bounds=bounds),
+    ]
+    return dataclasses.replace(first_success(attacks), name="auto_attack")
+
+
+def first_success(attacks: Sequence[Attack]) -> Attack:
+    """Returns the attack that tries several in order until one succeeds.
+
+    An example that the network gets wrong already is left as it is; one that no attack
+    breaks is returned clean.
+
+    Args:
+      attacks: with a budget, all of the same norm.
+
+    Raises:
+      ValueError: for no attacks, different norms, or attacks without a budget.
+    """
+    _check_alike(attacks)
+    unbounded = [attack.name for attack in attacks if not attack.budget]
+    if unbounded:
+        raise ValueError(
+            f"attacks {', '.join(unbounded)} have no budget; best_distance takes them."
+        )
+    return _joined(attacks, keep="first", budget=True)
+
+
+def best_distance(attacks: Sequence[Attack]) -> Attack:
+    """Returns the attack that keeps the nearest point that any of several finds.
+
+    An example that the network gets wrong already is at distance 0 from its point.
+
+    Args:
+      attacks: all of the same norm; those with a budget count where they succeed.
+
+    Raises:
+      ValueError: for no attacks, or different norms.
+
+    Source: Finlay & Oberman 2019, section 4.
+    """
+    _check_alike(attacks)
+    budget = all(attack.budget for attack in attacks)
+    return _joined(attacks, keep="nearest", budget=budget)
+
+
+def _check_alike(attacks: Sequence[Attack]) -> None:
+    if not attacks:
+        raise ValueError("attacks is empty; at least one is needed.")
+    if len({attack.p for attack in attacks}) > 1:
+        norms = ", ".join(f"{attack.name} p = {attack.p:g}" for attack in attacks)
+        raise ValueError(f"attacks measure different norms ({norms}); one is needed.")
+
+
+def _joined(attacks: Sequence[Attack], *, keep: str, budget: bool) -> Attack:
+    stages = tuple(stage for attack in attacks for stage in attack.stages)
+    if len({stage.targeted for stage in stages}) > 1:
+        raise ValueError("attacks are targeted and untargeted; one kind is needed.")
+    name = "+".join(attack.name for attack in attacks)
+    # A single stage would be returned whether it succeeds or not.
+    return Attack(name, attacks[0].p, stages, keep, budget, joined=True)

@@ -1,0 +1,227 @@
+"""attacks: FAB, which follows the linearised decision boundary towards the input."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from opnorm import linalg
+from opnorm.attacks import attack as attack_lib
+from opnorm.attacks.attack import Attack, BatchFunction, Bounds, Problem, Stage, like
+
+# Croce & Hein 2020 (FAB), section 4: largest pull to the input, overshoot, way back.
+_LARGEST_PULL = 0.1
+_OVERSHOOT = 1.05
+_WAY_BACK = 0.9
+# Newton's method on a concave piecewise linear function ends after as many steps as it
+# meets kinks, in practice under ten; bisection to float32's last digits.
+_NEWTON_STEPS = 20
+_BISECTIONS = 32
+
+
+def fab(
+    *,
+    p: float,
+    epsilon: float | jax.Array | None = None,
+    num_steps: int = 100,
+    num_targets: int = 9,
+    bounds: Bounds = (0.0, 1.0),
+) -> Attack:
+    """Returns the targeted fast adaptive boundary attack (FAB-T).
+
+    For each of the classes with the largest clean logits, the label excepted, it
+    linearises that class's boundary at the current point, projects both that point and
+    x on the boundary inside the box, and moves to a mixture of the two projections, a
+    little beyond. A misclassified point is recorded if it is the nearest so far, and
+    the search goes a tenth of the way back to x. Deterministic: it starts at x. A step
+    costs a forward and a backward pass, and a forward pass more.
+
+    Args:
+      p: exponent of the norm: 1, 2 or inf.
+      epsilon: the example is done once a misclassified point is as near as this, in
+        pixel units; scalar or ``(B,)``, may be traced. None to look for the nearest
+        one, without a budget.
+      num_steps: steps for each target, at least 1.
+      num_targets: how many classes to try, at least 1; of K classes at most K - 1.
+      bounds: box (low, high).
+
+    Raises:
+      ValueError: for an option out of range; when applied, as :class:`Attack`.
+
+    Source: Croce & Hein 2020, "Minimally distorted adversarial examples with a fast
+    adaptive boundary attack", Algorithm 1; targets as in their AutoAttack.
+    """
+    p = attack_lib.check_norm(p, (1.0, 2.0, math.inf))
+    if epsilon is not None:
+        linalg.check_length("epsilon", epsilon)
+        epsilon = lax.stop_gradient(epsilon)
+    attack_lib.check_count("num_steps", num_steps, 1)
+    attack_lib.check_count("num_targets", num_targets, 1)
+    attack_lib.check_box(bounds)
+
+    def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
+        x, labels = problem.x, problem.labels
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        logits = f(x)
+        classes = logits.shape[1]
+        hit = jnp.arange(classes)[None] == labels[:, None]
+        others = jnp.where(hit | jnp.isnan(logits), -jnp.inf, logits)
+        count = max(1, min(num_targets, classes - 1))
+        wrong = attack_lib.decided(logits, labels, False)
+        return {
+            "x": x,
+            "best": x,
+            "distance": jnp.where(wrong, 0.0, jnp.inf).astype(wide),
+            "targets": lax.top_k(others, count)[1],
+            "done": wrong | (classes == 1),
+        }
+
+    def step(
+        f: BatchFunction, problem: Problem, state: dict[str, jax.Array], i: jax.Array
+    ) -> dict[str, jax.Array]:
+        x, labels, targets = problem.x, problem.labels, state["targets"]
+        begins = i % num_steps == 0
+        current = jnp.where(begins, x, state["x"])
+        at = jnp.minimum(i // num_steps, targets.shape[1] - 1)
+        target = lax.dynamic_index_in_dim(targets, at, 1, keepdims=False)
+
+        def difference(logits: jax.Array) -> jax.Array:
+            return _pick(logits, target) - _pick(logits, labels)
+
+        gap, _, gradient = attack_lib.value_and_gradient(f, difference, current)
+        gap = jnp.where(jnp.isfinite(gap), gap, 0.0)
+        # The linearised difference at x, without a constant in which digits cancel.
+        gap_at_x = gap + linalg.inner(gradient, x - current)
+        to_boundary = project_hyperplane(current, gradient, gap, p, bounds) - current
+        from_x = project_hyperplane(x, gradient, gap_at_x, p, bounds) - x
+        near, far = linalg.norm(to_boundary, p), linalg.norm(from_x, p)
+        near, far = jnp.maximum(near, 1e-8), jnp.maximum(far, 1e-8)
+        pull = jnp.minimum(near / (near + far), _LARGEST_PULL)
+        mixed = linalg.scale(current + _OVERSHOOT * to_boundary, 1 - pull)
+        mixed += linalg.scale(x + _OVERSHOOT * from_x, pull)
+        point = attack_lib.clip(mixed, bounds).astype(x.dtype)
+
+        hit = attack_lib.decided(f(point), labels, False)
+        distance = linalg.norm(point - x, p)
+        nearer = hit & (distance < state["distance"])
+        best = jnp.where(nearer, distance, state["distance"])
+        back = x + _WAY_BACK * (point - x)
+        done = i + 1 >= targets.shape[1] * num_steps
+        if epsilon is not None:
+            done |= best <= epsilon
+        return {
+            "x": jnp.where(like(hit, x), back, point),
+            "best": jnp.where(like(nearer, x), point, state["best"]),
+            "distance": best,
+            "targets": targets,
+            "done": jnp.broadcast_to(done, state["done"].shape),
+        }
+
+    def finish(problem: Problem, state: dict[str, jax.Array]) -> jax.Array:
+        found = jnp.isfinite(state["distance"])
+        if epsilon is not None:
+            found &= state["distance"] <= epsilon
+        return jnp.where(like(found, problem.x), state["best"], problem.x)
+
+    stage = Stage(
+        name="fab_t",
+        num_steps=num_targets * num_steps,
+        init=init,
+        step=step,
+        finish=finish,
+        done=lambda state: state["done"],
+    )
+    return Attack(name="fab_t", p=p, stages=(stage,), budget=epsilon is not None)
+
+
+def project_hyperplane(
+    x: jax.Array, normal: jax.Array, offset: jax.Array, p: float, bounds: Bounds
+) -> jax.Array:
+    """Computes the point of a hyperplane inside the box that is nearest in the Lp norm.
+
+    ``argmin ||y - x||_p`` over ``<normal, y - x> + offset = 0`` and y in the box; if
+    they do not meet, the corner of the box that comes nearest to the hyperplane. An
+    entry moves against its normal as far as the box leaves room: p = inf moves all
+    equally far, p = 2 in proportion to the normal, p = 1 the largest first.
+
+    Args:
+      x: ``(B, ...)`` float, inside the box.
+      normal: shape of ``x``; where it is zero, x is returned.
+      offset: ``(B,)``, the value of the linear function at x.
+      p: 1, 2 or inf.
+      bounds: box (low, high), or None.
+
+    Returns:
+      Shape and dtype of ``x``.
+
+    Source: Croce & Hein 2020 (FAB), section 3.1.
+    """
+    flat = x.reshape(len(x), -1)
+    w = normal.reshape(flat.shape)
+    scale = linalg.norm(w, math.inf)[:, None]
+    alive = scale > 0
+    scale = jnp.where(alive, scale, 1.0)
+    w = w / scale * jnp.where(offset >= 0, 1.0, -1.0)[:, None]
+    way = jnp.where(alive, jnp.abs(offset)[:, None] / scale, 0.0)
+    low, high = (-math.inf, math.inf) if bounds is None else bounds
+    room = jnp.where(w > 0, flat - low, high - flat)
+    room = jnp.where(w == 0, 0.0, jnp.maximum(room, 0.0))
+    size = jnp.abs(w)
+    solve = _move_largest if p == 1 else _move_together
+    moved = solve(size, room, way, 1.0 if p == math.inf else size)
+    moved = flat - jnp.sign(w) * moved
+    moved = attack_lib.clip(moved, bounds)
+    return moved.reshape(x.shape).astype(x.dtype)
+
+
+def _move_together(
+    size: jax.Array, room: jax.Array, way: jax.Array, rate: Any
+) -> jax.Array:
+    """Moves ``min(t rate, room)`` with t such that ``sum(size * moved) = way``."""
+
+    def gained(t: jax.Array) -> jax.Array:
+        return jnp.sum(size * jnp.minimum(t * rate, room), axis=1, keepdims=True)
+
+    def improve(_: Any, t: jax.Array) -> jax.Array:
+        free = t * rate < room
+        slope = jnp.sum(jnp.where(free, size * rate, 0.0), axis=1, keepdims=True)
+        # The function is concave, so Newton's method comes from below and never passes.
+        more = jnp.maximum(way - gained(t), 0.0) / jnp.where(slope > 0, slope, 1.0)
+        return jnp.where(slope > 0, t + more, t)
+
+    t = lax.fori_loop(0, _NEWTON_STEPS, improve, jnp.zeros_like(way))
+    # Out of reach, every entry goes as far as it can.
+    short = jnp.sum(size * room, axis=1, keepdims=True) <= way
+    return jnp.where(short, room, jnp.minimum(t * rate, room))
+
+
+def _move_largest(
+    size: jax.Array, room: jax.Array, way: jax.Array, rate: Any
+) -> jax.Array:
+    """Moves the entries of largest size first, each as far as there is room."""
+    del rate
+    # Without a box one entry can go the whole way.
+    room = jnp.minimum(room, way / jnp.where(size > 0, size, 1.0))
+    gain = size * room
+
+    def halve(_: Any, ends: Any) -> Any:
+        low, high = ends
+        middle = 0.5 * (low + high)
+        above = jnp.sum(jnp.where(size > middle, gain, 0.0), axis=1, keepdims=True)
+        return jnp.where(above > way, middle, low), jnp.where(above > way, high, middle)
+
+    ends = (jnp.full_like(way, -1.0), jnp.ones_like(way))
+    low, high = lax.fori_loop(0, _BISECTIONS, halve, ends)
+    whole = size > high
+    partly = (size > low) & ~whole
+    rest = way - jnp.sum(jnp.where(whole, gain, 0.0), axis=1, keepdims=True)
+    shared = jnp.sum(jnp.where(partly, gain, 0.0), axis=1, keepdims=True)
+    share = jnp.clip(rest / jnp.where(shared > 0, shared, 1.0), 0.0, 1.0)
+    return jnp.where(whole, room, jnp.where(partly, share * room, 0.0))
+
+
+def _pick(logits: jax.Array, classes: jax.Array) -> jax.Array:
+    hit = jnp.arange(logits.shape[1])[None] == classes[:, None]
+    return jnp.sum(jnp.where(hit, logits, 0.0), axis=1)
