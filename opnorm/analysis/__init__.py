@@ -15,12 +15,19 @@ from opnorm.analysis.alignment import (
     expected_random_alignment,
     pearson_alignment,
 )
+from opnorm.analysis.robustness import (
+    Attacked,
+    attack_examples,
+    worst_over_budgets,
+)
 
 __all__ = [
     "Accuracy",
+    "Attacked",
     "JacobianNorms",
     "Spectrum",
     "alignment",
+    "attack_examples",
     "evaluate_accuracy",
     "expected_random_alignment",
     "jacobian_norms",
@@ -28,4 +35,5 @@ __all__ = [
     "pearson_alignment",
     "perturbations",
     "robust_accuracy",
+    "worst_over_budgets",
 ]

@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opnorm import attacks, linalg, operators
-
-Apply = Callable[[Any, jax.Array], jax.Array]
-AttackFactory = Callable[[Any], attacks.Attack]
+from opnorm import linalg, operators
+from opnorm.analysis import robustness
+from opnorm.analysis.robustness import Apply, AttackFactory
 
 
 class Accuracy(NamedTuple):
@@ -95,7 +94,7 @@ def robust_accuracy(
     batch_size: int = 100,
     key: jax.Array,
 ) -> list[Accuracy]:
-    """Computes the accuracy on attacked examples for each of several budgets.
+    """Computes the part of the examples right at x and after an attack, by budget.
 
     Args:
       apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode.
@@ -108,7 +107,7 @@ def robust_accuracy(
       key: typed key of the attack.
 
     Returns:
-      An accuracy per epsilon.
+      An accuracy per epsilon; :func:`opnorm.analysis.attack_examples` tells more.
 
     Raises:
       ValueError: for no examples, labels or a batch size that do not fit, images that
@@ -116,20 +115,17 @@ def robust_accuracy(
 
     Source: Roth et al. 2020, Fig. 3.
     """
-    linalg.check_length("epsilons", np.asarray(epsilons))
-
-    def one(epsilon: float) -> Accuracy:
-        arguments = (jnp.float32(epsilon), key)
-        found = _in_batches(
-            _attacked_hits(apply, attack),
-            variables,
-            (images, labels),
-            batch_size,
-            arguments,
-        )
-        return _accuracy(found)
-
-    return [one(epsilon) for epsilon in epsilons]
+    attacked = robustness.attack_examples(
+        apply,
+        variables,
+        images,
+        labels,
+        attack=attack,
+        epsilons=epsilons,
+        batch_size=batch_size,
+        key=key,
+    )
+    return [_accuracy(~fallen) for fallen in attacked.success]
 
 
 def perturbations(
@@ -151,7 +147,7 @@ def perturbations(
     return _in_batches(
         _perturbed(apply, attack),
         variables,
-        (images, labels),
+        (images, labels, np.arange(len(images))),
         batch_size,
         (jnp.float32(epsilon), key),
     )
@@ -213,7 +209,8 @@ def jacobian_norms(
     Source: Roth et al. 2020, Eq. 8.
     """
     compiled = _normed(apply, p, q, tuple(sorted(search.items())))
-    found = _in_batches(compiled, variables, (images,), batch_size, (key,))
+    rows = (images, np.arange(len(images)))
+    found = _in_batches(compiled, variables, rows, batch_size, (key,))
     return JacobianNorms(*found)
 
 
@@ -227,29 +224,20 @@ def _hits(apply: Apply) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=16)
-def _attacked_hits(apply: Apply, attack: AttackFactory) -> Callable[..., Any]:
-    @jax.jit
-    def hits(
-        variables: Any, x: jax.Array, labels: jax.Array, epsilon: Any, key: jax.Array
-    ) -> jax.Array:
-        def f(z: jax.Array) -> jax.Array:
-            return apply(variables, z)
-
-        attacked = attack(epsilon)(f, _pixels(x), labels, key)
-        return jnp.argmax(f(attacked), axis=1) == labels
-
-    return hits
-
-
-@functools.lru_cache(maxsize=16)
 def _perturbed(apply: Apply, attack: AttackFactory) -> Callable[..., Any]:
     @jax.jit
     def perturbed(
-        variables: Any, x: jax.Array, labels: jax.Array, epsilon: Any, key: jax.Array
+        variables: Any,
+        x: jax.Array,
+        labels: jax.Array,
+        number: jax.Array,
+        epsilon: Any,
+        key: jax.Array,
     ) -> jax.Array:
         clean = _pixels(x)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
         f = functools.partial(apply, variables)
-        return attack(epsilon)(f, clean, labels, key) - clean
+        return attack(epsilon)(f, clean, labels, keys) - clean
 
     return perturbed
 
@@ -260,14 +248,14 @@ def _normed(
 ) -> Callable[..., Any]:
     @jax.jit
     def normed(
-        variables: Any, x: jax.Array, key: jax.Array
+        variables: Any, x: jax.Array, number: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         found = operators.jacobian_norm(
             functools.partial(apply, variables),
             _pixels(x),
             p=p,
             q=q,
-            key=key,
+            key=jax.random.fold_in(key, number[0]),
             **dict(search),
         )
         return found.value, found.right
@@ -305,32 +293,12 @@ def _in_batches(
     batch_size: int,
     extra: tuple[Any, ...] = (),
 ) -> Any:
-    """Applies ``fun(variables, *batch, *extra)`` to filled-up batches of the arrays.
-
-    A key among ``extra`` is folded with each batch's number.
-    """
+    """Applies ``fun(variables, *batch, *extra)`` to filled-up batches of the arrays."""
     count = len(arrays[0])
-    if count == 0 or any(len(array) != count for array in arrays):
-        raise ValueError(
-            f"images and labels have {[len(array) for array in arrays]} examples; they "
-            "must have the same number, at least 1."
-        )
-    pixels = arrays[0].dtype
-    if pixels != np.uint8 and not jnp.issubdtype(pixels, jnp.floating):
-        raise ValueError(f"images has dtype {pixels}; it must be uint8 or float.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+    robustness.check_examples(arrays[0], arrays[-1], batch_size)
     size = min(batch_size, count)
     pieces = []
-    for number, start in enumerate(range(0, count, size)):
+    for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)
-        arguments = [_fold(argument, number) for argument in extra]
-        pieces.append(fun(variables, *(array[rows] for array in arrays), *arguments))
-    whole = jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *pieces)
-    return whole
-
-
-def _fold(argument: Any, number: int) -> Any:
-    if jnp.issubdtype(argument.dtype, jax.dtypes.prng_key):
-        return jax.random.fold_in(argument, number)
-    return argument
+        pieces.append(fun(variables, *(array[rows] for array in arrays), *extra))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *pieces)

@@ -90,7 +90,7 @@ class Stage:
         problem: Problem,
         state: State,
         first: int | jax.Array,
-        count: int,
+        count: Any,
         active: jax.Array | None = None,
     ) -> tuple[State, jax.Array]:
         """Takes steps ``first``, ..., ``first + count - 1`` of the rows not done.
@@ -100,7 +100,7 @@ class Stage:
           problem: rows.
           state: rows, from ``init`` or from here.
           first: number of the first step, may be traced.
-          count: a Python int, at least 0.
+          count: how many, at least 0; may be traced if there is a ``done``.
           active: ``(B,)`` bool, rows to search at all; None for all.
 
         Returns:

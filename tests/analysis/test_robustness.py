@@ -1,0 +1,178 @@
+"""tests: attacks on a data set: compaction, buckets, keys, devices, budgets."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opnorm import analysis, attacks
+from opnorm.analysis import robustness
+
+W = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+IMAGES = np.random.default_rng(1).uniform(0.2, 0.8, (50, 2, 2, 3)).astype(np.float32)
+
+
+def network(variables, x):
+    """Three smooth classes."""
+    return jnp.tanh(x.reshape(len(x), -1) @ variables) * 3
+
+
+LABELS = np.asarray(jnp.argmax(network(W, IMAGES), axis=1))
+LABELS = np.where(np.arange(50) % 10 == 0, (LABELS + 1) % 3, LABELS)
+
+
+def pga(epsilon):
+    return attacks.pga(p=2.0, epsilon=epsilon, num_steps=25, keep="success")
+
+
+def apgd(epsilon):
+    return attacks.apgd(p=2.0, epsilon=epsilon, num_steps=25)
+
+
+def deterministic(epsilon):
+    return attacks.pga(
+        p=2.0, epsilon=epsilon, num_steps=12, random_start=False, keep="success"
+    )
+
+
+def pair(epsilon):
+    return attacks.first_success([deterministic(epsilon), pga(epsilon)])
+
+
+def run(attack, images=IMAGES, labels=LABELS, **options):
+    options = {"epsilons": [0.05, 0.2], "key": jax.random.key(0)} | options
+    return analysis.attack_examples(
+        network, W, images, labels, attack=attack, keep_points=True, **options
+    )
+
+
+def together(attack, epsilon):
+    """The same attack on all examples at once, by the library alone."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(50))
+    f = functools.partial(network, W)
+    bound = attack(jnp.full(50, epsilon))
+    return jax.jit(lambda x: bound.run(f, x, LABELS, keys))(jnp.asarray(IMAGES))
+
+
+@pytest.mark.parametrize("attack", [pga, apgd, pair])
+def test_compaction_finds_what_the_attack_finds_on_all_at_once(attack) -> None:
+    found = run(attack, batch_size=16)
+    for row, epsilon in enumerate([0.05, 0.2]):
+        whole = together(attack, epsilon)
+        wrong = np.asarray(jnp.argmax(network(W, IMAGES), axis=1)) != LABELS
+        expected = np.asarray(whole.success) | wrong
+        np.testing.assert_array_equal(found.success[row], expected)
+        searched = expected & ~wrong
+        np.testing.assert_allclose(
+            found.x_adv[row][searched], whole.x_adv[searched], atol=1e-5
+        )
+        # Nothing is done to an example that is wrong already, or that stands.
+        still = ~searched
+        np.testing.assert_array_equal(found.x_adv[row][still], IMAGES[still])
+        assert np.all(found.distance[row][wrong] == 0)
+        assert np.all(np.isinf(found.distance[row][~expected]))
+
+
+def test_every_reported_point_is_wrong_within_its_budget() -> None:
+    found = run(apgd)
+    for row, epsilon in enumerate([0.05, 0.2]):
+        decisions = np.asarray(jnp.argmax(network(W, found.x_adv[row]), axis=1))
+        np.testing.assert_array_equal(decisions != LABELS, found.success[row])
+        length = np.linalg.norm((found.x_adv[row] - IMAGES).reshape(50, -1), axis=1)
+        assert length.max() <= epsilon * (1 + 1e-5)
+        hit = found.success[row]
+        np.testing.assert_allclose(found.distance[row][hit], length[hit], atol=1e-6)
+
+
+def test_results_do_not_depend_on_batch_size_or_order() -> None:
+    whole = run(apgd, batch_size=100)
+    small = run(apgd, batch_size=8)
+    np.testing.assert_array_equal(whole.success, small.success)
+    np.testing.assert_allclose(whole.x_adv, small.x_adv, atol=1e-5)
+    order = np.random.default_rng(2).permutation(50)
+    mixed = run(apgd, IMAGES[order], LABELS[order], index=order)
+    np.testing.assert_array_equal(mixed.success, whole.success[:, order])
+    np.testing.assert_allclose(mixed.x_adv, whole.x_adv[:, order], atol=1e-5)
+
+
+def test_rows_that_are_done_cost_nothing_more() -> None:
+    easy = run(apgd, epsilons=[3.0], batch_size=16)
+    hard = run(apgd, epsilons=[1e-4], batch_size=16)
+    assert easy.success.all() and not hard.success.all()
+    assert hard.row_steps >= 26 * np.sum(~hard.success)
+    assert easy.row_steps < hard.row_steps / 5
+    # Those that fell took the steps that they are reported with.
+    assert easy.steps.max() < 26 and set(hard.steps[~hard.success]) == {26}
+
+
+def test_survivors_are_packed_into_few_sizes_of_batch(monkeypatch) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert robustness.batch_sizes(100) == (100, 25)
+    assert robustness.batch_sizes(256) == (256, 64, 16)
+    assert robustness.batch_sizes(8) == (8,)
+    rows = np.arange(160)
+    batches = list(robustness.fill(rows, (100, 25)))
+    assert [len(filled) for _, filled in batches] == [100, 25, 25, 25]
+    np.testing.assert_array_equal(np.concatenate([b for b, _ in batches]), rows)
+    np.testing.assert_array_equal(batches[-1][1], [*range(150, 160), *[159] * 15])
+
+
+def test_batches_are_multiples_of_the_devices() -> None:
+    assert jax.device_count() == 8
+    assert robustness.batch_sizes(100) == (104, 32, 8)
+
+
+def test_minimal_distances_take_no_budget() -> None:
+    def fab(_):
+        return attacks.fab(p=2.0, num_steps=20)
+
+    found = run(fab, epsilons=[0.0])
+    assert found.success.all()
+    decisions = np.asarray(jnp.argmax(network(W, found.x_adv[0]), axis=1))
+    assert np.all(decisions != LABELS)
+    # Nothing within a budget is found below the smallest distance, but for FAB's 1%.
+    fallen = run(apgd, epsilons=[0.2]).success[0]
+    assert np.all(found.distance[0][fallen] <= 0.2 * 1.01)
+
+
+def test_smaller_budgets_count_for_larger_ones() -> None:
+    success = np.array([[True, False, False], [False, False, True]])
+    distance = np.where(success, 0.1, math.inf)
+    attacked = analysis.Attacked(success, distance, success.astype(int), None, 0)
+    worst = analysis.worst_over_budgets(attacked, [0.1, 0.2])
+    np.testing.assert_array_equal(worst, [[True, False, False], [True, False, True]])
+    worst = analysis.worst_over_budgets(attacked, [0.2, 0.1])
+    np.testing.assert_array_equal(worst, [[True, False, True], [False, False, True]])
+
+
+def test_progress_is_told_up_to_the_end() -> None:
+    told = []
+    run(pair, batch_size=16, on_progress=told.append)
+    assert told == sorted(told) and told[-1] == 1.0 and len(told) > 4
+
+
+def test_uint8_pictures_are_scaled() -> None:
+    pictures = np.round(IMAGES * 255).astype(np.uint8)
+    found = run(pga, pictures)
+    same = run(pga, pictures.astype(np.float32) / 255)
+    np.testing.assert_array_equal(found.success, same.success)
+    np.testing.assert_allclose(found.x_adv, same.x_adv, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilons": []}, "epsilons is"),
+        ({"epsilons": [-0.1]}, "epsilons is"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"index": np.arange(3)}, "index has shape"),
+        ({"labels": LABELS[:3]}, "images and labels"),
+        ({"images": IMAGES.astype(int)}, "images has dtype"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(pga, **options)
