@@ -18,7 +18,10 @@ LABELS = {
     "data_dependent_onr": "data-dependent ONR",
     "global_snr": "global SNR",
 }
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("s", "^", "D", "P", "o", "v")
 _STYLES = {
+    "best known": ("#000000", "x", ":"),
     "standard": ("#000000", "o", "-"),
     "adversarial": ("#0072B2", "s", "-"),
     "adversarial_only": ("#56B4E9", "v", "-"),
@@ -32,7 +35,7 @@ def plot_accuracy(
     curves: Mapping[str, Mapping[str, Sequence[float]]],
     path: Path,
     *,
-    training_epsilon: float,
+    training_epsilon: float | None,
     norm: str,
     title: str,
 ) -> None:
@@ -41,7 +44,7 @@ def plot_accuracy(
     Args:
       curves: by method: "epsilon", "mean" and "standard_error", fractions.
       path: the PNG to write.
-      training_epsilon: drawn as a dashed line.
+      training_epsilon: drawn as a dashed line, or None.
       norm: what the axis calls the norm, such as "L2".
       title: what was measured, on which data.
     """
@@ -54,22 +57,48 @@ def plot_accuracy(
             100 * np.asarray(curve["mean"]),
             100 * np.asarray(curve["standard_error"]),
         )
-    axes.axvline(training_epsilon, color="0.5", linestyle="--", linewidth=1)
-    axes.annotate(
-        "training $\\epsilon$",
-        (training_epsilon, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(3, -3),
-        textcoords="offset points",
-        va="top",
-        color="0.35",
-        fontsize=8,
-    )
+    _mark_training_epsilon(axes, training_epsilon)
     axes.set_xlabel(
         f"{norm} length of the perturbation, $\\epsilon$ (pixels in [0, 1])"
     )
     axes.set_ylabel("accuracy (%)")
     axes.set_ylim(bottom=0)
+    _save(figure, axes, path)
+
+
+def plot_distances(
+    distances: Mapping[str, np.ndarray],
+    path: Path,
+    *,
+    training_epsilon: float | None,
+    norm: str,
+    title: str,
+) -> None:
+    """Draws the error against the distance of the nearest misclassified points.
+
+    Args:
+      distances: by attack: ``(N,)``, 0 where the network errs at x, inf if not found.
+      path: the PNG to write.
+      training_epsilon: drawn as a dashed line, or None.
+      norm: what the axis calls the norm, such as "L2".
+      title: what was measured, on which data.
+    """
+    figure, axes = _new(title)
+    for number, (name, values) in enumerate(distances.items()):
+        reached = np.sort(values[np.isfinite(values)])
+        error = 100 * np.arange(1, len(reached) + 1) / len(values)
+        axes.step(
+            np.concatenate([[0.0], reached]),
+            np.concatenate([[0.0], error]),
+            where="post",
+            color=_PALETTE[number % len(_PALETTE)],
+            label=name,
+        )
+    _mark_training_epsilon(axes, training_epsilon)
+    axes.set_xlabel(f"{norm} distance of the nearest point found (pixels in [0, 1])")
+    axes.set_ylabel("error (%)")
+    axes.set_ylim(0, 100)
+    axes.set_xlim(left=0)
     _save(figure, axes, path)
 
 
@@ -124,6 +153,22 @@ def plot_training(
     plt.close(figure)
 
 
+def _mark_training_epsilon(axes: Any, training_epsilon: float | None) -> None:
+    if training_epsilon is None:
+        return
+    axes.axvline(training_epsilon, color="0.5", linestyle="--", linewidth=1)
+    axes.annotate(
+        "training $\\epsilon$",
+        (training_epsilon, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, -3),
+        textcoords="offset points",
+        va="top",
+        color="0.35",
+        fontsize=8,
+    )
+
+
 def _pyplot() -> Any:
     import matplotlib
 
@@ -140,7 +185,10 @@ def _new(title: str) -> tuple[Any, Any]:
 
 
 def _band(axes: Any, method: str, x: Any, mean: Any, error: Any) -> None:
-    color, marker, line = _STYLES.get(method, ("#F0E442", "x", "-"))
+    number = len(axes.lines)
+    color = _PALETTE[number % len(_PALETTE)]
+    marker = _MARKERS[number % len(_MARKERS)]
+    color, marker, line = _STYLES.get(method, (color, marker, "-"))
     axes.plot(
         x,
         mean,

@@ -50,10 +50,8 @@ def measure(
       "mean" and "standard_error" over the examples), "singular_values" (dict of lists
       by rank), "random_alignment" (expected of a random direction).
     """
-    apply = _apply(build_model(config, test_set.num_classes))
-    variables = {"params": params, "batch_stats": batch_stats}
+    apply, variables = bind(config, params, batch_stats, test_set.num_classes)
     pictures = (apply, variables, test_set.images)
-    keys = jax.random.split(jax.random.key(seed), 2)
     attack = _attack(p, num_steps)
     clean = analysis.evaluate_accuracy(
         *pictures, test_set.labels, batch_size=batch_size
@@ -64,20 +62,10 @@ def measure(
         attack=attack,
         epsilons=[epsilon for epsilon in epsilons if epsilon > 0],
         batch_size=batch_size,
-        key=keys[0],
+        key=jax.random.key(seed),
     )
     epsilons = [0.0, *(float(epsilon) for epsilon in epsilons if epsilon > 0)]
     points = [clean, *attacked]
-    spectrum = analysis.jacobian_spectrum(*pictures, batch_size=batch_size)
-    delta = analysis.perturbations(
-        *pictures,
-        test_set.labels,
-        attack=attack,
-        epsilon=alignment_epsilon,
-        batch_size=batch_size,
-        key=keys[1],
-    )
-    aligned = analysis.alignment(jnp.asarray(delta), jnp.asarray(spectrum.right))
     return {
         "clean_accuracy": float(clean.mean),
         "accuracy": {
@@ -85,11 +73,60 @@ def measure(
             "mean": [point.mean for point in points],
             "standard_error": [point.standard_error for point in points],
         },
-        "sigma": _mean_and_error(spectrum.values[:, 0]),
-        "singular_values": _mean_and_error(spectrum.values),
+        "examples": len(test_set),
+        **spectrum(
+            apply,
+            variables,
+            test_set,
+            p=p,
+            epsilon=alignment_epsilon,
+            num_steps=num_steps,
+            batch_size=batch_size,
+            seed=seed,
+        ),
+    }
+
+
+def bind(
+    config: Config, params: Any, batch_stats: Any, num_classes: int
+) -> tuple[Any, dict[str, Any]]:
+    """Returns ``apply(variables, x) -> logits``, in inference mode, and variables."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    return _apply(build_model(config, num_classes)), variables
+
+
+def spectrum(
+    apply: Any,
+    variables: Any,
+    test_set: data.Dataset,
+    *,
+    p: float,
+    epsilon: float,
+    num_steps: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Measures the logits' Jacobian and how PGA perturbations align with it.
+
+    Returns:
+      "sigma", "alignment", "singular_values" and "random_alignment" of :func:`measure`.
+    """
+    pictures = (apply, variables, test_set.images)
+    found = analysis.jacobian_spectrum(*pictures, batch_size=batch_size)
+    delta = analysis.perturbations(
+        *pictures,
+        test_set.labels,
+        attack=_attack(p, num_steps),
+        epsilon=epsilon,
+        batch_size=batch_size,
+        key=jax.random.key(seed),
+    )
+    aligned = analysis.alignment(jnp.asarray(delta), jnp.asarray(found.right))
+    return {
+        "sigma": _mean_and_error(found.values[:, 0]),
+        "singular_values": _mean_and_error(found.values),
         "alignment": _mean_and_error(aligned),
         "random_alignment": float(analysis.expected_random_alignment(delta[0].size)),
-        "examples": len(test_set),
     }
 
 

@@ -20,10 +20,12 @@ from opnorm.analysis.robustness import (
     attack_examples,
     worst_over_budgets,
 )
+from opnorm.analysis.sanity import Check, sanity_checks, square_check
 
 __all__ = [
     "Accuracy",
     "Attacked",
+    "Check",
     "JacobianNorms",
     "Spectrum",
     "alignment",
@@ -35,5 +37,7 @@ __all__ = [
     "pearson_alignment",
     "perturbations",
     "robust_accuracy",
+    "sanity_checks",
+    "square_check",
     "worst_over_budgets",
 ]

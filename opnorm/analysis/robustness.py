@@ -40,6 +40,8 @@ class Attacked(NamedTuple):
       distance: ``(E, N)`` float32, Lp length of the perturbation; 0 where the network
         decided so at x already, inf where the attack failed.
       steps: ``(E, N)`` int32, steps taken.
+      stage: ``(E, N)`` int32, number of the attack's stage that found it; -1 where the
+        network decided so at x already, or the attack failed.
       x_adv: ``(E, N, ...)`` float32, x where the attack failed; None unless asked for.
       row_steps: how many steps of a row were computed in all, with those of rows that
         only filled up a batch.
@@ -48,6 +50,7 @@ class Attacked(NamedTuple):
     success: np.ndarray
     distance: np.ndarray
     steps: np.ndarray
+    stage: np.ndarray
     x_adv: np.ndarray | None
     row_steps: int
 
@@ -120,6 +123,7 @@ def attack_examples(
     success = at_input[pool.example]
     distance = np.where(success, 0.0, np.inf).astype(np.float32)
     steps = np.zeros(len(success), np.int32)
+    by_stage = np.full(len(success), -1, np.int32)
     points = _to_float(images)[pool.example] if keep_points else None
     row_steps = 0
     for number, stage in enumerate(pattern.stages):
@@ -137,6 +141,7 @@ def attack_examples(
         wins = found["success"] & (found["distance"] < distance[left])
         won = left[wins]
         success[won] = True
+        by_stage[won] = number
         distance[won] = found["distance"][wins]
         if points is not None:
             points[won] = found["x_adv"][wins]
@@ -149,6 +154,7 @@ def attack_examples(
         success.reshape(shape),
         distance.reshape(shape),
         steps.reshape(shape),
+        by_stage.reshape(shape),
         None if points is None else points.reshape(*shape, *images.shape[1:]),
         row_steps,
     )

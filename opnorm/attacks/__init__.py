@@ -12,9 +12,11 @@ from opnorm.attacks.losses import (
     logit_distance,
     margin,
 )
+from opnorm.attacks.registry import NAMES, make, needs_budget
 from opnorm.attacks.square import square
 
 __all__ = [
+    "NAMES",
     "Attack",
     "AttackResult",
     "Problem",
@@ -30,7 +32,9 @@ __all__ = [
     "first_success",
     "gaussian_noise",
     "logit_distance",
+    "make",
     "margin",
+    "needs_budget",
     "pga",
     "square",
     "uniform_noise",

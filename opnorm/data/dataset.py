@@ -36,6 +36,21 @@ class Dataset:
         """The number of classes, whether or not this split has examples of each."""
         return len(self.class_names)
 
+    def slice(self, first: int | None, last: int | None) -> "Dataset":
+        """The examples ``first``, ..., ``last - 1``; None for the ends.
+
+        Raises:
+          ValueError: if there are none.
+        """
+        kept = slice(first, last)
+        if not len(self.labels[kept]):
+            raise ValueError(
+                f"the slice {first}:{last} of {len(self)} examples is empty."
+            )
+        return dataclasses.replace(
+            self, images=self.images[kept], labels=self.labels[kept]
+        )
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(H, W, C)."""

@@ -7,6 +7,7 @@ from opnorm.training.config import METHODS, Config, validate
 from opnorm.training.loop import TrainResult, build_model, load_run, train
 from opnorm.training.methods import Auxiliary, Batch, Method
 from opnorm.training.network import Network, bind
+from opnorm.training.progress import Progress
 from opnorm.training.run_directory import (
     RunDirectory,
     environment,
@@ -29,6 +30,7 @@ __all__ = [
     "Config",
     "Method",
     "Network",
+    "Progress",
     "RunDirectory",
     "TrainResult",
     "TrainState",

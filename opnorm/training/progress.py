@@ -16,6 +16,7 @@ class Progress:
       initial: steps done in an earlier process.
       description: what is running.
       examples_per_step: for the rate.
+      unit: what a step is called.
       enabled: False shows nothing.
       interval: seconds between plain lines; a bar is drawn twice a second.
     """
@@ -27,6 +28,7 @@ class Progress:
         initial: int = 0,
         description: str = "",
         examples_per_step: int = 1,
+        unit: str = "step",
         enabled: bool = True,
         interval: float = 10.0,
     ) -> None:
@@ -34,6 +36,7 @@ class Progress:
         self._initial = initial
         self._description = description
         self._examples = examples_per_step
+        self._unit = unit
         self._enabled = enabled
         self._terminal = enabled and sys.stderr.isatty()
         self._interval = 0.5 if self._terminal else interval
@@ -49,7 +52,7 @@ class Progress:
                 total=self._total,
                 initial=self._initial,
                 desc=self._description,
-                unit="step",
+                unit=self._unit,
                 dynamic_ncols=True,
             )
         return self
@@ -91,8 +94,9 @@ class Progress:
         if rate > 0:
             left = (self._total - step) / rate
         shown = ", ".join(f"{name} {value}" for name, value in values.items())
+        shown = f"{shown}, " if shown else ""
         print(
-            f"{self._description}: step {step}/{self._total}, {shown}, "
+            f"{self._description}: {self._unit} {step}/{self._total}, {shown}"
             f"{rate * self._examples:.0f} examples/s, {_duration(left)} left",
             file=sys.stderr,
             flush=True,

@@ -128,6 +128,11 @@ class RunDirectory:
         text = json.dumps(_plain(value), indent=2, allow_nan=False)
         _write(self.path / name, text + "\n")
 
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write(self.path / name, text)
+
     def figure_path(self, name: str) -> Path:
         """Returns where the figure called ``name`` belongs."""
         self.path.mkdir(parents=True, exist_ok=True)

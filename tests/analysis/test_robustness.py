@@ -141,7 +141,7 @@ def test_minimal_distances_take_no_budget() -> None:
 def test_smaller_budgets_count_for_larger_ones() -> None:
     success = np.array([[True, False, False], [False, False, True]])
     distance = np.where(success, 0.1, math.inf)
-    attacked = analysis.Attacked(success, distance, success.astype(int), None, 0)
+    attacked = analysis.Attacked(success, distance, success, success, None, 0)
     worst = analysis.worst_over_budgets(attacked, [0.1, 0.2])
     np.testing.assert_array_equal(worst, [[True, False, False], [True, False, True]])
     worst = analysis.worst_over_budgets(attacked, [0.2, 0.1])

@@ -146,10 +146,13 @@ def test_the_main_job_runs_small_and_is_repeatable_from_its_directory(tmp_path):
 
 def test_a_trained_network_can_be_evaluated(tmp_path):
     run("train", *TINY, "--epochs=1", f"--run={tmp_path}")
-    result = run("evaluate", f"--run={tmp_path}", "--examples=30", "--num_steps=2")
+    options = ["--examples=30", "--attack=pga num_steps=2"]
+    result = run("evaluate", f"--run={tmp_path}", *options)
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "evaluation.json").read_text())
-    means = found["accuracy"]["mean"]
-    assert found["accuracy"]["epsilon"][0] == 0
-    assert means[0] == pytest.approx(found["clean_accuracy"])
-    assert all(0 <= mean <= 1 for mean in means)
+    curve = found["attacks"]["pga keep=success num_steps=2"]
+    assert curve["epsilon"][0] == 0
+    assert curve["mean"][0] == pytest.approx(found["clean_accuracy"])
+    assert all(np.diff(curve["mean"]) <= 0)
+    for name in ("accuracy.png", "distances.png", "evaluation.md"):
+        assert (tmp_path / name).stat().st_size > 0

@@ -1,0 +1,394 @@
+"""experiments: the parts of an evaluation: saved pieces, result card, table."""
+
+import ast
+import functools
+import hashlib
+import json
+import os
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from experiments import cli
+from opnorm import analysis, attacks, data, training
+
+_FIELDS = ("success", "distance", "steps", "stage")
+
+
+class AttackSpec(NamedTuple):
+    """An attack as it was asked for.
+
+    Attributes:
+      name: in the registry of attacks.
+      options: its options, sorted by name.
+    """
+
+    name: str
+    options: tuple[tuple[str, Any], ...]
+
+    def __str__(self) -> str:
+        return " ".join([self.name, *(f"{k}={v}" for k, v in self.options)])
+
+
+def parse_attack(text: str) -> AttackSpec:
+    """Reads ``"pga num_steps=20 loss=dlr"``.
+
+    PGA keeps the first misclassified point unless told otherwise: a reported accuracy
+    counts an example as standing only if no iterate breaks it.
+
+    Raises:
+      ValueError: for a word that is not ``option=value``, or an unknown attack.
+    """
+    name, *words = text.split() or [""]
+    options: dict[str, Any] = {}
+    for word in words:
+        option, equals, value = word.partition("=")
+        if not (option and equals and value):
+            raise ValueError(
+                f"attack is {text!r}; after its name come option=value pairs with "
+                "spaces between."
+            )
+        try:
+            options[option] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[option] = float(value) if value == "inf" else value
+    if name not in attacks.NAMES:
+        raise ValueError(f"attack is {name!r}; it may be {', '.join(attacks.NAMES)}.")
+    if name == "pga":
+        options.setdefault("keep", "success")
+    return AttackSpec(name, tuple(sorted(options.items())))
+
+
+@functools.cache
+def factory(spec: AttackSpec, p: float) -> Callable[[Any], attacks.Attack]:
+    """``epsilon -> attack``: one object for each attack, so that it compiles once."""
+    budget = has_budget(spec)
+
+    def make(epsilon: Any) -> attacks.Attack:
+        return attacks.make(
+            spec.name, p=p, epsilon=epsilon if budget else None, **dict(spec.options)
+        )
+
+    return make
+
+
+def has_budget(spec: AttackSpec) -> bool:
+    """Whether the attack is run at each epsilon, or looks for the nearest point."""
+    return attacks.needs_budget(spec.name)
+
+
+def fingerprint(params: Any, batch_stats: Any, test_set: data.Dataset) -> str:
+    """Says which network and which examples results belong to."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves((params, batch_stats)):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(array.tobytes())
+    digest.update(np.ascontiguousarray(test_set.images).tobytes())
+    digest.update(np.ascontiguousarray(test_set.labels).tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Parts:
+    """Pieces of results on disk, so that a killed evaluation resumes.
+
+    Args:
+      directory: where; made when the first piece is written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def get(self, key: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """The piece saved under this key, or None; a damaged one counts as missing."""
+        file = self._file(key)
+        if not file.exists():
+            return None
+        try:
+            with np.load(file) as stored:
+                return {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+            logging.warning("%s is damaged; it is computed again.", file)
+            return None
+
+    def put(self, key: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Saves a piece; a kill leaves the whole piece or none."""
+        file = self._file(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+        with unfinished.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(file)
+
+    def _file(self, key: Mapping[str, Any]) -> Path:
+        text = json.dumps(dict(key), sort_keys=True)
+        return self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
+
+
+def attack_in_parts(
+    apply: Any,
+    variables: Any,
+    test_set: data.Dataset,
+    spec: AttackSpec,
+    *,
+    p: float,
+    epsilons: Sequence[float],
+    batch_size: int,
+    part_size: int,
+    seed: int,
+    parts: Parts,
+    identity: str,
+) -> dict[str, Any]:
+    """Runs one attack on the test set, piece by piece, and saves each piece.
+
+    Returns:
+      "success", "distance", "steps", "stage", each ``(E, N)``, and "seconds", of this
+      process and of those before it.
+    """
+    budgets = [float(e) for e in epsilons] if has_budget(spec) else [0.0]
+    pieces: list[dict[str, np.ndarray]] = []
+    count = len(test_set)
+    with training.Progress(count, description=str(spec), unit="example") as progress:
+        for start in range(0, count, part_size):
+            stop = min(start + part_size, count)
+            key = {
+                "identity": identity,
+                "attack": str(spec),
+                "p": p,
+                "epsilons": budgets,
+                "seed": seed,
+                "range": [start, stop],
+            }
+            piece = parts.get(key)
+            if piece is None:
+
+                def tell(part: float, start: int = start, stop: int = stop) -> None:
+                    progress.update(min(start + int(part * (stop - start)), stop - 1))
+
+                began = time.monotonic()
+                attacked = analysis.attack_examples(
+                    apply,
+                    variables,
+                    test_set.images[start:stop],
+                    test_set.labels[start:stop],
+                    attack=factory(spec, p),
+                    epsilons=budgets,
+                    batch_size=batch_size,
+                    key=jax.random.key(seed),
+                    index=np.arange(start, stop),
+                    on_progress=tell,
+                )
+                piece = {name: getattr(attacked, name) for name in _FIELDS}
+                piece["seconds"] = np.array(time.monotonic() - began)
+                parts.put(key, piece)
+            pieces.append(piece)
+            progress.update(stop)
+    whole: dict[str, Any] = {
+        name: np.concatenate([piece[name] for piece in pieces], axis=1)
+        for name in _FIELDS
+    }
+    whole["seconds"] = float(sum(piece["seconds"] for piece in pieces))
+    return whole
+
+
+def budget_card(
+    found: Mapping[str, Any],
+    spec: AttackSpec,
+    p: float,
+    epsilons: Sequence[float],
+    correct: np.ndarray,
+) -> dict[str, Any]:
+    """Sums up an attack with a budget: accuracy against epsilon, from epsilon 0 on.
+
+    An example that falls to a smaller budget counts as fallen for larger ones.
+    """
+    attacked = analysis.Attacked(
+        **{name: found[name] for name in _FIELDS}, x_adv=None, row_steps=0
+    )
+    standing = ~analysis.worst_over_budgets(attacked, epsilons)
+    curve = np.concatenate([correct[None], standing])
+    mean, error = mean_and_error(curve)
+    card: dict[str, Any] = {
+        "epsilon": [0.0, *map(float, epsilons)],
+        "mean": mean,
+        "standard_error": error,
+        # Of the examples that are right at x, as "PGD accuracy" is sometimes reported.
+        "conditional": [m / mean[0] if mean[0] else None for m in mean],
+        "mean_steps": found["steps"].mean(axis=1).tolist(),
+        "seconds": found["seconds"],
+    }
+    stages = factory(spec, p)(np.zeros(1)).stages
+    if len(stages) > 1:
+        # What stands after each attack of the ensemble, budgets taken one by one.
+        card["after"] = {
+            stage.name: [
+                float(np.mean(correct & ~((row >= 0) & (row <= number))))
+                for row in found["stage"]
+            ]
+            for number, stage in enumerate(stages)
+        }
+    return card
+
+
+def distance_card(
+    distance: np.ndarray, epsilons: Sequence[float], seconds: float
+) -> dict[str, Any]:
+    """Sums up distances ``(N,)``: 0 where the network errs at x, inf if not found."""
+    found = np.isfinite(distance)
+    right = found & (distance > 0)
+    mean, error = mean_and_error(distance[found]) if found.any() else (None, None)
+    return {
+        "found": float(found.mean()),
+        "mean": mean,
+        "standard_error": error,
+        "median": finite(float(np.median(distance))),
+        "mean_of_correct": float(distance[right].mean()) if right.any() else None,
+        "error_within": {
+            f"{epsilon:g}": float(np.mean(distance <= epsilon)) for epsilon in epsilons
+        },
+        "seconds": seconds,
+    }
+
+
+def best_known(
+    directory: Path,
+    norm: str,
+    identity: str,
+    distance: np.ndarray,
+    names: Sequence[str],
+) -> tuple[np.ndarray, list[str]]:
+    """Merges distances with those of earlier evaluations, which only come down.
+
+    Args:
+      directory: of the evaluation.
+      norm: such as "L2".
+      identity: of network and examples; results of others are kept apart.
+      distance: ``(N,)``, of this evaluation.
+      names: attacks that it is from.
+
+    Returns:
+      The smallest distances known, and the attacks they come from.
+    """
+    store = Parts(directory / "best_known")
+    key = {"identity": identity, "norm": norm}
+    earlier = store.get(key)
+    known = list(names)
+    if earlier is not None and earlier["distance"].shape == distance.shape:
+        distance = np.minimum(distance, earlier["distance"])
+        known = sorted({*known, *(str(name) for name in earlier["attacks"])})
+    store.put(key, {"distance": distance, "attacks": np.array(known)})
+    return distance, known
+
+
+def improvement(
+    card: Mapping[str, Any], baseline: Mapping[str, Any], norm: str
+) -> dict[str, float | None]:
+    """Computes the improvement ratio of Finlay & Oberman 2019, section 4.
+
+    ``R_mu / R_e``: the relative gain in mean distance over the relative rise of the
+    clean error, both against the baseline; None where the errors are equal.
+    """
+    distance, before = (
+        c["best_known"][norm]["mean_distance"] for c in (card, baseline)
+    )
+    error, error_before = (1 - c["clean_accuracy"] for c in (card, baseline))
+    gain = distance / before - 1 if before and distance is not None else None
+    cost = error / error_before - 1 if error_before else None
+    ratio = gain / cost if gain is not None and cost else None
+    return {"distance_gain": gain, "error_rise": cost, "ratio": ratio}
+
+
+def table(card: Mapping[str, Any]) -> str:
+    """The result card as Markdown."""
+    norm = card["norm"]
+    lines = [
+        f"# Evaluation of {card['run']}",
+        "",
+        f"{card['data']}, {card['split']}, {card['examples']} examples; {norm} norm, "
+        f"pixels in [0, 1]; seed {card['seed']}; revision {card['git_revision']}; "
+        f"clean accuracy {card['clean_accuracy']:.1%}.",
+        "",
+    ]
+    rows = []
+    curves = {**card["attacks"], "best known": card["best_known"][norm]}
+    for name, curve in curves.items():
+        if "epsilon" in curve:
+            rows.append(
+                {"accuracy at epsilon": name}
+                | {
+                    f"{epsilon:g}": f"{mean:.1%} ± {error:.1%}"
+                    for epsilon, mean, error in zip(
+                        curve["epsilon"],
+                        curve["mean"],
+                        curve["standard_error"],
+                        strict=True,
+                    )
+                }
+            )
+    lines += [cli.table(rows), ""]
+    rows = [
+        {
+            "nearest point": name,
+            "found": f"{found['found']:.1%}",
+            "mean distance": _number(found["mean"]),
+            "median": _number(found["median"]),
+            "mean of correct": _number(found["mean_of_correct"]),
+            "seconds": f"{found['seconds']:.0f}",
+        }
+        for name, found in card["attacks"].items()
+        if "found" in found
+    ]
+    if rows:
+        lines += [cli.table(rows), ""]
+    rows = [
+        {"after": name} | {f"{e:g}": f"{m:.1%}" for e, m in zip(epsilons, means)}  # noqa: B905
+        for attack in card["attacks"].values()
+        for name, means in attack.get("after", {}).items()
+        for epsilons in [attack["epsilon"][1:]]
+    ]
+    if rows:
+        lines += [cli.table(rows), ""]
+    if card.get("improvement"):
+        ratio = card["improvement"]
+        lines += [
+            f"Improvement over {ratio['baseline']}: distance "
+            f"{_number(ratio['distance_gain'])}, error {_number(ratio['error_rise'])}, "
+            f"ratio {_number(ratio['ratio'])}.",
+            "",
+        ]
+    lines += [f"- {text}" for text in checks_as_text(card["checks"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def checks_as_text(checks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each sanity check."""
+    return [
+        f"{'ok' if check['passed'] else 'WARNING'}: {check['name']}: {check['detail']}"
+        for check in checks
+    ]
+
+
+def mean_and_error(values: np.ndarray) -> tuple[Any, Any]:
+    """Mean and standard error over the last axis."""
+    values = np.asarray(values, np.float64)
+    count = values.shape[-1]
+    error = values.std(axis=-1, ddof=min(1, count - 1)) / np.sqrt(count)
+    return values.mean(axis=-1).tolist(), error.tolist()
+
+
+def finite(value: float) -> float | None:
+    """The value, or None for one that JSON cannot hold."""
+    return value if np.isfinite(value) else None
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
