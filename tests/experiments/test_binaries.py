@@ -59,6 +59,9 @@ def assert_same_parameters(first, second):
         ("train", ["--dataset=mnist", "--run=RUN", "--data_dir=/nowhere"], ["mnist"]),
         ("train", ["--batch_sise=3"], ["batch_sise"]),
         ("evaluate", ["--run=/nowhere/at/all"], ["/nowhere/at/all"]),
+        ("evaluate", ["--run=RUN", "--attack=pgd"], ["attack", "pgd", "pga"]),
+        ("evaluate", ["--run=RUN", "--attack=pga 10"], ["option=value"]),
+        ("evaluate", ["--run=RUN", "--split=test[a:b]"], ["split", "test[a:b]"]),
         ("equivalence", ["--run=RUN", "--methods=magic"], ["methods", "magic"]),
     ],
 )
@@ -156,3 +159,82 @@ def test_a_trained_network_can_be_evaluated(tmp_path):
     assert all(np.diff(curve["mean"]) <= 0)
     for name in ("accuracy.png", "distances.png", "evaluation.md"):
         assert (tmp_path / name).stat().st_size > 0
+
+
+def test_a_killed_and_damaged_evaluation_resumes_to_the_same_numbers(tmp_path):
+    run("train", *TINY, "--epochs=1", f"--run={tmp_path / 'run'}")
+    options = [f"--run={tmp_path / 'run'}", "--split=test[100:220]", "--nospectrum"]
+    options += ["--attack=pga num_steps=3", "--attack=fab num_steps=5"]
+    options += ["--attack=square num_queries=400", "--part_size=8", "--batch_size=8"]
+    options += ["--epsilons=0.1,0.3", "--check_examples=0"]
+    whole = run("evaluate", *options, f"--out={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        command("evaluate", *options, f"--out={killed}"),
+        cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    parts = killed / "evaluation"
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(list(parts.glob("*.npz"))) >= 4:
+            break
+        time.sleep(0.005)
+    assert process.poll() is None, "the evaluation ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    saved = sorted(parts.glob("*.npz"), key=lambda file: file.stat().st_mtime)
+    content = bytearray(saved[0].read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    saved[0].write_bytes(bytes(content))
+    kept = {file: file.stat().st_mtime_ns for file in saved[1:]}
+    resumed = run("evaluate", *options, f"--out={killed}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "is damaged; it is computed again" in resumed.stderr
+    assert all(file.stat().st_mtime_ns == when for file, when in kept.items())
+    first, second = (
+        json.loads((directory / "evaluation.json").read_text())
+        for directory in (tmp_path / "whole", killed)
+    )
+    for card in (first, second):
+        assert card["examples"] == 120
+        for attack in card["attacks"].values():
+            attack.pop("seconds")
+    assert first["attacks"] == second["attacks"]
+    assert first["best_known"] == second["best_known"]
+
+
+def test_a_later_attack_can_only_lower_what_is_best_known(tmp_path):
+    run("train", *TINY, "--epochs=1", f"--run={tmp_path}")
+    options = [f"--run={tmp_path}", "--examples=60", "--nospectrum", "--epsilons=0.3"]
+    options += ["--check_examples=0"]
+
+    def best_known(*more):
+        result = run("evaluate", *options, *more)
+        assert result.returncode == 0, result.stderr
+        card = json.loads((tmp_path / "evaluation.json").read_text())
+        return card["best_known"]["L2"]
+
+    strong = best_known("--attack=apgd num_steps=20")
+    weak = best_known("--attack=uniform_noise")
+    assert weak["mean"] == strong["mean"]
+    assert weak["attacks"] == ["apgd num_steps=20", "uniform_noise"]
+    # Another network's results are not mixed with these.
+    card = tmp_path / "evaluation.json"
+    baseline = tmp_path / "baseline.json"
+    baseline.write_text(card.read_text())
+    run("train", *TINY, "--epochs=2", f"--run={tmp_path / 'other'}")
+    other = [f"--run={tmp_path / 'other'}", f"--out={tmp_path}", *options[1:]]
+    result = run("evaluate", *other, "--attack=fgm", f"--baseline={baseline}")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(card.read_text())
+    assert found["best_known"]["L2"]["attacks"] == ["fgm"]
+    gained = found["improvement"]
+    now, then = (
+        json.loads(file.read_text())["best_known"]["L2"]["mean_distance"]
+        for file in (card, baseline)
+    )
+    assert gained["distance_gain"] == pytest.approx(now / then - 1)
