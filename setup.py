@@ -45,6 +45,8 @@ setup(
             "ruff>=0.12",
             "scipy>=1.13",
         ],
+        # Independent implementations to compare attacks with.
+        "oracles": ["foolbox>=3.3", "torch>=2.6", "torchattacks>=3.5"],
         "notebooks": ["ipykernel>=6.29", "jupyterlab>=4.2"],
     },
     classifiers=[

@@ -1,6 +1,7 @@
 """experiments: what every binary shares: flags, errors, compilation cache, results."""
 
 import dataclasses
+import importlib
 import inspect
 import os
 import re
@@ -8,6 +9,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,26 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def import_optional(name: str, extra: str) -> Any:
+    """Imports a package that only some experiments need.
+
+    Raises:
+      ValueError: if it is not installed; it says how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(
+            f"{name} cannot be imported ({error}); install it with "
+            f"pip install -e '.[{extra}]'."
+        ) from error
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The installed versions of packages."""
+    return {package: metadata.version(package) for package in packages}
 
 
 def _fail(error: Exception) -> typing.NoReturn:

@@ -6,20 +6,33 @@ from typing import Any
 
 from opnorm.attacks.apgd import apgd
 from opnorm.attacks.attack import Attack
+from opnorm.attacks.boundary import boundary
+from opnorm.attacks.carlini_wagner import carlini_wagner
+from opnorm.attacks.decoupled_direction import decoupled_direction, fast_minimum_norm
+from opnorm.attacks.deepfool import deepfool
 from opnorm.attacks.ensemble import auto_attack
 from opnorm.attacks.fab import fab
 from opnorm.attacks.gradient import fgm, gaussian_noise, pga, uniform_noise
+from opnorm.attacks.log_barrier import log_barrier
 from opnorm.attacks.square import square
+from opnorm.attacks.wrm import wrm
 
 _FACTORIES: dict[str, Callable[..., Attack]] = {
     "apgd": apgd,
     "auto_attack": auto_attack,
+    "boundary": boundary,
+    "carlini_wagner": carlini_wagner,
+    "decoupled_direction": decoupled_direction,
+    "deepfool": deepfool,
     "fab": fab,
+    "fast_minimum_norm": fast_minimum_norm,
     "fgm": fgm,
     "gaussian_noise": gaussian_noise,
+    "log_barrier": log_barrier,
     "pga": pga,
     "square": square,
     "uniform_noise": uniform_noise,
+    "wrm": wrm,
 }
 NAMES = tuple(_FACTORIES)
 

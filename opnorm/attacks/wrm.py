@@ -25,12 +25,12 @@ def wrm(
     one goes to ``x + e gradient``, which is the maximiser of a linear loss. The
     objective is strictly concave, and its maximiser unique, where the loss's gradient
     is L-Lipschitz in x and ``e L < 1``; :func:`residual` says how far the ascent got.
-    Where a gradient is not finite it counts as zero. A step costs one forward and one
+    A gradient that is not finite counts as zero. A step costs one forward and one
     backward pass.
 
-    No perturbation is too long for it, but each is paid for: the last iterate is
-    returned, whether it is misclassified or not, and not the shortest perturbation
-    that is. So it counts as an attack with a budget, which gamma sets.
+    Perturbations are paid for and have no largest length, so this is an attack without
+    a budget, which :func:`first_success` refuses. But it looks for no shortest one
+    either: the last iterate is returned, whether it succeeds or not.
 
     Args:
       gamma: price of the squared length, positive, in units of the loss per squared
@@ -75,7 +75,7 @@ def wrm(
         step=step,
         finish=lambda problem, z: z,
     )
-    return Attack(name="wrm", p=2.0, stages=(stage,))
+    return Attack(name="wrm", p=2.0, stages=(stage,), budget=False)
 
 
 def surrogate(
@@ -130,8 +130,9 @@ def residual(
     """Computes how far an ascent is from its end, ``||x + e gradient - x_adv||_2``.
 
     ``e = 1 / (2 gamma)``, the gradient is taken at x_adv, and with bounds the point
-    ``x + e gradient`` is clipped first: zero where x_adv is stationary. Where the loss
-    is concave or nearly linear the maximiser is about as far away.
+    ``x + e gradient`` is clipped first: zero where x_adv is stationary. Where the
+    gradient is L-Lipschitz and ``e L < 1``, the maximiser is at most ``1 / (1 - e L)``
+    times as far away.
 
     Args:
       f: batch function ``(B, ...) -> (B, K)`` of logits, with independent rows.

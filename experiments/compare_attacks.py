@@ -1,0 +1,417 @@
+r"""Compares opnorm's attacks with foolbox, torchattacks and plain PyTorch.
+
+  pip install -e '.[oracles]'
+  python -m experiments.compare_attacks --run=runs/snr
+  python -m experiments.compare_attacks --run=runs/snr --attacks=pgd_l2,square_l2
+
+The same network (a CNN7, its weights copied to PyTorch), the same pictures and budgets,
+each library with the settings of the table below. For each it reports the accuracy that
+is left and the seconds it took, compilation apart. Accuracy is judged by opnorm's copy
+of the network on the points that were returned, within the budget. Writes
+comparison.json and table.md into --out.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import cli, evaluation, measure, torch_cnn7
+from opnorm import analysis, data, linalg, training
+
+_RUN = flags.DEFINE_string("run", None, "run directory of a CNN7 (required)")
+_OUT = flags.DEFINE_string("out", None, "where to write; default RUN/comparison")
+_EXAMPLES = flags.DEFINE_integer("examples", 512, "test pictures")
+_ATTACKS = flags.DEFINE_list("attacks", None, "rows of the table; by default all")
+_EPSILON = flags.DEFINE_float("epsilon", 0.5, "L2 budget, in [0, 1] pixel units")
+_EPSILON_INF = flags.DEFINE_float("epsilon_inf", 4 / 255, "Linf budget")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "examples per call")
+_ROUNDS = flags.DEFINE_integer("rounds", 1, "how often each attack is timed")
+_SEED = flags.DEFINE_integer("seed", 0, "of random numbers")
+
+
+class Peer(NamedTuple):
+    """Another library's attack: ``(network, images, labels) -> attacked images``."""
+
+    library: str
+    run: Callable[..., Any]
+
+
+class Row(NamedTuple):
+    """One attack in every library.
+
+    Attributes:
+      ours: as :func:`experiments.evaluation.parse_attack` reads it.
+      p: norm.
+      peers: the others.
+    """
+
+    ours: str
+    p: float
+    peers: tuple[Peer, ...]
+
+
+def _plain_pgd(p: float, steps: int) -> Peer:
+    """PGD written in PyTorch as one would by hand; every step is taken."""
+
+    def run(network: Any, x: Any, y: Any, epsilon: float) -> Any:
+        import torch
+
+        size = 2 * epsilon / steps
+        loss = torch.nn.CrossEntropyLoss(reduction="sum")
+
+        def length(z: Any) -> Any:
+            return z.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+
+        delta = torch.empty_like(x).uniform_(-1, 1)
+        if p == 2:
+            delta = torch.randn_like(x)
+            radius = torch.rand(len(x), 1, 1, 1) ** (1 / x[0].numel())
+            delta = delta / length(delta) * radius
+        delta = (x + epsilon * delta).clamp(0, 1) - x
+        for _ in range(steps):
+            delta.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(loss(network(x + delta), y), delta)
+            with torch.no_grad():
+                if p == 2:
+                    delta = delta + size * gradient / length(gradient)
+                    delta = delta * (epsilon / length(delta)).clamp(max=1)
+                else:
+                    delta = (delta + size * gradient.sign()).clamp(-epsilon, epsilon)
+                delta = (x + delta).clamp(0, 1) - x
+        return x + delta
+
+    return Peer("pytorch", run)
+
+
+def _torchattacks(name: str, **options: Any) -> Peer:
+    def run(network: Any, x: Any, y: Any, epsilon: float) -> Any:
+        module = cli.import_optional("torchattacks", "oracles")
+        given = {
+            key: value(epsilon) if callable(value) else value
+            for key, value in options.items()
+        }
+        return getattr(module, name)(network, **given)(x, y)
+
+    return Peer("torchattacks", run)
+
+
+def _foolbox(
+    name: str, options: Callable[[float], dict[str, Any]], budget: bool = True
+) -> Peer:
+    def run(network: Any, x: Any, y: Any, epsilon: float) -> Any:
+        module = cli.import_optional("foolbox", "oracles")
+        model = module.PyTorchModel(network, bounds=(0, 1))
+        attack = getattr(module.attacks, name)(**options(epsilon))
+        _, clipped, _ = attack(model, x, y, epsilons=epsilon if budget else None)
+        return clipped
+
+    return Peer("foolbox", run)
+
+
+def _foolbox_jax(name: str, options: Callable[[float], dict[str, Any]]) -> Peer:
+    """foolbox on opnorm's own network, compiled for it; its loop stays in Python."""
+
+    def run(network: Any, x: Any, y: Any, epsilon: float) -> Any:
+        module = cli.import_optional("foolbox", "oracles")
+        model = module.JAXModel(network, bounds=(0, 1))
+        attack = getattr(module.attacks, name)(**options(epsilon))
+        return attack(model, x, y, epsilons=epsilon)[1]
+
+    return Peer("foolbox-jax", run)
+
+
+def _pgd(p: float, steps: int) -> Row:
+    name = "L2ProjectedGradientDescentAttack"
+    theirs = "PGDL2"
+    if p == math.inf:
+        name, theirs = "LinfProjectedGradientDescentAttack", "PGD"
+
+    def options(epsilon: float) -> dict[str, Any]:
+        return {"steps": steps, "abs_stepsize": 2 * epsilon / steps}
+
+    peers = (
+        _plain_pgd(p, steps),
+        _torchattacks(
+            theirs,
+            eps=lambda epsilon: epsilon,
+            alpha=lambda epsilon: 2 * epsilon / steps,
+            steps=steps,
+        ),
+        _foolbox(name, options),
+        _foolbox_jax(name, options),
+    )
+    return Row(f"pga num_steps={steps} keep=last", p, peers)
+
+
+def _given(epsilon: float) -> float:
+    return epsilon
+
+
+def _auto(p: float, norm: str) -> Row:
+    peer = _torchattacks(
+        "AutoAttack", norm=norm, eps=_given, version="standard", n_classes=10
+    )
+    return Row("auto_attack", p, (peer,))
+
+
+def _square(p: float, norm: str) -> Row:
+    peer = _torchattacks(
+        "Square", norm=norm, eps=_given, n_queries=1000, p_init=0.8, resc_schedule=False
+    )
+    return Row("square num_queries=1000", p, (peer,))
+
+
+def _apgd(p: float, norm: str) -> Row:
+    peer = _torchattacks("APGD", norm=norm, eps=_given, steps=100, loss="ce")
+    return Row("apgd", p, (peer,))
+
+
+ROWS = {
+    "pgd_l2": _pgd(2.0, 10),
+    "pgd100_l2": _pgd(2.0, 100),
+    "pgd_linf": _pgd(math.inf, 10),
+    "apgd_l2": _apgd(2.0, "L2"),
+    "apgd_linf": _apgd(math.inf, "Linf"),
+    "square_l2": _square(2.0, "L2"),
+    "square_linf": _square(math.inf, "Linf"),
+    "deepfool_l2": Row(
+        "deepfool",
+        2.0,
+        (
+            _torchattacks("DeepFool", steps=50, overshoot=0.02),
+            _foolbox("L2DeepFoolAttack", lambda _: {"steps": 50}, budget=False),
+        ),
+    ),
+    "carlini_wagner_l2": Row(
+        "carlini_wagner num_searches=6 num_steps=200",
+        2.0,
+        (
+            _foolbox(
+                "L2CarliniWagnerAttack",
+                lambda _: {"binary_search_steps": 6, "steps": 200},
+                budget=False,
+            ),
+        ),
+    ),
+    "decoupled_direction_l2": Row(
+        "decoupled_direction num_steps=100",
+        2.0,
+        (_foolbox("DDNAttack", lambda _: {"steps": 100}, budget=False),),
+    ),
+    "auto_attack_l2": _auto(2.0, "L2"),
+    "auto_attack_linf": _auto(math.inf, "Linf"),
+}
+
+
+def main() -> None:
+    """Runs every row, writes results, prints the table."""
+    if not _RUN.value:
+        raise ValueError("run is not given; it is the run directory of a CNN7.")
+    names = _ATTACKS.value or list(ROWS)
+    for name in names:
+        if name not in ROWS:
+            raise ValueError(f"attacks has {name!r}; it may be {', '.join(ROWS)}.")
+    for name, value in (
+        ("examples", _EXAMPLES.value),
+        ("batch_size", _BATCH_SIZE.value),
+        ("rounds", _ROUNDS.value),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1.")
+    specs = {name: evaluation.parse_attack(ROWS[name].ours) for name in names}
+    torch = cli.import_optional("torch", "oracles")
+    config, params, batch_stats, _ = training.load_run(_RUN.value)
+    test_set = data.load(config.dataset, split="test", limit=_EXAMPLES.value)
+    apply, variables = measure.bind(config, params, batch_stats, test_set.num_classes)
+    network = torch_cnn7.build(params, batch_stats)
+    difference = _check_networks(apply, variables, network, test_set)
+    out = training.RunDirectory(_OUT.value or f"{_RUN.value}/comparison")
+
+    rows = []
+    for name in names:
+        row, spec = ROWS[name], specs[name]
+        epsilon = _EPSILON.value if row.p == 2 else _EPSILON_INF.value
+        ours = _measure_ours(apply, variables, test_set, spec, row.p, epsilon)
+        found = {"opnorm": ours}
+        for peer in row.peers:
+            found[peer.library] = _measure_peer(
+                apply, variables, network, test_set, peer, row.p, epsilon
+            )
+        rows.append({"attack": name, "p": row.p, "epsilon": epsilon, "found": found})
+        print(_table(rows[-1:]), flush=True)
+        out.write_json(
+            "comparison.json",
+            {
+                "run": _RUN.value,
+                "method": config.method,
+                "data": test_set.description,
+                "examples": len(test_set),
+                "batch_size": _BATCH_SIZE.value,
+                "rounds": _ROUNDS.value,
+                "seed": _SEED.value,
+                "largest_logit_difference": difference,
+                "torch_threads": torch.get_num_threads(),
+                "versions": cli.versions("torch", "torchattacks", "foolbox"),
+                "environment": training.environment(),
+                "git_revision": training.git_revision(),
+                "rows": rows,
+            },
+        )
+        out.write_text("table.md", _table(rows) + "\n")
+    print(f"written to {out.path}")
+
+
+def _check_networks(
+    apply: Any, variables: Any, network: Any, test_set: data.Dataset
+) -> float:
+    """The largest difference of the copies' logits; refuses copies that differ."""
+    import torch
+
+    images = test_set.images[:64]
+    ours = np.asarray(apply(variables, data.to_float(images)))
+    with torch.no_grad():
+        theirs = network(torch_cnn7.to_torch(images)).numpy()
+    difference = float(np.abs(ours - theirs).max())
+    if not difference <= 1e-4 * max(1.0, float(np.abs(ours).max())):
+        raise ValueError(
+            f"the copies of the network differ by {difference:.2e}; they must agree."
+        )
+    return difference
+
+
+def _measure_ours(
+    apply: Any,
+    variables: Any,
+    test_set: data.Dataset,
+    spec: evaluation.AttackSpec,
+    p: float,
+    epsilon: float,
+) -> dict[str, Any]:
+    def attack() -> Any:
+        return analysis.attack_examples(
+            apply,
+            variables,
+            test_set.images,
+            test_set.labels,
+            attack=evaluation.factory(spec, p),
+            epsilons=[epsilon],
+            batch_size=_BATCH_SIZE.value,
+            key=jax.random.key(_SEED.value),
+            keep_points=True,
+        )
+
+    began = time.monotonic()
+    attacked = attack()
+    cold = time.monotonic() - began
+    seconds = []
+    for _ in range(_ROUNDS.value):
+        began = time.monotonic()
+        attacked = attack()
+        seconds.append(time.monotonic() - began)
+    points = attacked.x_adv[0]
+    return _judge(apply, variables, test_set, points, p, epsilon, seconds) | {
+        "seconds_with_compilation": cold,
+    }
+
+
+def _measure_peer(
+    apply: Any,
+    variables: Any,
+    network: Any,
+    test_set: data.Dataset,
+    peer: Peer,
+    p: float,
+    epsilon: float,
+) -> dict[str, Any]:
+    import torch
+
+    jax_backend = peer.library == "foolbox-jax"
+    if jax_backend:
+        compiled = jax.jit(functools.partial(apply, variables))
+        batch: Any = data.to_float(test_set.images[: _BATCH_SIZE.value])
+        jax.block_until_ready(jax.grad(lambda x: compiled(x).sum())(batch))
+    seconds = []
+    for _ in range(_ROUNDS.value):
+        torch.manual_seed(_SEED.value)
+        began, points = time.monotonic(), []
+        for start in range(0, len(test_set), _BATCH_SIZE.value):
+            rows = slice(start, start + _BATCH_SIZE.value)
+            images, labels = test_set.images[rows], test_set.labels[rows]
+            if jax_backend:
+                given = (compiled, data.to_float(images), jnp.asarray(labels))
+                points.append(np.asarray(peer.run(*given, epsilon)))
+                continue
+            targets = torch.from_numpy(labels.astype(np.int64))
+            found = peer.run(network, torch_cnn7.to_torch(images), targets, epsilon)
+            points.append(found.detach().numpy().transpose(0, 2, 3, 1))
+        seconds.append(time.monotonic() - began)
+    return _judge(
+        apply, variables, test_set, np.concatenate(points), p, epsilon, seconds
+    )
+
+
+def _judge(
+    apply: Any,
+    variables: Any,
+    test_set: data.Dataset,
+    points: np.ndarray,
+    p: float,
+    epsilon: float,
+    seconds: list[float],
+) -> dict[str, Any]:
+    """What the returned points do to the network, wherever they come from."""
+    clean = np.asarray(data.to_float(test_set.images))
+    logits = np.concatenate(
+        [
+            np.asarray(apply(variables, jnp.asarray(points[i : i + 128])))
+            for i in range(0, len(points), 128)
+        ]
+    )
+    right = analysis.evaluate_accuracy(
+        apply, variables, test_set.images, test_set.labels
+    ).correct
+    wrong = np.argmax(logits, axis=1) != test_set.labels
+    distance = np.asarray(linalg.norm(jnp.asarray(points - clean), p))
+    fallen = wrong & (distance <= epsilon * (1 + 1e-4))
+    hit = wrong & right
+    return {
+        "accuracy": float(np.mean(right & ~fallen)),
+        "found": float(np.mean(wrong | ~right)),
+        "mean_distance": float(distance[hit].mean()) if hit.any() else None,
+        "median_distance": float(np.median(distance[hit])) if hit.any() else None,
+        "largest_distance": float(distance.max()),
+        "seconds": float(np.median(seconds)),
+        "examples_per_second": len(points) / float(np.median(seconds)),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        ours = row["found"]["opnorm"]
+        points = 100 * ours["accuracy"]
+        for library, found in row["found"].items():
+            distance = found["mean_distance"]
+            lines.append(
+                {
+                    "attack": f"{row['attack']}, eps {row['epsilon']:.3g}",
+                    "library": library,
+                    "accuracy": f"{found['accuracy']:.1%}",
+                    "difference": f"{points - 100 * found['accuracy']:+.1f}",
+                    "mean distance": "-" if distance is None else f"{distance:.4g}",
+                    "images/s": f"{found['examples_per_second']:.1f}",
+                    "opnorm is faster by": f"{found['seconds'] / ours['seconds']:.2f}x",
+                }
+            )
+    return cli.table(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)

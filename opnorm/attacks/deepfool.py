@@ -1,0 +1,112 @@
+"""attacks: DeepFool, which steps to the nearest linearised decision boundary."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from opnorm import linalg
+from opnorm.attacks import attack as attack_lib
+from opnorm.attacks.attack import Attack, BatchFunction, Bounds, Problem, Stage, like
+
+
+def deepfool(
+    *,
+    p: float = 2.0,
+    num_steps: int = 50,
+    overshoot: float = 0.02,
+    num_candidates: int = 10,
+    bounds: Bounds = (0.0, 1.0),
+) -> Attack:
+    """Returns DeepFool: steps to the nearest of the linearised decision boundaries.
+
+    At each point the boundary with class k is ``|f_k| / ||w_k||_{p*}`` away, ``f_k =
+    z_k - z_y`` and w_k its gradient; the step goes to the nearest one, along
+    ``T_{p*}(w_k)``. The sum of the steps, lengthened by the overshoot, is added to x.
+    The first misclassified point is returned. A step costs one forward pass and one
+    backward pass per candidate; the gradients of all candidates are one vectorised
+    pass.
+
+    Args:
+      p: exponent of the norm, 2 or inf.
+      num_steps: steps, at least 1; the last point is judged too.
+      overshoot: part by which the sum of the steps is lengthened, at least 0.
+      num_candidates: how many classes, those of the largest clean logits with the
+        label among them, are looked at; at least 2.
+      bounds: box (low, high), or None.
+
+    Raises:
+      ValueError: for an option out of range; when applied, as :class:`Attack`.
+
+    Source: Moosavi-Dezfooli et al. 2016, Algorithm 2 and Eqs. 10-12. Without the
+    constant that implementations add to each distance, which would outweigh small ones.
+    """
+    p = attack_lib.check_norm(p, (2.0, math.inf))
+    attack_lib.check_count("num_steps", num_steps, 1)
+    attack_lib.check_count("num_candidates", num_candidates, 2)
+    linalg.check_length("overshoot", overshoot)
+    attack_lib.check_bounds(bounds)
+    conjugate = linalg.conjugate_exponent(p)
+
+    def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
+        x, labels = problem.x, problem.labels
+        logits = f(x)
+        classes = logits.shape[1]
+        hit = jnp.arange(classes)[None] == labels[:, None]
+        others = jnp.where(hit | jnp.isnan(logits), -jnp.inf, logits)
+        count = max(1, min(num_candidates, classes) - 1)
+        return {
+            "moved": jnp.zeros_like(x),
+            "candidates": lax.top_k(others, count)[1],
+            "done": attack_lib.decided(logits, labels, False) | (classes == 1),
+            "found": attack_lib.decided(logits, labels, False),
+        }
+
+    def point(x: jax.Array, moved: jax.Array) -> jax.Array:
+        return attack_lib.clip(x + (1 + overshoot) * moved, bounds).astype(x.dtype)
+
+    def step(
+        f: BatchFunction, problem: Problem, state: dict[str, jax.Array], i: jax.Array
+    ) -> dict[str, jax.Array]:
+        del i
+        x, labels, moved = problem.x, problem.labels, state["moved"]
+        logits, pull_back = jax.vjp(f, point(x, moved))
+        hit = attack_lib.decided(logits, labels, False)
+        classes = jnp.arange(logits.shape[1])
+        own = (classes == labels[:, None]).astype(logits.dtype)
+
+        def away(candidate: jax.Array) -> tuple[jax.Array, jax.Array]:
+            other = (classes == candidate[:, None]).astype(logits.dtype)
+            (normal,) = pull_back(other - own)
+            gap = jnp.sum(jnp.where(other - own != 0, (other - own) * logits, 0), 1)
+            size = linalg.norm(normal, conjugate)
+            alive = jnp.isfinite(size) & (size > 0) & jnp.isfinite(gap)
+            ratio = jnp.abs(gap) / jnp.where(alive, size, 1.0)
+            return jnp.where(alive, ratio, jnp.inf), normal
+
+        distances, normals = jax.vmap(away)(state["candidates"].T)
+        nearest = jnp.argmin(distances, axis=0)
+        distance = jnp.min(distances, axis=0)
+        normal = normals[nearest, jnp.arange(len(x))]
+        direction = linalg.dual_map(normal, conjugate)
+        length = jnp.where(jnp.isfinite(distance), distance, 0.0)
+        ahead = moved + linalg.scale(direction, length).astype(x.dtype)
+        sound = jnp.all(jnp.isfinite(ahead), axis=tuple(range(1, x.ndim)))
+        ahead = jnp.where(like(sound & ~hit, x), ahead, moved)
+        return {**state, "moved": ahead, "found": hit, "done": hit}
+
+    def finish(problem: Problem, state: dict[str, jax.Array]) -> jax.Array:
+        x = problem.x
+        found = like(state["found"], x)
+        return jnp.where(found, point(x, state["moved"]), x)
+
+    stage = Stage(
+        name="deepfool",
+        num_steps=num_steps + 1,
+        init=init,
+        step=step,
+        finish=finish,
+        done=lambda state: state["done"],
+    )
+    return Attack(name="deepfool", p=p, stages=(stage,), budget=False)

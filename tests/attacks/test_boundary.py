@@ -1,0 +1,322 @@
+"""tests: the boundary attack on affine networks, whose nearest point is known."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opnorm import linalg
+from opnorm.attacks.attack import Problem
+from opnorm.attacks.boundary import _adapt, _beside, _contract, boundary
+
+P = [2.0, math.inf]
+W = np.random.default_rng(0).normal(size=10)
+LEAST = {2.0: 0.1, math.inf: 0.03}
+
+
+def points(batch=4, seed=1):
+    drawn = np.random.default_rng(seed).uniform(0.4, 0.6, (batch, 10))
+    return jnp.asarray(drawn, jnp.float32)
+
+
+def affine(p, x):
+    """Two classes with the nearest boundary at ``LEAST[p]`` of every example."""
+    size = np.linalg.norm(W, 1 if p == math.inf else 2)
+
+    def f(z):
+        # The inner product row by row: a batch of another size rounds the same way.
+        margin = LEAST[p] * size + jnp.sum((z - x) * jnp.float32(W), axis=1)
+        return jnp.stack([margin / 2, -margin / 2], axis=1)
+
+    return f
+
+
+def tilted(z):
+    """Two classes, and a boundary at a different distance from every example."""
+    margin = 0.5 + jnp.sum((z - 0.5) * jnp.float32(W), axis=1)
+    return jnp.stack([margin / 2, -margin / 2], axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(f, options, x, labels, key, start):
+    return boundary(**dict(options)).run(f, x, labels, key, start=start)
+
+
+def run(f, x, seed=0, start=None, labels=None, **options):
+    labels = jnp.zeros(len(x), int) if labels is None else labels
+    key = jax.random.key(seed) if isinstance(seed, int) else seed
+    return _run(f, tuple(options.items()), x, labels, key, start)
+
+
+@pytest.mark.parametrize(
+    ("p", "num_steps", "worst", "mean"),
+    [(2.0, 2000, 1.2, 1.07), (math.inf, 5000, 1.25, 1.14)],
+)
+def test_the_distance_comes_near_the_least_one(p, num_steps, worst, mean) -> None:
+    x = points(32)
+    result = run(affine(p, x), x, p=p, num_steps=num_steps)
+    ratio = np.asarray(result.distance) / LEAST[p]
+    assert np.all(result.success)
+    assert np.all(ratio >= 1 - 1e-6)
+    assert np.all(ratio <= worst) and ratio.mean() <= mean, ratio
+
+
+@pytest.mark.parametrize("p", P)
+def test_more_steps_never_lengthen_the_perturbation(p) -> None:
+    x = points()
+    f, stage = affine(p, x), boundary(p=p).stages[0]
+    problem = Problem(
+        x, jnp.zeros(4, int), jax.vmap(jax.random.key)(jnp.arange(4)), None
+    )
+    state = stage.init(f, problem)
+    advance = jax.jit(lambda state, i: stage.advance(f, problem, state, i, 25)[0])
+    before = np.full(4, np.inf)
+    for i in range(0, 500, 25):
+        state = advance(state, i)
+        distance = np.asarray(state["distance"])
+        assert np.all(distance <= before)
+        point = stage.finish(problem, state)
+        found = np.isfinite(distance)
+        assert np.all(np.argmax(f(point), axis=1)[found] == 1)
+        length = linalg.norm(point - x, p)
+        np.testing.assert_allclose(distance[found], length[found], rtol=1e-6)
+        before = distance
+    assert np.all(np.isfinite(before))
+
+
+@pytest.mark.parametrize("p", P)
+def test_the_beginning_is_halved_down_to_the_boundary(p) -> None:
+    x = points()
+    f = affine(p, x)
+    direction = np.sign(W) if p == math.inf else W / np.linalg.norm(W)
+    start = x - 3.0 * LEAST[p] * jnp.float32(direction)
+    # One step for the start and ten for the halvings.
+    result = run(f, x, start=start, p=p, num_steps=11)
+    ratio = np.asarray(result.distance) / LEAST[p]
+    assert np.all((ratio >= 1 - 1e-6) & (ratio <= 1 + 2 * 3 / 1024)), ratio
+
+
+def test_a_start_counts_only_where_it_is_misclassified() -> None:
+    x = points()
+    wrong = x - 0.2 * jnp.float32(W / np.linalg.norm(W))
+    start = wrong.at[0].set(x[0])
+    result = run(affine(2.0, x), x, start=start, num_steps=1)
+    np.testing.assert_array_equal(result.success, [False, True, True, True])
+    np.testing.assert_array_equal(result.x_adv, start)
+
+
+def test_without_a_misclassified_point_the_input_is_returned() -> None:
+    x, tries = points(), 5
+
+    def never(z):
+        return jnp.stack([jnp.ones(len(z)), jnp.sum(z, axis=1) * 0], axis=1)
+
+    result = run(never, x, num_steps=100, num_tries=tries)
+    np.testing.assert_array_equal(result.x_adv, x)
+    np.testing.assert_array_equal(result.steps, tries)
+    assert not np.any(result.success)
+
+
+def test_the_first_points_are_uniform_in_the_box() -> None:
+    x = jnp.full((4000, 2), 0.25, jnp.float32)
+
+    def f(z):
+        moved = jnp.any(z != 0.25, axis=1)
+        return jnp.stack([1.0 - moved, 1.0 * moved], axis=1)
+
+    found = np.asarray(run(f, x, num_steps=1, bounds=(-1.0, 1.0)).x_adv)
+    for share in (0.1, 0.5, 0.9):
+        below = np.mean(found <= -1 + 2 * share, axis=0)
+        np.testing.assert_allclose(below, share, atol=0.03)
+
+
+def test_examples_wrong_already_stay_where_they_are() -> None:
+    x = points()
+    result = run(affine(2.0, x), x, labels=jnp.array([0, 1, 0, 1]), num_steps=40)
+    np.testing.assert_array_equal(result.x_adv[1::2], x[1::2])
+    np.testing.assert_array_equal(result.distance[1::2], 0)
+    np.testing.assert_array_equal(result.steps, [40, 0, 40, 0])
+    assert np.all(result.success)
+
+
+def test_only_decisions_matter() -> None:
+    x = points()
+    f = affine(2.0, x)
+
+    def warped(z):
+        return jax.nn.one_hot(jnp.argmax(f(z), axis=1), 2)
+
+    plain, other = run(f, x, num_steps=200), run(warped, x, num_steps=200)
+    np.testing.assert_array_equal(plain.x_adv, other.x_adv)
+
+
+def test_a_point_beside_another_is_as_far_away() -> None:
+    with jax.enable_x64(True):
+        x = points().astype(float)
+        delta = jnp.asarray(np.random.default_rng(2).normal(size=x.shape))
+        keys = jax.vmap(jax.random.key)(jnp.arange(4))
+        beside = _beside(keys, x, delta, jnp.full(4, 0.3), 2.0) - x
+        radius = linalg.norm(delta)
+        np.testing.assert_allclose(linalg.norm(beside), radius, rtol=1e-12)
+        # The step is orthogonal: the angle's tangent is its relative length.
+        cosine = linalg.inner(beside, delta) / radius**2
+        np.testing.assert_allclose(cosine, 1 / math.hypot(1, 0.3), rtol=1e-12)
+        nearer = _contract(x, beside, 0.9 * radius, 2.0) - x
+        np.testing.assert_allclose(nearer, 0.9 * beside, atol=1e-12)
+
+
+def test_a_point_beside_another_stays_in_the_cube() -> None:
+    with jax.enable_x64(True):
+        x = points().astype(float)
+        delta = jnp.asarray(np.random.default_rng(2).normal(size=x.shape))
+        keys = jax.vmap(jax.random.key)(jnp.arange(4))
+        turned = _beside(keys, x, delta, jnp.full(4, 0.3), 2.0) - x
+        turned *= math.hypot(1, 0.3)
+        beside = _beside(keys, x, delta, jnp.full(4, 0.3), math.inf) - x
+        radius = linalg.norm(delta, math.inf)
+        side = np.asarray(radius)[:, None]
+        np.testing.assert_allclose(beside, jnp.clip(turned, -side, side), atol=1e-12)
+        assert np.any(np.abs(turned) > side)
+        nearer = _contract(x, beside, radius / 2, math.inf) - x
+        length = linalg.norm(nearer, math.inf)
+        np.testing.assert_allclose(length, radius / 2, rtol=1e-12)
+        direction = linalg.dual_map(beside, 2.0)
+        np.testing.assert_allclose(linalg.dual_map(nearer, 2.0), direction, atol=1e-12)
+
+
+def test_steps_follow_the_latest_tests() -> None:
+    length, shares = 4, (0.2, 0.5)
+    tests, count = jnp.zeros((3, length), bool), jnp.zeros(3, jnp.int32)
+    # Row 0 always succeeds, row 1 never, and row 2 every other time.
+    factors = []
+    for i in range(9):
+        hit = jnp.array([True, False, i % 2 == 0])
+        factor, tests, count = _adapt(tests, count, hit, jnp.full(3, True), shares)
+        factors.append(np.asarray(factor))
+    table = np.array(factors)
+    changes = np.where(np.arange(9) % 4 == 3, 1.5, 1.0)
+    np.testing.assert_allclose(table[:, 0], changes)
+    np.testing.assert_allclose(table[:, 1], 1 / changes)
+    np.testing.assert_array_equal(table[:, 2], 1)
+    # What does not count leaves no trace.
+    factor, after, kept = _adapt(tests, count, hit, jnp.full(3, False), shares)
+    np.testing.assert_array_equal(factor, 1)
+    np.testing.assert_array_equal(after, tests)
+    np.testing.assert_array_equal(kept, count)
+
+
+def test_the_first_hundred_spherical_tests_change_the_step() -> None:
+    x = points(1)
+
+    # All but what is very near x is misclassified: every test succeeds.
+    def near(z):
+        inside = linalg.norm(z - x) < 1e-4
+        return jnp.stack([1.0 * inside, 1.0 - inside], axis=1)
+
+    stage = boundary(source_step=1e-3).stages[0]
+    problem = Problem(
+        x, jnp.zeros(1, int), jax.vmap(jax.random.key)(jnp.arange(1)), None
+    )
+    state = stage.init(near, problem)
+    advance = jax.jit(lambda state, i: stage.advance(near, problem, state, i, 11)[0])
+    steps = []
+    for i in range(0, 1 + 10 + 11 * 100, 11):
+        state = advance(state, i)
+        steps.append(
+            (float(state["spherical_step"][0]), float(state["source_step"][0]))
+        )
+    # The 30th test of a source step comes long before the 100th on the sphere.
+    sphere, source = np.array(steps).T
+    np.testing.assert_allclose(sphere[:99], 0.01, rtol=1e-6)
+    np.testing.assert_allclose(sphere[-1], 0.015, rtol=1e-6)
+    np.testing.assert_allclose(source[:29], 1e-3, rtol=1e-6)
+    np.testing.assert_allclose(source[31], 1.5e-3, rtol=1e-6)
+
+
+def test_examples_do_not_depend_on_each_other() -> None:
+    x = points(5)
+    keys = jax.random.split(jax.random.key(3), 5)
+    whole = run(tilted, x, keys, num_steps=150)
+    order = np.array([3, 0, 4, 2, 1])
+    permuted = run(tilted, x[order], keys[order], num_steps=150)
+    np.testing.assert_array_equal(permuted.x_adv, whole.x_adv[order])
+    alone = run(tilted, x[2:3], keys[2:3], num_steps=150)
+    np.testing.assert_array_equal(alone.x_adv, whole.x_adv[2:3])
+    assert np.all(whole.success)
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_constant_and_broken_networks_return_the_input(classes) -> None:
+    x, logits = points(), jnp.array([[math.nan], [math.inf], [-math.inf], [1.0]])
+
+    def f(z):
+        return 0 * jnp.sum(z) + jnp.broadcast_to(logits, (4, classes))
+
+    result = run(f, x, num_steps=30)
+    np.testing.assert_array_equal(result.x_adv, x)
+
+
+@pytest.mark.parametrize("p", P)
+def test_points_are_finite_and_in_the_box_on_rough_networks(p) -> None:
+    def rough(z):
+        logits = jnp.stack([z[:, 0], 1e30 * (z[:, 1] - 0.6), z[:, 2] ** 9], axis=1)
+        return jnp.where(z[:, 3:4] > 0.8, jnp.nan, logits)
+
+    x = points(6).at[:, :4].set(jnp.array([0.9, 0.1, 0.0, 0.5]))
+    x = x.at[0, 4:].set(1.0)
+    low, high = np.float32(0.0), np.float32(0.95)
+    x = jnp.clip(x, low, high)
+    result = run(rough, x, p=p, num_steps=200, bounds=(0.0, 0.95))
+    assert np.min(result.x_adv) >= low and np.max(result.x_adv) <= high
+    assert np.all(result.success)
+    # The boundary at 0.6 is half a pixel away from 0.1.
+    assert np.all(result.distance >= 0.4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+def test_shape_and_dtype_are_those_of_the_input(dtype) -> None:
+    with jax.enable_x64(dtype == jnp.float64):
+        x = points().astype(dtype).reshape(4, 5, 2, 1)
+
+        def f(z):
+            margin = jnp.sum((z - 0.5).reshape(4, 10) * jnp.asarray(W, dtype), axis=1)
+            return jnp.stack([margin + 0.3, -margin], axis=1)
+
+        result = run(f, x, num_steps=60)
+        assert result.x_adv.shape == x.shape and result.x_adv.dtype == dtype
+        assert np.all(result.success)
+
+
+def test_a_step_costs_one_forward_pass() -> None:
+    x, weights = points(), jnp.ones((10, 2))
+    jaxpr = jax.make_jaxpr(
+        lambda key: boundary()(lambda z: z @ weights, x, jnp.zeros(4, int), key)
+    )(jax.random.key(0))
+    # One at x, and one in the body of the loop.
+    assert str(jaxpr).count("dot_general[") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"p": 1.0}, "p is 1"),
+        ({"num_steps": 0}, "num_steps is 0"),
+        ({"num_tries": 0}, "num_tries is 0"),
+        ({"spherical_step": 0.0}, "spherical_step is 0.0"),
+        ({"source_step": 1.0}, "source_step is 1.0"),
+        ({"bounds": None}, "bounds is None"),
+        ({"bounds": (1.0, 0.0)}, "bounds"),
+    ],
+)
+def test_bad_options_are_refused_by_name(options, name) -> None:
+    with pytest.raises(ValueError, match=name):
+        boundary(**options)
+
+
+def test_a_key_is_needed() -> None:
+    x = points()
+    with pytest.raises(ValueError, match="key is None"):
+        boundary()(tilted, x, jnp.zeros(4, int))
