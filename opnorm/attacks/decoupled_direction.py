@@ -98,10 +98,10 @@ def fast_minimum_norm(
     Steps go along the L2-normalised gradient of the margin, with lengths that fall from
     1 to 0.01 along a cosine, and end with a projection on the Lp ball of radius
     epsilon. Before the first misclassified point, epsilon is the distance of the
-    linearised boundary, and a hundredth of what is left; then it shrinks by ``1 - gamma`` after a misclassified point,
-    at most to the smallest distance so far, and grows by ``1 + gamma`` after another;
-    gamma falls to a fiftieth along a cosine. A step costs one forward and one backward
-    pass.
+    linearised boundary and a hundredth of what is left; then it shrinks by ``1 -
+    gamma`` after a misclassified point, at least to the smallest distance so far, and
+    grows by ``1 + gamma`` after another; gamma falls to a fiftieth along a cosine. A
+    step costs one forward and one backward pass.
 
     Args:
       p: exponent of the norm: 1, 2 or inf.

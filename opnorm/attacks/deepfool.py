@@ -10,6 +10,8 @@ from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
 from opnorm.attacks.attack import Attack, BatchFunction, Bounds, Problem, Stage, like
 
+_LEAST_STEP = 1e-4
+
 
 def deepfool(
     *,
@@ -39,8 +41,9 @@ def deepfool(
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
 
-    Source: Moosavi-Dezfooli et al. 2016, Algorithm 2 and Eqs. 10-12. Without the
-    constant that implementations add to each distance, which would outweigh small ones.
+    Source: Moosavi-Dezfooli et al. 2016, Algorithm 2 and Eqs. 10-12, and their code for
+    the 1e-4 by which every step is lengthened: without it about a hundredth of the
+    pictures come ever nearer to the boundary and never cross it.
     """
     p = attack_lib.check_norm(p, (2.0, math.inf))
     attack_lib.check_count("num_steps", num_steps, 1)
@@ -90,7 +93,8 @@ def deepfool(
         distance = jnp.min(distances, axis=0)
         normal = normals[nearest, jnp.arange(len(x))]
         direction = linalg.dual_map(normal, conjugate)
-        length = jnp.where(jnp.isfinite(distance), distance, 0.0)
+        known = jnp.isfinite(distance)
+        length = jnp.where(known, distance + _LEAST_STEP, 0.0)
         ahead = moved + linalg.scale(direction, length).astype(x.dtype)
         sound = jnp.all(jnp.isfinite(ahead), axis=tuple(range(1, x.ndim)))
         ahead = jnp.where(like(sound & ~hit, x), ahead, moved)
