@@ -18,6 +18,8 @@ _SPHERICAL_TESTS, _SPHERICAL_SHARES = 100, (0.2, 0.5)
 _SOURCE_TESTS, _SOURCE_SHARES = 30, (0.1, 0.25)
 _ADAPTATION = 1.5
 _CONVERGED = 1e-7
+# A step of one would end at x.
+_LARGEST_STEP = 0.999
 
 
 def boundary(
@@ -47,8 +49,8 @@ def boundary(
     1e-7.
 
     A step costs one forward pass: of a try, a halving, a test, or a move. The walk is
-    slow: every distance is an upper bound, and most of 5000 steps go by before it is
-    within a tenth of the least one, in few dimensions.
+    slow: on affine networks 2000 steps end at 1.05 times the least distance (p = 2) and
+    1.3 times (p = inf) in 10 dimensions, 5000 at 1.1 and 1.6 times in 192.
 
     Args:
       p: exponent of the norm: 2 or inf.
@@ -130,8 +132,10 @@ def boundary(
 
         hit = attack_lib.decided(f(point), problem.labels, False)
         distance = linalg.norm(point - x, p)
-        nearer = hit & (distance < state["distance"])
+        # A test's point is as far as the last up to rounding, which must not decide.
+        nearer = hit & ~tests & (distance < state["distance"])
         tries = state["tries"] + seeks
+        given_up = seeks & ~nearer & (tries >= num_tries)
         spherical, spherical_tests, spherical_count = _adapt(
             state["spherical_tests"],
             state["spherical_count"],
@@ -146,9 +150,9 @@ def boundary(
             walks & (place == 1),
             _SOURCE_SHARES,
         )
-        largest = 1.0 - 1e-3
-        spherical_now = jnp.minimum(state["spherical_step"] * spherical, largest)
-        source_now = jnp.minimum(state["source_step"] * spherical * source, largest)
+        spherical_now = jnp.minimum(state["spherical_step"] * spherical, _LARGEST_STEP)
+        source_now = state["source_step"] * spherical * source
+        source_now = jnp.minimum(source_now, _LARGEST_STEP)
         return {
             "best": jnp.where(like(nearer, x), point, best),
             "distance": jnp.where(nearer, distance, state["distance"]),
@@ -162,8 +166,7 @@ def boundary(
             "spherical_count": spherical_count,
             "source_tests": source_tests,
             "source_count": source_count,
-            "done": (seeks & ~nearer & (tries >= num_tries))
-            | (source_now < _CONVERGED),
+            "done": given_up | (walks & (source_now < _CONVERGED)),
         }
 
     def finish(problem: Problem, state: dict[str, jax.Array]) -> jax.Array:

@@ -8,22 +8,34 @@ times slower (jax issue 12868); the convolutions of a derivative suffer most, be
 they are never in the fast layout to begin with. Here the body is traced, every
 convolution in it is rewritten into the fast layout (NHWC images, HWIO kernel) between
 explicit transposes, and the loop runs over that: as fast as unrolled code, with the
-compile time of one step. Other backends accept any layout: there the loop is plain.
+compile time of one step. The convolutions that XLA's fast form is slow at, those whose
+output is much larger than their input (the input gradient of a convolution without
+padding, or with a stride) or has few channels (that of the first layer), become one
+matrix product and a sum of shifted results: measured 35 and 3.5 times faster. Other
+backends accept any layout: there the loop is plain.
 
 The rewriting walks a jaxpr through ``jax.extend``, which is not covered by JAX's
 compatibility policy. ``OPNORM_LOOPS=unroll`` avoids it (static loops are unrolled
 instead, dynamic ones left alone), ``OPNORM_LOOPS=plain`` does nothing at all.
 """
 
+import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex_core
 
 Carry = TypeVar("Carry")
+
+# Outputs with fewer channels leave the vector units of the fast form idle.
+_FEW_CHANNELS = 8
+# So many times more places than the input means mostly products with zeros.
+_SPREAD = 2
 
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
 _CALLS |= {"custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
@@ -155,13 +167,74 @@ def _convolve(
     canonical = lax.ConvDimensionNumbers(last_channel, kernel_last, last_channel)
     params.pop("lhs_shape", None)
     params.pop("rhs_shape", None)
-    out = jex_core.primitives.conv_general_dilated_p.bind(
-        lax.transpose(lhs, _inverse_gather(lhs_spec, last_channel)),
-        lax.transpose(rhs, _inverse_gather(rhs_spec, kernel_last)),
-        dimension_numbers=canonical,
-        **params,
-    )
+    images = lax.transpose(lhs, _inverse_gather(lhs_spec, last_channel))
+    kernel = lax.transpose(rhs, _inverse_gather(rhs_spec, kernel_last))
+    sizes = _output_sizes(images, kernel, params)
+    if _spreads(images, kernel, sizes, params):
+        out = _product_and_shifts(images, kernel, sizes, params)
+    else:
+        out = jex_core.primitives.conv_general_dilated_p.bind(
+            images, kernel, dimension_numbers=canonical, **params
+        )
     return lax.transpose(out, _inverse_gather(last_channel, out_spec))
+
+
+def _output_sizes(
+    images: jax.Array, kernel: jax.Array, params: dict[str, Any]
+) -> list[int]:
+    """The spatial sizes of the result, for stride 1."""
+    return [
+        low + high + (size - 1) * spread + 1 - (taps - 1) * step
+        for size, taps, (low, high), spread, step in zip(
+            images.shape[1:-1],
+            kernel.shape[:-2],
+            params["padding"],
+            params["lhs_dilation"],
+            params["rhs_dilation"],
+            strict=True,
+        )
+    ]
+
+
+def _spreads(
+    images: jax.Array, kernel: jax.Array, sizes: list[int], params: dict[str, Any]
+) -> bool:
+    """Whether a product and shifts do less work, or run faster, than a convolution."""
+    if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
+        return False
+    if any(stride > 1 for stride in params["window_strides"]) or min(sizes) < 1:
+        return False
+    inputs, outputs = kernel.shape[-2:]
+    larger = math.prod(sizes) >= _SPREAD * math.prod(images.shape[1:-1])
+    return larger or (outputs < _FEW_CHANNELS <= inputs)
+
+
+def _product_and_shifts(
+    images: jax.Array, kernel: jax.Array, sizes: list[int], params: dict[str, Any]
+) -> jax.Array:
+    """Every tap's contribution in one product, then each added where it belongs."""
+    spatial = images.ndim - 2
+    contract = (((spatial + 1,), (spatial,)), ((), ()))
+    taps = lax.dot_general(
+        images,
+        kernel,
+        contract,
+        precision=params["precision"],
+        preferred_element_type=params["preferred_element_type"],
+    )
+    total = None
+    for tap in itertools.product(*map(range, kernel.shape[:-2])):
+        part = taps[(slice(None),) * (spatial + 1) + tap]
+        config = [(0, 0, 0)]
+        for axis, place in enumerate(tap):
+            low = params["padding"][axis][0] - place * params["rhs_dilation"][axis]
+            spread = params["lhs_dilation"][axis]
+            end = low + (images.shape[1 + axis] - 1) * spread + 1
+            config.append((low, sizes[axis] - end, spread - 1))
+        part = lax.pad(part, jnp.zeros((), part.dtype), [*config, (0, 0, 0)])
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 def _inverse_gather(source: Sequence[int], target: Sequence[int]) -> tuple[int, ...]:

@@ -230,6 +230,9 @@ def sample_sphere(key: jax.Array, like: jax.Array, p: float) -> jax.Array:
 def _cone_sample(key: jax.Array, flat: jax.Array, p: float) -> jax.Array:
     if p == 2:
         drawn = jax.random.normal(key, flat.shape, flat.dtype)
+    elif p == 1:
+        # The same distribution, a hundred times faster.
+        drawn = jax.random.laplace(key, flat.shape, flat.dtype)
     else:
         drawn = jax.random.generalized_normal(key, p, flat.shape, flat.dtype)
     length = norms.norm(drawn, p)[:, None]

@@ -50,14 +50,14 @@ def fixed_point(least, weight):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(f, options, x, labels, key, start):
-    return log_barrier(**dict(options)).run(f, x, labels, key, start=start)
+def _run(f, options, x, labels, keys, start):
+    return log_barrier(**dict(options)).run(f, x, labels, keys, start=start)
 
 
-def run(f, x, seed=0, start=None, labels=None, **options):
+def run(f, x, keys=None, start=None, labels=None, **options):
     labels = jnp.zeros(len(x), int) if labels is None else labels
-    key = jax.random.key(seed) if isinstance(seed, int) else seed
-    return _run(f, tuple(options.items()), x, labels, key, start)
+    keys = jax.random.split(jax.random.key(0), len(x)) if keys is None else keys
+    return _run(f, tuple(options.items()), x, labels, keys, start)
 
 
 def test_without_bisection_it_ends_at_the_fixed_point_of_its_barrier() -> None:
@@ -157,9 +157,8 @@ def test_without_a_misclassified_point_the_input_is_returned() -> None:
 
 
 def test_examples_wrong_already_stay_where_they_are() -> None:
-    x = points()
-    labels = jnp.array([0, 1, 0, 1])
-    result = run(affine(2.0, 0.05, x), x, labels=labels, **SHORT)
+    x, labels = points(5), jnp.array([0, 1, 0, 1, 0])
+    result = run(tilted, x, labels=labels, **SHORT)
     np.testing.assert_array_equal(result.x_adv[1::2], x[1::2])
     np.testing.assert_array_equal(result.distance[1::2], 0)
     np.testing.assert_array_equal(result.steps[1::2], 0)

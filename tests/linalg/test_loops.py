@@ -32,6 +32,7 @@ def shaped(spec, sizes):
 @pytest.mark.parametrize("groups", (1, 2))
 @pytest.mark.parametrize("dilation", (1, 2))
 def test_values_and_both_gradients_are_kept(layout, stride, groups, dilation):
+    padding = "VALID" if dilation == 1 else "SAME"
     keys = jax.random.split(jax.random.key(0), 2)
     x = jax.random.normal(keys[0], shaped(layout[0], {"N": 2, "C": 4, "H": 7, "W": 6}))
     kernel = jax.random.normal(
@@ -39,7 +40,7 @@ def test_values_and_both_gradients_are_kept(layout, stride, groups, dilation):
     )
 
     def loss(x, kernel):
-        out = conv(x, kernel, layout, stride, "SAME", groups, dilation)
+        out = conv(x, kernel, layout, stride, padding, groups, dilation)
         return jnp.sum(jnp.sin(out))
 
     gradients = jax.value_and_grad(loss, argnums=(0, 1))
@@ -50,6 +51,30 @@ def test_values_and_both_gradients_are_kept(layout, stride, groups, dilation):
         strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "stride", "padding"),
+    [
+        ((2, 2), (4, 5), 1, ((2, 2), (2, 2))),
+        ((3, 2), (4, 5), 1, ((4, 1), (3, 5))),
+        ((5, 4), (9, 3), 1, "SAME"),
+        ((5, 4), (9, 3), 1, ((-1, 2), (1, -1))),
+        ((1, 1), (3, 9), 1, ((5, 5), (5, 5))),
+    ],
+)
+def test_products_and_shifts_are_convolutions(size, channels, stride, padding):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (3, *size, channels[0]))
+    kernel = jax.random.normal(keys[1], (3, 3, *channels))
+
+    def f(x, kernel):
+        return conv(x, kernel, LAYOUTS[0], stride, padding)
+
+    rewritten = linalg.canonicalize_convolutions(f)
+    text = str(jax.make_jaxpr(rewritten)(x, kernel))
+    assert "dot_general" in text and "conv_general" not in text
+    np.testing.assert_allclose(rewritten(x, kernel), f(x, kernel), rtol=2e-5, atol=2e-5)
 
 
 def ascend(x, kernel, steps=3):
