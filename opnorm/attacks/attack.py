@@ -46,8 +46,9 @@ class AttackResult(NamedTuple):
     Attributes:
       x_adv: shape and dtype of the inputs: inside the bounds and the budget.
       success: ``(B,)`` bool: the network decides at ``x_adv`` as the attack wants.
-      distance: ``(B,)``, ``||x_adv - x||_p``, at least float32. Where an attack without
-        a budget fails it returns x, at distance 0: look at ``success`` first.
+      distance: ``(B,)``, ``||x_adv - x||_p``, at least float32. Where an attack that
+        looks for the nearest point fails it returns x, at distance 0: look at
+        ``success`` first.
       steps: ``(B,)`` int32, the steps taken before the example was done.
     """
 
