@@ -7,13 +7,16 @@ r"""Compares opnorm's attacks with foolbox, torchattacks and plain PyTorch.
 The same network (a CNN7, its weights copied to PyTorch), the same pictures and budgets,
 each library with the settings of the table below. opnorm attacks as an evaluation does:
 only pictures that are classified correctly, until they fall. For each it reports the
-accuracy that is left and the seconds it took, compilation apart. Accuracy is judged by
-opnorm's copy of the network on the points that were returned, within the budget. Writes
-comparison.json and table.md into --out.
+accuracy that is left and the seconds it took, compilation apart: medians over rounds in
+which the libraries take turns. Accuracy is judged by opnorm's copy of the network on
+the points that were returned, within the budget. Writes comparison.json and table.md
+into --out.
 """
 
 import functools
 import math
+import os
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,6 +38,9 @@ _EPSILON_INF = flags.DEFINE_float("epsilon_inf", 4 / 255, "Linf budget")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "examples per call")
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "how often each attack is timed")
 _SEED = flags.DEFINE_integer("seed", 0, "of random numbers")
+
+
+_LIBRARIES = ("torch", "torchattacks", "foolbox")
 
 
 class Peer(NamedTuple):
@@ -174,10 +180,16 @@ def _apgd(p: float, norm: str) -> Row:
     return Row("apgd", p, (peer,))
 
 
+def _fast_minimum_norm(p: float, name: str) -> Row:
+    peer = _foolbox(name, lambda _: {"steps": 100}, budget=False)
+    return Row("fast_minimum_norm num_steps=100", p, (peer,))
+
+
 ROWS = {
     "pgd_l2": _pgd(2.0, 10),
     "pgd100_l2": _pgd(2.0, 100),
     "pgd_linf": _pgd(math.inf, 10),
+    "pgd100_linf": _pgd(math.inf, 100),
     "apgd_l2": _apgd(2.0, "L2"),
     "apgd_linf": _apgd(math.inf, "Linf"),
     "square_l2": _square(2.0, "L2"),
@@ -206,6 +218,13 @@ ROWS = {
         2.0,
         (_foolbox("DDNAttack", lambda _: {"steps": 100}, budget=False),),
     ),
+    "fast_minimum_norm_l2": _fast_minimum_norm(2.0, "L2FMNAttack"),
+    "fast_minimum_norm_linf": _fast_minimum_norm(math.inf, "LInfFMNAttack"),
+    "boundary_l2": Row(
+        "boundary num_steps=5000",
+        2.0,
+        (_foolbox("BoundaryAttack", lambda _: {"steps": 5000}, budget=False),),
+    ),
     "auto_attack_l2": _auto(2.0, "L2"),
     "auto_attack_linf": _auto(math.inf, "Linf"),
 }
@@ -227,7 +246,8 @@ def main() -> None:
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1.")
     specs = {name: evaluation.parse_attack(ROWS[name].ours) for name in names}
-    torch = cli.import_optional("torch", "oracles")
+    torch, *_ = (cli.import_optional(name, "oracles") for name in _LIBRARIES)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     config, params, batch_stats, _ = training.load_run(_RUN.value)
     test_set = data.load(config.dataset, split="test", limit=_EXAMPLES.value)
     apply, variables = measure.bind(config, params, batch_stats, test_set.num_classes)
@@ -239,17 +259,20 @@ def main() -> None:
     for name in names:
         row, spec = ROWS[name], specs[name]
         epsilon = _EPSILON.value if row.p == 2 else _EPSILON_INF.value
-        ours = _measure_ours(apply, variables, test_set, spec, row.p, epsilon)
-        found = {"opnorm": ours}
+        attacks = {"opnorm": _ours(apply, variables, test_set, spec, row.p, epsilon)}
         if name.startswith("pgd"):
             # Like PyTorch's loop: all pictures, right or wrong, and all steps.
-            found["opnorm, every step"] = _measure_every_step(
+            attacks["opnorm, every step"] = _every_step(
                 apply, variables, test_set, spec, row.p, epsilon
             )
         for peer in row.peers:
-            found[peer.library] = _measure_peer(
-                apply, variables, network, test_set, peer, row.p, epsilon
+            attacks[peer.library] = _peer(
+                apply, variables, network, test_set, peer, epsilon
             )
+        found = {
+            library: _judge(apply, variables, test_set, points, row.p, epsilon) | times
+            for library, (points, times) in _take_turns(attacks).items()
+        }
         rows.append({"attack": name, "p": row.p, "epsilon": epsilon, "found": found})
         print(_table(rows[-1:]), flush=True)
         out.write_json(
@@ -264,7 +287,7 @@ def main() -> None:
                 "seed": _SEED.value,
                 "largest_logit_difference": difference,
                 "torch_threads": torch.get_num_threads(),
-                "versions": cli.versions("torch", "torchattacks", "foolbox"),
+                "versions": cli.versions(*_LIBRARIES),
                 "environment": training.environment(),
                 "git_revision": training.git_revision(),
                 "rows": rows,
@@ -292,16 +315,16 @@ def _check_networks(
     return difference
 
 
-def _measure_ours(
+def _ours(
     apply: Any,
     variables: Any,
     test_set: data.Dataset,
     spec: evaluation.AttackSpec,
     p: float,
     epsilon: float,
-) -> dict[str, Any]:
-    def attack() -> Any:
-        return analysis.attack_examples(
+) -> Callable[[], np.ndarray]:
+    def run() -> np.ndarray:
+        attacked = analysis.attack_examples(
             apply,
             variables,
             test_set.images,
@@ -312,87 +335,105 @@ def _measure_ours(
             key=jax.random.key(_SEED.value),
             keep_points=True,
         )
+        assert attacked.x_adv is not None
+        return attacked.x_adv[0]
 
-    began = time.monotonic()
-    attacked = attack()
-    cold = time.monotonic() - began
-    seconds = []
-    for _ in range(_ROUNDS.value):
-        began = time.monotonic()
-        attacked = attack()
-        seconds.append(time.monotonic() - began)
-    points = attacked.x_adv[0]
-    return _judge(apply, variables, test_set, points, p, epsilon, seconds) | {
-        "seconds_with_compilation": cold,
-    }
+    return run
 
 
-def _measure_every_step(
+def _every_step(
     apply: Any,
     variables: Any,
     test_set: data.Dataset,
     spec: evaluation.AttackSpec,
     p: float,
     epsilon: float,
-) -> dict[str, Any]:
+) -> Callable[[], np.ndarray]:
     attack = evaluation.factory(spec, p)(epsilon)
+    keys = jax.random.split(jax.random.key(_SEED.value), len(test_set))
 
     @jax.jit
-    def run(variables: Any, images: Any, labels: Any, keys: Any) -> Any:
+    def compiled(variables: Any, images: Any, labels: Any, keys: Any) -> Any:
         f = functools.partial(apply, variables)
         return attack(f, data.to_float(images), labels, keys)
 
-    def every_batch() -> np.ndarray:
+    def run() -> np.ndarray:
         points = []
-        keys = jax.random.split(jax.random.key(_SEED.value), len(test_set))
-        for start in range(0, len(test_set), _BATCH_SIZE.value):
-            rows = slice(start, start + _BATCH_SIZE.value)
+        for rows in _batches(test_set):
             given = (test_set.images[rows], test_set.labels[rows], keys[rows])
-            points.append(np.asarray(run(variables, *given)))
+            points.append(np.asarray(compiled(variables, *given)))
         return np.concatenate(points)
 
-    points, seconds = every_batch(), []
-    for _ in range(_ROUNDS.value):
-        began = time.monotonic()
-        points = every_batch()
-        seconds.append(time.monotonic() - began)
-    return _judge(apply, variables, test_set, points, p, epsilon, seconds)
+    return run
 
 
-def _measure_peer(
+def _peer(
     apply: Any,
     variables: Any,
     network: Any,
     test_set: data.Dataset,
     peer: Peer,
-    p: float,
     epsilon: float,
-) -> dict[str, Any]:
+) -> Callable[[], np.ndarray]:
     import torch
 
-    jax_backend = peer.library == "foolbox-jax"
-    if jax_backend:
-        compiled = jax.jit(functools.partial(apply, variables))
-        batch: Any = data.to_float(test_set.images[: _BATCH_SIZE.value])
-        jax.block_until_ready(jax.grad(lambda x: compiled(x).sum())(batch))
-    seconds = []
-    for _ in range(_ROUNDS.value):
+    compiled = jax.jit(functools.partial(apply, variables))
+
+    def run() -> np.ndarray:
         torch.manual_seed(_SEED.value)
-        began, points = time.monotonic(), []
-        for start in range(0, len(test_set), _BATCH_SIZE.value):
-            rows = slice(start, start + _BATCH_SIZE.value)
+        points = []
+        for rows in _batches(test_set):
             images, labels = test_set.images[rows], test_set.labels[rows]
-            if jax_backend:
+            if peer.library == "foolbox-jax":
                 given = (compiled, data.to_float(images), jnp.asarray(labels))
                 points.append(np.asarray(peer.run(*given, epsilon)))
                 continue
             targets = torch.from_numpy(labels.astype(np.int64))
             found = peer.run(network, torch_cnn7.to_torch(images), targets, epsilon)
             points.append(found.detach().numpy().transpose(0, 2, 3, 1))
-        seconds.append(time.monotonic() - began)
-    return _judge(
-        apply, variables, test_set, np.concatenate(points), p, epsilon, seconds
-    )
+        return np.concatenate(points)
+
+    return run
+
+
+def _batches(test_set: data.Dataset) -> list[slice]:
+    size = _BATCH_SIZE.value
+    return [slice(start, start + size) for start in range(0, len(test_set), size)]
+
+
+def _take_turns(
+    attacks: dict[str, Callable[[], np.ndarray]],
+) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+    """Each attack's points and times; rounds in turn share the machine's moods."""
+    cold: dict[str, float] = {}
+    points: dict[str, np.ndarray] = {}
+    seconds: dict[str, list[float]] = {library: [] for library in attacks}
+    for library, run in attacks.items():
+        # PyTorch compiles nothing, and its slowest attacks take long.
+        if library.startswith("opnorm") or library == "foolbox-jax":
+            began = time.monotonic()
+            run()
+            cold[library] = time.monotonic() - began
+    for _ in range(_ROUNDS.value):
+        for library, run in attacks.items():
+            began = time.monotonic()
+            points[library] = run()
+            seconds[library].append(time.monotonic() - began)
+    return {
+        library: (
+            points[library],
+            {
+                "seconds": statistics.median(times),
+                "seconds_of_rounds": times,
+                "examples_per_second": len(points[library]) / statistics.median(times),
+                "seconds_with_compilation": cold.get(library),
+                "times_opnorm": statistics.median(
+                    t / ours for t, ours in zip(times, seconds["opnorm"], strict=True)
+                ),
+            },
+        )
+        for library, times in seconds.items()
+    }
 
 
 def _judge(
@@ -402,7 +443,6 @@ def _judge(
     points: np.ndarray,
     p: float,
     epsilon: float,
-    seconds: list[float],
 ) -> dict[str, Any]:
     """What the returned points do to the network, wherever they come from."""
     clean = np.asarray(data.to_float(test_set.images))
@@ -425,27 +465,26 @@ def _judge(
         "mean_distance": float(distance[hit].mean()) if hit.any() else None,
         "median_distance": float(np.median(distance[hit])) if hit.any() else None,
         "largest_distance": float(distance.max()),
-        "seconds": float(np.median(seconds)),
-        "examples_per_second": len(points) / float(np.median(seconds)),
     }
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
-        ours = row["found"]["opnorm"]
-        points = 100 * ours["accuracy"]
+        ours = 100 * row["found"]["opnorm"]["accuracy"]
         for library, found in row["found"].items():
-            distance = found["mean_distance"]
+            mean, median = found["mean_distance"], found["median_distance"]
             lines.append(
                 {
                     "attack": f"{row['attack']}, eps {row['epsilon']:.3g}",
                     "library": library,
                     "accuracy": f"{found['accuracy']:.1%}",
-                    "difference": f"{points - 100 * found['accuracy']:+.1f}",
-                    "mean distance": "-" if distance is None else f"{distance:.4g}",
+                    "difference": f"{ours - 100 * found['accuracy']:+.1f}",
+                    "found": f"{found['found']:.1%}",
+                    "mean distance": "-" if mean is None else f"{mean:.4g}",
+                    "median": "-" if median is None else f"{median:.4g}",
                     "images/s": f"{found['examples_per_second']:.1f}",
-                    "opnorm is faster by": f"{found['seconds'] / ours['seconds']:.2f}x",
+                    "opnorm is faster by": f"{found['times_opnorm']:.2f}x",
                 }
             )
     return cli.table(lines)

@@ -6,7 +6,12 @@ The leading axis of every array is the batch; the rest of an example is one vect
 from opnorm.linalg.detach import detach
 from opnorm.linalg.golub_kahan import SingularTriplets, golub_kahan
 from opnorm.linalg.linear_map import LinearMap, compose, from_matrix
-from opnorm.linalg.loops import canonicalize_convolutions, fori_loop, while_loop
+from opnorm.linalg.loops import (
+    canonicalize_convolutions,
+    fast_convolutions,
+    fori_loop,
+    while_loop,
+)
 from opnorm.linalg.matrix_norm import MatrixNorm, matrix_norm
 from opnorm.linalg.norms import (
     check_exponent,
@@ -38,6 +43,7 @@ __all__ = [
     "conjugate_exponent",
     "detach",
     "dual_map",
+    "fast_convolutions",
     "fori_loop",
     "from_matrix",
     "golub_kahan",

@@ -58,11 +58,8 @@ def fori_loop(
     """
     if num_steps == 0:
         return init
-    mode = _mode()
-    if mode == "rewrite":
-        body = canonicalize_convolutions(body)
-    unroll = num_steps if mode == "unroll" else 1
-    return lax.fori_loop(0, num_steps, body, init, unroll=unroll)
+    unroll = num_steps if _mode() == "unroll" else 1
+    return lax.fori_loop(0, num_steps, fast_convolutions(body), init, unroll=unroll)
 
 
 def while_loop(
@@ -78,9 +75,7 @@ def while_loop(
     Returns:
       The first carry for which ``cond`` is false. Not reverse-differentiable.
     """
-    if _mode() == "rewrite":
-        body = canonicalize_convolutions(body)
-    return lax.while_loop(cond, body, init)
+    return lax.while_loop(cond, fast_convolutions(body), init)
 
 
 def canonicalize_convolutions(fun: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,6 +99,19 @@ def canonicalize_convolutions(fun: Callable[..., Any]) -> Callable[..., Any]:
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return canonical
+
+
+def fast_convolutions(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns ``fun`` with convolutions that this backend is fast at.
+
+    :func:`canonicalize_convolutions` on CPU, unless ``OPNORM_LOOPS`` says otherwise;
+    elsewhere ``fun`` itself. Loops apply it to their bodies; outside of loops it pays
+    for derivatives.
+
+    Args:
+      fun: a function of pytrees of arrays that can be traced.
+    """
+    return canonicalize_convolutions(fun) if _mode() == "rewrite" else fun
 
 
 def _mode() -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from opnorm import data
+from opnorm import data, linalg
 from opnorm.training.methods import Batch, Method
 
 
@@ -94,7 +94,9 @@ def make_step(
         x = data.to_float(images)
         if augment:
             x = data.augment(augment_key, x, flip=flip)
-        gradient_of = jax.value_and_grad(method.loss, has_aux=True)
+        gradient_of = linalg.fast_convolutions(
+            jax.value_and_grad(method.loss, has_aux=True)
+        )
         (loss, auxiliary), gradient = gradient_of(
             state.params,
             state.batch_stats,

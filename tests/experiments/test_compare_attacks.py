@@ -1,0 +1,194 @@
+"""The same network and the same attack in PyTorch and in opnorm."""
+
+import json
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import compare_attacks, torch_cnn7
+from opnorm import attacks, data, models, training
+
+EPSILONS = {2.0: 0.5, math.inf: 4 / 255}
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return data.load("cifar10_mini", split="test", limit=16)
+
+
+@pytest.fixture(scope="module")
+def variables(pictures):
+    """Weights of a CNN7, BatchNorm statistics of real pictures."""
+    module = models.CNN7(width=4, num_classes=10)
+    x = data.to_float(jnp.asarray(pictures.images))
+    variables = module.init(jax.random.key(0), x)
+    for _ in range(20):
+        _, moved = module.apply(variables, x, train=True, mutable=["batch_stats"])
+        variables = {**variables, **moved}
+    return variables
+
+
+@pytest.fixture(scope="module")
+def f(variables):
+    return jax.jit(models.CNN7(width=4, num_classes=10).bind(variables).__call__)
+
+
+@pytest.fixture(scope="module")
+def network(variables):
+    pytest.importorskip("torch")
+    return torch_cnn7.build(variables["params"], variables["batch_stats"])
+
+
+def decisions(f, pictures):
+    return jnp.argmax(f(data.to_float(jnp.asarray(pictures.images))), axis=1)
+
+
+def to_pictures(tensor):
+    return tensor.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def test_the_copy_in_pytorch_computes_the_same_logits(f, network, pictures):
+    theirs = network(torch_cnn7.to_torch(pictures.images)).numpy()
+    ours = np.asarray(f(data.to_float(jnp.asarray(pictures.images))))
+    assert ours.std(axis=0).max() > 0.1
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_network_that_is_no_cnn7_is_refused():
+    pytest.importorskip("torch")
+    with pytest.raises(ValueError, match="CNN7"):
+        torch_cnn7.build({"dense1": {}}, {})
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_pga_visits_the_points_of_foolbox(p, f, network, pictures):
+    foolbox = pytest.importorskip("foolbox")
+    torch = pytest.importorskip("torch")
+    x, labels = data.to_float(jnp.asarray(pictures.images)), decisions(f, pictures)
+    ours = attacks.pga(
+        p=p, epsilon=EPSILONS[p], num_steps=3, random_start=False, keep="last"
+    )(f, x, labels)
+    kind = {2.0: "L2", math.inf: "Linf"}[p] + "ProjectedGradientDescentAttack"
+    attack = getattr(foolbox.attacks, kind)(
+        steps=3, abs_stepsize=2 * EPSILONS[p] / 3, random_start=False
+    )
+    model = foolbox.PyTorchModel(network, bounds=(0, 1))
+    targets = torch.from_numpy(np.array(labels, np.int64))
+    images = torch_cnn7.to_torch(pictures.images)
+    _, theirs, _ = attack(model, images, targets, epsilons=EPSILONS[p])
+    difference = np.abs(np.asarray(ours) - to_pictures(theirs))
+    if p == 2:
+        assert difference.max() <= 1e-4
+    else:
+        # The sign of a gradient entry that is nearly zero may differ.
+        assert np.mean(difference > 1e-6) <= 1e-3
+
+
+@pytest.mark.parametrize("name", ["pgd_l2", "pgd_linf"])
+def test_pgd_of_every_library_leaves_the_same_accuracy(name, f, network, pictures):
+    for library in ("torchattacks", "foolbox"):
+        pytest.importorskip(library)
+    torch = pytest.importorskip("torch")
+    x, labels = data.to_float(jnp.asarray(pictures.images)), decisions(f, pictures)
+    targets = torch.from_numpy(np.array(labels, np.int64))
+    row = compare_attacks.ROWS[name]
+    found = []
+    for scale in (0.03, 0.1, 0.3, 1.0):
+        epsilon = scale * EPSILONS[row.p]
+        attack = attacks.pga(p=row.p, epsilon=epsilon, num_steps=10)
+        points = {"opnorm": attack(f, x, labels, jax.random.key(0))}
+        for peer in row.peers:
+            if peer.library != "foolbox-jax":
+                torch.manual_seed(0)
+                images = torch_cnn7.to_torch(pictures.images)
+                points[peer.library] = to_pictures(
+                    peer.run(network, images, targets, epsilon)
+                )
+        standing = {
+            library: int(jnp.sum(jnp.argmax(f(jnp.asarray(z)), axis=1) == labels))
+            for library, z in points.items()
+        }
+        # Random starts differ between libraries: one picture may fall for one alone.
+        assert max(standing.values()) - min(standing.values()) <= 1, standing
+        found.append(standing["opnorm"])
+    assert found[0] > found[-1]
+
+
+@pytest.fixture
+def run_directory(tmp_path):
+    config = training.Config(
+        width=4, method="standard", train_examples=160, batch_size=32, epochs=1
+    )
+    training.train(config, directory=tmp_path / "run", show_progress=False)
+    return tmp_path / "run"
+
+
+def parsed_flags(**values):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["compare_attacks"])
+    return flagsaver.flagsaver(**values)
+
+
+def test_the_binary_reports_every_library(run_directory, tmp_path, capsys):
+    for library in ("torch", "torchattacks", "foolbox"):
+        pytest.importorskip(library)
+    out = tmp_path / "out"
+    with parsed_flags(
+        run=str(run_directory),
+        out=str(out),
+        attacks=["pgd_l2"],
+        examples=20,
+        batch_size=16,
+        rounds=2,
+    ):
+        compare_attacks.main()
+    report = json.loads((out / "comparison.json").read_text())
+    (row,) = report["rows"]
+    assert report["largest_logit_difference"] <= 1e-4
+    assert report["examples"] == 20
+    assert set(row["found"]) == {
+        "opnorm",
+        "opnorm, every step",
+        "pytorch",
+        "torchattacks",
+        "foolbox",
+        "foolbox-jax",
+    }
+    for found in row["found"].values():
+        assert len(found["seconds_of_rounds"]) == 2
+        assert found["largest_distance"] <= 0.5 * (1 + 1e-4)
+        assert 0 <= found["accuracy"] <= 1
+    assert (out / "table.md").read_text().strip() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["torch", "torchattacks", "foolbox"])
+def test_a_missing_library_is_named_with_its_extra(missing, monkeypatch):
+    for library in ("torch", "torchattacks", "foolbox"):
+        if library == missing:
+            monkeypatch.setitem(sys.modules, library, None)
+            break
+        pytest.importorskip(library)
+    with (
+        parsed_flags(run="/nowhere"),
+        pytest.raises(ValueError, match=rf"{missing}.*\[oracles\]"),
+    ):
+        compare_attacks.main()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"run": None}, "run"),
+        ({"run": "x", "attacks": ["pdg_l2"]}, "attacks.*pdg_l2.*pgd_l2"),
+        ({"run": "x", "examples": 0}, "examples.*0"),
+    ],
+)
+def test_bad_flags_are_named_before_anything_is_loaded(values, words):
+    with parsed_flags(**values), pytest.raises(ValueError, match=words):
+        compare_attacks.main()
