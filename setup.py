@@ -42,6 +42,7 @@ setup(
             "nbformat>=5.10",
             "ipykernel>=6.29",
             "pytest>=8.2",
+            "pytest-xdist>=3.6",
             "ruff>=0.12",
             "scipy>=1.13",
         ],

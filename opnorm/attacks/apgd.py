@@ -180,8 +180,11 @@ def apgd(
         fresh = functools.partial(start, problem, run, within)
         delta = lax.cond(first, fresh, lambda: moved).astype(x.dtype)
 
+        # Clipped as in the end: the sum may round to the outside of the box.
         value, logits, gradient = attack_lib.value_and_gradient(
-            f, lambda z: objective(z, problem, state, run), x + delta
+            f,
+            lambda z: objective(z, problem, state, run),
+            attack_lib.clip(x + delta, bounds),
         )
         value = value.astype(state["loss"].dtype)
         hit = attack_lib.decided(logits, problem.labels, targeted) & final
@@ -200,7 +203,12 @@ def apgd(
         new["loss"] = jnp.where(wins, value, state["loss"])
         new |= {"delta": delta, "gradient": gradient}
         if p == 1:
-            _adapt_sparse(new, opens, first, jnp.asarray(plan["check"])[k], within)
+            # Only projected on a wide ball, or chosen, does a start have a support that
+            # means something.
+            dense = first & (not large_radius)
+            if problem.start is not None:
+                dense &= run > 0
+            _adapt_sparse(new, opens, dense, jnp.asarray(plan["check"])[k], within)
         else:
             new["before"] = jnp.where(opens, delta, state["delta"])
             window = jnp.asarray(plan["window"])[k]
@@ -336,7 +344,7 @@ def _sparse_step(
 def _adapt_sparse(
     new: dict[str, jax.Array],
     opens: jax.Array,
-    first: jax.Array,
+    dense: jax.Array,
     check: jax.Array,
     radius: jax.Array,
 ) -> None:
@@ -344,8 +352,7 @@ def _adapt_sparse(
     best = new["run_best"].reshape(len(radius), -1)
     size = best.shape[1]
     support = jnp.sum(best != 0, axis=1).astype(radius.dtype)
-    # A random start says nothing about the support.
-    opening = jnp.where(first, 0.2, support / size / 1.5)
+    opening = jnp.where(dense, 0.2, support / size / 1.5)
     shrunk = support < 0.95 * new["support"]
     back = check & shrunk & ~opens
     new["delta"] = jnp.where(like(back, new["delta"]), new["run_best"], new["delta"])
@@ -359,7 +366,7 @@ def _adapt_sparse(
     density = jnp.where(check, support / size / 1.5, new["density"])
     new["density"] = jnp.where(opens, opening, density)
     seen = jnp.where(check, support, new["support"])
-    new["support"] = jnp.where(opens, jnp.where(first, size, support), seen)
+    new["support"] = jnp.where(opens, jnp.where(dense, size, support), seen)
 
 
 def _positive(value: jax.Array) -> jax.Array:

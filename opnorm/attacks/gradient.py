@@ -191,13 +191,13 @@ def pga(
         def objective(logits: jax.Array) -> jax.Array:
             return _objective(logits, labels, state, loss, q, targeted)
 
+        # Clipped as in the end: the sum may round to the outside of the box.
+        point = attack_lib.clip(x + delta, bounds)
         if num_steps == 0:
-            logits = f(x + delta)
+            logits = f(point)
             values, ascent = objective(logits), jnp.zeros_like(delta)
         else:
-            values, logits, ascent = attack_lib.value_and_gradient(
-                f, objective, x + delta
-            )
+            values, logits, ascent = attack_lib.value_and_gradient(f, objective, point)
         hit = attack_lib.decided(logits, labels, targeted) & (loss != "logit_distance")
         if num_restarts > 1:
             higher = (hit == state["hit"]) & (values > state["value"])

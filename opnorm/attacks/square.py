@@ -100,7 +100,8 @@ def square(
 
         unit = lax.cond(i == 0, first, propose).reshape(x.shape)
         delta = attack_lib.confine(x, linalg.scale(unit, reach), p, reach, bounds)
-        logits = f(x + delta)
+        # Clipped as in the end: the sum may round to the outside of the box.
+        logits = f(attack_lib.clip(x + delta, bounds))
         margin = losses.margin(logits, problem.labels)
         margin = jnp.nan_to_num(margin, nan=-jnp.inf).astype(state["margin"].dtype)
         hit = attack_lib.decided(logits, problem.labels, False)

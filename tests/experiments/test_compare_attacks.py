@@ -18,7 +18,15 @@ EPSILONS = {2.0: 0.5, math.inf: 4 / 255}
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def torch():
+    found = pytest.importorskip("torch")
+    # More threads wait for each other on batches as small as these.
+    found.set_num_threads(1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pictures(torch):
     return data.load("cifar10_mini", split="test", limit=16)
 
 
@@ -41,7 +49,6 @@ def f(variables):
 
 @pytest.fixture(scope="module")
 def network(variables):
-    pytest.importorskip("torch")
     return torch_cnn7.build(variables["params"], variables["batch_stats"])
 
 
@@ -60,16 +67,14 @@ def test_the_copy_in_pytorch_computes_the_same_logits(f, network, pictures):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_a_network_that_is_no_cnn7_is_refused():
-    pytest.importorskip("torch")
+def test_a_network_that_is_no_cnn7_is_refused(torch):
     with pytest.raises(ValueError, match="CNN7"):
         torch_cnn7.build({"dense1": {}}, {})
 
 
 @pytest.mark.parametrize("p", [2.0, math.inf])
-def test_pga_visits_the_points_of_foolbox(p, f, network, pictures):
+def test_pga_visits_the_points_of_foolbox(p, f, torch, network, pictures):
     foolbox = pytest.importorskip("foolbox")
-    torch = pytest.importorskip("torch")
     x, labels = data.to_float(jnp.asarray(pictures.images)), decisions(f, pictures)
     ours = attacks.pga(
         p=p, epsilon=EPSILONS[p], num_steps=3, random_start=False, keep="last"
@@ -91,10 +96,11 @@ def test_pga_visits_the_points_of_foolbox(p, f, network, pictures):
 
 
 @pytest.mark.parametrize("name", ["pgd_l2", "pgd_linf"])
-def test_pgd_of_every_library_leaves_the_same_accuracy(name, f, network, pictures):
+def test_pgd_of_every_library_leaves_the_same_accuracy(
+    name, f, torch, network, pictures
+):
     for library in ("torchattacks", "foolbox"):
         pytest.importorskip(library)
-    torch = pytest.importorskip("torch")
     x, labels = data.to_float(jnp.asarray(pictures.images)), decisions(f, pictures)
     targets = torch.from_numpy(np.array(labels, np.int64))
     row = compare_attacks.ROWS[name]
@@ -121,11 +127,12 @@ def test_pgd_of_every_library_leaves_the_same_accuracy(name, f, network, picture
 
 
 @pytest.fixture
-def run_directory(tmp_path):
+def run_directory(torch, tmp_path):
     config = training.Config(
         width=4, method="standard", train_examples=160, batch_size=32, epochs=1
     )
-    training.train(config, directory=tmp_path / "run", show_progress=False)
+    mesh = training.data_mesh(jax.devices()[:1])
+    training.train(config, directory=tmp_path / "run", mesh=mesh, show_progress=False)
     return tmp_path / "run"
 
 
@@ -135,8 +142,11 @@ def parsed_flags(**values):
     return flagsaver.flagsaver(**values)
 
 
-def test_the_binary_reports_every_library(run_directory, tmp_path, capsys):
-    for library in ("torch", "torchattacks", "foolbox"):
+def test_the_binary_reports_every_library(
+    run_directory, torch, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    for library in ("torchattacks", "foolbox"):
         pytest.importorskip(library)
     out = tmp_path / "out"
     with parsed_flags(
