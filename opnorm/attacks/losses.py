@@ -103,8 +103,9 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def dlr_targeted(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
     """Computes ``-(z_y - z_t) / s``: the ratio that steers from y towards class t.
 
-    ``s = z_(1) - (z_(3) + z_(4)) / 2``; with three classes ``z_(1) - z_(3)``, with two
-    1, where the paper's is not defined.
+    ``s = z_(1) - (z_(3) + z_(4)) / 2``. The paper's needs four classes: with three it
+    is ``z_(1) - (z_(2) + z_(3)) / 2`` (over ``z_(1) - z_(3)`` the ratio would be -1
+    everywhere for the third class), with two 1.
 
     Args:
       logits: ``(B, K)`` float.
@@ -125,7 +126,7 @@ def dlr_targeted(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> ja
     if classes < 3:
         return target - chosen
     largest = jax.lax.top_k(logits.astype(chosen.dtype), min(classes, 4))[0]
-    low = largest[:, 2] if classes == 3 else (largest[:, 2] + largest[:, 3]) / 2
+    low = (largest[:, -2] + largest[:, -1]) / 2
     return (target - chosen) / (largest[:, 0] - low + _TINY)
 
 

@@ -125,6 +125,15 @@ def test_dlr_is_what_its_definition_says() -> None:
     assert np.all(np.asarray(attacks.dlr(jnp.ones((2, 5)), jnp.arange(2))) == 0)
 
 
+def test_the_third_of_three_classes_pulls_too() -> None:
+    def loss(z):
+        return attacks.dlr_targeted(z[None], jnp.array([0]), jnp.array([2]))[0]
+
+    logits = jnp.array([3.0, 1.0, 0.0])
+    np.testing.assert_allclose(loss(logits), -3 / 2.5, rtol=1e-6)
+    assert jax.grad(loss)(logits)[2] > 0
+
+
 @pytest.mark.parametrize("p", P)
 def test_fab_ends_where_its_recursion_does(p) -> None:
     x, size = pictures(), np.linalg.norm(W, linalg.conjugate_exponent(p))
