@@ -15,6 +15,18 @@ from opnorm.analysis.alignment import (
     expected_random_alignment,
     pearson_alignment,
 )
+from opnorm.analysis.averages import Average, average
+from opnorm.analysis.feature_spectrum import (
+    RankAlignment,
+    alignment_by_rank,
+    singular_values,
+)
+from opnorm.analysis.linearity import (
+    Linearity,
+    activation_agreement,
+    deviation_from_linearity,
+    random_directions,
+)
 from opnorm.analysis.robustness import (
     Attacked,
     attack_examples,
@@ -25,19 +37,28 @@ from opnorm.analysis.sanity import Check, sanity_checks, square_check
 __all__ = [
     "Accuracy",
     "Attacked",
+    "Average",
     "Check",
     "JacobianNorms",
+    "Linearity",
+    "RankAlignment",
     "Spectrum",
+    "activation_agreement",
     "alignment",
+    "alignment_by_rank",
     "attack_examples",
+    "average",
+    "deviation_from_linearity",
     "evaluate_accuracy",
     "expected_random_alignment",
     "jacobian_norms",
     "jacobian_spectrum",
     "pearson_alignment",
     "perturbations",
+    "random_directions",
     "robust_accuracy",
     "sanity_checks",
+    "singular_values",
     "square_check",
     "worst_over_budgets",
 ]

@@ -9,6 +9,7 @@ take them out of the batch, pause and resume, and find the same points.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -224,7 +225,12 @@ class Attack:
         for stage in self.stages:
             if stage.check is not None:
                 stage.check(problem)
-        f = linalg.detach(f, problem.x)
+        # One program where it is called eagerly, not hundreds of one operation.
+        search = functools.partial(self._search, linalg.detach(f, problem.x), judge)
+        return jax.jit(search)(problem)
+
+    def _search(self, f: BatchFunction, judge: bool, problem: Problem) -> AttackResult:
+        x, labels = problem.x, problem.labels
         success = jnp.zeros_like(labels, dtype=bool)
         if self.joined:
             success = decided(f(problem.x), labels, self.stages[0].targeted)

@@ -3,8 +3,29 @@
 The leading axis of every array is the batch; the rest of an example is one vector.
 """
 
+from opnorm.linalg.convolution import (
+    convolution_frobenius_norm,
+    convolution_map,
+    kernel_matrix_norm,
+    kernel_matrix_singular_values,
+)
+from opnorm.linalg.convolution_bounds import (
+    ConvolutionBounds,
+    ConvolutionNorm,
+    convolution_norm,
+    convolution_norm_bounds,
+    convolution_upper_bound,
+)
+from opnorm.linalg.convolution_spectrum import circular_singular_values
 from opnorm.linalg.detach import detach
 from opnorm.linalg.golub_kahan import SingularTriplets, golub_kahan
+from opnorm.linalg.lanczos import (
+    Eigenpairs,
+    Tridiagonal,
+    eigenpairs,
+    lanczos,
+    ritz_pairs,
+)
 from opnorm.linalg.linear_map import LinearMap, compose, from_matrix
 from opnorm.linalg.loops import (
     canonicalize_convolutions,
@@ -30,32 +51,59 @@ from opnorm.linalg.projections import (
     sample_ball,
     sample_sphere,
 )
+from opnorm.linalg.quadrature import (
+    Estimate,
+    SpectralDensity,
+    spectral_density,
+    squared_frobenius_norm,
+    trace,
+)
 
 __all__ = [
+    "ConvolutionBounds",
+    "ConvolutionNorm",
+    "Eigenpairs",
+    "Estimate",
     "LinearMap",
     "MatrixNorm",
     "OperatorNorm",
     "SingularTriplets",
+    "SpectralDensity",
+    "Tridiagonal",
     "canonicalize_convolutions",
     "check_exponent",
     "check_length",
+    "circular_singular_values",
     "compose",
     "conjugate_exponent",
+    "convolution_frobenius_norm",
+    "convolution_map",
+    "convolution_norm",
+    "convolution_norm_bounds",
+    "convolution_upper_bound",
     "detach",
     "dual_map",
+    "eigenpairs",
     "fast_convolutions",
     "fori_loop",
     "from_matrix",
     "golub_kahan",
     "inner",
+    "kernel_matrix_norm",
+    "kernel_matrix_singular_values",
+    "lanczos",
     "matrix_norm",
     "norm",
     "operator_norm",
     "project_ball",
     "project_ball_box",
     "project_sphere",
+    "ritz_pairs",
     "sample_ball",
     "sample_sphere",
     "scale",
+    "spectral_density",
+    "squared_frobenius_norm",
+    "trace",
     "while_loop",
 ]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from opnorm.linalg import loops, norms
+from opnorm.linalg import krylov, loops, norms
 from opnorm.linalg.linear_map import LinearMap
 
 
@@ -17,13 +17,16 @@ class SingularTriplets(NamedTuple):
       right: ``(B, k, *in_shape)``, orthonormal.
       left: ``(B, k, *out_shape)``, orthonormal.
       residual: ``(B, k)``: some singular value of the map lies within this of each
-        value (exactly ``||A^T u - sigma v||`` with ``A v = sigma u``).
+        value: ``||A^T u - sigma v||`` with ``A v = sigma u``, and an allowance for
+        rounding.
+      num_steps: int32 scalar, steps that were taken.
     """
 
     values: jax.Array
     right: jax.Array
     left: jax.Array
     residual: jax.Array
+    num_steps: jax.Array
 
 
 def golub_kahan(
@@ -31,6 +34,7 @@ def golub_kahan(
     k: int = 1,
     *,
     num_steps: int | None = None,
+    tolerance: float | None = None,
     init: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> SingularTriplets:
@@ -51,6 +55,9 @@ def golub_kahan(
       k: triplets, from 1 to num_steps.
       num_steps: dimension of the Krylov space, at most min(d, n); None for
         ``min(d, n, 2 k + 5)``.
+      tolerance: stop once the residual of each of the k is at most this times its
+        value, for every map; None takes every step. A zero singular value never
+        satisfies it.
       init: ``(B, *out_shape)``, where to start; random if None.
       key: typed key for a random start.
 
@@ -59,7 +66,8 @@ def golub_kahan(
       vectors.
 
     Raises:
-      ValueError: for k or num_steps out of range, no start, or one of another shape.
+      ValueError: for k, num_steps or tolerance out of range, no start, or one
+        of another shape.
 
     Source: Golub & Kahan 1965.
     """
@@ -89,12 +97,7 @@ def golub_kahan(
     restarts = jax.random.key(0) if key is None else jax.random.fold_in(key, 1)
 
     def extend(x: jax.Array, basis: jax.Array, size: jax.Array, j: Any) -> Any:
-        unit, length = _unit(_orthogonalize(x, basis), size)
-        fresh = jax.random.normal(jax.random.fold_in(restarts, j), x.shape, wide)
-        fresh = fresh / jnp.linalg.norm(fresh, axis=1, keepdims=True)
-        # What is left of a unit vector in an exhausted space is rounding.
-        fresh, _ = _unit(_orthogonalize(fresh, basis), jnp.full((batch,), 10.0, wide))
-        return jnp.where((length > 0)[:, None], unit, fresh), length
+        return krylov.extend(x, basis, size, jax.random.fold_in(restarts, j))
 
     first = start.reshape(batch, d).astype(wide)
     first, _ = extend(first, jnp.zeros((batch, 1, d), wide), jnp.zeros(()), 0)
@@ -105,12 +108,13 @@ def golub_kahan(
         jnp.zeros((batch, steps), wide),
         jnp.zeros((batch, steps), wide),
         jnp.zeros((batch,), wide),
+        pull(first),
     )
     carry = jax.tree.map(linear_map.spread, carry)
 
     def body(j: jax.Array, carry: Any) -> Any:
-        us, vs, alphas, betas, size = carry
-        v, alpha = extend(pull(us[:, j]), vs, size, 2 * j + 1)
+        us, vs, alphas, betas, size, pulled = carry
+        v, alpha = extend(pulled, vs, size, 2 * j + 1)
         size = jnp.maximum(size, alpha)
         u, beta = extend(apply(v), us, size, 2 * j + 2)
         size = jnp.maximum(size, beta)
@@ -120,43 +124,54 @@ def golub_kahan(
             alphas.at[:, j].set(alpha),
             betas.at[:, j].set(beta),
             size,
+            # What the next step begins with tells the error of this one.
+            pull(u),
         )
 
-    us, vs, alphas, betas, _ = loops.fori_loop(steps, body, carry)
-    # A V = U B with U of steps + 1 columns, so A v = sigma u holds to rounding, and
-    # what is wrong is A^T u - sigma v, along the direction that would come next.
-    rows = jnp.arange(steps)
-    small = jnp.zeros((batch, steps + 1, steps), wide)
-    small = small.at[:, rows, rows].set(alphas).at[:, rows + 1, rows].set(betas)
-    left, values, right = jnp.linalg.svd(small, full_matrices=False)
-    lefts = jnp.einsum("bik,bid->bkd", left[:, :, :k], us, precision="highest")
-    rights = jnp.einsum("bki,bin->bkn", right[:, :k], vs, precision="highest")
-    final = norms.norm(_orthogonalize(pull(us[:, -1]), vs), 2.0)[:, None]
-    residual = final * jnp.abs(left[:, -1, :k])
-    # A map that is not finite breaks every step down, which would read as zero.
-    values = jnp.where(jnp.isfinite(final), values[:, :k], jnp.nan)
+    def decompose(carry: Any, steps_done: Any) -> Any:
+        """Singular vectors of B, and the residuals of the leading k."""
+        _, vs, alphas, betas, _, pulled = carry
+        rows = jnp.arange(steps)
+        small = jnp.zeros((batch, steps + 1, steps), wide)
+        small = small.at[:, rows, rows].set(alphas).at[:, rows + 1, rows].set(betas)
+        left, values, right = jnp.linalg.svd(small, full_matrices=False)
+        # A V = U B with U of one column more than V, so A v = sigma u holds to
+        # rounding, and what is wrong is A^T u - sigma v, along the direction that
+        # would come next.
+        following = krylov.orthogonalize(pulled, vs)
+        final = norms.norm(following, 2.0)[:, None]
+        residual = final * jnp.abs(left[:, steps_done, :k])
+        rounding = krylov.ROUNDING * jnp.finfo(wide).eps
+        residual = residual + rounding * values[:, :1]
+        # A map that is not finite breaks every step down, which would read as zero.
+        values = jnp.where(jnp.isfinite(final), values, jnp.nan)
+        return left, values[:, :k], right, residual
+
+    if tolerance is None:
+        carry, done = loops.fori_loop(steps, body, carry), jnp.int32(steps)
+    else:
+        if not tolerance > 0:
+            raise ValueError(f"tolerance is {tolerance}; it must be above 0.")
+
+        def unfinished(state: Any) -> jax.Array:
+            return ~state[2] & (state[1] < steps)
+
+        def advance(state: Any) -> Any:
+            carry = body(state[1], state[0])
+            _, values, _, residual = decompose(carry, state[1] + 1)
+            enough = jnp.all(residual <= tolerance * values)
+            return carry, state[1] + 1, enough & (state[1] + 1 >= k)
+
+        carry, done, _ = loops.while_loop(
+            unfinished, advance, (carry, jnp.int32(0), jnp.zeros((), bool))
+        )
+    left, values, right, residual = decompose(carry, done)
+    lefts = jnp.einsum("bik,bid->bkd", left[:, :, :k], carry[0], precision="highest")
+    rights = jnp.einsum("bki,bin->bkn", right[:, :k], carry[1], precision="highest")
     return SingularTriplets(
         values,
         rights.reshape(batch, k, *linear_map.in_shape),
         lefts.reshape(batch, k, *linear_map.out_shape),
         residual,
+        done,
     )
-
-
-def _orthogonalize(x: jax.Array, basis: jax.Array) -> jax.Array:
-    """x without its components in the rows of the basis; twice is enough."""
-    # At the reduced default precision of some accelerators it would not be.
-    for _ in range(2):
-        along = jnp.einsum("bin,bn->bi", basis, x, precision="highest")
-        x = x - jnp.einsum("bi,bin->bn", along, basis, precision="highest")
-    return x
-
-
-def _unit(x: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x normalised and its norm, both zero where it is rounding beside ``size``."""
-    length = norms.norm(x, 2.0)
-    # <=, so that a zero map, whose size is zero, breaks down too.
-    noise = 10 * jnp.finfo(x.dtype).eps * size
-    alive = (length > noise) & jnp.isfinite(length)
-    scaled = x / jnp.where(alive, length, 1.0)[:, None]
-    return jnp.where(alive[:, None], scaled, 0.0), jnp.where(alive, length, 0.0)

@@ -1,5 +1,6 @@
 """linalg: (p, q) norms of dense matrices, exactly where that is feasible."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -75,20 +76,51 @@ def matrix_norm(
     batch = as_batch(matrix)
     batch = batch.astype(jnp.promote_types(batch.dtype, jnp.float32))
     _, d, n = batch.shape
-    method, exact = "iteration", False
     if p == 1:
-        method, exact, right = "column", True, _column(batch, q)
+        method = "column"
     elif q == math.inf:
-        method, exact, right = "row", True, _row(batch, p)
+        method = "row"
     elif p == q == 2:
-        method, exact, right = "singular_value", True, _singular(batch)
-    elif p == math.inf and 2 ** (n - 1) <= max_enumeration:
-        method, exact, right = "enumeration", True, _corner(batch, q)
-    elif q == 1 and 2 ** (d - 1) <= max_enumeration:
-        left = _corner(jnp.swapaxes(batch, 1, 2), norms.conjugate_exponent(p))
-        pulled = jnp.einsum("bdn,bd->bn", batch, left)
-        method, exact = "enumeration", True
-        right = norms.dual_map(pulled, norms.conjugate_exponent(p))
+        method = "singular_value"
+    elif min(n if p == math.inf else math.inf, d if q == 1 else math.inf) <= (
+        1 + math.log2(max_enumeration)
+    ):
+        method = "enumeration"
+    else:
+        method = "iteration"
+    value, right, left = _compute(
+        batch,
+        jax.random.key(0) if key is None else key,
+        method,
+        p,
+        q,
+        num_restarts,
+        num_steps,
+    )
+    if jnp.ndim(matrix) == 2:
+        value, right, left = value[0], right[0], left[0]
+    return MatrixNorm(value, right, left, method, method != "iteration")
+
+
+@functools.partial(jax.jit, static_argnums=range(2, 7))
+def _compute(
+    batch: jax.Array,
+    key: jax.Array,
+    method: str,
+    p: float,
+    q: float,
+    num_restarts: int,
+    num_steps: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The norms and their right and left vectors."""
+    if method == "column":
+        right = _column(batch, q)
+    elif method == "row":
+        right = _row(batch, p)
+    elif method == "singular_value":
+        right = _singular(batch)
+    elif method == "enumeration":
+        right = _enumerate(batch, p, q)
     else:
         right = operator_norm(
             from_matrix(batch),
@@ -96,17 +128,24 @@ def matrix_norm(
             q=q,
             num_steps=num_steps,
             num_restarts=num_restarts,
-            key=jax.random.key(0) if key is None else key,
+            key=key,
         ).right
     # A zero matrix prefers no direction; the first axis has norm 1 for every p.
     alive = norms.norm(right, math.inf)[:, None] > 0
     first = jnp.zeros_like(right).at[:, 0].set(1.0)
     right = jnp.where(alive, right, first)
     image = jnp.einsum("bdn,bn->bd", batch, right)
-    found = (norms.norm(image, q), right, norms.dual_map(image, q))
-    if jnp.ndim(matrix) == 2:
-        found = (found[0][0], found[1][0], found[2][0])
-    return MatrixNorm(*found, method, exact)
+    return norms.norm(image, q), right, norms.dual_map(image, q)
+
+
+def _enumerate(batch: jax.Array, p: float, q: float) -> jax.Array:
+    """The sign vectors of whichever side has to be, and has fewer of them."""
+    _, d, n = batch.shape
+    if p == math.inf and (q != 1 or n <= d):
+        return _corner(batch, q)
+    dual = norms.conjugate_exponent(p)
+    left = _corner(jnp.swapaxes(batch, 1, 2), dual)
+    return norms.dual_map(jnp.einsum("bdn,bd->bn", batch, left), dual)
 
 
 def _column(batch: jax.Array, q: float) -> jax.Array:

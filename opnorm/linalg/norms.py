@@ -115,7 +115,7 @@ def norm(x: jax.Array, p: float = 2.0) -> jax.Array:
 
     Source: Roth et al. 2020, Eqs. 28-29 for the gradient.
     """
-    return _norm(_flatten(x), check_exponent("p", p))
+    return _compiled_norm(_flatten(x), check_exponent("p", p))
 
 
 def dual_map(z: jax.Array, s: float) -> jax.Array:
@@ -139,7 +139,7 @@ def dual_map(z: jax.Array, s: float) -> jax.Array:
     Source: Roth et al. 2020, Lemma 1 (Eqs. 16 and 35).
     """
     s = check_exponent("s", s)
-    return _dual_map(_flatten(z), s).reshape(z.shape).astype(z.dtype)
+    return _compiled_dual_map(_flatten(z), s).reshape(z.shape).astype(z.dtype)
 
 
 def _flatten(x: jax.Array) -> jax.Array:
@@ -194,3 +194,8 @@ def _dual_map(flat: jax.Array, s: float) -> jax.Array:
     power = jnp.abs(ratio) ** (s - 1)
     length = jnp.sum(jnp.abs(ratio) ** s, axis=1, keepdims=True) ** ((s - 1) / s)
     return jnp.sign(ratio) * power / jnp.where(usable, length, 1.0)
+
+
+# Called eagerly they are one program instead of ten, and traced they are traced once.
+_compiled_norm = jax.jit(_norm, static_argnums=1)
+_compiled_dual_map = jax.jit(_dual_map, static_argnums=1)

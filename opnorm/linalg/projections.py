@@ -44,19 +44,7 @@ def project_ball(x: jax.Array, p: float, radius: float | jax.Array) -> jax.Array
     """
     p = norms.check_exponent("p", p)
     flat, limit = _prepare(x, radius)
-    inside = norms.norm(lax.stop_gradient(flat), p)[:, None] <= limit
-    if p == math.inf:
-        projected = jnp.clip(flat, -limit, limit)
-    elif p == 2:
-        projected = _direction(flat, 2.0) * limit
-    elif p == 1:
-        projected = _project_l1(flat, limit)
-    else:
-        modulus = jnp.where(inside, 1.0, flat * _sign(flat))
-        projected = _sign(flat) * _project_general(
-            modulus, jnp.where(inside, 0.5, limit), p
-        )
-    return _restore(jnp.where(inside, flat, projected), x)
+    return _restore(_project_ball(flat, limit, p), x)
 
 
 def project_ball_box(
@@ -95,9 +83,15 @@ def project_ball_box(
     flat, limit = _prepare(x, radius)
     lowest = _prepare(jnp.broadcast_to(low, x.shape).astype(x.dtype), 0.0)[0]
     highest = _prepare(jnp.broadcast_to(high, x.shape).astype(x.dtype), 0.0)[0]
+    return _restore(_project_ball_box(flat, limit, lowest, highest, p), x)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _project_ball_box(
+    flat: jax.Array, limit: jax.Array, lowest: jax.Array, highest: jax.Array, p: float
+) -> jax.Array:
     if p == math.inf:
-        bounded = jnp.clip(flat, lowest, highest)
-        return _restore(jnp.clip(bounded, -limit, limit), x)
+        return jnp.clip(jnp.clip(flat, lowest, highest), -limit, limit)
 
     def at(t: jax.Array) -> jax.Array:
         moved = t * flat
@@ -122,7 +116,7 @@ def project_ball_box(
     inside = norms.norm(free, p)[:, None] <= limit
     steps = 28 if flat.dtype == jnp.float32 else 56
     _, tight = lax.fori_loop(0, steps, halve, (loose, tight))
-    return _restore(jnp.where(inside, free, at(tight)), x)
+    return jnp.where(inside, free, at(tight))
 
 
 def project_sphere(
@@ -153,13 +147,7 @@ def project_sphere(
     """
     p = norms.check_exponent("p", p)
     flat, limit = _prepare(x, radius)
-    size = norms.norm(flat, p)[:, None]
-    outside = lax.stop_gradient(size) >= limit
-    ball = project_ball(flat, p, limit[:, 0])
-    # What is not selected must not put NaN into the gradient.
-    inner, inner_size = jnp.where(outside, 0.0, flat), jnp.where(outside, 0.0, size)
-    pushed = _push_out(inner, inner_size, p, limit)
-    return _restore(jnp.where(outside, ball, pushed), x)
+    return _restore(_project_sphere(flat, limit, p), x)
 
 
 def sample_ball(
@@ -186,15 +174,7 @@ def sample_ball(
     if key.ndim == 1:
         draw = jax.vmap(lambda key, row, r: sample_ball(key, row[None], p, r)[0])
         return _restore(draw(key, flat, limit[:, 0]), like)
-    direction_key, radius_key = jax.random.split(key)
-    if p == math.inf:
-        cube = jax.random.uniform(
-            direction_key, flat.shape, flat.dtype, minval=-1.0, maxval=1.0
-        )
-        return _restore(limit * cube, like)
-    direction = _cone_sample(direction_key, flat, p)
-    depth = jax.random.uniform(radius_key, (len(flat), 1), flat.dtype)
-    return _restore(limit * depth ** (1 / flat.shape[1]) * direction, like)
+    return _restore(_sample_ball(key, flat, limit, p), like)
 
 
 def sample_sphere(key: jax.Array, like: jax.Array, p: float) -> jax.Array:
@@ -218,13 +198,62 @@ def sample_sphere(key: jax.Array, like: jax.Array, p: float) -> jax.Array:
     if key.ndim == 1:
         draw = jax.vmap(lambda key, row: sample_sphere(key, row[None], p)[0])
         return _restore(draw(key, flat), like)
+    return _restore(_sample_sphere(key, flat, p), like)
+
+
+# Compiled as wholes: called eagerly each is one program, and within another program it
+# is traced once for each shape.
+@functools.partial(jax.jit, static_argnums=2)
+def _project_ball(flat: jax.Array, limit: jax.Array, p: float) -> jax.Array:
+    inside = norms.norm(lax.stop_gradient(flat), p)[:, None] <= limit
+    if p == math.inf:
+        projected = jnp.clip(flat, -limit, limit)
+    elif p == 2:
+        projected = _direction(flat, 2.0) * limit
+    elif p == 1:
+        projected = _project_l1(flat, limit)
+    else:
+        modulus = jnp.where(inside, 1.0, flat * _sign(flat))
+        projected = _sign(flat) * _project_general(
+            modulus, jnp.where(inside, 0.5, limit), p
+        )
+    return jnp.where(inside, flat, projected)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _project_sphere(flat: jax.Array, limit: jax.Array, p: float) -> jax.Array:
+    size = norms.norm(flat, p)[:, None]
+    outside = lax.stop_gradient(size) >= limit
+    ball = _project_ball(flat, limit, p)
+    # What is not selected must not put NaN into the gradient.
+    inner, inner_size = jnp.where(outside, 0.0, flat), jnp.where(outside, 0.0, size)
+    pushed = _push_out(inner, inner_size, p, limit)
+    return jnp.where(outside, ball, pushed)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _sample_ball(
+    key: jax.Array, flat: jax.Array, limit: jax.Array, p: float
+) -> jax.Array:
+    direction_key, radius_key = jax.random.split(key)
+    if p == math.inf:
+        return limit * jax.random.uniform(
+            direction_key, flat.shape, flat.dtype, minval=-1.0, maxval=1.0
+        )
+    direction = _cone_sample(direction_key, flat, p)
+    depth = jax.random.uniform(radius_key, (len(flat), 1), flat.dtype)
+    return limit * depth ** (1 / flat.shape[1]) * direction
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _sample_sphere(key: jax.Array, flat: jax.Array, p: float) -> jax.Array:
     if p != math.inf:
-        return _restore(_cone_sample(key, flat, p), like)
+        return _cone_sample(key, flat, p)
     cube_key, face_key = jax.random.split(key)
     cube = jax.random.uniform(cube_key, flat.shape, flat.dtype, minval=-1, maxval=1)
     face = jax.random.randint(face_key, (len(flat), 1), 0, flat.shape[1])
     on_face = jnp.arange(flat.shape[1])[None] == face
-    return _restore(jnp.where(on_face, _sign(cube), cube), like)
+    return jnp.where(on_face, _sign(cube), cube)
 
 
 def _cone_sample(key: jax.Array, flat: jax.Array, p: float) -> jax.Array:

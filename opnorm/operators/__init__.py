@@ -1,5 +1,12 @@
 """operators: a network's linear maps. Imports linalg."""
 
+from opnorm.operators.hessian import (
+    ParameterMap,
+    cross_entropy_hessian,
+    gauss_newton,
+    input_hessian_map,
+    parameter_hessian,
+)
 from opnorm.operators.jacobian import (
     dense_jacobian,
     dense_jacobian_chunks,
@@ -7,12 +14,39 @@ from opnorm.operators.jacobian import (
     jacobian_map,
 )
 from opnorm.operators.jacobian_norm import jacobian_norm, singular_triplets
+from opnorm.operators.layers import (
+    Layer,
+    LayerNorms,
+    SpectralComplexity,
+    layer_map,
+    layer_norms,
+    layer_singular_values,
+    layers,
+    log_lipschitz_bound,
+    log_spectral_complexity,
+    singular_value_std,
+)
 
 __all__ = [
+    "Layer",
+    "LayerNorms",
+    "ParameterMap",
+    "SpectralComplexity",
+    "cross_entropy_hessian",
     "dense_jacobian",
     "dense_jacobian_chunks",
     "directional_derivative",
+    "gauss_newton",
+    "input_hessian_map",
     "jacobian_map",
     "jacobian_norm",
+    "layer_map",
+    "layer_norms",
+    "layer_singular_values",
+    "layers",
+    "log_lipschitz_bound",
+    "log_spectral_complexity",
+    "parameter_hessian",
     "singular_triplets",
+    "singular_value_std",
 ]

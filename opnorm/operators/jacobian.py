@@ -96,7 +96,7 @@ def dense_jacobian(
             f"{(x.shape[0], d, *x.shape[1:])} has {needed} bytes; "
             "dense_jacobian_chunks computes it piece by piece."
         )
-    matrix = materialize(jacobian_map(f, x))
+    matrix = jax.jit(lambda x: materialize(jacobian_map(f, x)))(x)
     return matrix.reshape(x.shape[0], d, *x.shape[1:])
 
 

@@ -95,26 +95,31 @@ def jacobian_norm(
             method = "dense"
         else:
             method = "golub_kahan" if euclidean and num_steps else "iterative"
-    frozen = linalg.detach(f, x)
-    fixed = lax.stop_gradient(x)
-    init = None if init is None else lax.stop_gradient(init)
-    linear_map = jacobian.jacobian_map(frozen, fixed)
-    if method == "iterative":
-        found = linalg.operator_norm(
-            linear_map,
-            p=p,
-            q=q,
-            num_steps=num_steps,
-            tolerance=tolerance,
-            step_size=step_size,
-            num_restarts=num_restarts,
-            init=init,
-            key=key,
-        )
-    elif method == "golub_kahan":
-        found = _golub_kahan(linear_map, num_steps, init, key)
-    else:
-        found = _dense(linear_map, p, q, num_steps, num_restarts, init, key)
+    if method == "golub_kahan" and num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; 'golub_kahan' needs at least 1.")
+
+    def search(
+        x: jax.Array, init: jax.Array | None, key: jax.Array | None
+    ) -> linalg.OperatorNorm:
+        linear_map = jacobian.jacobian_map(linalg.detach(f, x), x)
+        if method == "iterative":
+            return linalg.operator_norm(
+                linear_map,
+                p=p,
+                q=q,
+                num_steps=num_steps,
+                tolerance=tolerance,
+                step_size=step_size,
+                num_restarts=num_restarts,
+                init=init,
+                key=key,
+            )
+        if method == "golub_kahan":
+            return _golub_kahan(linear_map, num_steps, init, key)
+        return _dense(linear_map, p, q, num_steps, num_restarts, init, key)
+
+    # One program where it is called eagerly, not hundreds of one operation.
+    found = jax.jit(search)(*lax.stop_gradient((x, init, key)))
     right = lax.stop_gradient(found.right).astype(x.dtype)
     image = jacobian.directional_derivative(f, x, right)
     left = lax.stop_gradient(linalg.dual_map(image, q))
@@ -158,22 +163,29 @@ def singular_triplets(
     if method not in ("auto", "dense", "golub_kahan"):
         raise ValueError(f"method is {method!r}; it may be auto, dense or golub_kahan.")
     steps = min(most, 2 * k + 5) if num_steps is None else num_steps
-    linear_map = jacobian.jacobian_map(linalg.detach(f, x), lax.stop_gradient(x))
-    if method == "golub_kahan" or method == "auto" and most > _ROWS_PER_STEP * steps:
-        start = jax.random.key(0) if key is None else key
-        return linalg.golub_kahan(linear_map, k, num_steps=steps, key=start)
-    matrix = jacobian.materialize(linear_map)
-    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
-    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
-    values, left, right = values[:, :k], left[:, :, :k], right[:, :k]
-    pulled = jnp.einsum("bdn,bdk->bkn", matrix, left, precision="highest")
-    residual = jnp.linalg.norm(pulled - values[:, :, None] * right, axis=-1)
-    return linalg.SingularTriplets(
-        values,
-        right.reshape(len(x), k, *x.shape[1:]),
-        jnp.swapaxes(left, 1, 2),
-        residual,
-    )
+    if method == "auto":
+        method = "golub_kahan" if most > _ROWS_PER_STEP * steps else "dense"
+
+    def search(x: jax.Array, key: jax.Array) -> linalg.SingularTriplets:
+        linear_map = jacobian.jacobian_map(linalg.detach(f, x), x)
+        if method == "golub_kahan":
+            return linalg.golub_kahan(linear_map, k, num_steps=steps, key=key)
+        matrix = jacobian.materialize(linear_map)
+        matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+        left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+        values, left, right = values[:, :k], left[:, :, :k], right[:, :k]
+        pulled = jnp.einsum("bdn,bdk->bkn", matrix, left, precision="highest")
+        residual = jnp.linalg.norm(pulled - values[:, :, None] * right, axis=-1)
+        return linalg.SingularTriplets(
+            values,
+            right.reshape(len(x), k, *x.shape[1:]),
+            jnp.swapaxes(left, 1, 2),
+            residual,
+            jnp.int32(0),
+        )
+
+    key = jax.random.key(0) if key is None else key
+    return jax.jit(search)(*lax.stop_gradient((x, key)))
 
 
 def _golub_kahan(
@@ -182,8 +194,6 @@ def _golub_kahan(
     init: jax.Array | None,
     key: jax.Array | None,
 ) -> linalg.OperatorNorm:
-    if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; 'golub_kahan' needs at least 1.")
     steps = min(num_steps, linear_map.in_size, linear_map.out_size)
     start = None if init is None else linear_map.matvec(init)
     found = linalg.golub_kahan(linear_map, num_steps=steps, init=start, key=key)

@@ -1,5 +1,7 @@
 """Golub-Kahan triplets against dense singular value decompositions."""
 
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -9,6 +11,17 @@ import pytest
 import scipy.sparse.linalg
 
 from opnorm import linalg
+
+
+@functools.cache
+def compiled(k=1, **options):
+    """Golub-Kahan of dense matrices as one program for each set of options."""
+
+    def triplets(matrix, key):
+        linear_map = linalg.from_matrix(matrix)
+        return linalg.golub_kahan(linear_map, k, key=key, **options)
+
+    return jax.jit(triplets)
 
 
 def with_spectrum(values, d, n, seed=0):
@@ -39,9 +52,7 @@ def test_all_steps_give_the_whole_spectrum(name, d, n):
     with jax.enable_x64(True):
         values = np.sort(SPECTRA[name])[::-1]
         a = with_spectrum(values, d, n)
-        found = linalg.golub_kahan(
-            linalg.from_matrix(jnp.asarray(a)), 8, num_steps=8, key=jax.random.key(0)
-        )
+        found = compiled(8, num_steps=8)(jnp.asarray(a), jax.random.key(0))
         np.testing.assert_allclose(found.values, [values, values], atol=1e-10)
         for vectors in (found.left, found.right):
             gram = jnp.einsum("bkn,bln->bkl", vectors, vectors)
@@ -61,12 +72,7 @@ def test_all_steps_give_the_whole_spectrum(name, d, n):
 def test_a_singular_value_lies_within_each_error_bar(seed, steps, scale):
     with jax.enable_x64(True):
         a = 10.0**scale * np.random.default_rng(seed).normal(size=(2, 20, 30))
-        found = linalg.golub_kahan(
-            linalg.from_matrix(jnp.asarray(a)),
-            2,
-            num_steps=steps,
-            key=jax.random.key(1),
-        )
+        found = compiled(2, num_steps=steps)(jnp.asarray(a), jax.random.key(1))
         exact = np.linalg.svd(a, compute_uv=False)
         distance = np.abs(exact[:, None] - np.asarray(found.values)[..., None]).min(-1)
         assert np.all(distance <= found.residual + 1e-12 * exact[:, :1])
@@ -78,9 +84,7 @@ def test_a_singular_value_lies_within_each_error_bar(seed, steps, scale):
 
 def test_leading_values_are_scipys_in_single_precision():
     a = np.random.default_rng(0).normal(size=(60, 200)).astype(np.float32)
-    found = linalg.golub_kahan(
-        linalg.from_matrix(jnp.asarray(a)), 3, num_steps=40, key=jax.random.key(0)
-    )
+    found = compiled(3, num_steps=40)(jnp.asarray(a), jax.random.key(0))
     expected = scipy.sparse.linalg.svds(
         a.astype(np.float64), 3, return_singular_vectors=False
     )
@@ -114,9 +118,8 @@ def test_bad_options_are_refused(options, message):
 
 def test_a_map_of_nan_has_values_of_nan_and_leaves_the_others_alone():
     a = jax.random.normal(jax.random.key(0), (3, 8, 10))
-    clean = linalg.golub_kahan(linalg.from_matrix(a), 2, key=jax.random.key(1))
-    spoilt = linalg.from_matrix(a.at[1, 2, 3].set(jnp.nan))
-    found = linalg.golub_kahan(spoilt, 2, key=jax.random.key(1))
+    clean = compiled(2)(a, jax.random.key(1))
+    found = compiled(2)(a.at[1, 2, 3].set(jnp.nan), jax.random.key(1))
     assert np.all(np.isnan(found.values[1]))
     assert np.all(np.isfinite(found.right)) and np.all(np.isfinite(found.left))
     np.testing.assert_allclose(found.values[::2], clean.values[::2], rtol=1e-5)

@@ -1,0 +1,299 @@
+"""experiments: trained networks side by side, for the binaries that compare them."""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from absl import flags
+
+from experiments import cli, measure
+from opnorm import analysis, data, training
+from opnorm.training import Config
+from opnorm.training import network as network_lib
+
+UNTRAINED = "untrained"
+
+# Flags defined here belong to the binary that calls for them.
+flags.disclaim_key_flags()
+
+
+class Functions(NamedTuple):
+    """What is asked of a network: ``(variables, x) ->`` each, in inference mode.
+
+    One object per module, so that networks of one shape share compiled code.
+
+    Attributes:
+      logits: ``(B, K)``.
+      features: ``(B, F)``, what enters the last linear layer.
+      preactivations: a tuple of arrays, what enters each layer of ReLUs.
+    """
+
+    logits: Callable[..., Any]
+    features: Callable[..., Any]
+    preactivations: Callable[..., Any]
+
+
+class Network(NamedTuple):
+    """A network and what it is called in results and figures.
+
+    Attributes:
+      name: its method, with the run's directory behind it where several share it.
+      config: what it was trained with.
+      functions: its module.
+      variables: their first argument.
+      source: the run directory and the step of the checkpoint.
+    """
+
+    name: str
+    config: Config
+    functions: Functions
+    variables: dict[str, Any]
+    source: dict[str, Any]
+
+
+class Comparison(NamedTuple):
+    """Networks and the examples that they are compared on.
+
+    Attributes:
+      networks: at least one.
+      examples: of one data set.
+      out: where results go.
+    """
+
+    networks: list[Network]
+    examples: data.Dataset
+    out: training.RunDirectory
+
+
+def define_flags(folder: str) -> None:
+    """Defines the flags that :func:`open_runs` reads.
+
+    Args:
+      folder: of the results, inside the first run unless --out is given.
+    """
+    flags.DEFINE_multi_string(
+        "run",
+        None,
+        "run directory, or a folder of checkpoints; give it several times to compare "
+        "networks (required)",
+    )
+    flags.DEFINE_string(
+        "out", None, f"where to write; by default {folder}/ inside the first run"
+    )
+    flags.DEFINE_string(
+        "dataset", None, "data set to measure on; by default the one trained on"
+    )
+    flags.DEFINE_string("data_dir", None, "where TensorFlow Datasets keeps data")
+    flags.DEFINE_boolean("download", False, "download the data if missing")
+    flags.DEFINE_string(
+        "split", "test", "split to measure on, or a slice of one such as test[500:1000]"
+    )
+    flags.DEFINE_integer("examples", 200, "how many examples, at least 2")
+    flags.DEFINE_integer("num_steps", 10, "steps of the attack, PGA")
+    flags.DEFINE_integer("batch_size", 100, "examples per compiled call")
+    flags.DEFINE_integer("seed", 0, "of random numbers")
+
+
+def open_runs(folder: str, examples: int) -> Comparison:
+    """Reads the runs and the examples that the flags name.
+
+    Args:
+      folder: as for :func:`define_flags`.
+      examples: how many to load.
+
+    Raises:
+      ValueError or FileNotFoundError: for flags out of range, runs that cannot be read
+        or that do not fit each other.
+    """
+    given = flags.FLAGS
+    for name, least in (("examples", 2), ("num_steps", 1), ("batch_size", 1)):
+        value: Any = given[name].value
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}.")
+    if not given.run:
+        raise ValueError("run is not given; it is the run directory to measure.")
+    directories = [str(Path(run)) for run in given.run]
+    places = [Path(run).resolve() for run in directories]
+    for run, place in zip(directories, places, strict=True):
+        if places.count(place) > 1:
+            raise ValueError(f"run {run} is given more than once.")
+    split, first, last = parse_split(given.split)
+    loaded = [training.load_run(run) for run in directories]
+    names = {config.dataset for config, *_ in loaded}
+    if given.dataset is None and len(names) > 1:
+        raise ValueError(
+            f"the runs were trained on {', '.join(sorted(names))}; choose one with "
+            "--dataset."
+        )
+    pictures = data.load(
+        given.dataset or names.pop(),
+        split=split,
+        data_dir=given.data_dir or loaded[0][0].data_dir,
+        download=given.download,
+        # Drawn at random unless a slice says which.
+        limit=examples if (first, last) == (None, None) else None,
+    ).slice(first, last)
+    pictures = pictures.slice(0, examples)
+    if len(pictures) < 2:
+        raise ValueError(f"split {given.split} has 1 example; it must have 2 or more.")
+    networks = []
+    labels = _labels(directories, [config for config, *_ in loaded])
+    for run, name, found in zip(directories, labels, loaded, strict=True):
+        config, params, batch_stats, metadata = found
+        variables = {"params": params, "batch_stats": batch_stats}
+        _check_shapes(run, config, variables, pictures)
+        source = {"run": run, "step": metadata["step"], "method": config.method}
+        functions = bind(training.build_model(config, pictures.num_classes))
+        networks.append(Network(name, config, functions, variables, source))
+    out = training.RunDirectory(given.out or Path(directories[0]) / folder)
+    return Comparison(networks, pictures, out)
+
+
+def untrained(comparison: Comparison, seed: int) -> list[Network]:
+    """A network with random weights for each architecture among those compared."""
+    found: dict[Any, Network] = {}
+    for network in comparison.networks:
+        config = network.config
+        shape = (config.model, config.width)
+        if shape in found:
+            continue
+        params, batch_stats = network_lib.init(
+            training.build_model(config, comparison.examples.num_classes),
+            jax.random.key(seed),
+            comparison.examples.image_shape,
+        )
+        variables = {"params": params, "batch_stats": batch_stats}
+        name = f"{UNTRAINED}, {config.model} {config.width}"
+        source = {"seed": seed, "model": config.model, "width": config.width}
+        found[shape] = Network(name, config, network.functions, variables, source)
+    if len(found) == 1:
+        return [network._replace(name=UNTRAINED) for network in found.values()]
+    return list(found.values())
+
+
+def attacked(
+    network: Network, examples: data.Dataset, *, p: float, epsilon: float, seed: int
+) -> Any:
+    """What PGA on the true labels adds to the examples, ``(N, ...)``."""
+    return analysis.perturbations(
+        network.functions.logits,
+        network.variables,
+        examples.images,
+        examples.labels,
+        attack=measure._attack(p, flags.FLAGS.num_steps),
+        epsilon=epsilon,
+        batch_size=flags.FLAGS.batch_size,
+        key=jax.random.key(seed),
+    )
+
+
+def training_epsilons(networks: Sequence[Network], p: float) -> list[float]:
+    """The lengths, in the norm p, of the perturbations that networks saw in training.
+
+    Networks whose method has no perturbations have none.
+    """
+    used = {*training.config.ADVERSARIAL, *training.config.DATA_DEPENDENT}
+    found = {
+        network.config.epsilon
+        for network in networks
+        if network.config.method in used and network.config.p == p
+    }
+    return sorted(found)
+
+
+def card(comparison: Comparison, count: int) -> dict[str, Any]:
+    """What results say about where they come from."""
+    names = ("split", "num_steps", "seed")
+    return {
+        "data": comparison.examples.description,
+        "examples": count,
+        **{name: flags.FLAGS[name].value for name in names},
+        "runs": {network.name: network.source for network in comparison.networks},
+        "environment": training.environment(),
+        "git_revision": training.git_revision(),
+    }
+
+
+def averaged(values: Any, where: Any = True) -> dict[str, Any]:
+    """The mean over examples and its standard error, as plain numbers or lists."""
+    average = analysis.average(values, where)
+    return {
+        "mean": average.mean.tolist(),
+        "standard_error": average.standard_error.tolist(),
+    }
+
+
+def read_lengths(name: str, text: list[str]) -> list[float]:
+    """Reads a list flag as perturbation lengths: positive, finite, rising, any count.
+
+    Raises:
+      ValueError: naming the flag.
+    """
+    lengths = sorted(set(cli.parse_floats(name, text)))
+    if not all(0 < length < math.inf for length in lengths):
+        raise ValueError(f"{name} is {text}; each must be positive and finite.")
+    return lengths
+
+
+def parse_split(text: str) -> tuple[str, int | None, int | None]:
+    """``"test[10:20]"`` as ("test", 10, 20)."""
+    found = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", text)
+    if not found:
+        raise ValueError(
+            f"split is {text!r}; it must be a split, or a slice of one such as "
+            "test[500:1000]."
+        )
+    name, first, last = found.groups()
+    return name, int(first) if first else None, int(last) if last else None
+
+
+@functools.cache
+def bind(module: nn.Module) -> Functions:
+    """Returns the functions of a module, the same ones each time."""
+
+    def outputs(variables: Any, x: jax.Array) -> Any:
+        return module.apply(variables, x, train=False, outputs="all")
+
+    def logits(variables: Any, x: jax.Array) -> Any:
+        return module.apply(variables, x, train=False)
+
+    def features(variables: Any, x: jax.Array) -> Any:
+        return outputs(variables, x).features
+
+    def preactivations(variables: Any, x: jax.Array) -> Any:
+        return outputs(variables, x).preactivations
+
+    return Functions(logits, features, preactivations)
+
+
+def _labels(directories: Sequence[str], configs: Sequence[Config]) -> list[str]:
+    """The method of each run; where runs share it, with their directories."""
+    methods = [config.method for config in configs]
+    shortest = [Path(run).name for run in directories]
+    endings = shortest if len(set(shortest)) == len(shortest) else list(directories)
+    return [
+        f"{method} ({ending})" if methods.count(method) > 1 else method
+        for method, ending in zip(methods, endings, strict=True)
+    ]
+
+
+def _check_shapes(
+    run: str, config: Config, variables: dict[str, Any], examples: data.Dataset
+) -> None:
+    module = training.build_model(config, examples.num_classes)
+    expected = jax.eval_shape(
+        lambda key: network_lib.init(module, key, examples.image_shape),
+        jax.random.key(0),
+    )
+    found = (variables["params"], variables["batch_stats"])
+    shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (expected, found)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"run {run} does not take {examples.name}: pictures of "
+            f"{examples.image_shape} and {examples.num_classes} classes."
+        )

@@ -1,0 +1,200 @@
+"""analysis: every singular value of a Jacobian, and alignment with every vector.
+
+The Jacobian of the features is wide: 1024 x 3072 numbers an example for CNN7 at width
+128. So only what is asked for is kept of each: a few examples at a time are decomposed
+within a limit of memory.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opnorm import operators
+from opnorm.analysis import accuracy
+from opnorm.analysis.alignment import alignment, pearson_alignment
+from opnorm.analysis.linearity import check_perturbations
+from opnorm.analysis.robustness import Apply, check_examples
+
+# Arrays of a Jacobian's size that are alive at once: it, its right singular vectors,
+# and what the decomposition works on. Measured on CPU: about 3.
+_COPIES = 4
+
+
+class RankAlignment(NamedTuple):
+    """Singular values, and alignment with each right singular vector v_r.
+
+    Attributes:
+      values: ``(N, R)`` with R = min(d, n), largest first.
+      defined: ``(N, R)`` bool: the value is more than rounding leaves of zero, so that
+        the Jacobian determines v_r.
+      cosine: ``(N, P, R)`` in [0, 1], ``|cos(z_p, v_r)|``; 0 where v_r is not defined.
+      pearson: ``(N, P, R)``, the absolute Pearson correlation in its place.
+    """
+
+    values: np.ndarray
+    defined: np.ndarray
+    cosine: np.ndarray
+    pearson: np.ndarray
+
+
+def singular_values(
+    apply: Apply,
+    variables: Any,
+    images: np.ndarray,
+    *,
+    batch_size: int = 100,
+    max_bytes: int = 2**30,
+    on_progress: Callable[[float], None] | None = None,
+) -> np.ndarray:
+    """Computes all singular values of ``d outputs / d pixels`` at each example.
+
+    The singular value decomposition is of the Jacobian itself: from its Gram matrix,
+    values below about 3e-4 of the largest would be rounding in float32.
+
+    Args:
+      apply: ``(variables, (B, ...)) -> (B, d)``, in inference mode: features or logits.
+      variables: first argument of ``apply``.
+      images: ``(N, ...)``, uint8 or float in [0, 1].
+      batch_size: most examples per compiled call.
+      max_bytes: most bytes for Jacobians and their decompositions at a time; the
+        passes through the network come on top.
+      on_progress: called with the part of the examples that is behind, in [0, 1].
+
+    Returns:
+      ``(N, min(d, n))``, largest first.
+
+    Raises:
+      ValueError: for no examples, a bad batch size, or a limit too low for one example.
+
+    Source: Roth et al. 2020, Fig. 2 left.
+    """
+    check_examples(images, images, batch_size)
+    size = _batch_size(apply, variables, images, batch_size, max_bytes)
+    compiled = _reporting(_values(apply, max_bytes), len(images), size, on_progress)
+    return accuracy._in_batches(compiled, variables, (images,), size)
+
+
+def alignment_by_rank(
+    apply: Apply,
+    variables: Any,
+    images: np.ndarray,
+    perturbations: Sequence[np.ndarray],
+    *,
+    batch_size: int = 100,
+    max_bytes: int = 2**30,
+    on_progress: Callable[[float], None] | None = None,
+) -> RankAlignment:
+    """Computes how perturbations align with each right singular vector at x.
+
+    Args:
+      apply: ``(variables, (B, ...)) -> (B, d)``, in inference mode: features or logits.
+      variables: first argument of ``apply``.
+      images: ``(N, ...)``, x, uint8 or float in [0, 1]; the Jacobian is taken here.
+      perturbations: P arrays ``(N, ...)`` float, at least one.
+      batch_size: most examples per compiled call.
+      max_bytes: as for :func:`singular_values`.
+      on_progress: as for :func:`singular_values`.
+
+    Raises:
+      ValueError: for perturbations that do not fit, and as :func:`singular_values`.
+
+    Source: Roth et al. 2020, Fig. 2 right. The paper says cosine, its code computes
+    the Pearson correlation.
+    """
+    if not len(perturbations):
+        raise ValueError("perturbations is empty; give at least one array.")
+    for array in perturbations:
+        check_perturbations(images, array, batch_size)
+    size = _batch_size(apply, variables, images, batch_size, max_bytes)
+    compiled = _reporting(_ranked(apply, max_bytes), len(images), size, on_progress)
+    rows = (images, *perturbations)
+    return RankAlignment(*accuracy._in_batches(compiled, variables, rows, size))
+
+
+@functools.lru_cache(maxsize=16)
+def _values(apply: Apply, max_bytes: int) -> Callable[..., Any]:
+    @jax.jit
+    def values(variables: Any, x: jax.Array) -> jax.Array:
+        matrix = _jacobian(apply, variables, x, max_bytes)
+        return jnp.linalg.svd(matrix, full_matrices=False, compute_uv=False)
+
+    return values
+
+
+@functools.lru_cache(maxsize=16)
+def _ranked(apply: Apply, max_bytes: int) -> Callable[..., Any]:
+    @jax.jit
+    def ranked(variables: Any, x: jax.Array, *perturbations: jax.Array) -> Any:
+        matrix = _jacobian(apply, variables, x, max_bytes)
+        _, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+        # The threshold of numpy.linalg.matrix_rank.
+        rounding = max(matrix.shape[1:]) * jnp.finfo(matrix.dtype).eps
+        defined = values > rounding * values[:, :1]
+
+        def by_rank(measure: Callable[..., jax.Array]) -> jax.Array:
+            each = jax.vmap(measure, in_axes=(None, 1), out_axes=1)
+            found = [each(z.reshape(len(x), -1), right) for z in perturbations]
+            return jnp.where(defined[:, None], jnp.stack(found, axis=1), 0.0)
+
+        return values, defined, by_rank(alignment), by_rank(pearson_alignment)
+
+    return ranked
+
+
+def _jacobian(apply: Apply, variables: Any, x: jax.Array, max_bytes: int) -> jax.Array:
+    """``(B, d, n)``, at least float32."""
+    f = functools.partial(apply, variables)
+    pixels = accuracy._pixels(x)
+    dense = operators.dense_jacobian(f, pixels, max_bytes=max_bytes)
+    matrix = dense.reshape(*dense.shape[:2], -1)
+    return matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+
+
+def _batch_size(
+    apply: Apply,
+    variables: Any,
+    images: np.ndarray,
+    batch_size: int,
+    max_bytes: int,
+) -> int:
+    """Examples per call within the limit, such that calls are about equally full."""
+    one = jax.eval_shape(lambda x: accuracy._pixels(x), images[:1])
+    outputs = jax.eval_shape(apply, variables, one)
+    wide = jnp.promote_types(one.dtype, jnp.float32).itemsize
+    needed = _COPIES * outputs.shape[1] * math.prod(one.shape) * wide
+    if needed > max_bytes:
+        raise ValueError(
+            f"max_bytes is {max_bytes}; the Jacobian of one example and its "
+            f"decomposition need {needed}."
+        )
+    largest = min(batch_size, max_bytes // needed, len(images))
+    calls = math.ceil(len(images) / largest)
+    return math.ceil(len(images) / calls)
+
+
+def _reporting(
+    fun: Callable[..., Any],
+    count: int,
+    size: int,
+    on_progress: Callable[[float], None] | None,
+) -> Callable[..., Any]:
+    """``fun``, waiting for each result and telling which part of the calls is behind.
+
+    Waiting keeps to the limit of memory: calls would queue up otherwise.
+    """
+    calls, done = math.ceil(count / size), 0
+
+    def reporting(*args: Any) -> Any:
+        nonlocal done
+        found = jax.tree.map(np.asarray, fun(*args))
+        done += 1
+        if on_progress is not None:
+            on_progress(done / calls)
+        return found
+
+    return reporting

@@ -1,0 +1,52 @@
+"""linalg: what Lanczos and Golub-Kahan share, growing an orthonormal basis."""
+
+import jax
+import jax.numpy as jnp
+
+from opnorm.linalg import norms
+
+# What the rounding of a product with the map may hide, in units of its norm.
+ROUNDING = 20.0
+
+
+def extend(
+    x: jax.Array, basis: jax.Array, size: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Makes the next vector of a basis out of a product with the map.
+
+    Args:
+      x: ``(B, n)``.
+      basis: ``(B, m, n)``, its rows orthonormal or zero.
+      size: ``(B,)`` or scalar, the norm of the map as far as it is known.
+      key: typed key of the vector that goes on where the space is exhausted, that is,
+        where nothing but rounding is left of x.
+
+    Returns:
+      A unit vector ``(B, n)`` orthogonal to the basis (zero where the basis spans
+      everything), and what was left of x, ``(B,)``, 0 where that is rounding.
+    """
+    unit, length = normalize(orthogonalize(x, basis), size)
+    fresh = jax.random.normal(key, x.shape, x.dtype)
+    fresh = fresh / jnp.linalg.norm(fresh, axis=1, keepdims=True)
+    # What is left of a unit vector in an exhausted space is rounding.
+    fresh, _ = normalize(orthogonalize(fresh, basis), jnp.full_like(length, 10.0))
+    return jnp.where((length > 0)[:, None], unit, fresh), length
+
+
+def orthogonalize(x: jax.Array, basis: jax.Array) -> jax.Array:
+    """x without its components in the rows of the basis; twice is enough."""
+    # At the reduced default precision of some accelerators it would not be.
+    for _ in range(2):
+        along = jnp.einsum("bin,bn->bi", basis, x, precision="highest")
+        x = x - jnp.einsum("bi,bin->bn", along, basis, precision="highest")
+    return x
+
+
+def normalize(x: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x normalised and its norm, both zero where it is rounding beside ``size``."""
+    length = norms.norm(x, 2.0)
+    # <=, so that a zero map, whose size is zero, breaks down too.
+    noise = 10 * jnp.finfo(x.dtype).eps * size
+    alive = (length > noise) & jnp.isfinite(length)
+    scaled = x / jnp.where(alive, length, 1.0)[:, None]
+    return jnp.where(alive[:, None], scaled, 0.0), jnp.where(alive, length, 0.0)

@@ -1,0 +1,333 @@
+"""linalg: extreme eigenvalues of symmetric maps by the Lanczos process."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from opnorm.linalg import krylov, loops, norms
+from opnorm.linalg.linear_map import LinearMap
+
+ENDS = ("largest", "smallest", "magnitude")
+
+
+class Tridiagonal(NamedTuple):
+    """A symmetric map restricted to a Krylov space: ``A Q = Q T + beta_m q e_m^T``.
+
+    Attributes:
+      diagonal: ``(B, m)``, of T.
+      off_diagonal: ``(B, m)``: beside the diagonal of T; the last is ``beta_m``.
+      basis: ``(B, m, *shape)``, orthonormal rows of Q; None if they were not kept.
+      num_steps: int32 scalar, how many of the m columns were computed.
+    """
+
+    diagonal: jax.Array
+    off_diagonal: jax.Array
+    basis: jax.Array | None
+    num_steps: jax.Array
+
+
+class Eigenpairs(NamedTuple):
+    """k eigenpairs of each map.
+
+    Attributes:
+      values: ``(B, k)``, in the order that was asked for.
+      vectors: ``(B, k, *shape)``, orthonormal.
+      residual: ``(B, k)``: the map has an eigenvalue within this of each value, by
+        ``||A v - lambda v||`` and an allowance for rounding.
+      num_steps: int32 scalar, products with the map.
+    """
+
+    values: jax.Array
+    vectors: jax.Array
+    residual: jax.Array
+    num_steps: jax.Array
+
+
+def lanczos(
+    linear_map: LinearMap,
+    num_steps: int,
+    *,
+    init: jax.Array | None = None,
+    key: jax.Array | None = None,
+    reorthogonalize: bool = True,
+) -> Tridiagonal:
+    """Runs the Lanczos process on a batch of symmetric maps, one product a step.
+
+    With ``reorthogonalize`` every vector is made orthogonal to all before it (twice
+    classical Gram-Schmidt, in float32 or wider): nothing is found twice, and where the
+    Krylov space is exhausted (repeated eigenvalues, low rank, zero map) the process
+    goes on from a random direction, so that repeated eigenvalues are found as often as
+    they occur. It holds m vectors.
+
+    Without, three vectors are held, whatever m. Extreme eigenvalues stay right, but
+    appear again as copies once they have converged; that does not harm
+    :func:`spectral_density`, which is what this variant is for. An exhausted space
+    leaves zeros in T.
+
+    There is no block variant: on the spectra of networks it took more products for
+    each eigenvalue than single vectors do.
+
+    Args:
+      linear_map: B symmetric maps; ``rmatvec`` is not used.
+      num_steps: m, from 1 to n.
+      init: ``(B, *shape)``, where to start; random if None.
+      key: typed key of a random start and of restarts; needed without ``init``.
+      reorthogonalize: as above.
+
+    Returns:
+      The tridiagonal matrices, with the basis if it was orthogonalised.
+
+    Raises:
+      ValueError: for maps that are not square, num_steps out of range, no start, or one
+        of another shape.
+
+    Source: Lanczos 1950; Paige 1972.
+    """
+    state = _start(linear_map, num_steps, init, key, reorthogonalize)
+    body = _step(linear_map, num_steps, reorthogonalize, key)
+    state = loops.fori_loop(num_steps, lambda _, s: body(s), state)
+    return _finish(linear_map, num_steps, state, reorthogonalize)
+
+
+def eigenpairs(
+    linear_map: LinearMap,
+    k: int = 1,
+    *,
+    which: str = "magnitude",
+    num_steps: int | None = None,
+    tolerance: float | None = None,
+    init: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> Eigenpairs:
+    """Computes k extreme eigenpairs of each symmetric map, with error bars.
+
+    For both ends of a spectrum from one run, call :func:`lanczos` once and
+    :func:`ritz_pairs` twice.
+
+    Args:
+      linear_map: B symmetric maps.
+      k: how many.
+      which: "largest", "smallest" or "magnitude" (largest in absolute value).
+      num_steps: most products with the map; None for ``min(n, 2 k + 20)``.
+      tolerance: stop once every residual is at most this times its eigenvalue's
+        absolute value; None takes every step. A zero eigenvalue never satisfies it.
+      init: ``(B, *shape)``, where to start, such as an earlier eigenvector.
+      key: typed key; needed without ``init``.
+
+    Returns:
+      The pairs; NaN for a map with NaN.
+
+    Raises:
+      ValueError: for k, which, num_steps or tolerance out of range, and as
+        :func:`lanczos`.
+    """
+    steps = min(linear_map.in_size, 2 * k + 20) if num_steps is None else num_steps
+    _check_wanted(k, which, steps)
+    state = _start(linear_map, steps, init, key, True)
+    body = _step(linear_map, steps, True, key)
+    if tolerance is None:
+        state = loops.fori_loop(steps, lambda _, s: body(s), state)
+    else:
+        if not tolerance > 0:
+            raise ValueError(f"tolerance is {tolerance}; it must be above 0.")
+
+        def unfinished(carry: Any) -> jax.Array:
+            state, done = carry
+            return ~done & (state.step < steps)
+
+        def advance(carry: Any) -> Any:
+            state = body(carry[0])
+            found = _ritz(state.diagonal, state.off_diagonal, state.step, k, which)
+            values, _, residual = found
+            enough = state.step >= k
+            return state, enough & jnp.all(residual <= tolerance * jnp.abs(values))
+
+        state, _ = loops.while_loop(
+            unfinished, advance, (state, linear_map.spread(jnp.zeros((), bool)))
+        )
+    return ritz_pairs(_finish(linear_map, steps, state, True), k, which=which)
+
+
+def ritz_pairs(
+    tridiagonal: Tridiagonal, k: int = 1, *, which: str = "magnitude"
+) -> Eigenpairs:
+    """Reads k eigenpairs out of a Krylov space, at no product with the map.
+
+    Args:
+      tridiagonal: from :func:`lanczos` with ``reorthogonalize``.
+      k: how many, at most the number of steps.
+      which: "largest", "smallest" or "magnitude".
+
+    Returns:
+      The pairs, best first.
+
+    Raises:
+      ValueError: for k or which out of range, or a process that kept no basis.
+    """
+    _check_wanted(k, which, tridiagonal.diagonal.shape[1])
+    if tridiagonal.basis is None:
+        raise ValueError("tridiagonal has no basis; it needs reorthogonalize=True.")
+    values, small, residual = _ritz(
+        tridiagonal.diagonal, tridiagonal.off_diagonal, tridiagonal.num_steps, k, which
+    )
+    vectors = jnp.einsum(
+        "bmk,bm...->bk...", small, tridiagonal.basis, precision="highest"
+    )
+    return Eigenpairs(values, vectors, residual, tridiagonal.num_steps)
+
+
+class _State(NamedTuple):
+    """``vectors``: the whole basis and the next vector, or the last and the next."""
+
+    vectors: jax.Array
+    diagonal: jax.Array
+    off_diagonal: jax.Array
+    size: jax.Array
+    step: jax.Array
+
+
+def _start(
+    linear_map: LinearMap,
+    num_steps: int,
+    init: jax.Array | None,
+    key: jax.Array | None,
+    keep: bool,
+) -> _State:
+    batch, n = linear_map.batch_size, linear_map.in_size
+    check_steps(linear_map, num_steps)
+    shape = (batch, *linear_map.in_shape)
+    if init is None and key is None:
+        raise ValueError("init and key are None; one of them must give the start.")
+    if init is not None and init.shape != shape:
+        raise ValueError(f"init has shape {init.shape}; it must be {shape}.")
+    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    start = jax.random.normal(key, shape, wide) if init is None else init  # type: ignore[arg-type]
+    start = start.reshape(batch, n).astype(wide)
+    empty = jnp.zeros((batch, 1, n), wide)
+    first, _ = krylov.extend(start, empty, jnp.zeros((), wide), _restart(key, n))
+    vectors = jnp.zeros((batch, num_steps + 1 if keep else 2, n), wide)
+    numbers = jnp.zeros((batch, num_steps), wide)
+    spread = linear_map.spread
+    return _State(
+        spread(vectors.at[:, 0 if keep else 1].set(first)),
+        spread(numbers),
+        spread(numbers),
+        spread(jnp.zeros((batch,), wide)),
+        jnp.int32(0),
+    )
+
+
+def _step(
+    linear_map: LinearMap, num_steps: int, keep: bool, key: jax.Array | None
+) -> Any:
+    batch, n = linear_map.batch_size, linear_map.in_size
+
+    def advance(state: _State) -> _State:
+        j = state.step
+        current = state.vectors[:, j] if keep else state.vectors[:, 1]
+        shaped = current.reshape(batch, *linear_map.in_shape).astype(linear_map.dtype)
+        product = linear_map.matvec(shaped).reshape(batch, n).astype(current.dtype)
+        alpha = jnp.einsum("bn,bn->b", current, product, precision="highest")
+        size = jnp.maximum(state.size, norms.norm(product, 2.0))
+        if keep:
+            vector, beta = krylov.extend(product, state.vectors, size, _restart(key, j))
+            vectors = state.vectors.at[:, j + 1].set(vector)
+        else:
+            before = state.off_diagonal[:, jnp.maximum(j - 1, 0)]
+            product = product - alpha[:, None] * current
+            product = product - before[:, None] * state.vectors[:, 0]
+            vector, beta = krylov.normalize(product, size)
+            vectors = jnp.stack([current, vector], axis=1)
+        return _State(
+            vectors,
+            state.diagonal.at[:, j].set(alpha),
+            state.off_diagonal.at[:, j].set(beta),
+            size,
+            j + 1,
+        )
+
+    return advance
+
+
+def _finish(
+    linear_map: LinearMap, num_steps: int, state: _State, keep: bool
+) -> Tridiagonal:
+    basis = None
+    if keep:
+        basis = state.vectors[:, :num_steps].reshape(
+            linear_map.batch_size, num_steps, *linear_map.in_shape
+        )
+    return Tridiagonal(state.diagonal, state.off_diagonal, basis, state.step)
+
+
+def _restart(key: jax.Array | None, number: Any) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(0) if key is None else key, number)
+
+
+def check_steps(linear_map: LinearMap, num_steps: int) -> None:
+    """Raises ValueError for a map that is not square or steps out of range."""
+    if linear_map.in_shape != linear_map.out_shape:
+        raise ValueError(
+            f"linear_map goes from {linear_map.in_shape} to {linear_map.out_shape}; "
+            "it must be symmetric."
+        )
+    if not isinstance(num_steps, int) or not 1 <= num_steps <= linear_map.in_size:
+        raise ValueError(
+            f"num_steps is {num_steps!r}; it must be an int from 1 to "
+            f"{linear_map.in_size}."
+        )
+
+
+def _check_wanted(k: int, which: str, num_steps: int) -> None:
+    if which not in ENDS:
+        raise ValueError(f"which is {which!r}; it may be {', '.join(ENDS)}.")
+    if not isinstance(k, int) or not 1 <= k <= num_steps:
+        raise ValueError(f"k is {k!r}; it must be from 1 to num_steps, {num_steps}.")
+
+
+def tridiagonal_eigh(
+    diagonal: jax.Array, off_diagonal: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues ``(..., m)`` ascending and eigenvectors ``(..., m, m)`` of T.
+
+    Args:
+      diagonal: ``(..., m)``.
+      off_diagonal: ``(..., m)``, the last of which is outside T.
+    """
+    m = diagonal.shape[-1]
+    rows = jnp.arange(m)
+    matrix = jnp.zeros((*diagonal.shape, m), diagonal.dtype)
+    matrix = matrix.at[..., rows, rows].set(diagonal)
+    beside = off_diagonal[..., :-1]
+    matrix = matrix.at[..., rows[1:], rows[:-1]].set(beside)
+    matrix = matrix.at[..., rows[:-1], rows[1:]].set(beside)
+    return jnp.linalg.eigh(matrix)
+
+
+def _ritz(
+    diagonal: jax.Array, off_diagonal: jax.Array, step: jax.Array, k: int, which: str
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The k wanted Ritz values, their vectors ``(B, m, k)`` in T, and residuals."""
+    m = diagonal.shape[1]
+    done = jnp.arange(m) < step
+    # |T| row by row bounds its spectrum; columns to come are put outside of it.
+    rows = jnp.abs(diagonal) + off_diagonal + jnp.roll(off_diagonal, 1, axis=1)
+    size = jnp.max(jnp.where(done, rows, 0.0), axis=1, keepdims=True)
+    last = jnp.sum(jnp.where(jnp.arange(m) == step - 1, off_diagonal, 0.0), axis=1)
+    coupled = jnp.where(jnp.arange(m) < step - 1, off_diagonal, 0.0)
+    outside = 3 * jnp.where(size > 0, size, 1.0)
+    values, vectors = tridiagonal_eigh(jnp.where(done, diagonal, outside), coupled)
+    final = jnp.sum(
+        jnp.where((jnp.arange(m) == step - 1)[:, None], vectors, 0.0), axis=1
+    )
+    residual = jnp.abs(last[:, None] * final)
+    residual = residual + krylov.ROUNDING * jnp.finfo(values.dtype).eps * size
+    keys = {"largest": values, "smallest": -values, "magnitude": jnp.abs(values)}
+    order = jnp.where(values > 2 * size, -jnp.inf, keys[which])
+    chosen = jnp.argsort(-order, axis=1)[:, :k]
+    return (
+        jnp.take_along_axis(values, chosen, axis=1),
+        jnp.take_along_axis(vectors, chosen[:, None], axis=2),
+        jnp.take_along_axis(residual, chosen, axis=1),
+    )

@@ -1,0 +1,169 @@
+"""operators: runs a Flax network abstractly and notes its linear layers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.linear import canonicalize_padding
+from jax import lax
+
+KINDS = {nn.Conv: "convolution", nn.Dense: "dense", nn.BatchNorm: "batch_norm"}
+
+
+class Call(NamedTuple):
+    """One call of a linear layer.
+
+    Attributes:
+      kind: "convolution", "dense" or "batch_norm".
+      name: of the module, ``/`` between its parents' names and its own.
+      kernel: its kernel, of a BatchNorm what it multiplies the channels by, ``(C,)``;
+        while the network runs, a function that returns it.
+      input_shape: of one example.
+      options: of a convolution: strides, padding, kernel_dilation and groups.
+      input: what it was given, to be compared by identity only.
+      output: what it returned, likewise.
+    """
+
+    kind: str
+    name: str
+    kernel: Any
+    input_shape: tuple[int, ...]
+    options: dict[str, Any]
+    input: Any
+    output: Any
+
+
+def search(
+    module: nn.Module, variables: Any, x: Any, call_options: dict[str, Any]
+) -> list[Call]:
+    """Lists the calls of nn.Conv, nn.Dense and nn.BatchNorm in order.
+
+    Args:
+      module, variables, x, call_options: as :func:`opnorm.operators.layers`.
+
+    Raises:
+      ValueError: for modules and options that cannot be written as a ``Call``.
+    """
+    variables = nn.meta.unbox(variables)
+    calls: list[Call] = []
+
+    def note(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
+        if isinstance(module, nn.BatchNorm):
+            _check_running(module, args, kwargs)
+        output = next_fun(*args, **kwargs)
+        call = _call(module, variables, args, kwargs, output)
+        if call is not None:
+            calls.append(call)
+        return output
+
+    def run(batch: jax.Array) -> Any:
+        with nn.intercept_methods(note):
+            return module.apply(variables, batch, **call_options)
+
+    jax.eval_shape(run, x)
+    # What is computed during the run must not leave it.
+    return [call._replace(kernel=call.kernel()) for call in calls]
+
+
+def _call(
+    module: nn.Module, variables: Any, args: Any, kwargs: Any, output: Any
+) -> Call | None:
+    name = _name(module)
+    kind = next((k for of, k in KINDS.items() if isinstance(module, of)), None)
+    parameters = module.variables.get("params", {})
+    if kind is None:
+        if hasattr(parameters.get("kernel"), "shape"):
+            raise ValueError(
+                f"module {name!r} is a {type(module).__name__} with a kernel; layers "
+                f"may be {', '.join(known.__name__ for known in KINDS)}."
+            )
+        return None
+    given = args[0] if args else kwargs["x" if kind == "batch_norm" else "inputs"]
+    if kind == "batch_norm":
+        factors = _factors(module, name, variables)
+        return Call(kind, name, factors, given.shape[1:], {}, given, output)
+    kernel = _leaf(variables, "params", module.path, "kernel")
+    if parameters["kernel"] is not kernel:
+        raise ValueError(
+            f"module {name!r} has a kernel that is computed or traced inside the "
+            "network (as by nn.SpectralNorm, nn.scan, nn.remat); it must be a leaf of "
+            "variables."
+        )
+    if kind == "dense":
+        shape = given.shape[1:] if given.ndim > 1 else given.shape
+        return Call(kind, name, lambda: kernel, shape, {}, given, output)
+    masked = (lambda: kernel) if module.mask is None else lambda: kernel * module.mask
+    options = _options(module, name, kernel.ndim - 2)
+    shape = given.shape[1 - kernel.ndim :]
+    return Call(kind, name, masked, shape, options, given, output)
+
+
+def _options(module: Any, name: str, axes: int) -> dict[str, Any]:
+    """The options of an nn.Conv in linalg's terms."""
+
+    def spread(value: int | Sequence[int] | None) -> tuple[int, ...]:
+        return (value or 1,) * axes if isinstance(value, int | None) else tuple(value)
+
+    if set(spread(module.input_dilation)) != {1}:
+        raise ValueError(
+            f"module {name!r} has input_dilation {module.input_dilation}; it must be 1."
+        )
+    dilation = spread(module.kernel_dilation)
+    padding = canonicalize_padding(module.padding, axes)
+    if padding == "CAUSAL":
+        (size,) = spread(module.kernel_size)
+        padding = ((dilation[0] * (size - 1), 0),)
+    elif isinstance(padding, str) and padding not in ("SAME", "VALID", "CIRCULAR"):
+        raise ValueError(
+            f"module {name!r} has padding {padding!r}; it may be SAME, VALID, "
+            "CIRCULAR, CAUSAL or numbers."
+        )
+    elif not isinstance(padding, str):
+        padding = tuple((int(low), int(high)) for low, high in padding)
+    return {
+        "strides": spread(module.strides),
+        "padding": padding,
+        "kernel_dilation": dilation,
+        "groups": module.feature_group_count,
+    }
+
+
+def _check_running(module: Any, args: Any, kwargs: Any) -> None:
+    given = args[1] if len(args) > 1 else kwargs.get("use_running_average")
+    running = module.use_running_average if given is None else given
+    if not running:
+        raise ValueError(
+            f"module {_name(module)!r} is a BatchNorm on batch statistics, which make "
+            "examples depend on each other; it must use running averages (as with "
+            "train=False)."
+        )
+
+
+def _factors(module: Any, name: str, variables: Any) -> Callable[[], jax.Array]:
+    """``gamma / sqrt(running variance + epsilon)``, at least float32."""
+    variance = _leaf(variables, "batch_stats", module.path, "var")
+    if variance.ndim != 1 or module.axis != -1:
+        raise ValueError(
+            f"module {name!r} is a BatchNorm with axis {module.axis}; it must be -1."
+        )
+    gamma = (
+        _leaf(variables, "params", module.path, "scale") if module.use_scale else 1.0
+    )
+    wide = jnp.promote_types(variance.dtype, jnp.float32)
+    return lambda: gamma * lax.rsqrt(variance.astype(wide) + module.epsilon)
+
+
+def _name(module: Any) -> str:
+    return "/".join(module.path) or type(module).__name__
+
+
+def _leaf(variables: Any, collection: str, path: Sequence[str], name: str) -> Any:
+    tree = variables[collection]
+    for part in path:
+        tree = tree[part]
+    return tree[name]

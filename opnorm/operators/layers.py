@@ -1,0 +1,400 @@
+"""operators: the linear layers of a Flax network, their norms and singular values."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from opnorm import linalg
+from opnorm.linalg.convolution import Padding
+from opnorm.operators.layer_search import Call, search
+
+BATCH_NORM = ("fold", "separate", "ignore")
+FORMS = ("operator", "kernel")
+
+
+@struct.dataclass
+class Layer:
+    """A linear layer, without its bias, where it is called. Only the kernel is a leaf.
+
+    Attributes:
+      kernel: of a convolution ``(*spatial, C_in / groups, C_out)``, of a dense layer
+        ``(C_in, C_out)``, of a BatchNorm what it multiplies the channels by, ``(C,)``.
+      name: of the module, ``/`` between its parents' names and its own.
+      kind: "convolution", "dense" or "batch_norm".
+      input_shape: ``(*spatial, C_in)``, of one example. A dense layer acts on the last
+        axis, at every place alike.
+      strides, padding, kernel_dilation, groups: of a convolution, as
+        :func:`opnorm.linalg.convolution_map`.
+      batch_norm: name of the BatchNorm whose factors the kernel contains, or None.
+    """
+
+    kernel: jax.Array
+    name: str = struct.field(pytree_node=False)
+    kind: str = struct.field(pytree_node=False)
+    input_shape: tuple[int, ...] = struct.field(pytree_node=False)
+    strides: tuple[int, ...] = struct.field(pytree_node=False, default=())
+    padding: Padding = struct.field(pytree_node=False, default="VALID")
+    kernel_dilation: tuple[int, ...] = struct.field(pytree_node=False, default=())
+    groups: int = struct.field(pytree_node=False, default=1)
+    batch_norm: str | None = struct.field(pytree_node=False, default=None)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What functions of convolutions in linalg take besides kernel and shape."""
+        return {
+            "strides": self.strides,
+            "padding": self.padding,
+            "kernel_dilation": self.kernel_dilation,
+            "groups": self.groups,
+        }
+
+
+class LayerNorms(NamedTuple):
+    """Spectral norms of L layers, all ``(L,)``.
+
+    Attributes:
+      value: of the linear map; a lower bound up to rounding.
+      residual: some singular value lies within this of the value; 0 where the value is
+        that of a whole decomposition.
+      lower: at most the norm, rounding included.
+      upper: at least the norm, rounding included.
+      kernel_matrix: of the kernel matrix, which bounds a convolution on neither side
+        (:func:`opnorm.linalg.kernel_matrix_norm`).
+    """
+
+    value: jax.Array
+    residual: jax.Array
+    lower: jax.Array
+    upper: jax.Array
+    kernel_matrix: jax.Array
+
+
+class SpectralComplexity(NamedTuple):
+    """Logarithms of ``Phi = Q^2 S``, all scalars.
+
+    Attributes:
+      log_complexity: ``2 log Q + log S``.
+      log_product: log Q, of the product of the spectral norms; Q alone is the spectral
+        complexity of the regularisation view (its Definition 7).
+      log_ratio: log S, ``S = sum_l ||W_l||_F^2 / ||W_l||_2^2``, of the stable ranks.
+    """
+
+    log_complexity: jax.Array
+    log_product: jax.Array
+    log_ratio: jax.Array
+
+
+def layers(
+    module: nn.Module,
+    variables: Any,
+    x: Any,
+    *,
+    batch_norm: str = "fold",
+    **call_options: Any,
+) -> tuple[Layer, ...]:
+    """Finds every nn.Conv, nn.Dense and nn.BatchNorm call of a network, in order.
+
+    The network runs abstractly: nothing is computed but the folded kernels. A module
+    that is called twice is there twice.
+
+    Args:
+      module: a Flax module, called as ``module(x, **call_options)``.
+      variables: its variables, ``{"params": ..., "batch_stats": ...}``.
+      x: ``(B, ...)``, an array or a ``jax.ShapeDtypeStruct``.
+      batch_norm: what becomes of ``gamma / sqrt(running variance + epsilon)``. "fold":
+        multiplied into the kernel whose output the BatchNorm takes directly, a layer of
+        its own where it takes something else; "separate": always a layer of its own;
+        "ignore": left out, for quantities of the weights alone. Folding supposes that
+        nothing else takes that output.
+      **call_options: such as ``train=False``; BatchNorm must use running averages.
+
+    Returns:
+      The layers in order of their calls.
+
+    Raises:
+      ValueError: for an unknown ``batch_norm``, a network without layers, one whose
+        kernels are not all those of nn.Conv and nn.Dense or are computed inside it
+        (nn.SpectralNorm, nn.scan, nn.remat), and for input dilation, reflected
+        padding, or a BatchNorm on batch statistics or on another axis than the last.
+    """
+    if batch_norm not in BATCH_NORM:
+        raise ValueError(
+            f"batch_norm is {batch_norm!r}; it may be {', '.join(BATCH_NORM)}."
+        )
+    found: list[Layer] = []
+    outputs: list[Any] = []
+    for call in search(module, variables, x, call_options):
+        if call.kind != "batch_norm":
+            found.append(_layer(call))
+            outputs.append(call.output)
+            continue
+        source = [i for i, output in enumerate(outputs) if output is call.input]
+        if batch_norm == "ignore":
+            continue
+        if batch_norm == "fold" and source:
+            before = found[source[0]]
+            found[source[0]] = before.replace(  # type: ignore[attr-defined]
+                kernel=before.kernel * call.kernel, batch_norm=call.name
+            )
+            outputs[source[0]] = None
+        else:
+            found.append(_layer(call))
+            outputs.append(None)
+    if not found:
+        raise ValueError(
+            f"module is {type(module).__name__}; it must call an nn.Conv or nn.Dense."
+        )
+    return tuple(found)
+
+
+def layer_map(layer: Layer) -> linalg.LinearMap:
+    """Returns a layer as a linear map on one example, ``(1, *input_shape)``.
+
+    Args:
+      layer: one of :func:`layers`.
+
+    Returns:
+      A map with a batch of one, in the kernel's dtype.
+    """
+    if layer.kind == "convolution":
+        return linalg.convolution_map(layer.kernel, layer.input_shape, **layer.options)
+    matrix = jnp.diag(layer.kernel) if layer.kind == "batch_norm" else layer.kernel
+    return linalg.LinearMap(
+        lambda v: jnp.einsum("...i,io->...o", v, matrix, precision="highest"),
+        lambda u: jnp.einsum("...o,io->...i", u, matrix, precision="highest"),
+        1,
+        layer.input_shape,
+        (*layer.input_shape[:-1], matrix.shape[1]),
+        matrix.dtype,
+    )
+
+
+def layer_norms(
+    layers: Sequence[Layer],
+    *,
+    num_steps: int = 20,
+    method: str = "svd",
+    num_iterations: int = 6,
+) -> LayerNorms:
+    """Computes the spectral norm of each layer as a map, with bounds on both sides.
+
+    Args:
+      layers: of :func:`layers`, L of them.
+      num_steps: Golub-Kahan steps of a convolution
+        (:func:`opnorm.linalg.convolution_norm`); dense layers are decomposed.
+      method: of a convolution's upper bound
+        (:func:`opnorm.linalg.convolution_upper_bound`).
+      num_iterations: of its method "gram_iteration".
+
+    Returns:
+      Norms, error bars and bounds, ``(L,)`` each.
+
+    Raises:
+      ValueError: as :func:`opnorm.linalg.convolution_norm_bounds`.
+    """
+    rows = []
+    for layer in layers:
+        matrix = _kernel_values(layer)[0]
+        if layer.kind == "convolution":
+            found = linalg.convolution_norm_bounds(
+                layer.kernel,
+                layer.input_shape,
+                num_steps=num_steps,
+                method=method,
+                num_iterations=num_iterations,
+                **layer.options,
+            )
+            rows.append((found.value, found.residual, found.lower, found.upper, matrix))
+        else:
+            margin = _dense_margin(layer)
+            bounds = matrix * (1 - margin), matrix * (1 + margin)
+            rows.append((matrix, jnp.zeros_like(matrix), *bounds, matrix))
+    return LayerNorms(*map(_stack, zip(*rows, strict=True)))
+
+
+def layer_singular_values(layer: Layer, *, form: str = "operator") -> jax.Array:
+    """Computes all distinct singular values of a layer.
+
+    Args:
+      layer: one of :func:`layers`.
+      form: "kernel", those of the kernel matrix ``C_out x (taps C_in)``; "operator",
+        for a convolution those of its periodic version on the picture's size, rounded
+        up to a multiple of the strides (Sedghi et al. 2019). Other layers have one
+        form.
+
+    Returns:
+      ``(k,)``, largest first, at least float32. A dense layer that acts at many places
+      has each of them as many times; they are listed once.
+
+    Raises:
+      ValueError: for an unknown form.
+    """
+    _check_form(form)
+    if form == "kernel" or layer.kind != "convolution":
+        return _kernel_values(layer)
+    sizes = [
+        -(-size // stride) * stride
+        for size, stride in zip(layer.input_shape, layer.strides, strict=False)
+    ]
+    return linalg.circular_singular_values(
+        layer.kernel,
+        sizes,
+        strides=layer.strides,
+        kernel_dilation=layer.kernel_dilation,
+        groups=layer.groups,
+    )
+
+
+def singular_value_std(layers: Sequence[Layer], *, form: str = "operator") -> jax.Array:
+    """Computes the standard deviation of each layer's singular values.
+
+    The paper does not say which form it takes; its context suggests "operator".
+
+    Args:
+      layers: of :func:`layers`, L of them; with ``batch_norm="ignore"`` for the paper's
+        quantity.
+      form: as :func:`layer_singular_values`.
+
+    Returns:
+      ``(L,)``, the population's standard deviation.
+
+    Raises:
+      ValueError: for an unknown form.
+
+    Source: "Towards Understanding the Regularization of Adversarial Robustness on
+    Neural Networks", 2020, Figs. 1 and 5.
+    """
+    values = [layer_singular_values(layer, form=form) for layer in layers]
+    return _stack([jnp.std(v) for v in values])
+
+
+def log_spectral_complexity(
+    layers: Sequence[Layer], *, form: str = "operator", num_steps: int = 20
+) -> SpectralComplexity:
+    """Computes ``log Phi``, ``Phi = prod ||W||_2^2 sum ||W||_F^2 / ||W||_2^2``.
+
+    In logarithms, since the product of many norms overflows.
+
+    Args:
+      layers: of :func:`layers`; with ``batch_norm="ignore"`` for weights alone.
+      form: which matrices W: "operator", that of each layer's map on a whole example,
+        as in the theorem (a convolution's Frobenius norm counts each tap as often as a
+        window has it on the picture); "kernel", kernel matrices, whose Frobenius and
+        spectral norms are both smaller.
+      num_steps: Golub-Kahan steps of a convolution's norm.
+
+    Returns:
+      log Phi and its two terms; all are -inf where some layer is zero, but for S, in
+      which that layer counts nothing.
+
+    Raises:
+      ValueError: for an unknown form.
+
+    Source: Farnia et al. 2019, Phi^erm (Theorem 1); Neyshabur et al. 2018.
+    """
+    _check_form(form)
+    spectral, frobenius = [], []
+    for layer in layers:
+        values = _kernel_values(layer)
+        length = linalg.norm(layer.kernel.reshape(1, -1))[0]
+        if form == "kernel" or layer.kind != "convolution":
+            places = math.prod(layer.input_shape[:-1]) if form == "operator" else 1
+            spectral.append(values[0])
+            frobenius.append(length * math.sqrt(places))
+            continue
+        found = linalg.convolution_norm(
+            layer.kernel, layer.input_shape, num_steps=num_steps, **layer.options
+        )
+        spectral.append(found.value)
+        frobenius.append(
+            linalg.convolution_frobenius_norm(
+                layer.kernel, layer.input_shape, **layer.options
+            )
+        )
+    norms, lengths = _stack(spectral), _stack(frobenius)
+    ratio = jnp.where(norms == 0, 0.0, lengths / jnp.where(norms == 0, 1.0, norms))
+    log_product, log_ratio = jnp.sum(jnp.log(norms)), jnp.log(jnp.sum(ratio**2))
+    return SpectralComplexity(2 * log_product + log_ratio, log_product, log_ratio)
+
+
+def log_lipschitz_bound(
+    layers: Sequence[Layer],
+    *,
+    input_scale: float | Sequence[float] = 1.0,
+    method: str = "svd",
+    num_iterations: int = 6,
+) -> jax.Array:
+    """Computes the log of an upper bound of a chain's l2 Lipschitz constant.
+
+    The sum of the logs of upper bounds of the layers' norms, rounding included. It
+    bounds a network that is a chain of these layers with 1-Lipschitz functions between
+    them: ReLU, max- or average-pooling without overlap, flattening. It is **not valid
+    for residual networks** or other branches, for overlapping max-pooling (3x3 windows
+    with stride 2 have constant 2), or for LayerNorm, GroupNorm and attention, none of
+    which :func:`layers` lists.
+
+    Args:
+      layers: all of the chain, of :func:`layers` with ``batch_norm`` "fold" (tighter)
+        or "separate".
+      input_scale: what the network multiplies pixels by first, ``1 / std`` (2 for the
+        models here with their default std of 0.5): one number, or one per channel. The
+        bound is then in [0, 1] pixel units.
+      method, num_iterations: of :func:`opnorm.linalg.convolution_upper_bound`.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      ValueError: as :func:`opnorm.linalg.convolution_upper_bound`.
+    """
+    bounds = _stack([_upper_bound(layer, method, num_iterations) for layer in layers])
+    largest = jnp.max(jnp.abs(jnp.asarray(input_scale, bounds.dtype)))
+    logs = jnp.append(jnp.log(bounds), jnp.log(largest))
+    # Rounding of the logs and of their sum; not of -inf, the log of a zero layer.
+    size = jnp.sum(jnp.where(jnp.isneginf(logs), 0.0, jnp.abs(logs)))
+    return jnp.sum(logs) + float(jnp.finfo(logs.dtype).eps) * len(logs) * size
+
+
+def _upper_bound(layer: Layer, method: str, num_iterations: int) -> jax.Array:
+    if layer.kind != "convolution":
+        return _kernel_values(layer)[0] * (1 + _dense_margin(layer))
+    return linalg.convolution_upper_bound(
+        layer.kernel,
+        layer.input_shape,
+        method=method,
+        num_iterations=num_iterations,
+        **layer.options,
+    )
+
+
+def _kernel_values(layer: Layer) -> jax.Array:
+    if layer.kind != "batch_norm":
+        return linalg.kernel_matrix_singular_values(layer.kernel)
+    wide = jnp.promote_types(layer.kernel.dtype, jnp.float32)
+    return jnp.sort(jnp.abs(layer.kernel.astype(wide)), descending=True)
+
+
+def _dense_margin(layer: Layer) -> float:
+    """Relative rounding error of a decomposition."""
+    eps = jnp.finfo(jnp.promote_types(layer.kernel.dtype, jnp.float32)).eps
+    return float(eps) * (2 * sum(layer.kernel.shape) + 20)
+
+
+def _check_form(form: str) -> None:
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; it may be {', '.join(FORMS)}.")
+
+
+def _stack(scalars: Sequence[jax.Array]) -> jax.Array:
+    if not scalars:
+        raise ValueError("layers is empty; it must have at least one layer.")
+    return jnp.stack(scalars)
+
+
+def _layer(call: Call) -> Layer:
+    return Layer(call.kernel, call.name, call.kind, call.input_shape, **call.options)

@@ -1,0 +1,141 @@
+"""experiments.spectrum and experiments.linearity as a user runs them."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import networks
+from opnorm import analysis, data, training
+from opnorm.training import checkpoints, network
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(name, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two networks of one method, as they begin."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        config = training.Config(
+            method="data_dependent_snr", model="mlp", width=6, seed=seed
+        )
+        module = training.build_model(config, 10)
+        params, batch_stats = network.init(
+            module, jax.random.key(seed + 10), (32, 32, 3)
+        )
+        store = checkpoints.CheckpointStore(folder / f"seed{seed}" / "checkpoints")
+        state = {"params": params, "batch_stats": batch_stats}
+        store.save(0, state, {"config": dataclasses.asdict(config)})
+        store.close()
+    return folder
+
+
+def test_spectrum_compares_runs_with_an_untrained_network(runs):
+    options = [f"--run={runs / 'seed0'}", f"--run={runs / 'seed1'}", "--examples=6"]
+    options += ["--num_steps=2", "--epsilons=0.25,0.5", "--epsilons_inf="]
+    result = run("spectrum", *options)
+    assert result.returncode == 0, result.stderr
+    assert "spectra: spectrum 24/24" in result.stderr
+    out = runs / "seed0" / "spectrum"
+    results = json.loads((out / "results.json").read_text())
+    names = [f"data_dependent_snr (seed{seed})" for seed in (0, 1)]
+    assert list(results["networks"]) == [*names, "untrained"]
+    assert results["epsilon"] == 0.5 and results["examples"] == 6
+    config, params, batch_stats, _ = training.load_run(runs / "seed1")
+    module = training.build_model(config, 10)
+    functions = networks.bind(module)
+    variables = {"params": params, "batch_stats": batch_stats}
+    pictures = data.load("cifar10_mini", split="test", limit=6).images
+    found = results["networks"][names[1]]
+    for quantity, apply in (
+        ("features", functions.features),
+        ("logits", functions.logits),
+    ):
+        expected = analysis.jacobian_spectrum(apply, variables, pictures).values
+        curve = found["singular_values"][quantity]["clean"]
+        np.testing.assert_allclose(
+            curve["mean"], expected.mean(axis=0), rtol=1e-3, atol=1e-4
+        )
+    # The dominant vector of the one measurement is that of the other.
+    by_length = found["alignment_by_length"]["L2"]
+    assert by_length["epsilon"] == [0.25, 0.5]
+    by_rank = found["alignment_by_rank"]["cosine"]
+    first = by_rank["adversarial"]["mean"][0]
+    assert by_length["adversarial"]["mean"][1] == pytest.approx(first, abs=1e-3)
+    assert by_rank["random"]["mean"][0] < 0.1
+    assert all(count >= 2 for count in by_rank["adversarial"]["counted"])
+    for name in (
+        "spectrum_features",
+        "spectrum_logits",
+        "alignment_by_rank",
+        "alignment_by_length_L2",
+    ):
+        assert (out / f"{name}.png").stat().st_size > 0
+
+
+def test_linearity_measures_one_run_where_it_is_told(runs, tmp_path):
+    options = [f"--run={runs / 'seed0'}", "--examples=6", f"--out={tmp_path}"]
+    options += ["--num_steps=2", "--split=test[10:30]", "--epsilons=0.25,1.0"]
+    result = run("linearity", *options, "--epsilons_inf=0.01", "--noise=0.01,0.1")
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    found = results["networks"]["data_dependent_snr"]
+    curve = found["L2"]["adversarial"]
+    assert curve["epsilon"] == [0.0, 0.25, 1.0]
+    np.testing.assert_allclose(curve["length"]["mean"][1:], [0.25, 1.0], rtol=0.05)
+    assert curve["deviation"]["mean"][0] == 0
+    assert curve["shared_activations"]["mean"][0] == 1
+    np.testing.assert_allclose(
+        found["L2"]["random"]["length"]["mean"], curve["length"]["mean"], rtol=1e-5
+    )
+    assert len(found["Linf"]["adversarial"]["sigma"]["mean"]) == 2
+    noise = found["noise"]["pictures"]
+    lengths = np.array([0.0, 0.01, 0.1]) * np.sqrt(3072 / 3)
+    np.testing.assert_allclose(noise["length"]["mean"], lengths, rtol=0.02)
+    assert found["noise"]["random_inputs"]["shared_activations"]["mean"][0] == 1
+    for name in ("linearity_L2", "linearity_Linf", "activations"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 0
+    assert "| data-dependent SNR | L2 PGA" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("spectrum", ["--run=RUN", "--run=RUN/../seed0"], ["given more than once"]),
+        ("linearity", ["--run=RUN", "--noise=0.1,-1"], ["noise", "-1"]),
+    ],
+)
+def test_usage_errors_are_one_line_and_write_nothing(name, arguments, words, runs):
+    before = sorted(runs.rglob("*"))
+    given = [argument.replace("RUN", str(runs / "seed0")) for argument in arguments]
+    result = run(name, *given)
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+    assert sorted(runs.rglob("*")) == before
+
+
+def test_a_slice_of_a_split_is_read():
+    assert networks.parse_split("test") == ("test", None, None)
+    assert networks.parse_split("train[10:]") == ("train", 10, None)
+    with pytest.raises(ValueError, match=r"split.*test\[a:b\]"):
+        networks.parse_split("test[a:b]")

@@ -1,0 +1,193 @@
+"""Hessians in inputs and parameters against dense second derivatives."""
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opnorm import linalg, operators
+
+
+def network(params, x, nonlinearity=jax.nn.relu):
+    h = x.reshape(len(x), -1)
+    return nonlinearity(h @ params["first"]) @ params["second"] + params["bias"]
+
+
+def parameters(dtype=jnp.float64):
+    first, second, bias = jax.random.split(jax.random.key(0), 3)
+    return {
+        "first": jax.random.normal(first, (6, 8), dtype),
+        "second": jax.random.normal(second, (8, 3), dtype),
+        "bias": jax.random.normal(bias, (3,), dtype),
+    }
+
+
+def cross_entropy(logits, labels):
+    rows = jnp.arange(len(labels))
+    return -jax.nn.log_softmax(logits)[rows, labels]
+
+
+def pictures(count=4):
+    key = jax.random.key(1)
+    x = jax.random.normal(key, (count, 2, 3), jnp.float64)
+    return x, jnp.arange(count) % 3
+
+
+def dense_input_hessians(loss, x):
+    """(B, n, n), by two forward-mode derivatives of one example at a time."""
+    single = jax.vmap(jax.jacfwd(jax.jacfwd(lambda z: loss(z[None])[0])))
+    return single(x).reshape(len(x), 6, 6)
+
+
+@pytest.mark.parametrize("nonlinearity", (jax.nn.relu, jnp.tanh))
+def test_the_input_hessians_are_the_dense_ones(nonlinearity):
+    with jax.enable_x64(True):
+        params, (x, y) = parameters(), pictures()
+
+        def loss(x, y=y):
+            return cross_entropy(network(params, x, nonlinearity), y)
+
+        def dense(x):
+            return jnp.stack(
+                [
+                    dense_input_hessians(lambda z, i=i: loss(z, y[i : i + 1]), row)[0]
+                    for i, row in enumerate(x[:, None])
+                ]
+            )
+
+        def found(x, key):
+            hessian = operators.input_hessian_map(loss, x)
+            pairs = linalg.eigenpairs(hessian, which="largest", num_steps=6, key=key)
+            signs = jnp.sign(jax.random.normal(key, x.shape))
+            return hessian.matvec(signs), signs, pairs
+
+        exact = jax.jit(dense)(x)
+        product, signs, pairs = jax.jit(found)(x, jax.random.key(2))
+        expected = jnp.einsum("bmn,bn->bm", exact, signs.reshape(4, 6))
+        np.testing.assert_allclose(product.reshape(4, 6), expected, atol=1e-10)
+        top = np.linalg.eigvalsh(exact)
+        np.testing.assert_allclose(pairs.values[:, 0], top[:, -1], rtol=1e-10)
+
+        gauss_newton = operators.cross_entropy_hessian(
+            lambda x: network(params, x, nonlinearity), x
+        )
+        vectors = gauss_newton.vectors.reshape(4, 3, 6)
+        rebuilt = jnp.einsum("bk,bkm,bkn->bmn", gauss_newton.values, vectors, vectors)
+        if nonlinearity is jax.nn.relu:
+            np.testing.assert_allclose(rebuilt, exact, atol=1e-10)
+            np.testing.assert_allclose(gauss_newton.values[:, :2], top[:, :-3:-1])
+        else:
+            # What is missing bends the other way too.
+            assert np.abs(rebuilt - exact).max() > 1e-3
+        # Centred by the softmax, the rows of J have a dependency.
+        np.testing.assert_allclose(gauss_newton.values[:, 2], 0, atol=1e-12)
+
+
+def data_set(shards=3, batch=8):
+    key = jax.random.key(3)
+    x = jax.random.normal(key, (shards, batch, 2, 3), jnp.float64)
+    y = jax.random.randint(jax.random.key(4), (shards, batch), 0, 3)
+    return {"x": x, "y": y}
+
+
+def logits(params, batch):
+    return network(params, batch["x"], jnp.tanh)
+
+
+def mean_loss(outputs, batch):
+    return jnp.mean(cross_entropy(outputs, batch["y"]))
+
+
+def loss(params, batch):
+    return mean_loss(logits(params, batch), batch)
+
+
+def dense_matrices(params, batches):
+    """The Hessian and its Gauss-Newton part over all examples at once."""
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    whole = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), batches)
+    hessian = jax.jacfwd(jax.jacrev(lambda p: loss(unravel(p), whole)))(flat)
+    outputs = logits(params, whole)
+    jacobian = jax.jacrev(lambda p: logits(unravel(p), whole))(flat)
+    p = jax.nn.softmax(outputs)
+    inner = jnp.einsum("bd,de->bde", p, jnp.eye(3)) - jnp.einsum("bd,be->bde", p, p)
+    middle = jnp.einsum("bdn,bde,bem->nm", jacobian, inner, jacobian) / len(p)
+    return hessian, middle
+
+
+def test_parameter_hessian_and_gauss_newton_are_the_dense_ones():
+    with jax.enable_x64(True):
+        params, batches = parameters(), data_set()
+        hessian, gauss_newton = jax.jit(dense_matrices)(params, batches)
+
+        def spectra(params, batches):
+            found = []
+            for matrix in (
+                operators.parameter_hessian(loss, params, batches),
+                operators.gauss_newton(logits, mean_loss, params, batches),
+            ):
+                process = linalg.lanczos(matrix.map, 60, key=jax.random.key(0))
+                found.append(
+                    [
+                        linalg.ritz_pairs(process, 2, which=which)
+                        for which in ("largest", "smallest", "magnitude")
+                    ]
+                )
+            return found
+
+        found = jax.jit(spectra)(params, batches)
+        for dense, (largest, smallest, magnitude) in zip(
+            (hessian, gauss_newton), found, strict=True
+        ):
+            values = np.linalg.eigvalsh(dense)
+            size = np.abs(values).max()
+            np.testing.assert_allclose(largest.values[0], values[:-3:-1], rtol=1e-10)
+            np.testing.assert_allclose(
+                smallest.values[0], values[:2], atol=1e-10 * size
+            )
+            assert magnitude.values[0, 0] == largest.values[0, 0]
+        # A curvature of both signs, which the Gauss-Newton matrix cannot have.
+        assert np.linalg.eigvalsh(hessian)[0] < -1e-3
+        matrix = operators.parameter_hessian(loss, params, batches)
+        vector = found[0][0].vectors[0, 0]
+        tree = matrix.unravel(vector)
+        assert jax.tree.structure(tree) == jax.tree.structure(params)
+        np.testing.assert_array_equal(matrix.ravel(tree)[0], vector)
+
+
+def test_devices_share_the_batches():
+    with jax.enable_x64(True):
+        params, batches = parameters(), data_set()
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        spread = jax.NamedSharding(mesh, jax.P(None, "data"))
+
+        def product(params, batches, v):
+            return operators.parameter_hessian(loss, params, batches).map.matvec(v)
+
+        v = jax.random.normal(jax.random.key(0), (1, 75), jnp.float64)
+        dense, _ = dense_matrices(params, batches)
+        compiled = jax.jit(product).lower(
+            jax.device_put(params, jax.NamedSharding(mesh, jax.P())),
+            jax.device_put(batches, spread),
+            v,
+        )
+        compiled = compiled.compile()
+        assert "all-reduce" in compiled.as_text()
+        found = compiled(
+            jax.device_put(params, jax.NamedSharding(mesh, jax.P())),
+            jax.device_put(batches, spread),
+            v,
+        )
+        np.testing.assert_allclose(found[0], dense @ v[0], rtol=1e-10)
+
+
+def test_bad_inputs_are_refused():
+    params, batches = parameters(jnp.float32), data_set()
+    with pytest.raises(ValueError, match="params has leaves of .*int32"):
+        operators.parameter_hessian(loss, {"a": jnp.arange(3)}, batches)
+    with pytest.raises(ValueError, match="batches has first axes"):
+        uneven = {"x": batches["x"], "y": batches["y"][:2]}
+        operators.parameter_hessian(loss, params, uneven)
+    with pytest.raises(ValueError, match="loss returns"):
+        operators.input_hessian_map(lambda x: network(params, x), pictures()[0])
