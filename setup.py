@@ -37,6 +37,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "test": [
             "hypothesis>=6.100",
+            # An independent Lanczos and Golub-Kahan to compare with.
+            "matfree>=0.6",
             "mypy>=1.14",
             "nbclient>=0.10",
             "nbformat>=5.10",

@@ -8,6 +8,8 @@ number is a median over rounds, every ratio the median of the rounds' own ratios
 benchmark.json and table.md into --run.
 """
 
+import functools
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -15,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax import lax
 
 from experiments import cli
-from opnorm import attacks, data, operators, training
+from opnorm import attacks, data, linalg, operators, training
 from opnorm.training import methods, network, optimizers
 from opnorm.training.step import init_state
 
@@ -29,10 +32,18 @@ _RUN = flags.DEFINE_string("run", "runs/benchmark", "directory to write to")
 _WIDTH = flags.DEFINE_integer("width", 16, "width of CNN7")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "examples per step")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "interleaved rounds, at least 3")
+_ALL_PARTS = ("attack", "power", "train", "spectrum")
 _PARTS = flags.DEFINE_list(
-    "parts", ["attack", "power", "train"], "what to measure: attack, power, train"
+    "parts", list(_ALL_PARTS), f"what to measure, out of {', '.join(_ALL_PARTS)}"
 )
 _STEPS = flags.DEFINE_list("steps", ["10", "100"], "attack steps K to measure")
+
+# Slower functions are timed once, not in every round.
+_LONG = 5.0
+_LANCZOS_STEPS = 10
+_COUNTED_IMAGES = 64
+_MOST_POWER_STEPS = 100
+_MOST_LANCZOS_STEPS = 20
 
 # The most that each ratio may be; what the project promises.
 LIMITS = {
@@ -41,6 +52,10 @@ LIMITS = {
     "SNR, exact dense / adversarial step": 0.85,
     "SNR, amortized / standard step": 2.0,
     "SNR, amortized / adversarial step": 1 / 3,
+    "features to 1e-3: Golub-Kahan passes / power passes": 0.5,
+    "outside their error bars": 0.0,
+    "Lanczos step on parameters / one product": 1.1,
+    "Lanczos on parameters / matfree's": 1.0,
 }
 PGA_LIMIT = 1.2
 # On CPU alone, where a convolution in a plain loop is slow.
@@ -70,6 +85,7 @@ def main() -> None:
         if flag.value < smallest:
             raise ValueError(f"{flag.name} is {flag.value}; at least {smallest}.")
     known = {"attack": _attack_part, "power": _power_part, "train": _train_part}
+    known["spectrum"] = _spectrum_part
     for part in _PARTS.value:
         if part not in known:
             raise ValueError(f"parts has {part!r}; it may have {', '.join(known)}.")
@@ -283,6 +299,146 @@ def _train_part(
     return _medians(rounds), ratios
 
 
+def _spectrum_part(
+    compilations: Compilations, steps: tuple[int, ...]
+) -> tuple[dict[str, float], dict[str, float]]:
+    del steps
+    ratios = _passes_to_the_norm(compilations)
+    net, params, batch_stats, x, y = _setup()
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        images, labels = batch
+        logits = net.infer(params, batch_stats, images)
+        return jnp.mean(attacks.cross_entropy(logits, labels))
+
+    batches = (x[None], y[None])
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    start = jax.random.normal(jax.random.key(2), flat.shape)
+
+    def product(params: Any, v: jax.Array) -> jax.Array:
+        return operators.parameter_hessian(loss, params, batches).map.matvec(v[None])
+
+    def lanczos(params: Any, v: jax.Array) -> Any:
+        hessian = operators.parameter_hessian(loss, params, batches).map
+        process = linalg.lanczos(hessian, _LANCZOS_STEPS, init=v[None])
+        return linalg.ritz_pairs(process).values
+
+    def exact_sum(params: Any) -> jax.Array:
+        f = functools.partial(net.infer, params, batch_stats)
+        return operators.jacobian_norm(f, x, p=2.0, q=1.0).value
+
+    def spectral(params: Any) -> jax.Array:
+        f = functools.partial(net.infer, params, batch_stats)
+        return operators.jacobian_norm(f, x, method="dense").value
+
+    named: dict[str, Any] = {
+        "parameter Hessian product": (product, params, start),
+        "Lanczos on parameters": (lanczos, params, start),
+        "exact (2, 1) norm": (exact_sum, params),
+        "exact (2, 2) norm": (spectral, params),
+    }
+    if importlib.util.find_spec("matfree"):
+        from matfree import decomp
+
+        tridiagonalize = decomp.tridiag_sym(_LANCZOS_STEPS)
+
+        # As its users write a product with a Hessian.
+        def matfree(params: Any, v: jax.Array) -> Any:
+            gradient = jax.grad(lambda flat: loss(unravel(flat), (x, y)))
+            flat, _ = jax.flatten_util.ravel_pytree(params)
+            found = tridiagonalize(lambda v: jax.jvp(gradient, (flat,), (v,))[1], v)
+            return jnp.linalg.eigvalsh(found.J_small)
+
+        named["matfree's Lanczos on parameters"] = (matfree, params, start)
+    functions = {
+        name: _bind(jax.jit(compilations.wrap(name, fun)), *args)
+        for name, (fun, *args) in named.items()
+    }
+    rounds = _time(functions)
+    step = [t / _LANCZOS_STEPS for t in rounds["Lanczos on parameters"]]
+    rounds["Lanczos step on parameters"] = step
+    ratios["Lanczos step on parameters / one product"] = _ratio(
+        rounds, "Lanczos step on parameters", "parameter Hessian product"
+    )
+    ratios["exact (2, 1) norm / exact (2, 2) norm"] = _ratio(
+        rounds, "exact (2, 1) norm", "exact (2, 2) norm"
+    )
+    if "matfree's Lanczos on parameters" in rounds:
+        ratios["Lanczos on parameters / matfree's"] = _ratio(
+            rounds, "Lanczos on parameters", "matfree's Lanczos on parameters"
+        )
+    return _medians(rounds), ratios
+
+
+def _passes_to_the_norm(compilations: Compilations) -> dict[str, float]:
+    """Passes through the network until the features' norm is right to 1e-3."""
+    module = training.build_model(training.Config(width=_WIDTH.value), 10)
+    _, params, batch_stats, x, _ = _setup()
+    variables = {"params": params, "batch_stats": batch_stats}
+
+    def features(x: jax.Array) -> jax.Array:
+        found: Any = module.apply(variables, x, outputs="all")
+        return found.features
+
+    # The same matrices for both, so that what is counted is the method's doing.
+    x = x[:_COUNTED_IMAGES]
+    jacobians = jax.jit(compilations.wrap("features", _dense(features)))(x)
+    exact = np.linalg.svd(np.asarray(jacobians, np.float64), compute_uv=False)[:, 0]
+    linear_map = linalg.from_matrix(jacobians)
+
+    def power(v: jax.Array) -> Any:
+        found = linalg.operator_norm(linear_map, num_steps=1, init=v)
+        return found.value, found.right
+
+    step = jax.jit(compilations.wrap("power step", power))
+    v = jax.random.normal(jax.random.key(5), (len(x), jacobians.shape[2]))
+    start = jnp.einsum("bdn,bn->bd", jacobians, v)
+    errors = []
+    for _ in range(_MOST_POWER_STEPS):
+        value, v = step(v)
+        errors.append(np.abs(np.asarray(value) - exact) / exact)
+    # Step k has made k products with J^T and, for the value, k + 1 with J.
+    power_passes = _first(errors, lambda k: 2 * k + 1)
+    errors, outside = [], 0
+    for k in range(1, min(_MOST_LANCZOS_STEPS, *jacobians.shape[1:]) + 1):
+
+        def triplets(start: jax.Array, k: int = k) -> Any:
+            return linalg.golub_kahan(linear_map, num_steps=k, init=start)
+
+        found = jax.jit(compilations.wrap(f"Golub-Kahan {k}", triplets))(start)
+        off = np.abs(np.asarray(found.values) - exact[:, None])
+        nearest = np.linalg.svd(np.asarray(jacobians, np.float64), compute_uv=False)
+        distance = np.abs(nearest - np.asarray(found.values)).min(axis=1)
+        outside += int(np.sum(distance > np.asarray(found.residual)[:, 0]))
+        errors.append(off[:, 0] / exact)
+    # Step k makes k products with J and k + 1 with J^T, the last for the error bar,
+    # and the start that both share was made by one with J.
+    lanczos_passes = _first(errors, lambda k: 2 * k + 2)
+    return {
+        "features to 1e-3: power passes": float(np.median(power_passes)),
+        "features to 1e-3: Golub-Kahan passes": float(np.median(lanczos_passes)),
+        "features to 1e-3: Golub-Kahan passes / power passes": float(
+            np.median(lanczos_passes / power_passes)
+        ),
+        "outside their error bars": float(outside),
+    }
+
+
+def _dense(f: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    def compute(x: jax.Array) -> jax.Array:
+        found = operators.dense_jacobian(f, x, max_bytes=2**33)
+        return found.reshape(*found.shape[:2], -1)
+
+    return compute
+
+
+def _first(errors: list[np.ndarray], passes: Callable[[int], int]) -> np.ndarray:
+    """Passes of each image until its error is 1e-3, or all of them and one step."""
+    good = np.array(errors) <= 1e-3
+    steps = np.where(good.any(axis=0), good.argmax(axis=0) + 1, len(errors) + 1)
+    return np.array([passes(int(k)) for k in steps])
+
+
 def _train_step(
     compilations: Compilations, name: str, options: Mapping[str, Any]
 ) -> Callable[[], Any]:
@@ -319,12 +475,18 @@ def _bind(fun: Callable[..., Any], *args: Any) -> Callable[[], Any]:
 
 
 def _time(functions: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Seconds of each function in each of the interleaved rounds, after a warm-up."""
+    """Seconds of each function in each of the interleaved rounds, after a warm-up.
+
+    One that takes longer than ``_LONG`` is timed once and counts in every round.
+    """
     for run in functions.values():
         jax.block_until_ready(run())
     rounds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(_ROUNDS.value):
+    for number in range(_ROUNDS.value):
         for name, run in functions.items():
+            if number and rounds[name][0] > _LONG:
+                rounds[name].append(rounds[name][0])
+                continue
             start = time.perf_counter()
             jax.block_until_ready(run())
             rounds[name].append(time.perf_counter() - start)

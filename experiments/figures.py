@@ -17,6 +17,7 @@ LABELS = {
     "data_dependent_snr": "data-dependent SNR",
     "data_dependent_onr": "data-dependent ONR",
     "global_snr": "global SNR",
+    "interpolated": "adversarial training and SNR, interpolated",
 }
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("s", "^", "D", "P", "o", "v")
@@ -28,6 +29,7 @@ _STYLES = {
     "data_dependent_snr": ("#D55E00", "^", "-"),
     "data_dependent_onr": ("#CC79A7", "P", "-"),
     "global_snr": ("#009E73", "D", "--"),
+    "interpolated": ("#E69F00", "o", "-."),
 }
 
 

@@ -182,7 +182,8 @@ def convolution_frobenius_norm(
     """Computes the Frobenius norm of a convolution as a linear map.
 
     ``||A||_F^2 = sum_t n_t ||K[t]||_F^2`` with n_t the number of windows in which tap t
-    lies on the picture. Not the Frobenius norm of the kernel, which counts one window.
+    lies on the picture; taps that fall on one place of a periodic picture are added
+    first. Not the Frobenius norm of the kernel, which counts one window.
 
     Args:
       kernel, input_shape, strides, padding, kernel_dilation, groups: as
@@ -195,14 +196,22 @@ def convolution_frobenius_norm(
       ValueError: as :func:`convolution_map`.
     """
     where = geometry(kernel, input_shape, strides, padding, kernel_dilation, groups)
+    scaled, size = scale(kernel)
     counts = np.ones(())
     for axis, windows in enumerate(where.out_shape[:-1]):
-        low = where.padding[axis][0]
-        tap = where.dilation[axis] * np.arange(where.kernel_sizes[axis])[:, None]
-        place = np.arange(windows) * where.strides[axis] + tap - low
-        inside = (place >= 0) & (place < where.sizes[axis]) | where.periodic
-        counts = np.multiply.outer(counts, inside.sum(axis=1))
-    scaled, size = scale(kernel)
+        taps = where.dilation[axis] * np.arange(where.kernel_sizes[axis])
+        length = where.sizes[axis]
+        if where.periodic:
+            # Taps that meet again after a turn around the picture act as one.
+            folded = (*scaled.shape[:axis], length, *scaled.shape[axis + 1 :])
+            index = (slice(None),) * axis + (taps % length,)
+            scaled = jnp.zeros(folded, scaled.dtype).at[index].add(scaled)
+            along = np.full(length, windows)
+        else:
+            starts = np.arange(windows) * where.strides[axis] - where.padding[axis][0]
+            places = starts + taps[:, None]
+            along = ((places >= 0) & (places < length)).sum(axis=1)
+        counts = np.multiply.outer(counts, along)
     squares = jnp.sum(scaled**2, axis=(-2, -1))
     return size * jnp.sqrt(jnp.sum(jnp.asarray(counts, squares.dtype) * squares))
 

@@ -106,10 +106,11 @@ def convolution_upper_bound(
 
     With zeros around it, a convolution is a compression of the periodic one on any grid
     that is larger than the picture by the padding on one side (by at most the dilated
-    kernel less one), whose norm is that of the largest block. With a 3x3
-    kernel the bound is about 0.1 % above the norm on 32x32 pictures, 2 % on 8x8 ones, a
-    third on 4x4 ones without padding. A periodic convolution has its own grid, so the bound is its norm, unless
-    a stride does not divide a size: then stride 1 bounds it along that axis.
+    kernel less one), whose norm is that of the largest block. With a 3x3 kernel the
+    bound is about 0.1 % above the norm on 32x32 pictures, 2 % on 8x8 ones, a third on
+    4x4 ones without padding. A periodic convolution has its own grid, so the bound is
+    its norm, unless a stride does not divide a size: then stride 1 bounds it along that
+    axis.
 
     Args:
       kernel: ``(*spatial, C_in / groups, C_out)`` float, 1 to 3 spatial axes.

@@ -26,6 +26,7 @@ from opnorm.operators.layers import (
     log_spectral_complexity,
     singular_value_std,
 )
+from opnorm.operators.regression import regressed_jacobian
 
 __all__ = [
     "Layer",
@@ -47,6 +48,7 @@ __all__ = [
     "log_lipschitz_bound",
     "log_spectral_complexity",
     "parameter_hessian",
+    "regressed_jacobian",
     "singular_triplets",
     "singular_value_std",
 ]

@@ -16,13 +16,15 @@ METHODS = {
     "Jacobian at each example",
     "global_snr": "cross-entropy + weight x half the sum of the layers' squared "
     "spectral norms",
+    "interpolated": "cross-entropy + weight x (the adversarial term x (1 - mix) + the "
+    "term of data_dependent_snr x mix)",
 }
 SEARCHES = ("amortized", "dense", "iterative")
 VARIANTS = ("derivative", "difference")
 OPTIMIZERS = ("adam", "sgd", "rmsprop")
 SCHEDULES = ("constant", "cosine", "step")
-DATA_DEPENDENT = ("data_dependent_snr", "data_dependent_onr")
-ADVERSARIAL = ("adversarial", "adversarial_only")
+DATA_DEPENDENT = ("data_dependent_snr", "data_dependent_onr", "interpolated")
+ADVERSARIAL = ("adversarial", "adversarial_only", "interpolated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Config:
       weight: lambda, the factor of the method's term. Its conventions are those of
         Roth et al. 2020 (Eqs. 5, 7, 13, 14): squared penalties carry a 1/2, and the
         adversarial term is added to the clean one.
+      mix: of "interpolated", in [0, 1]: 0 is "adversarial", 1 "data_dependent_snr".
       num_steps: steps of the attack, of the search with search="iterative" (power
         steps; for "dense" with exponents other than 2 steps on the dense Jacobian),
         or of "global_snr" in each update.
@@ -81,6 +84,7 @@ class Config:
     q: float = 2.0
     epsilon: float = 0.5
     weight: float = 1.0
+    mix: float = 0.5
     num_steps: int = 10
     step_size: float | None = None
     search: str = "amortized"
@@ -132,10 +136,23 @@ def validate(config: Config) -> None:
             )
     if config.momentum >= 1:
         raise ValueError(f"momentum is {config.momentum}; it must be in [0, 1).")
-    if config.method == "data_dependent_snr" and (config.p, config.q) != (2, 2):
+    spectral = config.method in ("data_dependent_snr", "interpolated")
+    if spectral and (config.p, config.q) != (2, 2):
         raise ValueError(
-            f"method 'data_dependent_snr' is the (2, 2) norm, and p, q are {config.p}, "
-            f"{config.q}; for other exponents use method 'data_dependent_onr'."
+            f"method {config.method!r} is for the (2, 2) norm, and p, q are "
+            f"{config.p}, {config.q}; for others use method 'data_dependent_onr'."
+        )
+    if not 0 <= config.mix <= 1:
+        raise ValueError(f"mix is {config.mix}; it must be in [0, 1].")
+    if config.method == "interpolated" and config.variant != "difference":
+        raise ValueError(
+            f"variant is {config.variant!r}; the method 'interpolated' has only "
+            "'difference'."
+        )
+    if config.method != "interpolated" and config.mix != Config().mix:
+        raise ValueError(
+            f"mix is {config.mix}, which the method {config.method!r} does not use; it "
+            "belongs to interpolated."
         )
     if not 0 < config.penalty_fraction <= 1:
         raise ValueError(

@@ -26,6 +26,7 @@ The difference penalty may be taken on a part of each batch: shuffling makes tha
 random part, so its mean is an unbiased estimate of the mean over the batch.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -88,6 +89,8 @@ def create(config: Config, network: Network) -> Method:
         return _global(config, network)
     if config.method in ("adversarial", "adversarial_only"):
         return _adversarial(config, network)
+    if config.method == "interpolated":
+        return _interpolated(config, network)
     return _data_dependent(config, network)
 
 
@@ -121,20 +124,14 @@ def _global(config: Config, network: Network) -> Method:
 
 
 def _adversarial(config: Config, network: Network) -> Method:
-    attack = attacks.pga(
-        p=config.p,
-        epsilon=config.epsilon,
-        num_steps=config.num_steps,
-        step_size=config.step_size,
-    )
+    perturb = _attack(config, network)
     clean_too = config.method == "adversarial"
 
     def loss(
         params: Any, batch_stats: Any, state: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Auxiliary]:
         x, labels = batch.images, batch.labels
-        frozen = lax.stop_gradient((params, batch_stats))
-        perturbed = attack(lambda z: network.infer(*frozen, z), x, labels, key)
+        perturbed = perturb(params, batch_stats, batch, key)
         inputs = jnp.concatenate([x, perturbed]) if clean_too else perturbed
         outputs, batch_stats = network.train(params, batch_stats, inputs)
         logits, adversarial = outputs[: len(x)], outputs[-len(x) :]
@@ -143,46 +140,22 @@ def _adversarial(config: Config, network: Network) -> Method:
         if clean_too:
             value = _cross_entropy(logits, labels) + config.weight * adversarial_loss
         # Without a clean pass the accuracy reported is that on the perturbed examples.
-        metrics = _metrics(logits, labels) | {
-            "adversarial_loss": adversarial_loss,
-            "adversarial_accuracy": _accuracy(adversarial, labels),
-        }
+        metrics = _metrics(logits, labels) | _adversarial_metrics(adversarial, labels)
         return value, Auxiliary(batch_stats, state, metrics)
 
     return Method(_no_state, loss)
 
 
 def _data_dependent(config: Config, network: Network) -> Method:
-    p, q, epsilon = config.p, config.q, config.epsilon
     squared = config.method == "data_dependent_snr"
-    amortized = config.search == "amortized"
+    init, direction, refresh = _search(config, network)
     fraction = config.penalty_fraction if config.variant == "difference" else 1.0
-
-    def init(params: Any, key: jax.Array, num_examples: int, num_classes: int) -> Any:
-        if not amortized:
-            return {}
-        return {"left": jax.random.normal(key, (num_examples, num_classes))}
-
-    def direction(
-        f: Callable[[jax.Array], jax.Array], state: Any, batch: Batch, key: jax.Array
-    ) -> jax.Array:
-        x = batch.images
-        if amortized:
-            _, pull = jax.vjp(f, x)
-            (pulled,) = pull(linalg.dual_map(state["left"][batch.indices], q))
-            return linalg.dual_map(pulled, linalg.conjugate_exponent(p))
-        return operators.jacobian_norm(
-            f, x, p=p, q=q, method=config.search, num_steps=config.num_steps, key=key
-        ).right
 
     def loss(
         params: Any, batch_stats: Any, state: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Auxiliary]:
-        x = batch.images
-        part = Batch(*(array[: _part(len(x), fraction)] for array in batch))
-        frozen = lax.stop_gradient((params, batch_stats))
-        v = direction(lambda z: network.infer(*frozen, z), state, part, key)
-        v = lax.stop_gradient(v)
+        x, part = batch.images, _part(batch, fraction)
+        v = direction(params, batch_stats, state, part, key)
         if config.variant == "derivative":
             logits, change, batch_stats = jax.jvp(
                 lambda z: network.train(params, batch_stats, z),
@@ -190,29 +163,131 @@ def _data_dependent(config: Config, network: Network) -> Method:
                 (v,),
                 has_aux=True,
             )
-            change = epsilon * change
+            change = config.epsilon * change
         else:
-            inputs = jnp.concatenate([x, part.images + epsilon * v])
+            inputs = jnp.concatenate([x, part.images + config.epsilon * v])
             outputs, batch_stats = network.train(params, batch_stats, inputs)
             logits = outputs[: len(x)]
             change = outputs[len(x) :] - logits[: len(v)]
-        penalty = regularizers.size_penalty(change, q=q, squared=squared).mean()
+        penalty = regularizers.size_penalty(change, q=config.q, squared=squared).mean()
         value = _cross_entropy(logits, batch.labels) + config.weight * penalty
-        if amortized:
-            left = state["left"].at[part.indices].set(lax.stop_gradient(change))
-            state = {"left": left}
-        gain = linalg.norm(change, q).mean() / max(epsilon, 1e-12)
-        metrics = {"penalty": penalty, "jacobian_norm": gain}
-        return value, Auxiliary(
-            batch_stats, state, _metrics(logits, batch.labels) | metrics
+        metrics = _metrics(logits, batch.labels) | _penalty_metrics(
+            penalty, change, config
         )
+        state = refresh(state, part, change)
+        return value, Auxiliary(batch_stats, state, metrics)
 
     return Method(init, loss)
 
 
-def _part(batch_size: int, fraction: float) -> int:
-    """How many examples of a batch the penalty is taken on, at least one."""
-    return max(1, round(batch_size * fraction))
+def _interpolated(config: Config, network: Network) -> Method:
+    # At the ends the other search would be paid for and its examples would share the
+    # batch statistics: they are the methods themselves.
+    if config.mix == 0:
+        return _adversarial(dataclasses.replace(config, method="adversarial"), network)
+    if config.mix == 1:
+        alone = dataclasses.replace(config, method="data_dependent_snr")
+        return _data_dependent(alone, network)
+    perturb = _attack(config, network)
+    init, direction, refresh = _search(config, network)
+
+    def loss(
+        params: Any, batch_stats: Any, state: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Auxiliary]:
+        x, labels = batch.images, batch.labels
+        part = _part(batch, config.penalty_fraction)
+        attack_key, search_key = jax.random.split(key)
+        perturbed = perturb(params, batch_stats, batch, attack_key)
+        v = direction(params, batch_stats, state, part, search_key)
+        inputs = [x, perturbed, part.images + config.epsilon * v]
+        outputs, batch_stats = network.train(
+            params, batch_stats, jnp.concatenate(inputs)
+        )
+        logits, adversarial = outputs[: len(x)], outputs[len(x) : 2 * len(x)]
+        change = outputs[2 * len(x) :] - logits[: len(v)]
+        penalty = regularizers.size_penalty(change, q=2.0, squared=True).mean()
+        term = (1 - config.mix) * _cross_entropy(adversarial, labels)
+        term += config.mix * penalty
+        value = _cross_entropy(logits, labels) + config.weight * term
+        metrics = (
+            _metrics(logits, labels)
+            | _adversarial_metrics(adversarial, labels)
+            | _penalty_metrics(penalty, change, config)
+        )
+        return value, Auxiliary(batch_stats, refresh(state, part, change), metrics)
+
+    return Method(init, loss)
+
+
+def _attack(config: Config, network: Network) -> Callable[..., jax.Array]:
+    """``(params, batch_stats, batch, key) ->`` perturbed images, no gradient."""
+    attack = attacks.pga(
+        p=config.p,
+        epsilon=config.epsilon,
+        num_steps=config.num_steps,
+        step_size=config.step_size,
+    )
+
+    def perturb(
+        params: Any, batch_stats: Any, batch: Batch, key: jax.Array
+    ) -> jax.Array:
+        frozen = lax.stop_gradient((params, batch_stats))
+        return attack(
+            lambda z: network.infer(*frozen, z), batch.images, batch.labels, key
+        )
+
+    return perturb
+
+
+class _Search(NamedTuple):
+    """How the direction v of a data-dependent penalty is found and remembered."""
+
+    init: Callable[[Any, jax.Array, int, int], Any]
+    direction: Callable[..., jax.Array]
+    refresh: Callable[[Any, Batch, jax.Array], Any]
+
+
+def _search(config: Config, network: Network) -> _Search:
+    amortized = config.search == "amortized"
+
+    def init(params: Any, key: jax.Array, num_examples: int, num_classes: int) -> Any:
+        if not amortized:
+            return {}
+        return {"left": jax.random.normal(key, (num_examples, num_classes))}
+
+    def direction(
+        params: Any, batch_stats: Any, state: Any, batch: Batch, key: jax.Array
+    ) -> jax.Array:
+        frozen = lax.stop_gradient((params, batch_stats))
+        x, p, q = batch.images, config.p, config.q
+
+        def f(x: jax.Array) -> jax.Array:
+            return network.infer(*frozen, x)
+
+        if amortized:
+            _, pull = jax.vjp(f, x)
+            (pulled,) = pull(linalg.dual_map(state["left"][batch.indices], q))
+            return lax.stop_gradient(
+                linalg.dual_map(pulled, linalg.conjugate_exponent(p))
+            )
+        found = operators.jacobian_norm(
+            f, x, p=p, q=q, method=config.search, num_steps=config.num_steps, key=key
+        )
+        return lax.stop_gradient(found.right)
+
+    def refresh(state: Any, batch: Batch, change: jax.Array) -> Any:
+        if not amortized:
+            return state
+        left = state["left"].at[batch.indices].set(lax.stop_gradient(change))
+        return {"left": left}
+
+    return _Search(init, direction, refresh)
+
+
+def _part(batch: Batch, fraction: float) -> Batch:
+    """The examples of a batch that the penalty is taken on, at least one."""
+    count = max(1, round(len(batch.images) * fraction))
+    return Batch(*(array[:count] for array in batch))
 
 
 def _no_state(params: Any, key: jax.Array, num_examples: int, num_classes: int) -> Any:
@@ -229,3 +304,17 @@ def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def _metrics(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     return {"accuracy": _accuracy(logits, labels)}
+
+
+def _adversarial_metrics(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    return {
+        "adversarial_loss": _cross_entropy(logits, labels),
+        "adversarial_accuracy": _accuracy(logits, labels),
+    }
+
+
+def _penalty_metrics(
+    penalty: jax.Array, change: jax.Array, config: Config
+) -> dict[str, jax.Array]:
+    gain = linalg.norm(change, config.q).mean() / max(config.epsilon, 1e-12)
+    return {"penalty": penalty, "jacobian_norm": gain}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse.linalg
+from matfree import decomp, eig
 
 from opnorm import linalg
 
@@ -102,6 +103,32 @@ def test_extremes_are_scipys():
         )
         order = np.argsort(-np.abs(expected))
         np.testing.assert_allclose(found.values[0], expected[order], rtol=1e-5)
+
+
+def test_the_process_is_matfrees():
+    with jax.enable_x64(True):
+        a = jnp.asarray(with_spectrum(np.linspace(-3, 7, SIZE))[0])
+        start = jax.random.normal(jax.random.key(0), (SIZE,))
+        ours = jax.jit(
+            lambda a, start: linalg.lanczos(
+                linalg.from_matrix(a), 8, init=start[None], reorthogonalize=True
+            )
+        )(a, start)
+        theirs = decomp.tridiag_sym(8)(lambda v, a: a @ v, start, a)
+        np.testing.assert_allclose(
+            jnp.diagonal(theirs.J_small), ours.diagonal[0], rtol=1e-10
+        )
+        beside = jnp.diagonal(theirs.J_small, 1)
+        np.testing.assert_allclose(beside, ours.off_diagonal[0, :-1], rtol=1e-10)
+        square = jnp.asarray(np.random.default_rng(0).normal(size=(12, 12)))
+        found = jax.jit(
+            lambda a: linalg.golub_kahan(
+                linalg.from_matrix(a), 12, num_steps=12, key=jax.random.key(1)
+            )
+        )(square)
+        partial = eig.svd_partial(decomp.bidiag(12))
+        _, values, _ = partial(lambda v, a: a @ v, jnp.ones(12), square)
+        np.testing.assert_allclose(found.values[0], np.sort(values)[::-1], rtol=1e-10)
 
 
 def test_one_process_gives_both_ends():

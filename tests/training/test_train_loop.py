@@ -38,6 +38,7 @@ METHODS = [
     {"method": "data_dependent_onr", "p": float("inf"), "q": 2.0, "epsilon": 0.02},
     {"method": "data_dependent_onr", "p": float("inf"), "search": "iterative"},
     {"method": "global_snr", "weight": 0.01},
+    {"method": "interpolated", "num_steps": 2, "mix": 0.25},
 ]
 
 
@@ -151,6 +152,9 @@ def test_a_run_can_start_from_another_runs_parameters(tmp_path, train_set):
         ({"search": "dense"}, "search.*standard"),
         ({"penalty_fraction": 0.0}, "penalty_fraction is 0"),
         ({"step_size": 1.0}, "step_size.*standard"),
+        ({"mix": 0.1}, "mix is 0.1.*interpolated"),
+        ({"method": "interpolated", "mix": 1.5}, "mix is 1.5"),
+        ({"method": "interpolated", "variant": "derivative"}, "variant.*derivative"),
         ({"epochs": 0}, "epochs is 0"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"seed": -1}, "seed"),
@@ -171,6 +175,30 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(train_set):
     config = dataclasses.replace(TINY, batch_size=12)
     with pytest.raises(ValueError, match="batch_size is 12.*devices, 8"):
         training.train(config, train_set=train_set, show_progress=False)
+
+
+def test_interpolation_mixes_the_terms_of_two_methods(train_set):
+    from opnorm.training import methods, network
+
+    values = {}
+    for mix in (0.25, 0.5):
+        config = dataclasses.replace(
+            TINY, method="interpolated", mix=mix, weight=3.0, num_steps=2
+        )
+        module = training.build_model(config, 10)
+        params, stats = network.init(module, jax.random.key(0), train_set.image_shape)
+        method = methods.create(config, network.bind(module))
+        state = method.init(params, jax.random.key(1), 48, 10)
+        batch = methods.Batch(
+            data.to_float(train_set.images[:16]), train_set.labels[:16], np.arange(16)
+        )
+        loss = jax.jit(method.loss)
+        values[mix], auxiliary = loss(params, stats, state, batch, jax.random.key(2))
+        assert not np.array_equal(auxiliary.method_state["left"], state["left"])
+    terms = auxiliary.metrics
+    step = 0.25 * 3.0 * (terms["penalty"] - terms["adversarial_loss"])
+    assert abs(step) > 0.1
+    np.testing.assert_allclose(values[0.5] - values[0.25], step, rtol=1e-4)
 
 
 def test_amortized_search_remembers_the_gain_of_each_example(train_set):
