@@ -52,6 +52,7 @@ LIMITS = {
     "SNR, exact dense / adversarial step": 0.85,
     "SNR, amortized / standard step": 2.0,
     "SNR, amortized / adversarial step": 1 / 3,
+    "gradient regularisation / standard step": 2.2,
     "features to 1e-3: Golub-Kahan passes / power passes": 0.5,
     "outside their error bars": 0.0,
     "Lanczos step on parameters / one product": 1.1,
@@ -279,6 +280,11 @@ def _train_part(
         "SNR, amortized, whole batch": {**snr, **whole},
         "SNR, amortized, derivative": {**snr, "variant": "derivative"},
         "global SNR step": {"method": "global_snr", "num_steps": 1},
+        "gradient regularisation": {"method": "gradient_regularization"},
+        "gradient regularisation, whole batch": {
+            "method": "gradient_regularization",
+            **whole,
+        },
     }
     functions = {
         name: _train_step(compilations, name, options)
@@ -294,6 +300,8 @@ def _train_part(
         "SNR, amortized, whole batch",
         "SNR, amortized, derivative",
         "global SNR step",
+        "gradient regularisation",
+        "gradient regularisation, whole batch",
     ):
         ratios[f"{name} / {standard}"] = _ratio(rounds, name, standard)
     return _medians(rounds), ratios

@@ -162,3 +162,19 @@ def _field_descriptions(config: type) -> dict[str, str]:
     section = text.split("Attributes:", 1)[1]
     found = re.findall(r"^  (\w+): (.+?)(?=^  \w+:|\Z)", section, re.S | re.M)
     return {name: " ".join(body.split()) for name, body in found}
+
+
+def parse_split(text: str) -> tuple[str, int | None, int | None]:
+    """Reads a split or a slice of one: ``"test[10:20]"`` is ("test", 10, 20).
+
+    Raises:
+      ValueError: saying what a split may look like.
+    """
+    found = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", text)
+    if not found:
+        raise ValueError(
+            f"split is {text!r}; it must be a split, or a slice of one such as "
+            "test[500:1000]."
+        )
+    name, first, last = found.groups()
+    return name, int(first) if first else None, int(last) if last else None

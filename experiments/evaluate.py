@@ -16,7 +16,6 @@ stronger attack can only lower the accuracy reported as best known.
 
 import json
 import math
-import re
 from pathlib import Path
 
 import jax
@@ -87,7 +86,7 @@ def main() -> None:
             f"epsilons are {epsilons}; each must be finite and at least 0, one above."
         )
     specs = [evaluation.parse_attack(text) for text in _ATTACK.value]
-    split, first, last = _parse_split(_SPLIT.value)
+    split, first, last = cli.parse_split(_SPLIT.value)
     baseline = None
     if _BASELINE.value:
         baseline = json.loads(Path(_BASELINE.value).read_text())
@@ -105,9 +104,10 @@ def main() -> None:
         split=split,
         data_dir=_DATA_DIR.value or config.data_dir,
         download=_DOWNLOAD.value,
-        limit=_EXAMPLES.value,
+        # Drawn at random unless a slice says which.
+        limit=_EXAMPLES.value if (first, last) == (None, None) else None,
     )
-    test_set = test_set.slice(first, last)
+    test_set = test_set.slice(first, last).slice(0, _EXAMPLES.value)
     apply, variables = measure.bind(config, params, batch_stats, test_set.num_classes)
     identity = evaluation.fingerprint(params, batch_stats, test_set)
     out = training.RunDirectory(_OUT.value or _RUN.value)
@@ -249,18 +249,6 @@ def _draw(
             out.figure_path("singular_values"),
             title=title,
         )
-
-
-def _parse_split(text: str) -> tuple[str, int | None, int | None]:
-    """``"test[10:20]"`` as ("test", 10, 20)."""
-    found = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", text)
-    if not found:
-        raise ValueError(
-            f"split is {text!r}; it must be a split, or a slice of one such as "
-            "test[500:1000]."
-        )
-    name, first, last = found.groups()
-    return name, int(first) if first else None, int(last) if last else None
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ LABELS = {
     "data_dependent_onr": "data-dependent ONR",
     "global_snr": "global SNR",
     "interpolated": "adversarial training and SNR, interpolated",
+    "gradient_regularization": "input-gradient regularisation",
 }
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("s", "^", "D", "P", "o", "v")
@@ -30,6 +31,7 @@ _STYLES = {
     "data_dependent_onr": ("#CC79A7", "P", "-"),
     "global_snr": ("#009E73", "D", "--"),
     "interpolated": ("#E69F00", "o", "-."),
+    "gradient_regularization": ("#999999", "X", "-."),
 }
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,7 +121,7 @@ def open_runs(folder: str, examples: int) -> Comparison:
     for run, place in zip(directories, places, strict=True):
         if places.count(place) > 1:
             raise ValueError(f"run {run} is given more than once.")
-    split, first, last = parse_split(given.split)
+    split, first, last = cli.parse_split(given.split)
     loaded = [training.load_run(run) for run in directories]
     names = {config.dataset for config, *_ in loaded}
     if given.dataset is None and len(names) > 1:
@@ -238,18 +237,6 @@ def read_lengths(name: str, text: list[str]) -> list[float]:
     if not all(0 < length < math.inf for length in lengths):
         raise ValueError(f"{name} is {text}; each must be positive and finite.")
     return lengths
-
-
-def parse_split(text: str) -> tuple[str, int | None, int | None]:
-    """``"test[10:20]"`` as ("test", 10, 20)."""
-    found = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", text)
-    if not found:
-        raise ValueError(
-            f"split is {text!r}; it must be a split, or a slice of one such as "
-            "test[500:1000]."
-        )
-    name, first, last = found.groups()
-    return name, int(first) if first else None, int(last) if last else None
 
 
 @functools.cache

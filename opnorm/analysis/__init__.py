@@ -16,6 +16,13 @@ from opnorm.analysis.alignment import (
     pearson_alignment,
 )
 from opnorm.analysis.averages import Average, average
+from opnorm.analysis.curvature import (
+    Eigenvalue,
+    InputCurvature,
+    ParameterSpectrum,
+    input_curvature,
+    parameter_spectrum,
+)
 from opnorm.analysis.feature_spectrum import (
     RankAlignment,
     alignment_by_rank,
@@ -39,8 +46,11 @@ __all__ = [
     "Attacked",
     "Average",
     "Check",
+    "Eigenvalue",
+    "InputCurvature",
     "JacobianNorms",
     "Linearity",
+    "ParameterSpectrum",
     "RankAlignment",
     "Spectrum",
     "activation_agreement",
@@ -51,8 +61,10 @@ __all__ = [
     "deviation_from_linearity",
     "evaluate_accuracy",
     "expected_random_alignment",
+    "input_curvature",
     "jacobian_norms",
     "jacobian_spectrum",
+    "parameter_spectrum",
     "pearson_alignment",
     "perturbations",
     "random_directions",

@@ -232,6 +232,7 @@ def apgd(
         done=lambda state: state["done"],
         targeted=targeted,
         check=attack_lib.check_keys,
+        takes_start=True,
     )
     return Attack(name=stage.name, p=p, stages=(stage,))
 

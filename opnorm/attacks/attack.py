@@ -75,6 +75,7 @@ class Stage:
         row takes every step.
       targeted: whether ``labels`` are to be reached.
       check: raises ValueError for data that the search cannot use, before ``init``.
+      takes_start: whether the search begins at ``problem.start`` if there is one.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Stage:
     done: Callable[[State], jax.Array] | None = None
     targeted: bool = False
     check: Callable[[Problem], None] | None = None
+    takes_start: bool = False
 
     def advance(
         self,
@@ -193,7 +195,8 @@ class Attack:
 
         Raises:
           ValueError: for a missing key, inputs that are not float or empty, labels that
-            are not ``(B,)`` ints, keys or a start of another shape.
+            are not ``(B,)`` ints, keys or a start of another shape, a start that the
+            attack has no use for.
         """
         return self._run(f, x, labels, key, start, judge=self.joined).x_adv
 
@@ -222,6 +225,8 @@ class Attack:
         judge: bool,
     ) -> AttackResult:
         problem = make_problem(x, labels, key, start)
+        if start is not None and not any(stage.takes_start for stage in self.stages):
+            raise ValueError(f"start was given, and {self.name} begins at x.")
         for stage in self.stages:
             if stage.check is not None:
                 stage.check(problem)

@@ -181,6 +181,7 @@ def boundary(
         finish=finish,
         done=lambda state: state["done"],
         check=attack_lib.check_keys,
+        takes_start=True,
     )
     return Attack(name="boundary", p=p, stages=(stage,), budget=False)
 

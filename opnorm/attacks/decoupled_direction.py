@@ -49,7 +49,7 @@ def decoupled_direction(
     attack_lib.check_box(bounds)
 
     def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
-        state = _initial_state(f, problem, targeted)
+        state = _initial_state(f, problem, targeted, bounds)
         largest = _largest(problem.x, 2.0, bounds)
         epsilon = jnp.minimum(initial_epsilon, largest).astype(largest.dtype)
         return {**state, "epsilon": epsilon}
@@ -122,7 +122,7 @@ def fast_minimum_norm(
     conjugate = linalg.conjugate_exponent(p)
 
     def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
-        state = _initial_state(f, problem, targeted)
+        state = _initial_state(f, problem, targeted, bounds)
         return {**state, "epsilon": jnp.full_like(state["distance"], jnp.inf)}
 
     def step(
@@ -167,18 +167,20 @@ def _attack(
         finish=lambda problem, state: state["best"],
         done=lambda state: state["done"],
         targeted=targeted,
+        takes_start=True,
     )
     return Attack(name=name, p=p, stages=(stage,), budget=False)
 
 
 def _initial_state(
-    f: BatchFunction, problem: Problem, targeted: bool
+    f: BatchFunction, problem: Problem, targeted: bool, bounds: Bounds
 ) -> dict[str, jax.Array]:
     x = problem.x
+    start = x if problem.start is None else attack_lib.clip(problem.start, bounds)
     at_input = attack_lib.decided(f(x), problem.labels, targeted)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return {
-        "delta": jnp.zeros_like(x),
+        "delta": start - x,
         "best": x,
         "distance": jnp.where(at_input, 0.0, jnp.inf).astype(wide),
         "done": at_input,

@@ -233,6 +233,7 @@ def pga(
         done=(lambda state: state["done"]) if keep == "success" else None,
         targeted=targeted,
         check=check,
+        takes_start=True,
     )
     return Attack(name="pga", p=p, stages=(stage,))
 

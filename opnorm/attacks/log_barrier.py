@@ -180,6 +180,7 @@ def log_barrier(
         finish=finish,
         done=lambda state: state["done"],
         check=attack_lib.check_keys,
+        takes_start=True,
     )
     return Attack(name="log_barrier", p=p, stages=(stage,), budget=False)
 

@@ -69,6 +69,7 @@ def wrm(
         return attack_lib.clip(moved, bounds)
 
     stage = Stage(
+        takes_start=True,
         name="wrm",
         num_steps=num_steps + 1,
         init=init,

@@ -12,6 +12,12 @@ from opnorm.regularizers.global_norm import (
     global_spectral_norm,
     init_vectors,
 )
+from opnorm.regularizers.input_gradient import (
+    gradient_direction,
+    gradient_penalty,
+    jacobian_frobenius_penalty,
+    slope_penalty,
+)
 
 __all__ = [
     "GlobalNorms",
@@ -19,7 +25,11 @@ __all__ = [
     "derivative_penalty",
     "difference_penalty",
     "global_spectral_norm",
+    "gradient_direction",
+    "gradient_penalty",
     "init_vectors",
+    "jacobian_frobenius_penalty",
     "jacobian_norm",
     "size_penalty",
+    "slope_penalty",
 ]

@@ -18,6 +18,8 @@ METHODS = {
     "spectral norms",
     "interpolated": "cross-entropy + weight x (the adversarial term x (1 - mix) + the "
     "term of data_dependent_snr x mix)",
+    "gradient_regularization": "cross-entropy + weight x half the squared dual norm of "
+    "its gradient in the input",
 }
 SEARCHES = ("amortized", "dense", "iterative")
 VARIANTS = ("derivative", "difference")
@@ -25,6 +27,7 @@ OPTIMIZERS = ("adam", "sgd", "rmsprop")
 SCHEDULES = ("constant", "cosine", "step")
 DATA_DEPENDENT = ("data_dependent_snr", "data_dependent_onr", "interpolated")
 ADVERSARIAL = ("adversarial", "adversarial_only", "interpolated")
+INPUT_GRADIENT = ("gradient_regularization",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Config:
         Roth et al. 2020 (Eqs. 5, 7, 13, 14): squared penalties carry a 1/2, and the
         adversarial term is added to the clean one.
       mix: of "interpolated", in [0, 1]: 0 is "adversarial", 1 "data_dependent_snr".
+      difference_step: of "gradient_regularization": h, the L2 length of its finite
+        difference, in [0, 1] pixel units.
+      divide_by_size: of "gradient_regularization": the squared norm divided by the
+        number of pixels, which Finlay & Oberman use against Linf.
       num_steps: steps of the attack, of the search with search="iterative" (power
         steps; for "dense" with exponents other than 2 steps on the dense Jacobian),
         or of "global_snr" in each update.
@@ -85,6 +92,8 @@ class Config:
     epsilon: float = 0.5
     weight: float = 1.0
     mix: float = 0.5
+    difference_step: float = 0.01
+    divide_by_size: bool = False
     num_steps: int = 10
     step_size: float | None = None
     search: str = "amortized"
@@ -122,7 +131,7 @@ def validate(config: Config) -> None:
             _at_least(name, getattr(config, name), 1)
     for name in ("epsilon", "weight", "weight_decay", "momentum"):
         _at_least(name, getattr(config, name), 0)
-    for name in ("learning_rate", "clip_norm", "step_size"):
+    for name in ("learning_rate", "clip_norm", "step_size", "difference_step"):
         value = getattr(config, name)
         infinite = name == "step_size" and value == math.inf
         if value is not None and not infinite and not 0 < value < math.inf:
@@ -149,24 +158,25 @@ def validate(config: Config) -> None:
             f"variant is {config.variant!r}; the method 'interpolated' has only "
             "'difference'."
         )
-    if config.method != "interpolated" and config.mix != Config().mix:
-        raise ValueError(
-            f"mix is {config.mix}, which the method {config.method!r} does not use; it "
-            "belongs to interpolated."
-        )
     if not 0 < config.penalty_fraction <= 1:
         raise ValueError(
             f"penalty_fraction is {config.penalty_fraction}; it must be in (0, 1]."
         )
-    if config.method not in DATA_DEPENDENT:
-        default = Config()
-        for name in ("search", "variant", "penalty_fraction"):
-            if getattr(config, name) != getattr(default, name):
-                raise ValueError(
-                    f"{name} is {getattr(config, name)!r}, which the method "
-                    f"{config.method!r} does not use; it belongs to "
-                    f"{' and '.join(DATA_DEPENDENT)}."
-                )
+    # What belongs to some methods is refused for the others, unless left as it is.
+    for name, methods in {
+        "search": DATA_DEPENDENT,
+        "variant": DATA_DEPENDENT,
+        "penalty_fraction": (*DATA_DEPENDENT, *INPUT_GRADIENT),
+        "difference_step": INPUT_GRADIENT,
+        "divide_by_size": INPUT_GRADIENT,
+        "mix": ("interpolated",),
+    }.items():
+        value = getattr(config, name)
+        if config.method not in methods and value != getattr(Config(), name):
+            raise ValueError(
+                f"{name} is {value!r}, which the method {config.method!r} does not "
+                f"use; it belongs to {' and '.join(methods)}."
+            )
     if config.method not in ADVERSARIAL and config.step_size is not None:
         raise ValueError(
             f"step_size is {config.step_size}, which the method {config.method!r} does "

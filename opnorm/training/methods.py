@@ -91,6 +91,8 @@ def create(config: Config, network: Network) -> Method:
         return _adversarial(config, network)
     if config.method == "interpolated":
         return _interpolated(config, network)
+    if config.method == "gradient_regularization":
+        return _gradient_regularization(config, network)
     return _data_dependent(config, network)
 
 
@@ -219,6 +221,36 @@ def _interpolated(config: Config, network: Network) -> Method:
     return Method(init, loss)
 
 
+def _gradient_regularization(config: Config, network: Network) -> Method:
+    step = config.difference_step
+
+    def loss(
+        params: Any, batch_stats: Any, state: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Auxiliary]:
+        x, labels = batch.images, batch.labels
+        part = _part(batch, config.penalty_fraction)
+        frozen = lax.stop_gradient((params, batch_stats))
+
+        def total(z: jax.Array) -> jax.Array:
+            return jnp.sum(_cross_entropies(network.infer(*frozen, z), part.labels))
+
+        d = regularizers.gradient_direction(jax.grad(total)(part.images), config.p)
+        inputs = jnp.concatenate([x, part.images + step * d])
+        outputs, batch_stats = network.train(params, batch_stats, inputs)
+        logits = outputs[: len(x)]
+        clean = _cross_entropies(logits, labels)
+        shifted = _cross_entropies(outputs[len(x) :], part.labels)
+        slope = (shifted - clean[: len(d)]) / step
+        penalty = regularizers.slope_penalty(
+            slope, d, config.p, divide_by_size=config.divide_by_size
+        ).mean()
+        value = clean.mean() + config.weight * penalty
+        metrics = _metrics(logits, labels) | {"penalty": penalty}
+        return value, Auxiliary(batch_stats, state, metrics)
+
+    return Method(_no_state, loss)
+
+
 def _attack(config: Config, network: Network) -> Callable[..., jax.Array]:
     """``(params, batch_stats, batch, key) ->`` perturbed images, no gradient."""
     attack = attacks.pga(
@@ -295,7 +327,12 @@ def _no_state(params: Any, key: jax.Array, num_examples: int, num_classes: int) 
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return _cross_entropies(logits, labels).mean()
+
+
+def _cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Of each example."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -332,5 +332,7 @@ def test_bad_data_are_refused_by_name() -> None:
             attack(network, *arguments)
     with pytest.raises(ValueError, match="start has"):
         attack(network, x, labels, key, start=x[:1])
+    with pytest.raises(ValueError, match="start was given, and deepfool"):
+        attacks.deepfool()(network, x, labels, start=x)
     with pytest.raises(ValueError, match="logit_distance"):
         attacks.fgm(p=2.0, epsilon=0.1, loss="logit_distance")(network, x, labels)

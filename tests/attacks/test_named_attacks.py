@@ -112,8 +112,15 @@ def test_points_are_sound_whatever_the_network_does(name, p) -> None:
             np.testing.assert_allclose(found.distance, length, atol=1e-5)
             if budget:
                 assert np.all(length <= epsilon + 1e-5), BROKEN[kind]
-            wrong = np.argmax(logits_of(kind, found.x_adv), axis=1) != labels
-            np.testing.assert_array_equal(found.success, wrong, BROKEN[kind])
+            logits = np.asarray(logits_of(kind, found.x_adv))
+            wrong = np.argmax(logits, axis=1) != labels
+            # Where tanh saturates, rounding decides, and not in every program alike.
+            first, second = np.sort(logits, axis=1)[:, :-3:-1].T
+            clear = first - second > 1e-5 * np.maximum(np.abs(first), 1)
+            clear |= BROKEN[kind] not in ("smooth", "saturated")
+            np.testing.assert_array_equal(
+                found.success[clear], wrong[clear], BROKEN[kind]
+            )
             assert np.all(np.asarray(found.steps) >= 0)
 
 

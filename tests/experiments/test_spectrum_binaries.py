@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import networks
+from experiments import cli, networks
 from opnorm import analysis, data, training
 from opnorm.training import checkpoints, network
 
@@ -135,7 +135,7 @@ def test_usage_errors_are_one_line_and_write_nothing(name, arguments, words, run
 
 
 def test_a_slice_of_a_split_is_read():
-    assert networks.parse_split("test") == ("test", None, None)
-    assert networks.parse_split("train[10:]") == ("train", 10, None)
+    assert cli.parse_split("test") == ("test", None, None)
+    assert cli.parse_split("train[10:]") == ("train", 10, None)
     with pytest.raises(ValueError, match=r"split.*test\[a:b\]"):
-        networks.parse_split("test[a:b]")
+        cli.parse_split("test[a:b]")

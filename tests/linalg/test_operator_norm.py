@@ -87,8 +87,7 @@ def test_power_method_rises_to_a_stationary_point(p, q):
     with jax.enable_x64(True):
         a = matrix()
         found = [
-            compiled(p=p, q=q, num_steps=k)(a, jax.random.key(1))
-            for k in (0, 1, 2, 5, 2000)
+            compiled(p=p, q=q, num_steps=k)(a, jax.random.key(1)) for k in (0, 2, 2000)
         ]
         values = np.array([f.value for f in found])
         assert np.all(np.diff(values, axis=0) > -1e-12)

@@ -39,6 +39,7 @@ METHODS = [
     {"method": "data_dependent_onr", "p": float("inf"), "search": "iterative"},
     {"method": "global_snr", "weight": 0.01},
     {"method": "interpolated", "num_steps": 2, "mix": 0.25},
+    {"method": "gradient_regularization", "p": float("inf"), "divide_by_size": True},
 ]
 
 
@@ -153,6 +154,8 @@ def test_a_run_can_start_from_another_runs_parameters(tmp_path, train_set):
         ({"penalty_fraction": 0.0}, "penalty_fraction is 0"),
         ({"step_size": 1.0}, "step_size.*standard"),
         ({"mix": 0.1}, "mix is 0.1.*interpolated"),
+        ({"difference_step": 0.1}, "difference_step.*gradient_regularization"),
+        ({"method": "gradient_regularization", "difference_step": 0}, "difference_s"),
         ({"method": "interpolated", "mix": 1.5}, "mix is 1.5"),
         ({"method": "interpolated", "variant": "derivative"}, "variant.*derivative"),
         ({"epochs": 0}, "epochs is 0"),
@@ -199,6 +202,35 @@ def test_interpolation_mixes_the_terms_of_two_methods(train_set):
     step = 0.25 * 3.0 * (terms["penalty"] - terms["adversarial_loss"])
     assert abs(step) > 0.1
     np.testing.assert_allclose(values[0.5] - values[0.25], step, rtol=1e-4)
+
+
+def test_gradient_regularization_adds_the_penalty_of_the_library(train_set):
+    from opnorm import regularizers
+    from opnorm.training import methods, network
+
+    config = dataclasses.replace(
+        TINY, method="gradient_regularization", weight=2.0, penalty_fraction=1.0
+    )
+    module = training.build_model(config, 10)
+    params, stats = network.init(module, jax.random.key(0), train_set.image_shape)
+    batch = methods.Batch(
+        data.to_float(train_set.images[:16]), train_set.labels[:16], np.arange(16)
+    )
+    # The MLP has no BatchNorm, so both modes are one function.
+    net = network.bind(module)
+
+    def losses(x):
+        logits = net.infer(params, stats, x)
+        return -jax.nn.log_softmax(logits)[np.arange(16), batch.labels]
+
+    method = methods.create(config, net)
+    value, auxiliary = jax.jit(method.loss)(params, stats, {}, batch, jax.random.key(2))
+    expected = jax.jit(lambda x: regularizers.gradient_penalty(losses, x).value)(
+        batch.images
+    ).mean()
+    np.testing.assert_allclose(auxiliary.metrics["penalty"], expected, rtol=1e-3)
+    clean = losses(batch.images).mean()
+    np.testing.assert_allclose(value, clean + 2 * expected, rtol=1e-4)
 
 
 def test_amortized_search_remembers_the_gain_of_each_example(train_set):

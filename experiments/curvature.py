@@ -1,0 +1,228 @@
+r"""Measures the curvature of the loss of networks, in the parameters and in the inputs.
+
+  python -m experiments.curvature --run=runs/snr
+  python -m experiments.curvature --run=runs/standard --run=runs/adversarial \
+    --run=runs/snr --out=runs/comparison
+
+For one run, or several to compare:
+
+- the eigenvalue density of the Hessian, and of its Gauss-Newton part, of the mean
+  cross-entropy of training pictures in all parameters, with both ends of the spectrum
+  and the trace;
+- at each of --examples test pictures the largest eigenvalue and the trace of the
+  Hessian of the cross-entropy in the input, the length of its gradient, and the largest
+  singular value of the logits' Jacobian.
+
+BatchNorm uses its running statistics and pictures are not augmented, so the loss is a
+mean over pictures. The Hessian in the input is exact for piecewise linear networks,
+which all models here are. Writes results.json and figures.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import cli, curvature_figures, networks, spectrum_figures
+from opnorm import analysis, data, linalg, training
+
+_FOLDER = "curvature"
+networks.define_flags(_FOLDER)
+# There is no attack here.
+flags.DEFINE_integer(
+    "num_steps",
+    40,
+    "steps of each Lanczos process: more bring the ends of the spectrum closer",
+    allow_override=True,
+)
+_TRAIN_EXAMPLES = flags.DEFINE_integer(
+    "train_examples",
+    500,
+    "training pictures that the Hessian in the parameters is of, among those that all "
+    "runs were trained on; 0 to leave it out",
+)
+_PROBES = flags.DEFINE_integer(
+    "num_probes", 3, "random probes of the Hessian, at least 2 for error bars"
+)
+
+# Points of a density, and the width of its Gaussians as a part of the largest
+# eigenvalue: fine enough to tell outliers apart.
+_POINTS = 1001
+_WIDTH = 0.005
+
+
+def main() -> None:
+    """Measures every network, writes results and figures."""
+    count = _TRAIN_EXAMPLES.value
+    if count < 0:
+        raise ValueError(f"train_examples is {count}; it must be at least 0.")
+    if _PROBES.value < 2:
+        raise ValueError(f"num_probes is {_PROBES.value}; it must be at least 2.")
+    comparison = networks.open_runs(_FOLDER, flags.FLAGS.examples)
+    pictures = _training_pictures(comparison, count) if count else None
+    results: dict[str, Any] = {
+        **networks.card(comparison, len(comparison.examples)),
+        "train_examples": count,
+        "num_probes": _PROBES.value,
+        "networks": {},
+    }
+    found = results["networks"]
+    for network in comparison.networks:
+        found[network.name] = {"inputs": _inputs(network, comparison.examples)}
+    if pictures is not None:
+        for matrix in analysis.curvature.MATRICES:
+            spectra = {
+                network.name: _parameters(network, pictures, matrix)
+                for network in comparison.networks
+            }
+            for name, curve in _densities(spectra).items():
+                found[name][matrix] = _summary(spectra[name]) | {"density": curve}
+    comparison.out.write_json("results.json", results)
+    curvature_figures.draw_input_curvature(comparison.out, results)
+    if pictures is not None:
+        curvature_figures.draw_densities(comparison.out, results)
+        print(_parameter_table(results) + "\n")
+    print(_input_table(results))
+    print(f"written to {comparison.out.path}")
+
+
+def _training_pictures(comparison: networks.Comparison, count: int) -> data.Dataset:
+    given = flags.FLAGS
+    name = comparison.examples.name
+    for network in comparison.networks:
+        used = network.config.train_examples
+        if network.config.dataset == name and used is not None and used < count:
+            raise ValueError(
+                f"train_examples is {count}; {network.name} was trained on {used}."
+            )
+    # What a run was trained on begins with these.
+    pictures = data.load(
+        name,
+        split="train",
+        data_dir=given.data_dir or comparison.networks[0].config.data_dir,
+        download=given.download,
+        limit=count,
+    )
+    if len(pictures) < count:
+        raise ValueError(f"train_examples is {count}; {name} has {len(pictures)}.")
+    return pictures
+
+
+def _inputs(network: networks.Network, examples: data.Dataset) -> dict[str, Any]:
+    """Summaries of each quantity over the examples."""
+    with training.Progress(
+        len(examples), description=f"{network.name}: inputs", unit="picture"
+    ) as progress:
+        found = analysis.input_curvature(
+            network.functions.logits,
+            network.variables,
+            examples.images,
+            examples.labels,
+            batch_size=flags.FLAGS.batch_size,
+            on_progress=lambda part: progress.update(round(part * len(examples))),
+        )
+    percentages = np.arange(101)
+    return {
+        quantity: {
+            **networks.averaged(values),
+            "median": float(np.median(values)),
+            "maximum": float(values.max()),
+            "percentiles": np.percentile(values, percentages).tolist(),
+        }
+        for quantity, values in found._asdict().items()
+    }
+
+
+def _parameters(
+    network: networks.Network, pictures: data.Dataset, matrix: str
+) -> analysis.ParameterSpectrum:
+    with training.Progress(
+        _PROBES.value,
+        description=f"{network.name}: {matrix.replace('_', '-')}",
+        unit="probe",
+    ) as progress:
+        return analysis.parameter_spectrum(
+            network.functions.logits,
+            network.variables,
+            pictures.images,
+            pictures.labels,
+            matrix=matrix,
+            num_steps=flags.FLAGS.num_steps,
+            num_probes=_PROBES.value,
+            batch_size=flags.FLAGS.batch_size,
+            key=jax.random.key(flags.FLAGS.seed),
+            on_progress=lambda part: progress.update(round(part * _PROBES.value)),
+        )
+
+
+def _densities(
+    spectra: dict[str, analysis.ParameterSpectrum],
+) -> dict[str, dict[str, Any]]:
+    """Curves on one grid, blurred alike."""
+    nodes = np.concatenate([found.density.nodes.ravel() for found in spectra.values()])
+    width = _WIDTH * max(np.abs(nodes).max(), np.finfo(np.float32).tiny)
+    grid = np.linspace(nodes.min() - 4 * width, nodes.max() + 4 * width, _POINTS)
+    curves = {}
+    for name, found in spectra.items():
+        curve: linalg.Estimate = found.density.at(grid, width)
+        curves[name] = {
+            "eigenvalue": grid.tolist(),
+            "width": float(width),
+            "mean": curve.mean[0].tolist(),
+            "standard_error": curve.standard_error[0].tolist(),
+        }
+    return curves
+
+
+def _summary(found: analysis.ParameterSpectrum) -> dict[str, Any]:
+    return {
+        "parameters": found.size,
+        "largest": found.largest._asdict(),
+        "smallest": found.smallest._asdict(),
+        "trace": found.trace._asdict(),
+        "nodes": found.density.nodes[0].tolist(),
+        "weights": found.density.weights[0].tolist(),
+    }
+
+
+def _parameter_table(results: dict[str, Any]) -> str:
+    return cli.table(
+        [
+            {
+                "network": spectrum_figures.label(name),
+                "matrix": curvature_figures.MATRICES[matrix],
+                "largest eigenvalue": _within(found[matrix]["largest"]),
+                "smallest": _within(found[matrix]["smallest"]),
+                "trace": _with_error(found[matrix]["trace"]),
+            }
+            for name, found in results["networks"].items()
+            for matrix in analysis.curvature.MATRICES
+        ]
+    )
+
+
+def _input_table(results: dict[str, Any]) -> str:
+    rows = []
+    for name, network in results["networks"].items():
+        row = {"network": spectrum_figures.label(name)}
+        for quantity, found in network["inputs"].items():
+            meaning = curvature_figures.QUANTITIES[quantity]
+            row[f"{meaning}: mean"] = _with_error(found)
+            if quantity == "largest":
+                row["median"] = f"{found['median']:.3g}"
+                row["maximum"] = f"{found['maximum']:.3g}"
+        rows.append(row)
+    return cli.table(rows)
+
+
+def _within(end: dict[str, float]) -> str:
+    return f"{end['value']:.4g} ± {end['error']:.1g}"
+
+
+def _with_error(found: dict[str, float]) -> str:
+    return f"{found['mean']:.3g} ± {found['standard_error']:.2g}"
+
+
+if __name__ == "__main__":
+    cli.run(main)

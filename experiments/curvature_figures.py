@@ -1,0 +1,165 @@
+"""experiments: figures of curvatures and of sweeps over training choices."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import figures, spectrum_figures
+from opnorm import training
+
+MATRICES = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton"}
+QUANTITIES = {
+    "largest": "largest eigenvalue of the Hessian",
+    "trace": "trace of the Hessian",
+    "gradient_norm": "length of the gradient",
+    "sigma": "largest singular value of J",
+}
+_UNITS = {
+    "largest": "per squared pixel unit",
+    "trace": "per squared pixel unit",
+    "gradient_norm": "per pixel unit",
+    "sigma": "logits per pixel unit",
+}
+# Decades that a curvature is drawn over: the surest pictures have next to none.
+_DECADES = 6
+
+
+def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
+    """Draws the eigenvalue densities in the parameters, on a logarithmic axis.
+
+    Args:
+      out: gets parameter_spectrum.png.
+      results: of experiments.curvature.
+    """
+    names = list(results["networks"])
+    figure, panels = spectrum_figures._panels(
+        "Eigenvalues in the parameters, mean cross-entropy of "
+        f"{results['train_examples']} training pictures\n{results['data']}, "
+        f"{results['num_probes']} probes of {results['num_steps']} Lanczos steps",
+        tuple(MATRICES.values()),
+    )
+    style = spectrum_figures._Styles(names)
+    for axes, matrix in zip(panels, MATRICES, strict=True):
+        for name in names:
+            found = results["networks"][name][matrix]
+            curve = found["density"]
+            mean, error = (np.asarray(curve[n]) for n in ("mean", "standard_error"))
+            # What one eigenvalue would have a hundredth of is no eigenvalue.
+            bell = curve["width"] * math.sqrt(2 * math.pi) * found["parameters"]
+            floor = 0.01 / bell
+            color, _, line = style._styles[name]
+            x = np.asarray(curve["eigenvalue"])
+            axes.plot(
+                x,
+                np.maximum(mean, floor),
+                color=color,
+                linestyle=line,
+                linewidth=1,
+                label=spectrum_figures.label(name),
+            )
+            low, high = (np.maximum(mean + s * error, floor) for s in (-1, 1))
+            axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
+        axes.set_yscale("log")
+        axes.set_xlabel("eigenvalue")
+    panels[0].set_ylabel("density")
+    spectrum_figures._save(figure, panels, out, "parameter_spectrum")
+
+
+def draw_input_curvature(
+    out: training.RunDirectory, results: Mapping[str, Any]
+) -> None:
+    """Draws each quantity in the inputs, pictures in rising order.
+
+    Args:
+      out: gets input_curvature.png.
+      results: of experiments.curvature.
+    """
+    names = list(results["networks"])
+    figure, panels = spectrum_figures._panels(
+        "Derivatives of the cross-entropy and of the logits in the input\n"
+        f"{spectrum_figures._source(results)}",
+        tuple(QUANTITIES.values()),
+        rows=2,
+        sharey="none",
+    )
+    style = spectrum_figures._Styles(names)
+    for axes, (quantity, title) in zip(panels, QUANTITIES.items(), strict=True):
+        highest = 0.0
+        axes.set_title(title, fontsize=9)
+        for name in names:
+            found = results["networks"][name]["inputs"][quantity]
+            values = np.asarray(found["percentiles"])
+            color, _, line = style._styles[name]
+            axes.plot(
+                values,
+                color=color,
+                linestyle=line,
+                label=spectrum_figures.label(name),
+            )
+            highest = max(highest, found["maximum"])
+        axes.set_yscale("log")
+        axes.set_ylabel(_UNITS[quantity], fontsize=8)
+        low, high = axes.get_ylim()
+        axes.set_ylim(bottom=max(low, highest / 10**_DECADES))
+        axes.set_xlim(0, 100)
+    for axes in panels[-2:]:
+        axes.set_xlabel("pictures with less (%)")
+    spectrum_figures._save(figure, panels, out, "input_curvature")
+
+
+def draw_sweep(
+    out: training.RunDirectory,
+    points: Sequence[Mapping[str, Any]],
+    *,
+    axis: str,
+    mark: float | None,
+    logarithmic: bool,
+    title: str,
+    labels: Mapping[str, str],
+) -> None:
+    """Draws clean and adversarial accuracy against what was swept.
+
+    Args:
+      out: gets accuracy.png.
+      points: "value", and for each key of ``labels`` "mean" and "standard_error",
+        fractions; one value may be inf.
+      axis: what the horizontal axis is.
+      mark: where the attack of the test lies, drawn as a dashed line, or None.
+      logarithmic: whether values are drawn on a logarithmic axis.
+      title: what was measured, on which data.
+      labels: what the curves are called.
+    """
+    figure, axes = figures._new(title)
+    values = [point["value"] for point in points]
+    finite = [value for value in values if math.isfinite(value)] or [1.0]
+    # Infinity has a place of its own, a little beyond the last value.
+    places = [v if math.isfinite(v) else 2 * max(finite) for v in values]
+    for name, label in labels.items():
+        mean, error = (
+            100 * np.asarray([point[name][part] for point in points])
+            for part in ("mean", "standard_error")
+        )
+        figures._band(axes, label, np.asarray(places), mean, error)
+    if logarithmic:
+        axes.set_xscale("log")
+    ticks = [f"{v:g}" if math.isfinite(v) else "$\\infty$" for v in values]
+    axes.set_xticks(places, ticks)
+    axes.minorticks_off()
+    if mark is not None:
+        axes.axvline(mark, color="0.5", linestyle="--", linewidth=1)
+        axes.annotate(
+            "at test",
+            (mark, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, -3),
+            textcoords="offset points",
+            va="top",
+            color="0.35",
+            fontsize=8,
+        )
+    axes.set_xlabel(axis)
+    axes.set_ylabel("accuracy (%)")
+    axes.set_ylim(bottom=0)
+    figures._save(figure, axes, out.figure_path("accuracy"))

@@ -1,0 +1,259 @@
+"""analysis: curvature of the cross-entropy, in the inputs and in the parameters.
+
+In the inputs every example has a Hessian of its own, of rank below the number of
+classes; in the parameters the whole data set has one, with a few large eigenvalues and
+a bulk near zero, of which random probes see the distribution.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opnorm import linalg, operators
+from opnorm.analysis import accuracy
+from opnorm.analysis.feature_spectrum import _reporting
+from opnorm.analysis.robustness import Apply, check_examples
+from opnorm.attacks import losses
+from opnorm.linalg.lanczos import tridiagonal_eigh
+
+MATRICES = ("hessian", "gauss_newton")
+
+
+class InputCurvature(NamedTuple):
+    """First and second derivatives in the input, by example; lengths in pixel units.
+
+    Attributes:
+      largest: ``(N,)``, the largest eigenvalue of the Hessian of the cross-entropy.
+      trace: ``(N,)``, the sum of its eigenvalues.
+      gradient_norm: ``(N,)``, ``||gradient of the cross-entropy||_2``.
+      sigma: ``(N,)``, the largest singular value of the Jacobian of the logits.
+    """
+
+    largest: np.ndarray
+    trace: np.ndarray
+    gradient_norm: np.ndarray
+    sigma: np.ndarray
+
+
+class Eigenvalue(NamedTuple):
+    """A number that an eigenvalue lies within ``error`` of."""
+
+    value: float
+    error: float
+
+
+class ParameterSpectrum(NamedTuple):
+    """The spectrum of a symmetric matrix of all parameters.
+
+    Attributes:
+      size: n, how many parameters there are.
+      largest: the largest eigenvalue that the Krylov spaces reach. It does not exceed
+        the largest of all.
+      smallest: the smallest one; the matrix may have a smaller one.
+      trace: estimate of the sum of the eigenvalues, floats; no standard error (NaN)
+        from a single probe.
+      density: of the eigenvalues, a batch of one.
+    """
+
+    size: int
+    largest: Eigenvalue
+    smallest: Eigenvalue
+    trace: linalg.Estimate
+    density: linalg.SpectralDensity
+
+
+def input_curvature(
+    apply: Apply,
+    variables: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int = 100,
+    on_progress: Callable[[float], None] | None = None,
+) -> InputCurvature:
+    """Computes how steep and how bent the cross-entropy is at each example.
+
+    Exact for a piecewise linear network, whose loss has the Hessian
+    ``J^T (diag p - p p^T) J``; for a network with smooth nonlinearities the Hessian's
+    Gauss-Newton part, see :func:`opnorm.operators.cross_entropy_hessian`. The dense
+    Jacobian gives all of it: one backward pass for each logit.
+
+    Args:
+      apply: ``(variables, (B, ...)) -> (B, d)`` logits, in inference mode.
+      variables: first argument of ``apply``.
+      images: ``(N, ...)``, uint8 or float in [0, 1].
+      labels: ``(N,)`` int.
+      batch_size: examples per compiled call.
+      on_progress: called with the part of the examples that is behind, in [0, 1].
+
+    Raises:
+      ValueError: for no examples, or labels or a batch size that do not fit.
+
+    Source: Finlay & Oberman 2019, Table 3 (there of another loss).
+    """
+    check_examples(images, labels, batch_size)
+    size = min(batch_size, len(images))
+    compiled = _reporting(_curvature(apply), len(images), size, on_progress)
+    found = accuracy._in_batches(compiled, variables, (images, labels), size)
+    return InputCurvature(*found)
+
+
+def parameter_spectrum(
+    apply: Apply,
+    variables: Mapping[str, Any],
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    matrix: str = "hessian",
+    num_steps: int = 30,
+    num_probes: int = 4,
+    batch_size: int = 100,
+    key: jax.Array,
+    on_progress: Callable[[float], None] | None = None,
+) -> ParameterSpectrum:
+    """Computes the spectrum of the mean cross-entropy's Hessian in the parameters.
+
+    A Lanczos process from each of several random probes gives the density, by
+    stochastic Lanczos quadrature, the trace, and both ends of the spectrum. It costs
+    ``num_probes * num_steps`` products with the Hessian, each some passes over all
+    examples, and holds ``num_steps`` vectors of all parameters.
+
+    Args:
+      apply: ``(variables, (B, ...)) -> (B, d)`` logits, in inference mode: on running
+        statistics BatchNorm keeps the rows independent.
+      variables: the Hessian is in what it has as "params"; the rest is constant.
+      images: ``(N, ...)``, uint8 or float in [0, 1].
+      labels: ``(N,)`` int.
+      matrix: "hessian", or "gauss_newton" for its positive semidefinite part, which
+        for the cross-entropy is the Fisher matrix too.
+      num_steps: m, of each process, from 1 to the number of parameters.
+      num_probes: P, at least 1; 2 or more for standard errors.
+      batch_size: examples that are passed through the network at a time.
+      key: typed key of the probes.
+      on_progress: called with the part of the probes that is behind, in [0, 1].
+
+    Raises:
+      ValueError: for no examples, an option out of range or variables without "params".
+
+    Source: Golub & Welsch 1969; Ubaru, Chen & Saad 2017; Ghorbani, Krishnan & Xiao 2019
+    for networks.
+    """
+    check_examples(images, labels, batch_size)
+    if matrix not in MATRICES:
+        raise ValueError(f"matrix is {matrix!r}; it may be {', '.join(MATRICES)}.")
+    if "params" not in variables:
+        raise ValueError(f"variables has {sorted(variables)}; it must have 'params'.")
+    if num_probes < 1:
+        raise ValueError(f"num_probes is {num_probes}; it must be at least 1.")
+    params = variables["params"]
+    constants = {name: part for name, part in variables.items() if name != "params"}
+    n = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if not 1 <= num_steps <= n:
+        raise ValueError(f"num_steps is {num_steps}; it must be from 1 to {n}.")
+    shards = jax.device_put(_shards(images, labels, batch_size))
+    process = _reporting(_process(apply, matrix, num_steps), num_probes, 1, on_progress)
+    keys = jax.random.split(key, num_probes)
+    probes = [process(params, constants, shards, probe) for probe in keys]
+    nodes, weights, largest, smallest = (
+        np.concatenate(parts, axis=1) for parts in zip(*probes, strict=True)
+    )
+    density = linalg.SpectralDensity(nodes, weights)
+    mean, error = (float(part[0]) for part in density.moment(1))
+    # Every process finds a value that the spectrum reaches: the outermost one counts.
+    best = (
+        largest[0, np.argmax(largest[0, :, 0])],
+        smallest[0, np.argmin(smallest[0, :, 0])],
+    )
+    return ParameterSpectrum(
+        n,
+        *(Eigenvalue(float(value), float(within)) for value, within in best),
+        linalg.Estimate(n * mean, n * error),
+        density,
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _curvature(apply: Apply) -> Callable[..., Any]:
+    @jax.jit
+    def curvature(variables: Any, x: jax.Array, labels: jax.Array) -> InputCurvature:
+        f = functools.partial(apply, variables)
+        pixels = accuracy._pixels(x)
+        logits, rows = f(pixels), operators.dense_jacobian(f, pixels)
+
+        # What is asked for depends on values and slopes at x only, and so needs no
+        # second way through the network.
+        def linearized(z: jax.Array) -> jax.Array:
+            moved = (z - pixels).reshape(len(z), -1)
+            flat = rows.reshape(*rows.shape[:2], -1)
+            return logits + jnp.einsum("bdn,bn->bd", flat, moved, precision="highest")
+
+        hessian = operators.cross_entropy_hessian(linearized, pixels)
+        gradient = jax.grad(
+            lambda z: jnp.sum(losses.cross_entropy(linearized(z), labels))
+        )(pixels)
+        top = operators.singular_triplets(linearized, pixels, 1, method="dense")
+        return InputCurvature(
+            hessian.values[:, 0],
+            jnp.sum(hessian.values, axis=1),
+            linalg.norm(gradient, 2.0),
+            top.values[:, 0],
+        )
+
+    return curvature
+
+
+@functools.lru_cache(maxsize=16)
+def _process(apply: Apply, matrix: str, num_steps: int) -> Callable[..., Any]:
+    """One probe: nodes, weights ``(1, 1, m)``; both ends with errors ``(1, 1, 2)``."""
+
+    def mean_loss(logits: jax.Array, shard: Any) -> jax.Array:
+        each = losses.cross_entropy(logits, shard["label"])
+        return jnp.mean(shard["weight"].astype(each.dtype) * each)
+
+    @jax.jit
+    # Rounded products would not be those of a symmetric matrix.
+    @jax.default_matmul_precision("highest")
+    def process(
+        params: Any, constants: dict[str, Any], shards: Any, key: jax.Array
+    ) -> Any:
+        def logits(params: Any, shard: Any) -> jax.Array:
+            x = accuracy._pixels(shard["image"])
+            return apply({**constants, "params": params}, x)
+
+        if matrix == "hessian":
+            found = operators.parameter_hessian(
+                lambda params, shard: mean_loss(logits(params, shard), shard),
+                params,
+                shards,
+            )
+        else:
+            found = operators.gauss_newton(logits, mean_loss, params, shards)
+        wide = jnp.promote_types(found.map.dtype, jnp.float32)
+        signs = jax.random.rademacher(key, (1, *found.map.in_shape), wide)
+        krylov = linalg.lanczos(found.map, num_steps, init=signs, key=key)
+        nodes, vectors = tridiagonal_eigh(krylov.diagonal, krylov.off_diagonal)
+        ends = [linalg.ritz_pairs(krylov, which=end) for end in ("largest", "smallest")]
+        return (
+            nodes[:, None],
+            vectors[:, None, 0] ** 2,
+            *(jnp.stack([end.values, end.residual], axis=2) for end in ends),
+        )
+
+    return process
+
+
+def _shards(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Any:
+    """Batches of one size, ``(S, b, ...)``; what fills up the last weighs nothing."""
+    count = len(images)
+    number = math.ceil(count / min(batch_size, count))
+    size = math.ceil(count / number)
+    places = np.arange(number * size)
+    rows = np.minimum(places, count - 1)
+    weight = (places < count) * (len(places) / count)
+    shards = {"image": images[rows], "label": labels[rows], "weight": weight}
+    return jax.tree.map(lambda a: a.reshape(number, size, *a.shape[1:]), shards)

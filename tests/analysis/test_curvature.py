@@ -1,0 +1,185 @@
+"""tests: curvature in inputs and parameters against dense second derivatives."""
+
+import functools
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opnorm import analysis
+
+RNG = np.random.default_rng(5)
+IMAGES = RNG.uniform(0.1, 0.9, (7, 2, 3))
+LABELS = RNG.integers(0, 3, 7)
+
+
+def apply(variables, x):
+    params = variables["params"]
+    h = (x.reshape(len(x), -1) - variables["shift"]) @ params["first"]
+    return jax.nn.relu(h) @ params["second"] + params["bias"]
+
+
+def variables(scale=3.0):
+    shapes = {"first": (6, 5), "second": (5, 3), "bias": (3,)}
+    rng = np.random.default_rng(1)
+    params = {name: scale * rng.normal(size=shape) for name, shape in shapes.items()}
+    return {"params": params, "shift": np.full(6, 0.5)}
+
+
+def cross_entropy(logits, labels):
+    return -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]
+
+
+@jax.jit
+def dense_in_the_inputs(bound):
+    def loss(x, label):
+        return cross_entropy(apply(bound, x[None]), label[None])[0]
+
+    def flat(derivative):
+        found = jax.vmap(derivative)(jnp.asarray(IMAGES), jnp.asarray(LABELS))
+        return found.reshape(7, *(6,) * (found.ndim // 2))
+
+    jacobian = jax.vmap(jax.jacrev(lambda x: apply(bound, x[None])[0]))
+    return (
+        flat(jax.grad(loss)),
+        flat(jax.jacfwd(jax.jacfwd(loss))),
+        jacobian(jnp.asarray(IMAGES)).reshape(7, 3, 6),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="matrix")
+def dense_in_the_parameters(bound, images, labels, matrix):
+    flat, unravel = jax.flatten_util.ravel_pytree(bound["params"])
+
+    def logits(flat):
+        return apply({**bound, "params": unravel(flat)}, images)
+
+    if matrix == "hessian":
+        loss = lambda flat: cross_entropy(logits(flat), labels).mean()  # noqa: E731
+        return jax.jacfwd(jax.jacrev(loss))(flat)
+    p, jacobian = jax.nn.softmax(logits(flat)), jax.jacrev(logits)(flat)
+    inner = jax.vmap(jnp.diag)(p) - jnp.einsum("bd,be->bde", p, p)
+    return jnp.einsum("bdn,bde,bem->nm", jacobian, inner, jacobian) / len(p)
+
+
+def test_input_curvature_is_that_of_the_dense_derivatives() -> None:
+    progress: list[float] = []
+    with jax.enable_x64(True):
+        bound = variables()
+        gradients, hessians, jacobians = dense_in_the_inputs(bound)
+        found = analysis.input_curvature(
+            apply, bound, IMAGES, LABELS, batch_size=4, on_progress=progress.append
+        )
+    eigenvalues = np.linalg.eigvalsh(hessians)
+    assert eigenvalues[:, -1].max() > 10 * eigenvalues[:, -1].min()
+    np.testing.assert_allclose(found.largest, eigenvalues[:, -1], rtol=1e-9, atol=1e-12)
+    traces = np.trace(hessians, axis1=1, axis2=2)
+    np.testing.assert_allclose(found.trace, traces, rtol=1e-9, atol=1e-12)
+    assert found.trace.max() > 1.01 * found.largest.max()
+    lengths = np.linalg.norm(gradients, axis=1)
+    np.testing.assert_allclose(found.gradient_norm, lengths, rtol=1e-9)
+    sigma = np.linalg.norm(jacobians, ord=2, axis=(1, 2))
+    np.testing.assert_allclose(found.sigma, sigma, rtol=1e-9)
+    assert progress == [0.5, 1.0]
+
+
+def test_a_network_that_does_not_look_has_no_curvature() -> None:
+    flat = {
+        **variables(),
+        "params": {**variables()["params"], "first": np.zeros((6, 5))},
+    }
+    for found in analysis.input_curvature(apply, _float32(flat), *_float32(examples())):
+        np.testing.assert_array_equal(found, np.zeros(7, np.float32))
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton"])
+def test_the_parameter_spectrum_is_the_dense_one(matrix) -> None:
+    # 7 examples in batches of 3 or fewer: two that fill up must not count.
+    progress: list[float] = []
+    with jax.enable_x64(True):
+        bound = variables()
+        dense = dense_in_the_parameters(bound, IMAGES, LABELS, matrix)
+        found = analysis.parameter_spectrum(
+            apply,
+            bound,
+            IMAGES,
+            LABELS,
+            matrix=matrix,
+            num_steps=48,
+            num_probes=60,
+            batch_size=3,
+            key=jax.random.key(0),
+            on_progress=progress.append,
+        )
+    values = np.linalg.eigvalsh(dense)
+    scale = values[-1]
+    assert found.size == 48
+    for end, expected in ((found.largest, scale), (found.smallest, values[0])):
+        assert abs(end.value - expected) <= 1e-10 * scale
+        assert end.error <= 1e-10 * scale
+    assert (values[0] < -1e-3 * scale) == (matrix == "hessian")
+    # As many steps as parameters find every eigenvalue, as often as it occurs.
+    assert found.density.nodes.shape == found.density.weights.shape == (1, 60, 48)
+    nodes = np.sort(found.density.nodes[0], axis=1)
+    np.testing.assert_allclose(nodes, np.tile(values, (60, 1)), atol=1e-10 * scale)
+    np.testing.assert_allclose(found.density.weights.sum(axis=2), 1)
+    # The variance of <z, A z> over signs z, and the standard error that it leaves.
+    variance = 2 * (np.sum(dense**2) - np.sum(np.diag(dense) ** 2))
+    assert 0.7 < found.trace.standard_error / np.sqrt(variance / 60) < 1.4
+    assert abs(found.trace.mean - np.trace(dense)) < 4 * found.trace.standard_error
+    np.testing.assert_allclose(progress, np.arange(1, 61) / 60)
+
+
+def test_the_ends_found_in_few_steps_are_within_their_errors() -> None:
+    with jax.enable_x64(True):
+        bound = variables()
+        values = np.linalg.eigvalsh(
+            dense_in_the_parameters(bound, IMAGES, LABELS, "hessian")
+        )
+        found = analysis.parameter_spectrum(
+            apply,
+            bound,
+            IMAGES,
+            LABELS,
+            num_steps=4,
+            num_probes=1,
+            key=jax.random.key(3),
+        )
+    for end in (found.largest, found.smallest):
+        assert 1e-6 < end.error / values[-1]
+        assert np.abs(values - end.value).min() <= end.error
+    assert values[0] <= found.smallest.value < found.largest.value <= values[-1]
+    assert np.isnan(found.trace.standard_error)
+
+
+def examples():
+    return IMAGES, LABELS.astype(np.int32)
+
+
+def _float32(tree):
+    def narrow(leaf):
+        return leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf
+
+    return jax.tree.map(narrow, tree)
+
+
+def test_bad_arguments_of_curvatures_are_refused_by_name() -> None:
+    bound, (images, labels) = _float32(variables()), _float32(examples())
+    for options, words in (
+        ({"matrix": "fisher"}, "matrix is 'fisher'.*gauss_newton"),
+        ({"num_probes": 0}, "num_probes is 0"),
+        ({"num_steps": 49}, "num_steps is 49.*to 48"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            analysis.parameter_spectrum(
+                apply, bound, images, labels, key=jax.random.key(0), **options
+            )
+    with pytest.raises(ValueError, match="variables has.*'shift'.*'params'"):
+        analysis.parameter_spectrum(
+            apply, {"shift": bound["shift"]}, images, labels, key=jax.random.key(0)
+        )
+    with pytest.raises(ValueError, match="images and labels have"):
+        analysis.input_curvature(apply, bound, images, labels[1:])
