@@ -117,6 +117,21 @@ def test_map_spectrum_and_upper_bounds_are_those_of_the_dense_matrix(name):
         np.testing.assert_allclose(values, exact, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", GRID)
+def test_every_norm_is_that_of_the_dense_matrix(name):
+    kernel, matrix, shape, options = case(name)
+    bounds = jax.jit(
+        lambda kernel: linalg.convolution_norm_bounds(
+            kernel, shape, **options, num_steps=60
+        )
+    )
+    with jax.enable_x64(True):
+        found = bounds(kernel)
+    exact = np.linalg.norm(matrix, 2)
+    np.testing.assert_allclose(found.value, exact, rtol=1e-10)
+    assert found.lower <= exact <= found.upper
+
+
 @pytest.mark.parametrize("name", ["same, strides", "one axis"])
 def test_norm_is_that_of_the_dense_matrix_and_lies_between_the_bounds(name):
     kernel, matrix, shape, options = case(name)

@@ -1,0 +1,332 @@
+"""analysis: how near an adversarial example can be, from derivatives of the loss.
+
+A loss that is negative where an example is classified correctly, and cannot rise faster
+than its largest slope L, or curve more than its largest curvature C, leaves room before
+the nearest point where it is zero. L and C are maxima over a data set here, or over
+samples around each example: estimates, so that the bounds are no certificates. How
+often one exceeds a distance that an attack has reached :func:`violations` counts.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opnorm import linalg, operators
+from opnorm.analysis import accuracy
+from opnorm.analysis.robustness import Apply
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Regularity(NamedTuple):
+    """Value and derivatives of a loss at each example; lengths in [0, 1] pixel units.
+
+    Attributes:
+      loss: ``(N,)``.
+      gradient_norm: ``(N,)``, the dual norm of its gradient at the example; with a
+        radius the largest over samples around it.
+      curvature: ``(N,)``, the largest eigenvalue of its Hessian, signed; with a radius
+        the largest over samples.
+      absolute_curvature: ``(N,)``, the same of the modulus.
+      curvature_error: ``(N,)``: the Hessian has an eigenvalue within this of each of
+        the two.
+    """
+
+    loss: np.ndarray
+    gradient_norm: np.ndarray
+    curvature: np.ndarray
+    absolute_curvature: np.ndarray
+    curvature_error: np.ndarray
+
+
+def probability_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Computes ``max_{i != y} p_i - p_y`` with softmax probabilities p.
+
+    Negative if and only if the example is classified correctly (ties apart).
+
+    Args:
+      logits: ``(B, K)`` float, K at least 2.
+      labels: ``(B,)`` int.
+
+    Returns:
+      ``(B,)``, in [-1, 1].
+
+    Source: Finlay & Oberman, the modified Carlini-Wagner loss.
+    """
+    p, own = _probabilities(logits, labels)
+    return jnp.max(_others(p, labels, -jnp.inf), axis=1) - own
+
+
+def log_sum_exp_margin(
+    logits: jax.Array, labels: jax.Array, *, temperature: float = 10.0
+) -> jax.Array:
+    """Computes a smooth upper bound of :func:`probability_margin`.
+
+    ``log(sum_{i != y} exp(t p_i)) / t - p_y``, above it by at most ``log(K - 1) / t``.
+    Where it is negative the example is classified correctly, so that bounds from its
+    curvature are valid for the margin.
+
+    Args:
+      logits: ``(B, K)`` float.
+      labels: ``(B,)`` int.
+      temperature: t, above 0; larger is nearer and more curved.
+
+    Returns:
+      ``(B,)``.
+
+    Raises:
+      ValueError: for a temperature that is not positive.
+    """
+    linalg.check_length("temperature", temperature, positive=True)
+    p, own = _probabilities(logits, labels)
+    rest = _others(temperature * p, labels, -jnp.inf)
+    return jax.nn.logsumexp(rest, axis=1) / temperature - own
+
+
+def soft_margin(
+    logits: jax.Array, labels: jax.Array, *, temperature: float = 10.0
+) -> jax.Array:
+    """Computes the smoothed margin of Finlay & Oberman; it is **not a valid bound**.
+
+    ``sum_i s_i q_i - p_y`` with q the probabilities of the other classes, 0 for y, and
+    s their softmax at the temperature. It lies below :func:`probability_margin`, by up
+    to 0.11 for ten classes: it can be negative where the example is misclassified, and
+    room that is computed from it may not be there. For comparison with their tables;
+    otherwise :func:`log_sum_exp_margin`.
+
+    Args:
+      logits: ``(B, K)`` float.
+      labels: ``(B,)`` int.
+      temperature: above 0.
+
+    Returns:
+      ``(B,)``.
+
+    Raises:
+      ValueError: for a temperature that is not positive.
+    """
+    linalg.check_length("temperature", temperature, positive=True)
+    p, own = _probabilities(logits, labels)
+    rest = _others(p, labels, 0.0)
+    return jnp.sum(jax.nn.softmax(temperature * rest, axis=1) * rest, axis=1) - own
+
+
+def top_k_margin(logits: jax.Array, labels: jax.Array, *, k: int = 5) -> jax.Array:
+    """Computes ``p_(k+1) - p_y`` with the (k+1)-th largest probability.
+
+    Negative if and only if the label is among the k most probable (ties apart).
+
+    Args:
+      logits: ``(B, K)`` float, K above k.
+      labels: ``(B,)`` int.
+      k: at least 1.
+
+    Returns:
+      ``(B,)``.
+
+    Raises:
+      ValueError: for a k that is not between 1 and K - 1.
+
+    Source: Finlay & Oberman, for ImageNet.
+    """
+    if not isinstance(k, int) or not 1 <= k < logits.shape[1]:
+        raise ValueError(f"k is {k!r}; it must be from 1 to {logits.shape[1] - 1}.")
+    p, own = _probabilities(logits, labels)
+    return jax.lax.top_k(p, k + 1)[0][:, -1] - own
+
+
+def lipschitz_bound(loss: Any, largest_slope: Any) -> np.ndarray:
+    """Computes ``max(-loss, 0) / L``: no nearer point has a loss of zero.
+
+    Args:
+      loss: ``(N,)``, negative where the example is classified correctly.
+      largest_slope: L, scalar or ``(N,)``: the largest dual norm of the gradient.
+
+    Returns:
+      ``(N,)`` distances in the norm whose dual L is measured in; inf for L = 0 where
+      the loss is negative.
+
+    Raises:
+      ValueError: for a negative L.
+
+    Source: Finlay & Oberman, Proposition 2.1.
+    """
+    room, slope = _room(loss), _positive("largest_slope", largest_slope)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(room > 0, room / slope, 0.0)
+
+
+def curvature_bound(
+    loss: Any, gradient_norm: Any, largest_curvature: Any
+) -> np.ndarray:
+    """Computes the L2 distance at which a parabola of curvature C reaches zero.
+
+    ``2 r / (g + sqrt(g^2 + 2 C r))`` with ``r = max(-loss, 0)``: the published
+    difference of nearly equal numbers, rationalised, so that it tends to r / g for
+    small C and is ``sqrt(2 r / C)`` for g = 0.
+
+    Args:
+      loss: ``(N,)``, negative where the example is classified correctly.
+      gradient_norm: ``(N,)``, g, the L2 norm of the loss's gradient at the example.
+      largest_curvature: C, scalar or ``(N,)``: the largest eigenvalue of its Hessian
+        around; a negative one counts as 0.
+
+    Returns:
+      ``(N,)``; inf where neither slope nor curvature leads to zero.
+
+    Raises:
+      ValueError: for a negative gradient norm.
+
+    Source: Finlay & Oberman, Proposition 2.1.
+    """
+    room, slope = _room(loss), _positive("gradient_norm", gradient_norm)
+    curvature = np.maximum(np.asarray(largest_curvature, np.float64), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        reach = 2 * room / (slope + np.sqrt(slope**2 + 2 * curvature * room))
+    return np.where(room > 0, reach, 0.0)
+
+
+def violations(bound: Any, distance: Any) -> float:
+    """Computes how often a bound exceeds a distance at which an attack succeeded.
+
+    Args:
+      bound: ``(N,)``, in the norm of the attack.
+      distance: ``(N,)``, inf where no adversarial point is known.
+
+    Returns:
+      The part of the examples, in [0, 1]. A valid bound has none.
+
+    Raises:
+      ValueError: for different shapes or no example.
+    """
+    bound, distance = np.asarray(bound), np.asarray(distance)
+    if bound.shape != distance.shape or not bound.size:
+        raise ValueError(
+            f"bound and distance have shapes {bound.shape} and {distance.shape}; they "
+            "must be (N,) both, with N at least 1."
+        )
+    # A distance in float32 may lie a rounding below what it stands for.
+    return float(np.mean(bound > distance * (1 + 1e-6)))
+
+
+def loss_regularity(
+    apply: Apply,
+    variables: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    loss: Loss = log_sum_exp_margin,
+    p: float = 2.0,
+    num_steps: int = 20,
+    radius: float = 0.0,
+    num_samples: int = 1,
+    batch_size: int = 100,
+    key: jax.Array,
+) -> Regularity:
+    """Measures the slope and the curvature of a loss at each example, or around it.
+
+    The maxima over the examples are the global L and C of
+    :func:`lipschitz_bound` and :func:`curvature_bound`; with a ``radius`` each
+    example has its own. Curvatures are Lanczos values: lower bounds of the largest,
+    with an error bar. On piecewise linear networks they miss what happens at kinks.
+
+    Args:
+      apply: ``(variables, (B, ...)) -> (B, K)`` logits, in inference mode.
+      variables: first argument of ``apply``.
+      images: ``(N, ...)``, uint8 or float in [0, 1].
+      labels: ``(N,)`` int.
+      loss: ``(logits, labels) -> (B,)``; one object, not a new lambda each time.
+      p: exponent of the norm of perturbations; the gradient is measured in its dual.
+      num_steps: products with the Hessian for each sample.
+      radius: of the Lp ball to sample around each example, in [0, 1] pixel units; 0
+        for the example alone.
+      num_samples: points to take the maximum over, the example always among them.
+      batch_size: examples per compiled call.
+      key: typed key.
+
+    Raises:
+      ValueError: for a radius and a number of samples that do not go together, a bad
+        batch size, or no examples.
+
+    Source: Finlay & Oberman, Table 3.
+    """
+    p = linalg.check_exponent("p", p)
+    linalg.check_length("radius", radius)
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples!r}; it must be 1 or more.")
+    if (radius > 0) != (num_samples > 1):
+        raise ValueError(
+            f"radius is {radius} and num_samples {num_samples}; sampling a ball needs "
+            "a positive radius and at least 2 samples."
+        )
+    measure = _regularity(apply, loss, p, num_steps, num_samples)
+    return Regularity(
+        *accuracy._in_batches(
+            measure, variables, (images, labels), batch_size, (radius, key)
+        )
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _regularity(
+    apply: Apply, loss: Loss, p: float, num_steps: int, num_samples: int
+) -> Callable[..., Any]:
+    @jax.jit
+    def regularity(
+        variables: Any, x: jax.Array, labels: jax.Array, radius: Any, key: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        pixels = accuracy._pixels(x)
+        steps = min(num_steps, math.prod(pixels.shape[1:]))
+
+        def at(z: jax.Array) -> jax.Array:
+            return loss(apply(variables, z), labels)
+
+        def sample(number: jax.Array, found: tuple[jax.Array, ...]) -> Any:
+            ball_key, start_key = jax.random.split(jax.random.fold_in(key, number))
+            noise = linalg.sample_ball(ball_key, pixels, p, radius)
+            z = jnp.where(number == 0, pixels, pixels + noise)
+            gradient = jax.grad(lambda z: jnp.sum(at(z)))(z)
+            hessian = operators.input_hessian_map(at, z)
+            process = linalg.lanczos(hessian, steps, key=start_key)
+            signed = linalg.ritz_pairs(process, which="largest")
+            absolute = linalg.ritz_pairs(process, which="magnitude")
+            error = jnp.maximum(signed.residual, absolute.residual)[:, 0]
+            new = (
+                linalg.norm(gradient, linalg.conjugate_exponent(p)),
+                signed.values[:, 0],
+                jnp.abs(absolute.values[:, 0]),
+                error,
+            )
+            return jax.tree.map(jnp.maximum, found, new)
+
+        start = jnp.full(len(pixels), -jnp.inf)
+        found = linalg.fori_loop(num_samples, sample, (start,) * 4)
+        return at(pixels), *found
+
+    return regularity
+
+
+def _probabilities(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    return p, jnp.take_along_axis(p, labels[:, None], axis=1)[:, 0]
+
+
+def _others(values: jax.Array, labels: jax.Array, filler: float) -> jax.Array:
+    own = jnp.arange(values.shape[1])[None] == labels[:, None]
+    return jnp.where(own, filler, values)
+
+
+def _room(loss: Any) -> np.ndarray:
+    return np.maximum(-np.asarray(loss, np.float64), 0.0)
+
+
+def _positive(name: str, value: Any) -> np.ndarray:
+    value = np.asarray(value, np.float64)
+    if np.any(value < 0):
+        raise ValueError(f"{name} is {value.min()}; it must be at least 0.")
+    return value
