@@ -205,12 +205,12 @@ ROWS = {
         ),
     ),
     "carlini_wagner_l2": Row(
-        "carlini_wagner num_searches=6 num_steps=200",
+        "carlini_wagner num_searches=5 num_steps=100",
         2.0,
         (
             _foolbox(
                 "L2CarliniWagnerAttack",
-                lambda _: {"binary_search_steps": 6, "steps": 200},
+                lambda _: {"binary_search_steps": 5, "steps": 100},
                 budget=False,
             ),
         ),
