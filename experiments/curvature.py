@@ -32,18 +32,18 @@ networks.define_flags(_FOLDER)
 # There is no attack here.
 flags.DEFINE_integer(
     "num_steps",
-    40,
+    30,
     "steps of each Lanczos process: more bring the ends of the spectrum closer",
     allow_override=True,
 )
 _TRAIN_EXAMPLES = flags.DEFINE_integer(
     "train_examples",
-    500,
+    400,
     "training pictures that the Hessian in the parameters is of, among those that all "
     "runs were trained on; 0 to leave it out",
 )
 _PROBES = flags.DEFINE_integer(
-    "num_probes", 3, "random probes of the Hessian, at least 2 for error bars"
+    "num_probes", 4, "random probes of the Hessian, at least 2 for error bars"
 )
 
 # Points of a density, and the width of its Gaussians as a part of the largest

@@ -24,6 +24,8 @@ _UNITS = {
 }
 # Decades that a curvature is drawn over: the surest pictures have next to none.
 _DECADES = 6
+# Of one eigenvalue, the part that a probe may see of it and that is still drawn.
+_SMALLEST_PART = 0.01
 
 
 def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
@@ -41,28 +43,29 @@ def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> No
         tuple(MATRICES.values()),
     )
     style = spectrum_figures._Styles(names)
+    floors = []
     for axes, matrix in zip(panels, MATRICES, strict=True):
         for name in names:
             found = results["networks"][name][matrix]
             curve = found["density"]
             mean, error = (np.asarray(curve[n]) for n in ("mean", "standard_error"))
-            # What one eigenvalue would have a hundredth of is no eigenvalue.
-            bell = curve["width"] * math.sqrt(2 * math.pi) * found["parameters"]
-            floor = 0.01 / bell
-            color, _, line = style._styles[name]
             x = np.asarray(curve["eigenvalue"])
+            color, _, line = style._styles[name]
             axes.plot(
                 x,
-                np.maximum(mean, floor),
+                mean,
                 color=color,
                 linestyle=line,
                 linewidth=1,
                 label=spectrum_figures.label(name),
             )
-            low, high = (np.maximum(mean + s * error, floor) for s in (-1, 1))
-            axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
+            axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.15)
+            # The top of the bell of a single eigenvalue.
+            bell = curve["width"] * math.sqrt(2 * math.pi) * found["parameters"]
+            floors.append(_SMALLEST_PART / bell)
         axes.set_yscale("log")
         axes.set_xlabel("eigenvalue")
+    panels[0].set_ylim(bottom=min(floors))
     panels[0].set_ylabel("density")
     spectrum_figures._save(figure, panels, out, "parameter_spectrum")
 
@@ -100,9 +103,11 @@ def draw_input_curvature(
             )
             highest = max(highest, found["maximum"])
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(_locator())
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.minorticks_off()
         axes.set_ylabel(_UNITS[quantity], fontsize=8)
-        low, high = axes.get_ylim()
-        axes.set_ylim(bottom=max(low, highest / 10**_DECADES))
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], highest / 10**_DECADES))
         axes.set_xlim(0, 100)
     for axes in panels[-2:]:
         axes.set_xlabel("pictures with less (%)")
@@ -163,3 +168,10 @@ def draw_sweep(
     axes.set_ylabel("accuracy (%)")
     axes.set_ylim(bottom=0)
     figures._save(figure, axes, out.figure_path("accuracy"))
+
+
+def _locator() -> Any:
+    """Ticks at 1, 2 and 5 times powers of ten."""
+    from matplotlib import ticker
+
+    return ticker.LogLocator(subs=(1, 2, 5), numticks=12)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import networks
 from opnorm import data, training
 from opnorm.training import checkpoints, network
 
@@ -46,10 +45,11 @@ def trained(tmp_path_factory):
 
 def test_curvature_measures_parameters_and_inputs(trained):
     options = [f"--run={trained}", "--examples=6", "--train_examples=30"]
-    result = run("curvature", *options, "--num_steps=6", "--batch_size=8")
+    more = ["--batch_size=8", "--num_probes=2"]
+    result = run("curvature", *options, "--num_steps=6", *more)
     assert result.returncode == 0, result.stderr
     assert "standard: inputs: picture 6/6" in result.stderr
-    assert "gauss-newton: probe 3/3" in result.stderr
+    assert "gauss-newton: probe 2/2" in result.stderr
     assert "| standard | Gauss-Newton" in result.stdout
     out = trained / "curvature"
     results = json.loads((out / "results.json").read_text())
@@ -57,35 +57,41 @@ def test_curvature_measures_parameters_and_inputs(trained):
     found = results["networks"]["standard"]
 
     config, params, _, _ = training.load_run(trained)
-    logits = networks.bind(training.build_model(config, 10)).logits
+    module = training.build_model(config, 10)
     pictures = data.load("cifar10_mini", split="test", limit=6)
+    seen = data.load("cifar10_mini", split="train", limit=30)
 
-    def loss(x, labels):
-        each = -jax.nn.log_softmax(logits({"params": params}, x))
-        return each[jnp.arange(len(x)), labels].sum()
+    @jax.jit
+    def expected(params, test, labels, train):
+        def logits(params, x):
+            return module.apply({"params": params}, x)
 
-    gradients = jax.grad(loss)(data.to_float(pictures.images), pictures.labels)
-    lengths = np.linalg.norm(np.asarray(gradients).reshape(6, -1), axis=1)
+        def loss(x):
+            each = -jax.nn.log_softmax(logits(params, x))
+            return jnp.sum(each[jnp.arange(len(x)), labels])
+
+        j = jax.tree.leaves(jax.jacrev(logits)(params, train))
+        j = jnp.concatenate([part.reshape(*part.shape[:2], -1) for part in j], axis=2)
+        p = jax.nn.softmax(logits(params, train))
+        squares, mean = jnp.sum(j**2, axis=2), jnp.einsum("bd,bdn->bn", p, j)
+        traces = jnp.sum(p * squares, axis=1) - jnp.sum(mean**2, axis=1)
+        gradients = jax.grad(loss)(test).reshape(len(test), -1)
+        return jnp.linalg.norm(gradients, axis=1), traces.mean(), j.shape[2]
+
+    lengths, trace, size = expected(
+        params,
+        data.to_float(pictures.images),
+        pictures.labels,
+        data.to_float(seen.images),
+    )
     steep = found["inputs"]["gradient_norm"]
-    assert steep["mean"] == pytest.approx(lengths.mean(), rel=1e-4)
+    assert steep["mean"] == pytest.approx(np.mean(lengths), rel=1e-4)
     assert steep["median"] == pytest.approx(np.median(lengths), rel=1e-4)
     assert steep["maximum"] == steep["percentiles"][100]
-    for bent in ("largest", "trace"):
-        assert 0 < found["inputs"][bent]["mean"]
-
-    def rows(params, x):
-        return logits({"params": params}, x)
-
-    seen = data.load("cifar10_mini", split="train", limit=30).images
-    jacobian = jax.jit(jax.jacrev(rows))(params, data.to_float(seen))
-    j = jnp.concatenate(
-        [a.reshape(30, 10, -1) for a in jax.tree.leaves(jacobian)], axis=2
-    )
-    p = jax.nn.softmax(rows(params, data.to_float(seen)))
-    square, mean = jnp.sum(j**2, axis=2), jnp.einsum("bd,bdn->bn", p, j)
-    trace = float(jnp.mean(jnp.sum(p * square, axis=1) - jnp.sum(mean**2, axis=1)))
+    largest, bent = found["inputs"]["largest"], found["inputs"]["trace"]
+    assert 0 < largest["mean"] < bent["mean"]
     fisher = found["gauss_newton"]
-    assert fisher["parameters"] == j.shape[2]
+    assert fisher["parameters"] == size
     estimate = fisher["trace"]
     assert abs(estimate["mean"] - trace) < 6 * estimate["standard_error"]
     assert estimate["standard_error"] < trace
@@ -101,29 +107,45 @@ def test_curvature_measures_parameters_and_inputs(trained):
         assert (out / f"{name}.png").stat().st_size > 0
 
 
-def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_numbers(tmp_path):
+def test_an_interrupted_sweep_goes_on(tmp_path):
+    # As if the network with step 1 had been measured already.
+    measured = {
+        "accuracy": {
+            "epsilon": [0, 0.5],
+            "mean": [0.75, 0.25],
+            "standard_error": [0.1, 0.2],
+        },
+        "clean_accuracy": 0.75,
+        "random_alignment": 0.01,
+        "examples": 20,
+        "training_seconds": 1.0,
+        **dict.fromkeys(
+            ("sigma", "alignment", "singular_values"),
+            {"mean": 2.0, "standard_error": 0.1},
+        ),
+    }
+    done = tmp_path / "step_size-1-seed0"
+    done.mkdir()
+    (done / "evaluation.json").write_text(json.dumps(measured))
     options = ["--model=mlp", "--width=4", "--train_examples=64", "--batch_size=16"]
     options += ["--epochs=1", "--num_steps=2", "--test_examples=20", "--test_steps=2"]
     options += ["--sweep=step_size", "--values=inf,1", f"--run={tmp_path}"]
-    first = run("interpolation", *options)
-    assert first.returncode == 0, first.stderr
+    result = run("interpolation", *options)
+    assert result.returncode == 0, result.stderr
+    assert [file.name for file in done.iterdir()] == ["evaluation.json"]
     results = json.loads((tmp_path / "results.json").read_text())
-    assert [point["value"] for point in results["points"]] == [1, "inf"]
-    for point, size in zip(results["points"], (0.25, np.inf), strict=True):
-        name = f"step_size-{float(point['value']):g}-seed0"
-        config, *_ = training.load_run(tmp_path / name)
-        assert (config.method, config.step_size) == ("adversarial", size)
-        assert point["clean"]["mean"] == point["seeds"]["clean_accuracy"][0]
-        assert 0 <= point["adversarial"]["mean"] <= point["clean"]["mean"] <= 1
+    first, second = results["points"]
+    assert first["value"] == 1 and second["value"] == "inf"
+    assert first["clean"] == {"mean": 0.75, "standard_error": 0.1}
+    assert first["adversarial"] == {"mean": 0.25, "standard_error": 0.2}
+    assert 0 <= second["adversarial"]["mean"] <= second["clean"]["mean"] <= 1
+    config, *_ = training.load_run(tmp_path / "step_size-inf-seed0")
+    assert (config.method, config.step_size) == ("adversarial", np.inf)
+    # In lengths: one half of epsilon, 0.5, with two steps.
+    flags = json.loads((tmp_path / "flags.json").read_text())["flags"]
+    assert [c["step_size"] for c in flags["configs"]] == [0.25, "inf"]
     assert (tmp_path / "accuracy.png").stat().st_size > 0
-    done = tmp_path / "step_size-1-seed0" / "evaluation.json"
-    written = done.stat().st_mtime_ns
-    (tmp_path / "step_size-inf-seed0" / "evaluation.json").unlink()
-    again = run("interpolation", *options)
-    assert again.returncode == 0, again.stderr
-    assert done.stat().st_mtime_ns == written
-    repeated = json.loads((tmp_path / "results.json").read_text())
-    assert repeated["points"] == results["points"]
+    assert "| 75.0 % | 25.0 %" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.parametrize(
