@@ -21,6 +21,7 @@ which all models here are. Writes results.json and figures.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -46,10 +47,12 @@ _PROBES = flags.DEFINE_integer(
     "num_probes", 4, "random probes of the Hessian, at least 2 for error bars"
 )
 
-# Points of a density, and the width of its Gaussians as a part of the largest
-# eigenvalue: fine enough to tell outliers apart.
+# Densities are of asinh(eigenvalue / scale), logarithmic beyond the scale on both sides:
+# networks differ by factors, and the bulk lies near zero. The scale is this part of the
+# largest eigenvalue, the width of the Gaussians is in units of asinh.
+_SCALE = 0.002
+_WIDTH = 0.04
 _POINTS = 1001
-_WIDTH = 0.005
 
 
 def main() -> None:
@@ -140,6 +143,7 @@ def _parameters(
     with training.Progress(
         _PROBES.value,
         description=f"{network.name}: {matrix.replace('_', '-')}",
+        examples_per_step=flags.FLAGS.num_steps * len(pictures),
         unit="probe",
     ) as progress:
         return analysis.parameter_spectrum(
@@ -161,16 +165,21 @@ def _densities(
 ) -> dict[str, dict[str, Any]]:
     """Curves on one grid, blurred alike."""
     nodes = np.concatenate([found.density.nodes.ravel() for found in spectra.values()])
-    width = _WIDTH * max(np.abs(nodes).max(), np.finfo(np.float32).tiny)
-    grid = np.linspace(nodes.min() - 4 * width, nodes.max() + 4 * width, _POINTS)
+    scale = _SCALE * float(np.abs(nodes).max()) or 1.0
+    ends = np.arcsinh([nodes.min() / scale, nodes.max() / scale])
+    grid = np.linspace(ends[0] - 4 * _WIDTH, ends[1] + 4 * _WIDTH, _POINTS)
     curves = {}
     for name, found in spectra.items():
-        curve: linalg.Estimate = found.density.at(grid, width)
+        moved = linalg.SpectralDensity(
+            jnp.arcsinh(found.density.nodes / scale), found.density.weights
+        )
+        density = moved.at(jnp.asarray(grid), _WIDTH)
         curves[name] = {
-            "eigenvalue": grid.tolist(),
-            "width": float(width),
-            "mean": curve.mean[0].tolist(),
-            "standard_error": curve.standard_error[0].tolist(),
+            "scale": scale,
+            "width": _WIDTH,
+            "asinh": grid.tolist(),
+            "mean": density.mean[0].tolist(),
+            "standard_error": density.standard_error[0].tolist(),
         }
     return curves
 

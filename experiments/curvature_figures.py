@@ -24,12 +24,12 @@ _UNITS = {
 }
 # Decades that a curvature is drawn over: the surest pictures have next to none.
 _DECADES = 6
-# Of one eigenvalue, the part that a probe may see of it and that is still drawn.
-_SMALLEST_PART = 0.01
+# Less than this part of one eigenvalue is not drawn.
+_FEWEST = 0.05
 
 
 def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
-    """Draws the eigenvalue densities in the parameters, on a logarithmic axis.
+    """Draws the eigenvalue densities in the parameters, on logarithmic axes.
 
     Args:
       out: gets parameter_spectrum.png.
@@ -43,13 +43,16 @@ def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> No
         tuple(MATRICES.values()),
     )
     style = spectrum_figures._Styles(names)
-    floors = []
     for axes, matrix in zip(panels, MATRICES, strict=True):
         for name in names:
             found = results["networks"][name][matrix]
             curve = found["density"]
-            mean, error = (np.asarray(curve[n]) for n in ("mean", "standard_error"))
-            x = np.asarray(curve["eigenvalue"])
+            # One eigenvalue, seen by all probes alike, has a bell of height 1.
+            bell = found["parameters"] * curve["width"] * math.sqrt(2 * math.pi)
+            mean, error = (
+                bell * np.asarray(curve[n]) for n in ("mean", "standard_error")
+            )
+            x = curve["scale"] * np.sinh(curve["asinh"])
             color, _, line = style._styles[name]
             axes.plot(
                 x,
@@ -59,15 +62,17 @@ def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> No
                 linewidth=1,
                 label=spectrum_figures.label(name),
             )
-            axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.15)
-            # The top of the bell of a single eigenvalue.
-            bell = curve["width"] * math.sqrt(2 * math.pi) * found["parameters"]
-            floors.append(_SMALLEST_PART / bell)
+            axes.fill_between(
+                x, mean - error, mean + error, color=color, alpha=0.15, lw=0
+            )
+        axes.set_xscale("asinh", linear_width=curve["scale"])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(x[0], x[-1])
         axes.set_yscale("log")
         axes.set_xlabel("eigenvalue")
-    panels[0].set_ylim(bottom=min(floors))
-    panels[0].set_ylabel("density")
-    spectrum_figures._save(figure, panels, out, "parameter_spectrum")
+    panels[0].set_ylim(bottom=_FEWEST)
+    panels[0].set_ylabel("number of eigenvalues around")
+    _save(figure, panels, out, "parameter_spectrum")
 
 
 def draw_input_curvature(
@@ -111,7 +116,7 @@ def draw_input_curvature(
         axes.set_xlim(0, 100)
     for axes in panels[-2:]:
         axes.set_xlabel("pictures with less (%)")
-    spectrum_figures._save(figure, panels, out, "input_curvature")
+    _save(figure, panels, out, "input_curvature")
 
 
 def draw_sweep(
@@ -175,3 +180,18 @@ def _locator() -> Any:
     from matplotlib import ticker
 
     return ticker.LogLocator(subs=(1, 2, 5), numticks=12)
+
+
+def _save(
+    figure: Any, panels: Sequence[Any], out: training.RunDirectory, name: str
+) -> None:
+    """Saves panels that are too full for a legend inside."""
+    for axes in panels:
+        figures._finish(axes)
+        axes.get_legend().remove()
+    lines, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8
+    )
+    figure.savefig(out.figure_path(name), dpi=150)
+    figures._pyplot().close(figure)

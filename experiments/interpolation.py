@@ -135,8 +135,8 @@ def main() -> None:
 
 
 def _read_lists() -> tuple[tuple[float, ...], tuple[int, ...]]:
-    given = _VALUES.value or _SWEEPS[_SWEEP.value]
-    values = tuple(sorted(cli.parse_floats("values", given)))
+    given = _VALUES.value or list(_SWEEPS[_SWEEP.value])
+    values = tuple(sorted(cli.parse_floats("values", list(given))))
     seeds = cli.parse_integers("seeds", _SEEDS.value)
     names = [f"{value:g}" for value in values]
     for name, items in (("values", names), ("seeds", seeds)):

@@ -55,7 +55,7 @@ class ParameterSpectrum(NamedTuple):
       largest: the largest eigenvalue that the Krylov spaces reach. It does not exceed
         the largest of all.
       smallest: the smallest one; the matrix may have a smaller one.
-      trace: estimate of the sum of the eigenvalues, floats; no standard error (NaN)
+      trace: estimate of the sum of the eigenvalues, scalars; no standard error (NaN)
         from a single probe.
       density: of the eigenvalues, a batch of one.
     """
@@ -162,17 +162,16 @@ def parameter_spectrum(
     nodes, weights, largest, smallest = (
         np.concatenate(parts, axis=1) for parts in zip(*probes, strict=True)
     )
-    density = linalg.SpectralDensity(nodes, weights)
-    mean, error = (float(part[0]) for part in density.moment(1))
+    # As numpy arrays, which keep float64 where JAX's default would not.
+    density = linalg.SpectralDensity(nodes, weights)  # type: ignore[arg-type]
+    mean, error = density.moment(1)
     # Every process finds a value that the spectrum reaches: the outermost one counts.
-    best = (
-        largest[0, np.argmax(largest[0, :, 0])],
-        smallest[0, np.argmin(smallest[0, :, 0])],
-    )
+    top, bottom = largest[0, :, 0].argmax(), smallest[0, :, 0].argmin()
     return ParameterSpectrum(
         n,
-        *(Eigenvalue(float(value), float(within)) for value, within in best),
-        linalg.Estimate(n * mean, n * error),
+        Eigenvalue(*largest[0, top].tolist()),
+        Eigenvalue(*smallest[0, bottom].tolist()),
+        linalg.Estimate(n * mean[0], n * error[0]),
         density,
     )
 
@@ -180,7 +179,7 @@ def parameter_spectrum(
 @functools.lru_cache(maxsize=16)
 def _curvature(apply: Apply) -> Callable[..., Any]:
     @jax.jit
-    def curvature(variables: Any, x: jax.Array, labels: jax.Array) -> InputCurvature:
+    def curvature(variables: Any, x: jax.Array, labels: jax.Array) -> Any:
         f = functools.partial(apply, variables)
         pixels = accuracy._pixels(x)
         logits, rows = f(pixels), operators.dense_jacobian(f, pixels)
@@ -197,7 +196,7 @@ def _curvature(apply: Apply) -> Callable[..., Any]:
             lambda z: jnp.sum(losses.cross_entropy(linearized(z), labels))
         )(pixels)
         top = operators.singular_triplets(linearized, pixels, 1, method="dense")
-        return InputCurvature(
+        return (
             hessian.values[:, 0],
             jnp.sum(hessian.values, axis=1),
             linalg.norm(gradient, 2.0),
