@@ -47,7 +47,7 @@ _PROBES = flags.DEFINE_integer(
     "num_probes", 4, "random probes of the Hessian, at least 2 for error bars"
 )
 
-# Densities are of asinh(eigenvalue / scale), logarithmic beyond the scale on both sides:
+# Densities are of asinh(eigenvalue / scale), logarithmic beyond the scale both ways:
 # networks differ by factors, and the bulk lies near zero. The scale is this part of the
 # largest eigenvalue, the width of the Gaussians is in units of asinh.
 _SCALE = 0.002

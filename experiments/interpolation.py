@@ -21,6 +21,7 @@ accuracy.png into --run; interrupted, it goes on where it ended.
 import dataclasses
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,15 @@ def main() -> None:
         },
     )
     measured: dict[float, list[dict[str, Any]]] = {value: [] for value in values}
-    for (value, seed), config in configs.items():
-        directory = path / f"{_SWEEP.value}-{value:g}-seed{seed}"
+    for number, ((value, seed), config) in enumerate(configs.items(), start=1):
+        name = f"{_SWEEP.value}-{value:g}-seed{seed}"
+        directory = path / name
         # Measured already, before an interruption.
         cached = directory / "evaluation.json"
         if cached.exists():
             measured[value].append(json.loads(cached.read_text()))
             continue
+        print(f"network {number} of {len(configs)}: {name}", file=sys.stderr)
         start = time.monotonic()
         result = training.train(config, directory=directory, train_set=sets["train"])
         trained = time.monotonic()
