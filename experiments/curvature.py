@@ -49,9 +49,10 @@ _PROBES = flags.DEFINE_integer(
 
 # Densities are of asinh(eigenvalue / scale), logarithmic beyond the scale both ways:
 # networks differ by factors, and the bulk lies near zero. The scale is this part of the
-# largest eigenvalue, the width of the Gaussians is in units of asinh.
+# largest eigenvalue. The width of the Gaussians is in units of asinh; narrower ones
+# would show where the nodes of the quadrature lie.
 _SCALE = 0.002
-_WIDTH = 0.04
+_WIDTH = 0.12
 _POINTS = 1001
 
 
@@ -170,10 +171,7 @@ def _densities(
     grid = np.linspace(ends[0] - 4 * _WIDTH, ends[1] + 4 * _WIDTH, _POINTS)
     curves = {}
     for name, found in spectra.items():
-        moved = linalg.SpectralDensity(
-            jnp.arcsinh(found.density.nodes / scale), found.density.weights
-        )
-        density = moved.at(jnp.asarray(grid), _WIDTH)
+        density = _density(found.density, scale, grid)
         curves[name] = {
             "scale": scale,
             "width": _WIDTH,
@@ -184,12 +182,21 @@ def _densities(
     return curves
 
 
+@jax.jit
+def _density(found: linalg.SpectralDensity, scale: Any, grid: Any) -> linalg.Estimate:
+    nodes = jnp.arcsinh(found.nodes / scale)
+    return linalg.SpectralDensity(nodes, found.weights).at(grid, _WIDTH)
+
+
 def _summary(found: analysis.ParameterSpectrum) -> dict[str, Any]:
     return {
         "parameters": found.size,
         "largest": found.largest._asdict(),
         "smallest": found.smallest._asdict(),
-        "trace": found.trace._asdict(),
+        "trace": {
+            "mean": float(found.trace.mean),
+            "standard_error": float(found.trace.standard_error),
+        },
         "nodes": found.density.nodes[0].tolist(),
         "weights": found.density.weights[0].tolist(),
     }

@@ -66,11 +66,13 @@ def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> No
                 x, mean - error, mean + error, color=color, alpha=0.15, lw=0
             )
         axes.set_xscale("asinh", linear_width=curve["scale"])
+        axes.set_xticks(_ticks(curve["scale"], x))
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
         axes.set_xlim(x[0], x[-1])
         axes.set_yscale("log")
         axes.set_xlabel("eigenvalue")
-    panels[0].set_ylim(bottom=_FEWEST)
+    panels[0].set_ylim(_FEWEST, 3 * found["parameters"])
     panels[0].set_ylabel("number of eigenvalues around")
     _save(figure, panels, out, "parameter_spectrum")
 
@@ -173,6 +175,14 @@ def draw_sweep(
     axes.set_ylabel("accuracy (%)")
     axes.set_ylim(bottom=0)
     figures._save(figure, axes, out.figure_path("accuracy"))
+
+
+def _ticks(scale: float, x: np.ndarray) -> list[float]:
+    """Zero, and powers of ten beyond the scale, among x."""
+    largest = max(scale, abs(x[0]), abs(x[-1]))
+    powers = range(round(math.log10(scale)), math.floor(math.log10(largest)) + 1)
+    ticks = [0.0, *(sign * 10.0**power for power in powers for sign in (-1, 1))]
+    return sorted(tick for tick in ticks if x[0] <= tick <= x[-1])
 
 
 def _locator() -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 
 from opnorm import linalg, operators
 from opnorm.analysis import accuracy
+from opnorm.analysis.averages import Average, average
 from opnorm.analysis.feature_spectrum import _reporting
 from opnorm.analysis.robustness import Apply, check_examples
 from opnorm.attacks import losses
@@ -55,15 +56,14 @@ class ParameterSpectrum(NamedTuple):
       largest: the largest eigenvalue that the Krylov spaces reach. It does not exceed
         the largest of all.
       smallest: the smallest one; the matrix may have a smaller one.
-      trace: estimate of the sum of the eigenvalues, scalars; no standard error (NaN)
-        from a single probe.
+      trace: estimate of the sum of the eigenvalues, the average over the probes.
       density: of the eigenvalues, a batch of one.
     """
 
     size: int
     largest: Eigenvalue
     smallest: Eigenvalue
-    trace: linalg.Estimate
+    trace: Average
     density: linalg.SpectralDensity
 
 
@@ -164,14 +164,14 @@ def parameter_spectrum(
     )
     # As numpy arrays, which keep float64 where JAX's default would not.
     density = linalg.SpectralDensity(nodes, weights)  # type: ignore[arg-type]
-    mean, error = density.moment(1)
     # Every process finds a value that the spectrum reaches: the outermost one counts.
     top, bottom = largest[0, :, 0].argmax(), smallest[0, :, 0].argmin()
     return ParameterSpectrum(
         n,
         Eigenvalue(*largest[0, top].tolist()),
         Eigenvalue(*smallest[0, bottom].tolist()),
-        linalg.Estimate(n * mean[0], n * error[0]),
+        # <z, A z> of each probe z.
+        average(n * np.sum(nodes * weights, axis=2)[0]),
         density,
     )
 

@@ -127,7 +127,7 @@ def test_the_parameter_spectrum_is_the_dense_one(matrix) -> None:
     np.testing.assert_allclose(found.density.weights.sum(axis=2), 1)
     # The variance of <z, A z> over signs z, and the standard error that it leaves.
     variance = 2 * (np.sum(dense**2) - np.sum(np.diag(dense) ** 2))
-    mean, error = map(float, found.trace)
+    mean, error = found.trace.mean, found.trace.standard_error
     assert 0.7 < error / np.sqrt(variance / 60) < 1.4
     assert abs(mean - np.trace(dense)) < 4 * error
     np.testing.assert_allclose(progress, np.arange(1, 61) / 60)
