@@ -36,13 +36,13 @@ def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> No
       results: of experiments.curvature.
     """
     names = list(results["networks"])
-    figure, panels = spectrum_figures._panels(
+    figure, panels = spectrum_figures.draw_panels(
         "Eigenvalues in the parameters, mean cross-entropy of "
         f"{results['train_examples']} training pictures\n{results['data']}, "
         f"{results['num_probes']} probes of {results['num_steps']} Lanczos steps",
         tuple(MATRICES.values()),
     )
-    style = spectrum_figures._Styles(names)
+    style = spectrum_figures.Styles(names)
     for axes, matrix in zip(panels, MATRICES, strict=True):
         for name in names:
             found = results["networks"][name][matrix]
@@ -74,7 +74,7 @@ def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> No
         axes.set_xlabel("eigenvalue")
     panels[0].set_ylim(_FEWEST, 3 * found["parameters"])
     panels[0].set_ylabel("number of eigenvalues around")
-    _save(figure, panels, out, "parameter_spectrum")
+    save_figure(figure, panels, out, "parameter_spectrum")
 
 
 def draw_input_curvature(
@@ -87,14 +87,14 @@ def draw_input_curvature(
       results: of experiments.curvature.
     """
     names = list(results["networks"])
-    figure, panels = spectrum_figures._panels(
+    figure, panels = spectrum_figures.draw_panels(
         "Derivatives of the cross-entropy and of the logits in the input\n"
-        f"{spectrum_figures._source(results)}",
+        f"{spectrum_figures.source_line(results)}",
         tuple(QUANTITIES.values()),
         rows=2,
         sharey="none",
     )
-    style = spectrum_figures._Styles(names)
+    style = spectrum_figures.Styles(names)
     for axes, (quantity, title) in zip(panels, QUANTITIES.items(), strict=True):
         highest = 0.0
         axes.set_title(title, fontsize=9)
@@ -118,7 +118,7 @@ def draw_input_curvature(
         axes.set_xlim(0, 100)
     for axes in panels[-2:]:
         axes.set_xlabel("pictures with less (%)")
-    _save(figure, panels, out, "input_curvature")
+    save_figure(figure, panels, out, "input_curvature")
 
 
 def draw_sweep(
@@ -143,7 +143,7 @@ def draw_sweep(
       title: what was measured, on which data.
       labels: what the curves are called.
     """
-    figure, axes = figures._new(title)
+    figure, axes = figures.new_figure(title)
     values = [point["value"] for point in points]
     finite = [value for value in values if math.isfinite(value)] or [1.0]
     # Infinity has a place of its own, a little beyond the last value.
@@ -153,7 +153,7 @@ def draw_sweep(
             100 * np.asarray([point[name][part] for point in points])
             for part in ("mean", "standard_error")
         )
-        figures._band(axes, label, np.asarray(places), mean, error)
+        figures.band(axes, label, np.asarray(places), mean, error)
     if logarithmic:
         axes.set_xscale("log")
     ticks = [f"{v:g}" if math.isfinite(v) else "$\\infty$" for v in values]
@@ -174,7 +174,7 @@ def draw_sweep(
     axes.set_xlabel(axis)
     axes.set_ylabel("accuracy (%)")
     axes.set_ylim(bottom=0)
-    figures._save(figure, axes, out.figure_path("accuracy"))
+    figures.save_figure(figure, axes, out.figure_path("accuracy"))
 
 
 def _ticks(scale: float, x: np.ndarray) -> list[float]:
@@ -192,16 +192,16 @@ def _locator() -> Any:
     return ticker.LogLocator(subs=(1, 2, 5), numticks=12)
 
 
-def _save(
+def save_figure(
     figure: Any, panels: Sequence[Any], out: training.RunDirectory, name: str
 ) -> None:
     """Saves panels that are too full for a legend inside."""
     for axes in panels:
-        figures._finish(axes)
+        figures.finish(axes)
         axes.get_legend().remove()
     lines, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8
     )
     figure.savefig(out.figure_path(name), dpi=150)
-    figures._pyplot().close(figure)
+    figures.pyplot().close(figure)

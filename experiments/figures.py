@@ -20,9 +20,9 @@ LABELS = {
     "interpolated": "adversarial training and SNR, interpolated",
     "gradient_regularization": "input-gradient regularisation",
 }
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("s", "^", "D", "P", "o", "v")
-_STYLES = {
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("s", "^", "D", "P", "o", "v")
+STYLES = {
     "best known": ("#000000", "x", ":"),
     "standard": ("#000000", "o", "-"),
     "adversarial": ("#0072B2", "s", "-"),
@@ -52,22 +52,22 @@ def plot_accuracy(
       norm: what the axis calls the norm, such as "L2".
       title: what was measured, on which data.
     """
-    figure, axes = _new(title)
+    figure, axes = new_figure(title)
     for method, curve in curves.items():
-        _band(
+        band(
             axes,
             method,
             np.asarray(curve["epsilon"]),
             100 * np.asarray(curve["mean"]),
             100 * np.asarray(curve["standard_error"]),
         )
-    _mark_training_epsilon(axes, training_epsilon)
+    mark_training_epsilon(axes, training_epsilon)
     axes.set_xlabel(
         f"{norm} length of the perturbation, $\\epsilon$ (pixels in [0, 1])"
     )
     axes.set_ylabel("accuracy (%)")
     axes.set_ylim(bottom=0)
-    _save(figure, axes, path)
+    save_figure(figure, axes, path)
 
 
 def plot_distances(
@@ -87,7 +87,7 @@ def plot_distances(
       norm: what the axis calls the norm, such as "L2".
       title: what was measured, on which data.
     """
-    figure, axes = _new(title)
+    figure, axes = new_figure(title)
     for number, (name, values) in enumerate(distances.items()):
         reached = np.sort(values[np.isfinite(values)])
         error = 100 * np.arange(1, len(reached) + 1) / len(values)
@@ -95,15 +95,15 @@ def plot_distances(
             np.concatenate([[0.0], reached]),
             np.concatenate([[0.0], error]),
             where="post",
-            color=_PALETTE[number % len(_PALETTE)],
+            color=PALETTE[number % len(PALETTE)],
             label=name,
         )
-    _mark_training_epsilon(axes, training_epsilon)
+    mark_training_epsilon(axes, training_epsilon)
     axes.set_xlabel(f"{norm} distance of the nearest point found (pixels in [0, 1])")
     axes.set_ylabel("error (%)")
     axes.set_ylim(0, 100)
     axes.set_xlim(left=0)
-    _save(figure, axes, path)
+    save_figure(figure, axes, path)
 
 
 def plot_singular_values(
@@ -116,16 +116,16 @@ def plot_singular_values(
       path: the PNG to write.
       title: what was measured, on which data.
     """
-    figure, axes = _new(title)
+    figure, axes = new_figure(title)
     for method, spectrum in spectra.items():
         mean = np.asarray(spectrum["mean"])
         rank = np.arange(1, len(mean) + 1)
-        _band(axes, method, rank, mean, np.asarray(spectrum["standard_error"]))
+        band(axes, method, rank, mean, np.asarray(spectrum["standard_error"]))
     axes.set_yscale("log")
     axes.set_xticks(np.arange(1, max(len(s["mean"]) for s in spectra.values()) + 1))
     axes.set_xlabel("rank")
     axes.set_ylabel("singular value of the logits' Jacobian")
-    _save(figure, axes, path)
+    save_figure(figure, axes, path)
 
 
 def plot_training(
@@ -138,7 +138,7 @@ def plot_training(
       path: the PNG to write.
       title: what was trained.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     figure.suptitle(LABELS.get(title, title), fontsize=10)
     epoch = [line["epoch"] for line in metrics]
@@ -151,13 +151,14 @@ def plot_training(
                 values = [line[name] for line in metrics]
                 axes.plot(epoch, values, color=color, label=name.replace("_", " "))
         axes.set_xlabel("epoch")
-        _finish(axes)
+        finish(axes)
     right.set_ylim(0, 1)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def _mark_training_epsilon(axes: Any, training_epsilon: float | None) -> None:
+def mark_training_epsilon(axes: Any, training_epsilon: float | None) -> None:
+    """Draws the epsilon that was trained with as a dashed line, if there is one."""
     if training_epsilon is None:
         return
     axes.axvline(training_epsilon, color="0.5", linestyle="--", linewidth=1)
@@ -173,7 +174,8 @@ def _mark_training_epsilon(axes: Any, training_epsilon: float | None) -> None:
     )
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Returns matplotlib.pyplot, with a backend that needs no screen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -182,17 +184,19 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _new(title: str) -> tuple[Any, Any]:
-    figure, axes = _pyplot().subplots(figsize=(6, 4), layout="constrained")
+def new_figure(title: str) -> tuple[Any, Any]:
+    """Returns a figure of one panel with a title."""
+    figure, axes = pyplot().subplots(figsize=(6, 4), layout="constrained")
     axes.set_title(title, fontsize=9)
     return figure, axes
 
 
-def _band(axes: Any, method: str, x: Any, mean: Any, error: Any) -> None:
+def band(axes: Any, method: str, x: Any, mean: Any, error: Any) -> None:
+    """Draws a curve in its method's style, its standard error shaded."""
     number = len(axes.lines)
-    color = _PALETTE[number % len(_PALETTE)]
-    marker = _MARKERS[number % len(_MARKERS)]
-    color, marker, line = _STYLES.get(method, (color, marker, "-"))
+    color = PALETTE[number % len(PALETTE)]
+    marker = MARKERS[number % len(MARKERS)]
+    color, marker, line = STYLES.get(method, (color, marker, "-"))
     axes.plot(
         x,
         mean,
@@ -205,13 +209,15 @@ def _band(axes: Any, method: str, x: Any, mean: Any, error: Any) -> None:
     axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.15, lw=0)
 
 
-def _finish(axes: Any) -> None:
+def finish(axes: Any) -> None:
+    """Adds grid and legend, and takes the frame away."""
     axes.grid(color="0.9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
 
 
-def _save(figure: Any, axes: Any, path: Path) -> None:
-    _finish(axes)
+def save_figure(figure: Any, axes: Any, path: Path) -> None:
+    """Finishes the panel, writes the figure and closes it."""
+    finish(axes)
     figure.savefig(path, dpi=150)
-    _pyplot().close(figure)
+    pyplot().close(figure)

@@ -52,7 +52,7 @@ def measure(
     """
     apply, variables = bind(config, params, batch_stats, test_set.num_classes)
     pictures = (apply, variables, test_set.images)
-    attack = _attack(p, num_steps)
+    attack = usual_attack(p, num_steps)
     clean = analysis.evaluate_accuracy(
         *pictures, test_set.labels, batch_size=batch_size
     )
@@ -116,7 +116,7 @@ def spectrum(
     delta = analysis.perturbations(
         *pictures,
         test_set.labels,
-        attack=_attack(p, num_steps),
+        attack=usual_attack(p, num_steps),
         epsilon=epsilon,
         batch_size=batch_size,
         key=jax.random.key(seed),
@@ -167,7 +167,8 @@ def _apply(module: nn.Module) -> Any:
 
 
 @functools.cache
-def _attack(p: float, num_steps: int) -> Any:
+def usual_attack(p: float, num_steps: int) -> Any:
+    """Returns epsilon -> PGA with step size 2 epsilon / num_steps, one object each."""
     return functools.partial(_pga, p, num_steps)
 
 

@@ -184,7 +184,7 @@ def attacked(
         network.variables,
         examples.images,
         examples.labels,
-        attack=measure._attack(p, flags.FLAGS.num_steps),
+        attack=measure.usual_attack(p, flags.FLAGS.num_steps),
         epsilon=epsilon,
         batch_size=flags.FLAGS.batch_size,
         key=jax.random.key(seed),

@@ -29,11 +29,12 @@ def draw_spectra(
       names: the networks to draw.
     """
     for quantity in ("features", "logits"):
-        figure, panels = _panels(
-            f"Singular values of the Jacobian of the {quantity}\n{_source(results)}",
+        figure, panels = draw_panels(
+            f"Singular values of the Jacobian of the {quantity}\n"
+            f"{source_line(results)}",
             ("at the pictures", f"after L2 PGA, $\\epsilon$ = {results['epsilon']:g}"),
         )
-        style = _Styles(names)
+        style = Styles(names)
         highest = 0.0
         for axes, kind in zip(panels, ("clean", "adversarial"), strict=True):
             for name in names:
@@ -51,7 +52,7 @@ def draw_spectra(
         )
         panels[0].set_ylim(low / 1.5, 1.5 * highest)
         panels[0].set_ylabel(f"singular value ({quantity} per pixel unit)")
-        _save(figure, panels, out, f"spectrum_{quantity}")
+        save_figure(figure, panels, out, f"spectrum_{quantity}")
 
 
 def draw_alignment_by_rank(
@@ -65,12 +66,12 @@ def draw_alignment_by_rank(
     """
     names = list(results["networks"])
     epsilon = results["epsilon"]
-    figure, panels = _panels(
+    figure, panels = draw_panels(
         f"Alignment of perturbations (L2 PGA, $\\epsilon$ = {epsilon:g}) with the right"
-        f" singular vectors of the features' Jacobian\n{_source(results)}",
+        f" singular vectors of the features' Jacobian\n{source_line(results)}",
         ("cosine", "Pearson correlation"),
     )
-    style = _Styles(names)
+    style = Styles(names)
     # Vectors that few examples have are not those of an average example.
     enough = results["examples"] / 4
     for axes, kind in zip(panels, ("cosine", "pearson"), strict=True):
@@ -92,7 +93,7 @@ def draw_alignment_by_rank(
         axes.set_xlabel("rank of the singular vector")
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel("absolute alignment")
-    _save(figure, panels, out, "alignment_by_rank")
+    save_figure(figure, panels, out, "alignment_by_rank")
 
 
 def draw_alignment_by_length(
@@ -110,13 +111,13 @@ def draw_alignment_by_length(
       training_epsilons: drawn as dashed lines.
     """
     names = list(results["networks"])
-    figure, panels = _panels(
+    figure, panels = draw_panels(
         "Alignment of perturbations with the dominant right singular vector of the\n"
-        f"features' Jacobian. {_source(results, 'alignment_examples')}",
+        f"features' Jacobian. {source_line(results, 'alignment_examples')}",
         ("",),
     )
     (axes,) = panels
-    style = _Styles(names)
+    style = Styles(names)
     for name in names:
         curve = results["networks"][name]["alignment_by_length"][norm]
         style.draw(axes, name, curve["epsilon"], curve["adversarial"])
@@ -129,7 +130,7 @@ def draw_alignment_by_length(
     axes.set_ylabel("absolute cosine")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    _save(figure, panels, out, f"alignment_by_length_{norm}")
+    save_figure(figure, panels, out, f"alignment_by_length_{norm}")
 
 
 def draw_linearity(
@@ -158,12 +159,12 @@ def draw_linearity(
         "deviation / $\\|\\phi(x+z) - \\phi(x)\\|_2$",
         "sigma": "largest singular value of J(x+z)\n(features per pixel unit)",
     }
-    figure, panels = _panels(
-        f"Linearity of the features $\\phi$ around pictures x\n{_source(results)}",
+    figure, panels = draw_panels(
+        f"Linearity of the features $\\phi$ around pictures x\n{source_line(results)}",
         tuple(kinds.values()),
         rows=len(rows),
     )
-    style = _Styles(names)
+    style = Styles(names)
     for row, (quantity, meaning) in enumerate(rows.items()):
         pair = panels[2 * row : 2 * row + 2]
         for axes, kind in zip(pair, kinds, strict=True):
@@ -180,7 +181,7 @@ def draw_linearity(
     _mark(panels, training_epsilons)
     for axes in panels[-2:]:
         axes.set_xlabel("length $\\|z\\|_2$ (pixels in [0, 1])")
-    _save(figure, panels, out, f"linearity_{norm}")
+    save_figure(figure, panels, out, f"linearity_{norm}")
 
 
 def draw_activations(
@@ -206,13 +207,13 @@ def draw_activations(
             if norm != "noise"
         },
     }
-    figure, panels = _panels(
-        f"ReLU units in the same state at x and x + z\n{_source(results)}",
+    figure, panels = draw_panels(
+        f"ReLU units in the same state at x and x + z\n{source_line(results)}",
         tuple(titles.values()),
         rows=2 if len(titles) == 4 else 1,
         sharey="all",
     )
-    style = _Styles(names)
+    style = Styles(names)
     for axes, (group, kind) in zip(panels, titles, strict=True):
         for name in names:
             curve = results["networks"][name][group][kind]
@@ -226,20 +227,20 @@ def draw_activations(
     _mark(panels, training_epsilons)
     figure.supylabel("units in the same state (%)", fontsize=10)
     panels[0].set_ylim(top=100)
-    _save(figure, panels, out, "activations")
+    save_figure(figure, panels, out, "activations")
 
 
-class _Styles:
+class Styles:
     """One colour and marker for each network, the same in all panels."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._styles = {n: figures._STYLES[n] for n in names if n in figures._STYLES}
+        self._styles = {n: figures.STYLES[n] for n in names if n in figures.STYLES}
         taken = {color for color, _, _ in self._styles.values()}
         free = [
             pair
-            for pair in zip(figures._PALETTE, figures._MARKERS, strict=True)
+            for pair in zip(figures.PALETTE, figures.MARKERS, strict=True)
             if pair[0] not in taken
-        ] or list(zip(figures._PALETTE, figures._MARKERS, strict=True))
+        ] or list(zip(figures.PALETTE, figures.MARKERS, strict=True))
         others = [name for name in names if name not in self._styles]
         for place, name in enumerate(others):
             self._styles[name] = (*free[place % len(free)], "-")
@@ -280,12 +281,12 @@ class _Styles:
             )
 
 
-def _panels(
+def draw_panels(
     title: str, titles: Sequence[str], rows: int = 1, sharey: str = "row"
 ) -> tuple[Any, list[Any]]:
     """A grid of panels, row by row; the titles are those of the first ones."""
     columns = len(titles) if rows == 1 else 2
-    figure, grid = figures._pyplot().subplots(
+    figure, grid = figures.pyplot().subplots(
         rows,
         columns,
         figsize=(6 if columns == 1 else 4 * columns, 4 if rows == 1 else 3 * rows),
@@ -306,19 +307,21 @@ def _ranks(curve: Mapping[str, Sequence[float]]) -> np.ndarray:
 def _mark(panels: Sequence[Any], training_epsilons: Sequence[float]) -> None:
     for axes in panels:
         for epsilon in training_epsilons:
-            figures._mark_training_epsilon(axes, epsilon)
+            figures.mark_training_epsilon(axes, epsilon)
 
 
-def _source(results: Mapping[str, Any], count: str = "examples") -> str:
+def source_line(results: Mapping[str, Any], count: str = "examples") -> str:
+    """Says which data the results are of, and how many pictures."""
     return f"{results['data']}, {results[count]} pictures"
 
 
-def _save(
+def save_figure(
     figure: Any, panels: Sequence[Any], out: training.RunDirectory, name: str
 ) -> None:
+    """Finishes the panels and writes the figure into the results' directory."""
     for axes in panels:
-        figures._finish(axes)
+        figures.finish(axes)
         if axes is not panels[0]:
             axes.get_legend().remove()
     figure.savefig(out.figure_path(name), dpi=150)
-    figures._pyplot().close(figure)
+    figures.pyplot().close(figure)

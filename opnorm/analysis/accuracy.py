@@ -79,7 +79,7 @@ def evaluate_accuracy(
     Raises:
       ValueError: for no examples, or labels or a batch size that do not fit.
     """
-    hits = _in_batches(_hits(apply), variables, (images, labels), batch_size)
+    hits = in_batches(_hits(apply), variables, (images, labels), batch_size)
     return _accuracy(hits)
 
 
@@ -144,7 +144,7 @@ def perturbations(
     Arguments and errors are those of :func:`robust_accuracy`.
     """
     linalg.check_length("epsilon", epsilon)
-    return _in_batches(
+    return in_batches(
         _perturbed(apply, attack),
         variables,
         (images, labels, np.arange(len(images))),
@@ -175,7 +175,7 @@ def jacobian_spectrum(
 
     Source: Roth et al. 2020, Fig. 2 left (there of the features).
     """
-    return Spectrum(*_in_batches(_singular(apply, k), variables, (images,), batch_size))
+    return Spectrum(*in_batches(_singular(apply, k), variables, (images,), batch_size))
 
 
 def jacobian_norms(
@@ -210,7 +210,7 @@ def jacobian_norms(
     """
     compiled = _normed(apply, p, q, tuple(sorted(search.items())))
     rows = (images, np.arange(len(images)))
-    found = _in_batches(compiled, variables, rows, batch_size, (key,))
+    found = in_batches(compiled, variables, rows, batch_size, (key,))
     return JacobianNorms(*found)
 
 
@@ -218,7 +218,7 @@ def jacobian_norms(
 def _hits(apply: Apply) -> Callable[..., Any]:
     @jax.jit
     def hits(variables: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
-        return jnp.argmax(apply(variables, _pixels(x)), axis=1) == labels
+        return jnp.argmax(apply(variables, to_pixels(x)), axis=1) == labels
 
     return hits
 
@@ -234,7 +234,7 @@ def _perturbed(apply: Apply, attack: AttackFactory) -> Callable[..., Any]:
         epsilon: Any,
         key: jax.Array,
     ) -> jax.Array:
-        clean = _pixels(x)
+        clean = to_pixels(x)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
         f = functools.partial(apply, variables)
         return attack(epsilon)(f, clean, labels, keys) - clean
@@ -252,7 +252,7 @@ def _normed(
     ) -> tuple[jax.Array, jax.Array]:
         found = operators.jacobian_norm(
             functools.partial(apply, variables),
-            _pixels(x),
+            to_pixels(x),
             p=p,
             q=q,
             key=jax.random.fold_in(key, number[0]),
@@ -268,7 +268,7 @@ def _singular(apply: Apply, k: int | None) -> Callable[..., Any]:
     @jax.jit
     def singular(variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         f = functools.partial(apply, variables)
-        pixels = _pixels(x)
+        pixels = to_pixels(x)
         outputs = jax.eval_shape(f, pixels).shape[1]
         most = min(outputs, math.prod(pixels.shape[1:]))
         found = operators.singular_triplets(f, pixels, most if k is None else k)
@@ -277,7 +277,8 @@ def _singular(apply: Apply, k: int | None) -> Callable[..., Any]:
     return singular
 
 
-def _pixels(x: jax.Array) -> jax.Array:
+def to_pixels(x: jax.Array) -> jax.Array:
+    """Returns uint8 pictures as float in [0, 1], others as they are."""
     return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
 
 
@@ -286,7 +287,7 @@ def _accuracy(hits: np.ndarray) -> Accuracy:
     return Accuracy(float(hits.mean()), float(spread / math.sqrt(len(hits))), hits)
 
 
-def _in_batches(
+def in_batches(
     fun: Callable[..., Any],
     variables: Any,
     arrays: tuple[np.ndarray, ...],

@@ -266,7 +266,7 @@ def loss_regularity(
         )
     measure = _regularity(apply, loss, p, num_steps, num_samples)
     return Regularity(
-        *accuracy._in_batches(
+        *accuracy.in_batches(
             measure, variables, (images, labels), batch_size, (radius, key)
         )
     )
@@ -280,7 +280,7 @@ def _regularity(
     def regularity(
         variables: Any, x: jax.Array, labels: jax.Array, radius: Any, key: jax.Array
     ) -> tuple[jax.Array, ...]:
-        pixels = accuracy._pixels(x)
+        pixels = accuracy.to_pixels(x)
         steps = min(num_steps, math.prod(pixels.shape[1:]))
 
         def at(z: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ import numpy as np
 from opnorm import linalg, operators
 from opnorm.analysis import accuracy
 from opnorm.analysis.averages import Average, average
-from opnorm.analysis.feature_spectrum import _reporting
+from opnorm.analysis.feature_spectrum import reporting_progress
 from opnorm.analysis.robustness import Apply, check_examples
 from opnorm.attacks import losses
 from opnorm.linalg.lanczos import tridiagonal_eigh
@@ -98,8 +98,8 @@ def input_curvature(
     """
     check_examples(images, labels, batch_size)
     size = min(batch_size, len(images))
-    compiled = _reporting(_curvature(apply), len(images), size, on_progress)
-    found = accuracy._in_batches(compiled, variables, (images, labels), size)
+    compiled = reporting_progress(_curvature(apply), len(images), size, on_progress)
+    found = accuracy.in_batches(compiled, variables, (images, labels), size)
     return InputCurvature(*found)
 
 
@@ -156,7 +156,9 @@ def parameter_spectrum(
     if not 1 <= num_steps <= n:
         raise ValueError(f"num_steps is {num_steps}; it must be from 1 to {n}.")
     shards = jax.device_put(_shards(images, labels, batch_size))
-    process = _reporting(_process(apply, matrix, num_steps), num_probes, 1, on_progress)
+    process = reporting_progress(
+        _process(apply, matrix, num_steps), num_probes, 1, on_progress
+    )
     keys = jax.random.split(key, num_probes)
     probes = [process(params, constants, shards, probe) for probe in keys]
     nodes, weights, largest, smallest = (
@@ -181,7 +183,7 @@ def _curvature(apply: Apply) -> Callable[..., Any]:
     @jax.jit
     def curvature(variables: Any, x: jax.Array, labels: jax.Array) -> Any:
         f = functools.partial(apply, variables)
-        pixels = accuracy._pixels(x)
+        pixels = accuracy.to_pixels(x)
         logits, rows = f(pixels), operators.dense_jacobian(f, pixels)
 
         # What is asked for depends on values and slopes at x only, and so needs no
@@ -221,7 +223,7 @@ def _process(apply: Apply, matrix: str, num_steps: int) -> Callable[..., Any]:
         params: Any, constants: dict[str, Any], shards: Any, key: jax.Array
     ) -> Any:
         def logits(params: Any, shard: Any) -> jax.Array:
-            x = accuracy._pixels(shard["image"])
+            x = accuracy.to_pixels(shard["image"])
             return apply({**constants, "params": params}, x)
 
         if matrix == "hessian":

@@ -75,8 +75,10 @@ def singular_values(
     """
     check_examples(images, images, batch_size)
     size = _batch_size(apply, variables, images, batch_size, max_bytes)
-    compiled = _reporting(_values(apply, max_bytes), len(images), size, on_progress)
-    return accuracy._in_batches(compiled, variables, (images,), size)
+    compiled = reporting_progress(
+        _values(apply, max_bytes), len(images), size, on_progress
+    )
+    return accuracy.in_batches(compiled, variables, (images,), size)
 
 
 def alignment_by_rank(
@@ -111,9 +113,11 @@ def alignment_by_rank(
     for array in perturbations:
         check_perturbations(images, array, batch_size)
     size = _batch_size(apply, variables, images, batch_size, max_bytes)
-    compiled = _reporting(_ranked(apply, max_bytes), len(images), size, on_progress)
+    compiled = reporting_progress(
+        _ranked(apply, max_bytes), len(images), size, on_progress
+    )
     rows = (images, *perturbations)
-    return RankAlignment(*accuracy._in_batches(compiled, variables, rows, size))
+    return RankAlignment(*accuracy.in_batches(compiled, variables, rows, size))
 
 
 @functools.lru_cache(maxsize=16)
@@ -149,7 +153,7 @@ def _ranked(apply: Apply, max_bytes: int) -> Callable[..., Any]:
 def _jacobian(apply: Apply, variables: Any, x: jax.Array, max_bytes: int) -> jax.Array:
     """``(B, d, n)``, at least float32."""
     f = functools.partial(apply, variables)
-    pixels = accuracy._pixels(x)
+    pixels = accuracy.to_pixels(x)
     dense = operators.dense_jacobian(f, pixels, max_bytes=max_bytes)
     matrix = dense.reshape(*dense.shape[:2], -1)
     return matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
@@ -163,7 +167,7 @@ def _batch_size(
     max_bytes: int,
 ) -> int:
     """Examples per call within the limit, such that calls are about equally full."""
-    one = jax.eval_shape(lambda x: accuracy._pixels(x), images[:1])
+    one = jax.eval_shape(lambda x: accuracy.to_pixels(x), images[:1])
     outputs = jax.eval_shape(apply, variables, one)
     wide = jnp.promote_types(one.dtype, jnp.float32).itemsize
     needed = _COPIES * outputs.shape[1] * math.prod(one.shape) * wide
@@ -177,7 +181,7 @@ def _batch_size(
     return math.ceil(len(images) / calls)
 
 
-def _reporting(
+def reporting_progress(
     fun: Callable[..., Any],
     count: int,
     size: int,

@@ -70,7 +70,7 @@ def deviation_from_linearity(
     """
     check_perturbations(images, perturbations, batch_size)
     rows = (images, perturbations)
-    found = accuracy._in_batches(_deviation(apply), variables, rows, batch_size)
+    found = accuracy.in_batches(_deviation(apply), variables, rows, batch_size)
     return Linearity(*found)
 
 
@@ -109,7 +109,7 @@ def activation_agreement(
     check_perturbations(images, perturbations, batch_size)
     rows = (images, perturbations)
     compiled = _agreement(preactivations)
-    return accuracy._in_batches(compiled, variables, rows, batch_size)
+    return accuracy.in_batches(compiled, variables, rows, batch_size)
 
 
 def random_directions(perturbations: np.ndarray, key: jax.Array) -> np.ndarray:
@@ -153,7 +153,7 @@ def _deviation(apply: Apply) -> Callable[..., Any]:
     @jax.jit
     def deviation(variables: Any, x: jax.Array, z: jax.Array) -> tuple[jax.Array, ...]:
         f = functools.partial(apply, variables)
-        pixels = accuracy._pixels(x)
+        pixels = accuracy.to_pixels(x)
         z = z.astype(pixels.dtype)
         clean, linear = jax.jvp(f, (pixels,), (z,))
         moved = f(pixels + z) - clean
@@ -167,7 +167,7 @@ def _deviation(apply: Apply) -> Callable[..., Any]:
 def _agreement(preactivations: Callable[[Any, jax.Array], Any]) -> Callable[..., Any]:
     @jax.jit
     def agreement(variables: Any, x: jax.Array, z: jax.Array) -> jax.Array:
-        pixels = accuracy._pixels(x)
+        pixels = accuracy.to_pixels(x)
         states = [
             [
                 layer.reshape(len(x), -1) > 0
