@@ -178,3 +178,13 @@ def parse_split(text: str) -> tuple[str, int | None, int | None]:
         )
     name, first, last = found.groups()
     return name, int(first) if first else None, int(last) if last else None
+
+
+def percents(values: Sequence[float]) -> str:
+    """Fractions as text, such as "44.5 / 46.2 %"."""
+    return " / ".join(f"{100 * value:.1f}" for value in values) + " %"
+
+
+def numbers(values: Sequence[float]) -> str:
+    """Numbers as text, three digits each."""
+    return " / ".join(f"{value:.3g}" for value in values)

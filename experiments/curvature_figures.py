@@ -53,7 +53,7 @@ def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> No
                 bell * np.asarray(curve[n]) for n in ("mean", "standard_error")
             )
             x = curve["scale"] * np.sinh(curve["asinh"])
-            color, _, line = style._styles[name]
+            color, _, line = style.of[name]
             axes.plot(
                 x,
                 mean,
@@ -74,7 +74,7 @@ def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> No
         axes.set_xlabel("eigenvalue")
     panels[0].set_ylim(_FEWEST, 3 * found["parameters"])
     panels[0].set_ylabel("number of eigenvalues around")
-    save_figure(figure, panels, out, "parameter_spectrum")
+    _save(figure, panels, out, "parameter_spectrum")
 
 
 def draw_input_curvature(
@@ -101,7 +101,7 @@ def draw_input_curvature(
         for name in names:
             found = results["networks"][name]["inputs"][quantity]
             values = np.asarray(found["percentiles"])
-            color, _, line = style._styles[name]
+            color, _, line = style.of[name]
             axes.plot(
                 values,
                 color=color,
@@ -118,7 +118,7 @@ def draw_input_curvature(
         axes.set_xlim(0, 100)
     for axes in panels[-2:]:
         axes.set_xlabel("pictures with less (%)")
-    save_figure(figure, panels, out, "input_curvature")
+    _save(figure, panels, out, "input_curvature")
 
 
 def draw_sweep(
@@ -160,17 +160,7 @@ def draw_sweep(
     axes.set_xticks(places, ticks)
     axes.minorticks_off()
     if mark is not None:
-        axes.axvline(mark, color="0.5", linestyle="--", linewidth=1)
-        axes.annotate(
-            "at test",
-            (mark, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, -3),
-            textcoords="offset points",
-            va="top",
-            color="0.35",
-            fontsize=8,
-        )
+        figures.mark(axes, mark, "at test")
     axes.set_xlabel(axis)
     axes.set_ylabel("accuracy (%)")
     axes.set_ylim(bottom=0)
@@ -192,7 +182,7 @@ def _locator() -> Any:
     return ticker.LogLocator(subs=(1, 2, 5), numticks=12)
 
 
-def save_figure(
+def _save(
     figure: Any, panels: Sequence[Any], out: training.RunDirectory, name: str
 ) -> None:
     """Saves panels that are too full for a legend inside."""

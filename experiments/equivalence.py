@@ -12,7 +12,6 @@ singular_values.png into --run; interrupted, it goes on where it ended.
 """
 
 import dataclasses
-import json
 import math
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli, figures, measure
-from opnorm import data, training
+from opnorm import training
 
 _METHODS = ("standard", "adversarial", "data_dependent_snr", "global_snr")
 
@@ -76,19 +75,9 @@ def main() -> None:
     }
     for config in configs.values():
         training.validate(config)
-    sets = {
-        split: data.load(
-            flags.FLAGS.dataset,
-            split=split,
-            data_dir=flags.FLAGS.data_dir,
-            download=_DOWNLOAD.value,
-            limit=limit,
-        )
-        for split, limit in (
-            ("train", flags.FLAGS.train_examples),
-            ("test", _TEST_EXAMPLES.value),
-        )
-    }
+    train_set, test_set = measure.load_splits(
+        next(iter(configs.values())), _TEST_EXAMPLES.value, download=_DOWNLOAD.value
+    )
     run = training.RunDirectory.create(
         _RUN.value,
         {
@@ -103,31 +92,16 @@ def main() -> None:
     measured: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for (method, seed), config in configs.items():
         directory = Path(_RUN.value) / f"{method}-seed{seed}"
-        # Measured already, before an interruption.
-        cached = directory / "evaluation.json"
-        if cached.exists():
-            measured[method].append(json.loads(cached.read_text()))
-            continue
-        start = time.monotonic()
-        result = training.train(config, directory=directory, train_set=sets["train"])
-        trained = time.monotonic()
-        found = measure.measure(
+        found = measure.train_and_measure(
             config,
-            result.params,
-            result.batch_stats,
-            sets["test"],
-            p=config.p,
+            directory,
+            train_set,
+            test_set,
             epsilons=epsilons,
-            alignment_epsilon=config.epsilon,
             num_steps=_TEST_STEPS.value,
-            batch_size=100,
-            seed=seed,
         )
-        found["training_seconds"] = trained - start
-        found["measuring_seconds"] = time.monotonic() - trained
-        training.RunDirectory(directory).write_json("evaluation.json", found)
         measured[method].append(found)
-    _report(run, measured, epsilons, sets["test"].description, began, revision)
+    _report(run, measured, epsilons, test_set.description, began, revision)
 
 
 def _read_lists() -> tuple[tuple[str, ...], tuple[int, ...], tuple[float, ...]]:
@@ -183,12 +157,12 @@ def _report(
     rows = [
         {
             "method": figures.LABELS[method],
-            "clean": _percent(average["seeds"]["clean_accuracy"]),
-            f"PGA-{_TEST_STEPS.value}, eps {shown:g}": _percent(
+            "clean": cli.percents(average["seeds"]["clean_accuracy"]),
+            f"PGA-{_TEST_STEPS.value}, eps {shown:g}": cli.percents(
                 [accuracy[place] for accuracy in average["seeds"]["accuracy"]]
             ),
-            "sigma(J)": _number(average["seeds"]["sigma"]),
-            "alignment with v1": _number(average["seeds"]["alignment"]),
+            "sigma(J)": cli.numbers(average["seeds"]["sigma"]),
+            "alignment with v1": cli.numbers(average["seeds"]["alignment"]),
             "training time": f"{sum(f['training_seconds'] for f in found):.0f} s",
         }
         for (method, found), average in zip(
@@ -226,14 +200,6 @@ def _report(
     )
     print(table)
     print(f"written to {run.path} in {time.monotonic() - began:.0f} s")
-
-
-def _percent(values: list[float]) -> str:
-    return " / ".join(f"{100 * value:.1f}" for value in values) + " %"
-
-
-def _number(values: list[float]) -> str:
-    return " / ".join(f"{value:.3g}" for value in values)
 
 
 if __name__ == "__main__":

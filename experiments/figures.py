@@ -159,12 +159,16 @@ def plot_training(
 
 def mark_training_epsilon(axes: Any, training_epsilon: float | None) -> None:
     """Draws the epsilon that was trained with as a dashed line, if there is one."""
-    if training_epsilon is None:
-        return
-    axes.axvline(training_epsilon, color="0.5", linestyle="--", linewidth=1)
+    if training_epsilon is not None:
+        mark(axes, training_epsilon, "training $\\epsilon$")
+
+
+def mark(axes: Any, place: float, text: str) -> None:
+    """Draws a dashed line at a place of the horizontal axis, with a text beside it."""
+    axes.axvline(place, color="0.5", linestyle="--", linewidth=1)
     axes.annotate(
-        "training $\\epsilon$",
-        (training_epsilon, 1.0),
+        text,
+        (place, 1.0),
         xycoords=("data", "axes fraction"),
         xytext=(3, -3),
         textcoords="offset points",

@@ -19,7 +19,6 @@ accuracy.png into --run; interrupted, it goes on where it ended.
 """
 
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -79,20 +78,10 @@ def main() -> None:
     configs = {(v, seed): _config(v, seed) for v in values for seed in seeds}
     for config in configs.values():
         training.validate(config)
-    sets = {
-        split: data.load(
-            flags.FLAGS.dataset,
-            split=split,
-            data_dir=flags.FLAGS.data_dir,
-            download=_DOWNLOAD.value,
-            limit=limit,
-        )
-        for split, limit in (
-            ("train", flags.FLAGS.train_examples),
-            ("test", _TEST_EXAMPLES.value),
-        )
-    }
-    data.steps_per_epoch(flags.FLAGS.batch_size, len(sets["train"]))
+    train_set, test_set = measure.load_splits(
+        next(iter(configs.values())), _TEST_EXAMPLES.value, download=_DOWNLOAD.value
+    )
+    data.steps_per_epoch(flags.FLAGS.batch_size, len(train_set))
     path = Path(_RUN.value or f"runs/interpolation-{_SWEEP.value}")
     run = training.RunDirectory.create(
         path,
@@ -108,33 +97,17 @@ def main() -> None:
     measured: dict[float, list[dict[str, Any]]] = {value: [] for value in values}
     for number, ((value, seed), config) in enumerate(configs.items(), start=1):
         name = f"{_SWEEP.value}-{value:g}-seed{seed}"
-        directory = path / name
-        # Measured already, before an interruption.
-        cached = directory / "evaluation.json"
-        if cached.exists():
-            measured[value].append(json.loads(cached.read_text()))
-            continue
         print(f"network {number} of {len(configs)}: {name}", file=sys.stderr)
-        start = time.monotonic()
-        result = training.train(config, directory=directory, train_set=sets["train"])
-        trained = time.monotonic()
-        found = measure.measure(
+        found = measure.train_and_measure(
             config,
-            result.params,
-            result.batch_stats,
-            sets["test"],
-            p=config.p,
+            path / name,
+            train_set,
+            test_set,
             epsilons=[config.epsilon],
-            alignment_epsilon=config.epsilon,
             num_steps=_TEST_STEPS.value,
-            batch_size=100,
-            seed=seed,
         )
-        found["training_seconds"] = trained - start
-        found["measuring_seconds"] = time.monotonic() - trained
-        training.RunDirectory(directory).write_json("evaluation.json", found)
         measured[value].append(found)
-    _report(run, measured, sets["test"].description, began, revision)
+    _report(run, measured, test_set.description, began, revision)
 
 
 def _read_lists() -> tuple[tuple[float, ...], tuple[int, ...]]:
@@ -202,13 +175,13 @@ def _report(
         [
             {
                 swept: f"{value:g}",
-                "clean": _percent(point["seeds"]["clean_accuracy"]),
-                attack: _percent([a[1] for a in point["seeds"]["accuracy"]]),
-                "standard error": _percent(
+                "clean": cli.percents(point["seeds"]["clean_accuracy"]),
+                attack: cli.percents([a[1] for a in point["seeds"]["accuracy"]]),
+                "standard error": cli.percents(
                     [point[n]["standard_error"] for n in ("clean", "adversarial")]
                 ),
-                "sigma(J)": _number(point["seeds"]["sigma"]),
-                "alignment with v1": _number(point["seeds"]["alignment"]),
+                "sigma(J)": cli.numbers(point["seeds"]["sigma"]),
+                "alignment with v1": cli.numbers(point["seeds"]["alignment"]),
                 "training time": f"{sum(f['training_seconds'] for f in found):.0f} s",
             }
             for point, (value, found) in zip(points, measured.items(), strict=True)
@@ -248,14 +221,6 @@ def _report(
     )
     print(table)
     print(f"written to {run.path} in {time.monotonic() - began:.0f} s")
-
-
-def _percent(values: list[float]) -> str:
-    return " / ".join(f"{100 * value:.1f}" for value in values) + " %"
-
-
-def _number(values: list[float]) -> str:
-    return " / ".join(f"{value:.3g}" for value in values)
 
 
 if __name__ == "__main__":

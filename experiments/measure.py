@@ -1,7 +1,10 @@
 """experiments: the measurements of one trained network that several binaries report."""
 
 import functools
+import json
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opnorm import analysis, attacks, data
+from opnorm import analysis, attacks, data, training
 from opnorm.training import Config, build_model
 
 
@@ -85,6 +88,73 @@ def measure(
             seed=seed,
         ),
     }
+
+
+def load_splits(
+    config: Config, test_examples: int, *, download: bool
+) -> tuple[data.Dataset, data.Dataset]:
+    """Loads what a configuration trains on, and test examples of the same data."""
+    train_set, test_set = (
+        data.load(
+            config.dataset,
+            split=split,
+            data_dir=config.data_dir,
+            download=download,
+            limit=limit,
+        )
+        for split, limit in (
+            ("train", config.train_examples),
+            ("test", test_examples),
+        )
+    )
+    return train_set, test_set
+
+
+def train_and_measure(
+    config: Config,
+    directory: Path,
+    train_set: data.Dataset,
+    test_set: data.Dataset,
+    *,
+    epsilons: Sequence[float],
+    num_steps: int,
+) -> dict[str, Any]:
+    """Trains a network and measures it; both go on after an interruption.
+
+    Args:
+      config: of the network; its seed is that of the measuring attack too.
+      directory: run directory; gets evaluation.json, which is read if it is there.
+      train_set: what to train on.
+      test_set: what to measure on.
+      epsilons: lengths of the measuring attack, in [0, 1] pixel units.
+      num_steps: its steps.
+
+    Returns:
+      As :func:`measure`, and "training_seconds" and "measuring_seconds".
+    """
+    cached = directory / "evaluation.json"
+    if cached.exists():
+        known: dict[str, Any] = json.loads(cached.read_text())
+        return known
+    start = time.monotonic()
+    result = training.train(config, directory=directory, train_set=train_set)
+    trained = time.monotonic()
+    found = measure(
+        config,
+        result.params,
+        result.batch_stats,
+        test_set,
+        p=config.p,
+        epsilons=epsilons,
+        alignment_epsilon=config.epsilon,
+        num_steps=num_steps,
+        batch_size=100,
+        seed=config.seed,
+    )
+    found["training_seconds"] = trained - start
+    found["measuring_seconds"] = time.monotonic() - trained
+    training.RunDirectory(directory).write_json("evaluation.json", found)
+    return found
 
 
 def bind(

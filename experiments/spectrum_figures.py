@@ -52,7 +52,7 @@ def draw_spectra(
         )
         panels[0].set_ylim(low / 1.5, 1.5 * highest)
         panels[0].set_ylabel(f"singular value ({quantity} per pixel unit)")
-        save_figure(figure, panels, out, f"spectrum_{quantity}")
+        _save(figure, panels, out, f"spectrum_{quantity}")
 
 
 def draw_alignment_by_rank(
@@ -93,7 +93,7 @@ def draw_alignment_by_rank(
         axes.set_xlabel("rank of the singular vector")
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel("absolute alignment")
-    save_figure(figure, panels, out, "alignment_by_rank")
+    _save(figure, panels, out, "alignment_by_rank")
 
 
 def draw_alignment_by_length(
@@ -130,7 +130,7 @@ def draw_alignment_by_length(
     axes.set_ylabel("absolute cosine")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    save_figure(figure, panels, out, f"alignment_by_length_{norm}")
+    _save(figure, panels, out, f"alignment_by_length_{norm}")
 
 
 def draw_linearity(
@@ -181,7 +181,7 @@ def draw_linearity(
     _mark(panels, training_epsilons)
     for axes in panels[-2:]:
         axes.set_xlabel("length $\\|z\\|_2$ (pixels in [0, 1])")
-    save_figure(figure, panels, out, f"linearity_{norm}")
+    _save(figure, panels, out, f"linearity_{norm}")
 
 
 def draw_activations(
@@ -227,31 +227,35 @@ def draw_activations(
     _mark(panels, training_epsilons)
     figure.supylabel("units in the same state (%)", fontsize=10)
     panels[0].set_ylim(top=100)
-    save_figure(figure, panels, out, "activations")
+    _save(figure, panels, out, "activations")
 
 
 class Styles:
-    """One colour and marker for each network, the same in all panels."""
+    """One colour and marker for each network, the same in all panels.
+
+    Attributes:
+      of: (colour, marker, line) by name.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._styles = {n: figures.STYLES[n] for n in names if n in figures.STYLES}
-        taken = {color for color, _, _ in self._styles.values()}
+        self.of = {n: figures.STYLES[n] for n in names if n in figures.STYLES}
+        taken = {color for color, _, _ in self.of.values()}
         free = [
             pair
             for pair in zip(figures.PALETTE, figures.MARKERS, strict=True)
             if pair[0] not in taken
         ] or list(zip(figures.PALETTE, figures.MARKERS, strict=True))
-        others = [name for name in names if name not in self._styles]
+        others = [name for name in names if name not in self.of]
         for place, name in enumerate(others):
-            self._styles[name] = (*free[place % len(free)], "-")
+            self.of[name] = (*free[place % len(free)], "-")
             if name.startswith(networks.UNTRAINED):
-                self._styles[name] = ("0.5", "x", "-")
+                self.of[name] = ("0.5", "x", "-")
 
     def draw(
         self, axes: Any, name: str, x: Any, curve: Mapping[str, Sequence[float]]
     ) -> None:
         """Draws a mean with its standard error."""
-        color, marker, line = self._styles[name]
+        color, marker, line = self.of[name]
         x, mean = np.asarray(x), np.asarray(curve["mean"])
         error = np.asarray(curve["standard_error"])
         axes.plot(
@@ -315,7 +319,7 @@ def source_line(results: Mapping[str, Any], count: str = "examples") -> str:
     return f"{results['data']}, {results[count]} pictures"
 
 
-def save_figure(
+def _save(
     figure: Any, panels: Sequence[Any], out: training.RunDirectory, name: str
 ) -> None:
     """Finishes the panels and writes the figure into the results' directory."""

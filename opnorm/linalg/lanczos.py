@@ -121,6 +121,8 @@ def eigenpairs(
     Raises:
       ValueError: for k, which, num_steps or tolerance out of range, and as
         :func:`lanczos`.
+
+    Source: Lanczos 1950; Parlett 1980 for the residuals.
     """
     steps = min(linear_map.in_size, 2 * k + 20) if num_steps is None else num_steps
     _check_wanted(k, which, steps)
@@ -155,12 +157,12 @@ def ritz_pairs(
     """Reads k eigenpairs out of a Krylov space, at no product with the map.
 
     Args:
-      tridiagonal: from :func:`lanczos` with ``reorthogonalize``.
-      k: how many, at most the number of steps.
+      tridiagonal: from :func:`lanczos` with ``reorthogonalize``, m columns.
+      k: how many, from 1 to m.
       which: "largest", "smallest" or "magnitude".
 
     Returns:
-      The pairs, best first.
+      The pairs, best first: ``(B, k)`` values and residuals.
 
     Raises:
       ValueError: for k or which out of range, or a process that kept no basis.

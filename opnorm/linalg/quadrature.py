@@ -44,6 +44,9 @@ class SpectralDensity(NamedTuple):
         Returns:
           ``(B, G)`` means and standard errors over the probes; the mean integrates
           to 1.
+
+        Raises:
+          ValueError: for a width that is not positive.
         """
         norms.check_length("width", width, positive=True)
         away = (grid[:, None] - self.nodes[..., None, :]) / width
@@ -54,6 +57,12 @@ class SpectralDensity(NamedTuple):
         """Estimates the mean of the eigenvalues' powers, ``tr(A^power) / n``.
 
         Exact for each probe while ``power < 2 m``.
+
+        Args:
+          power: a whole number, at least 0.
+
+        Returns:
+          ``(B,)`` means and standard errors over the probes.
         """
         return _average(jnp.sum(self.weights * self.nodes**power, axis=-1))
 

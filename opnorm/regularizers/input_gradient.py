@@ -60,7 +60,12 @@ def slope_penalty(
       squared, divide_by_size: as for :func:`gradient_penalty`.
 
     Returns:
-      ``(B,)``, at least float32.
+      ``(B,)``, at least float32; 0 where the slope is.
+
+    Raises:
+      ValueError: for p outside [1, inf].
+
+    Source: Finlay & Oberman, Eq. 9.
     """
     # In Lp the direction has length 1 / ||T||_2.
     norm = slope / jnp.where(slope == 0, 1.0, linalg.norm(direction, p))

@@ -1,11 +1,6 @@
 """experiments.curvature and experiments.interpolation as a user runs them."""
 
-import dataclasses
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,37 +8,18 @@ import numpy as np
 import pytest
 
 from opnorm import data, training
-from opnorm.training import checkpoints, network
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-def run(name, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, save_untrained):
     """A network as it begins, said to be trained on 40 pictures."""
     folder = tmp_path_factory.mktemp("runs") / "one"
     config = training.Config(model="mlp", width=4, train_examples=40)
-    module = training.build_model(config, 10)
-    params, batch_stats = network.init(module, jax.random.key(3), (32, 32, 3))
-    store = checkpoints.CheckpointStore(folder / "checkpoints")
-    state = {"params": params, "batch_stats": batch_stats}
-    store.save(0, state, {"config": dataclasses.asdict(config)})
-    store.close()
+    save_untrained(folder, config, 3)
     return folder
 
 
-def test_curvature_measures_parameters_and_inputs(trained):
+def test_curvature_measures_parameters_and_inputs(trained, run):
     options = [f"--run={trained}", "--examples=6", "--train_examples=30"]
     more = ["--batch_size=8", "--num_probes=2"]
     result = run("curvature", *options, "--num_steps=6", *more)
@@ -108,7 +84,7 @@ def test_curvature_measures_parameters_and_inputs(trained):
         assert (out / f"{name}.png").stat().st_size > 0
 
 
-def test_an_interrupted_sweep_goes_on(tmp_path):
+def test_an_interrupted_sweep_goes_on(tmp_path, run):
     # As if the network with step 1 had been measured already.
     measured = {
         "accuracy": {
@@ -156,7 +132,9 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
         ("interpolation", ["--sweep=mix", "--values=0,1.5"], ["values", "1.5"]),
     ],
 )
-def test_usage_errors_are_one_line_and_write_nothing(name, arguments, words, trained):
+def test_usage_errors_are_one_line_and_write_nothing(
+    name, arguments, words, trained, run
+):
     before = sorted(trained.rglob("*"))
     result = run(name, f"--run={trained}", *arguments)
     assert result.returncode == 2, result.stderr

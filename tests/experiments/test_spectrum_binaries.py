@@ -1,54 +1,27 @@
 """experiments.spectrum and experiments.linearity as a user runs them."""
 
-import dataclasses
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from experiments import cli, networks
 from opnorm import analysis, data, training
-from opnorm.training import checkpoints, network
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-def run(name, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, save_untrained):
     """Two networks of one method, as they begin."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
         config = training.Config(
             method="data_dependent_snr", model="mlp", width=6, seed=seed
         )
-        module = training.build_model(config, 10)
-        params, batch_stats = network.init(
-            module, jax.random.key(seed + 10), (32, 32, 3)
-        )
-        store = checkpoints.CheckpointStore(folder / f"seed{seed}" / "checkpoints")
-        state = {"params": params, "batch_stats": batch_stats}
-        store.save(0, state, {"config": dataclasses.asdict(config)})
-        store.close()
+        save_untrained(folder / f"seed{seed}", config, seed + 10)
     return folder
 
 
-def test_spectrum_compares_runs_with_an_untrained_network(runs):
+def test_spectrum_compares_runs_with_an_untrained_network(runs, run):
     options = [f"--run={runs / 'seed0'}", f"--run={runs / 'seed1'}", "--examples=6"]
     options += ["--num_steps=2", "--epsilons=0.25,0.5", "--epsilons_inf="]
     result = run("spectrum", *options)
@@ -91,7 +64,7 @@ def test_spectrum_compares_runs_with_an_untrained_network(runs):
         assert (out / f"{name}.png").stat().st_size > 0
 
 
-def test_linearity_measures_one_run_where_it_is_told(runs, tmp_path):
+def test_linearity_measures_one_run_where_it_is_told(runs, tmp_path, run):
     options = [f"--run={runs / 'seed0'}", "--examples=6", f"--out={tmp_path}"]
     options += ["--num_steps=2", "--split=test[10:30]", "--epsilons=0.25,1.0"]
     result = run("linearity", *options, "--epsilons_inf=0.01", "--noise=0.01,0.1")
@@ -123,7 +96,7 @@ def test_linearity_measures_one_run_where_it_is_told(runs, tmp_path):
         ("linearity", ["--run=RUN", "--noise=0.1,-1"], ["noise", "-1"]),
     ],
 )
-def test_usage_errors_are_one_line_and_write_nothing(name, arguments, words, runs):
+def test_usage_errors_are_one_line_and_write_nothing(name, arguments, words, runs, run):
     before = sorted(runs.rglob("*"))
     given = [argument.replace("RUN", str(runs / "seed0")) for argument in arguments]
     result = run(name, *given)

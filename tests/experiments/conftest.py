@@ -1,0 +1,47 @@
+"""Binaries run as a user runs them, and runs that are there without training."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from opnorm import training
+from opnorm.training import checkpoints, network
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="session")
+def run():
+    """``(name, *arguments) -> CompletedProcess`` of a binary, on one device."""
+
+    def run(name, *arguments):
+        return subprocess.run(
+            [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def save_untrained():
+    """``(folder, config, seed)``: writes a run whose network is as it begins."""
+
+    def save(folder, config, seed):
+        module = training.build_model(config, 10)
+        params, batch_stats = network.init(module, jax.random.key(seed), (32, 32, 3))
+        store = checkpoints.CheckpointStore(folder / "checkpoints")
+        state = {"params": params, "batch_stats": batch_stats}
+        store.save(0, state, {"config": dataclasses.asdict(config)})
+        store.close()
+
+    return save
