@@ -18,6 +18,8 @@ setup(
         "absl-py>=2.1",
         "chex>=0.1.90",
         "flax>=0.12",
+        # Reads pictures that do not fit into memory ahead of their use.
+        "grain>=0.2.10",
         "jax>=0.10,<0.12",
         "matplotlib>=3.9",
         "numpy>=2.0",

@@ -40,15 +40,54 @@ def define_config_flags(
             int: flags.DEFINE_integer,
             float: flags.DEFINE_float,
             str: flags.DEFINE_string,
-        }[_plain_type(field.type)]
+        }[plain_type(field.type)]
         define(field.name, default, helps[field.name])
 
 
+def define_preset_flags() -> None:
+    """Defines --preset, which :func:`config_from_flags` reads, and --list_presets."""
+    flags.DEFINE_string(
+        "preset",
+        None,
+        "a published recipe to start from; flags given beside it replace what it says",
+    )
+    flags.DEFINE_boolean(
+        "list_presets", False, "list the presets, or show --preset in full, and exit"
+    )
+
+
 def config_from_flags(config: type, **values: Any) -> Any:
-    """Builds a configuration from the flags that were defined, and from ``values``."""
+    """Builds a configuration from the flags that were defined, and from ``values``.
+
+    With a preset: its configuration, then the flags given on the command line.
+
+    Raises:
+      ValueError: for an unknown preset, or one that needs a data set to be given.
+    """
     names = {field.name for field in dataclasses.fields(config)}
-    given = {name: flags.FLAGS[name].value for name in names if name in flags.FLAGS}
-    return config(**{**given, **values})
+    defined = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
+    if "preset" not in flags.FLAGS or flags.FLAGS.preset is None:
+        flagged = {name: flag.value for name, flag in defined.items()}
+        return config(**{**flagged, **values})
+    from opnorm.training import presets
+
+    preset = presets.get(flags.FLAGS.preset)
+    given: dict[str, Any] = dict(values)
+    for name, flag in defined.items():
+        if flag.present:
+            given.setdefault(name, flag.value)
+    if "dataset" in preset.needs and "dataset" not in given:
+        raise ValueError(
+            f"dataset is not given, and the preset {preset.name} needs it; give "
+            "--dataset=image_folder:/path."
+        )
+    for name in sorted(set(preset.needs) - set(given)):
+        print(
+            f"warning: {preset.source} gives {name}, a trained network to start from, "
+            f"for {preset.name}; without --{name} it is trained from scratch.",
+            file=sys.stderr,
+        )
+    return dataclasses.replace(preset.config, **given)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -68,8 +107,13 @@ def run(main: Callable[[], None]) -> None:
         # Orbax tells of every file at INFO.
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-        _use_compilation_cache()
+        use_compilation_cache()
         try:
+            if "list_presets" in flags.FLAGS and flags.FLAGS.list_presets:
+                from opnorm.training import presets
+
+                print(presets.describe(flags.FLAGS.preset))
+                return
             main()
         except (ValueError, FileNotFoundError, FloatingPointError) as error:
             if os.environ.get("OPNORM_TRACEBACK"):
@@ -140,7 +184,7 @@ def _fail(error: Exception) -> typing.NoReturn:
     sys.exit(2)
 
 
-def _use_compilation_cache() -> None:
+def use_compilation_cache() -> None:
     """Compiled programs are kept between runs, unless the user chose otherwise."""
     import jax
 
@@ -150,7 +194,7 @@ def _use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _plain_type(annotation: Any) -> type:
+def plain_type(annotation: Any) -> type:
     """The type without ``| None``."""
     if isinstance(annotation, types.UnionType):
         return next(t for t in typing.get_args(annotation) if t is not type(None))

@@ -1,11 +1,21 @@
 r"""Trains one network with one method; interrupted runs go on where they ended.
 
   python -m experiments.train --method=data_dependent_snr --run=runs/snr
+  python -m experiments.train --preset=roth_cnn7_at_l2 --run=runs/at
+  python -m experiments.train --list_presets
 
 The run directory holds flags.json (flags, git revision, versions, hardware),
-metrics.jsonl, checkpoints, and training.png.
+metrics.jsonl, checkpoints, and training.png. SIGTERM ends a run with a checkpoint and
+exit code 143.
+
+Several processes share a run where each is started with the same flags, and under
+SLURM, Open MPI or on a TPU pod with --distributed, elsewhere with
+
+  --coordinator_address=HOST:PORT --num_processes=N --process_id=0 (1, 2, ...)
 """
 
+import os
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -14,6 +24,7 @@ from experiments import cli, figures
 from opnorm import training
 
 cli.define_config_flags(training.Config)
+cli.define_preset_flags()
 _RUN = flags.DEFINE_string("run", None, "run directory, made if need be (required)")
 _DOWNLOAD = flags.DEFINE_boolean(
     "download", False, "download the data set with TensorFlow Datasets if it is missing"
@@ -21,6 +32,26 @@ _DOWNLOAD = flags.DEFINE_boolean(
 _LOG_EVERY = flags.DEFINE_integer("log_every", 20, "steps between lines of metrics")
 _CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every", None, "steps between checkpoints; by default one epoch"
+)
+_MAX_SKIPPED = flags.DEFINE_integer(
+    "max_skipped_updates", 10, "updates in a row that may be left out as not finite"
+)
+_SHARDING = flags.DEFINE_string(
+    "parameter_sharding",
+    "replicated",
+    "replicated, or fsdp: parameters and optimiser state in parts over the devices",
+)
+_DISTRIBUTED = flags.DEFINE_boolean(
+    "distributed", False, "share the run with the other processes of this cluster job"
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of the first process that shares the run"
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "how many processes share the run"
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "which of them this one is, from 0"
 )
 
 
@@ -30,13 +61,25 @@ def main() -> None:
     training.validate(config)
     if not _RUN.value:
         raise ValueError("run is not given; it is the directory to write to.")
-    result = training.train(
-        config,
-        directory=_RUN.value,
-        download=_DOWNLOAD.value,
-        log_every=_LOG_EVERY.value,
-        checkpoint_every=_CHECKPOINT_EVERY.value,
-    )
+    processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if _DISTRIBUTED.value or processes != (None, None, None):
+        training.initialize_hosts(*processes)
+    try:
+        result = training.train(
+            config,
+            directory=_RUN.value,
+            download=_DOWNLOAD.value,
+            parameter_sharding=_SHARDING.value,
+            log_every=_LOG_EVERY.value,
+            checkpoint_every=_CHECKPOINT_EVERY.value,
+            max_skipped_updates=_MAX_SKIPPED.value,
+        )
+    except training.ProcessLost as error:
+        print(f"train: {error}", file=sys.stderr, flush=True)
+        # An orderly end would wait minutes for the process that is gone.
+        os._exit(1)
+    if not training.is_writer():
+        return
     run = Path(_RUN.value)
     metrics = training.read_metrics(run)
     figures.plot_training(metrics, run / "training.png", title=config.method)

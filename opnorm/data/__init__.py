@@ -1,10 +1,11 @@
-"""data: datasets as arrays in memory, batches of them, augmentation on the device.
+"""data: datasets in memory and on disk, batches of them, augmentation on the device.
 
-Imports nothing of ours. Image decoding and TensorFlow Datasets are imported when they
-are used.
+Imports nothing of ours. Image decoding, TensorFlow Datasets and grain are imported when
+they are used.
 """
 
 from opnorm.data.augmentation import (
+    PADDINGS,
     Augmentation,
     apply_augmentation,
     augment,
@@ -12,21 +13,28 @@ from opnorm.data.augmentation import (
     sample_augmentation,
 )
 from opnorm.data.dataset import Dataset, to_float
+from opnorm.data.prefetching import prefetch
 from opnorm.data.sampling import batch_indices, epoch_permutation, steps_per_epoch
 from opnorm.data.sources import NAMES, SPLITS, check_name, load
+from opnorm.data.streaming import Stream, is_streamed, open_stream
 
 __all__ = [
     "NAMES",
+    "PADDINGS",
     "SPLITS",
     "Augmentation",
     "Dataset",
+    "Stream",
     "apply_augmentation",
     "augment",
     "batch_indices",
     "check_name",
     "epoch_permutation",
     "invert_augmentation",
+    "is_streamed",
     "load",
+    "open_stream",
+    "prefetch",
     "sample_augmentation",
     "steps_per_epoch",
     "to_float",

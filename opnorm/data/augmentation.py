@@ -2,7 +2,8 @@
 
 A random crop after zero padding and a random horizontal flip, as one linear map per
 example: the same map can be applied to any other array of the pictures' shape (a
-perturbation, a singular vector), and so can its transpose.
+perturbation, a singular vector), and so can its transpose. ``augment`` also knows the
+variants that are not linear: other paddings, and cutout.
 """
 
 from typing import NamedTuple
@@ -10,6 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+PADDINGS = ("zero", "reflect", "grey")
+
+_GREY = 128
 
 
 class Augmentation(NamedTuple):
@@ -94,35 +99,100 @@ def invert_augmentation(
 
 
 def augment(
-    key: jax.Array, images: jax.Array, *, pad: int = 4, flip: bool = True
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    pad: int = 4,
+    flip: bool = True,
+    padding: str = "zero",
+    cutout: int = 0,
 ) -> jax.Array:
-    """Draws a transformation per example and applies it.
+    """Draws a transformation per example and applies it: crop, mirror, cutout.
+
+    What is cropped and mirrored depends on the key alone, not on ``padding`` and
+    ``cutout``.
 
     Args:
       key: a typed key.
-      images: (B, H, W, C), any dtype.
+      images: (B, H, W, C), any dtype; floats in [0, 1], integers up to 255.
       pad: by how many pixels a picture moves at most; at least 0.
       flip: whether half of the examples are mirrored; false for digits.
+      padding: what lies around a picture: "zero", its mirror image ("reflect"; the
+        border itself is not repeated), or the grey 128 / 255 ("grey").
+      cutout: side of a square that is painted over in each picture, with the mean
+        colour of what it covers; at most the shorter side, 0 for none. Its centre is
+        uniform over the pixels, so that part of it may lie outside.
 
     Returns:
       (B, H, W, C), like ``images``.
 
     Raises:
-      ValueError: if ``images`` has another rank, or ``pad`` is negative.
+      ValueError: if ``images`` has another rank, ``padding`` is unknown, or ``pad`` or
+        ``cutout`` is out of range.
+
+    Source: Zagoruyko & Komodakis, "Wide Residual Networks" (2016), reflects; DeVries &
+    Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout"
+    (2017); grey padding and the colour of the square are those of the code of Finlay &
+    Oberman, "Scaleable input gradient regularization for adversarial robustness"
+    (2019).
     """
+    if padding not in PADDINGS:
+        raise ValueError(
+            f"padding is {padding!r}; it must be one of {', '.join(PADDINGS)}."
+        )
     params = sample_augmentation(key, images.shape[0], pad=pad, flip=flip)
-    return apply_augmentation(params, images, pad=pad)
+    _check(params, images, pad)
+    if not 0 <= cutout <= min(images.shape[1:3]):
+        raise ValueError(
+            f"cutout is {cutout}; it must be between 0 and the shorter side of the "
+            f"pictures, {min(images.shape[1:3])}."
+        )
+    augmented = _mirror(_crop(images, params.offsets, pad, padding), params.flips)
+    if not cutout:
+        return augmented
+    # 0 and 1 would give the keys into which the key has been split.
+    return _cut_out(jax.random.fold_in(key, 2), augmented, cutout)
 
 
-def _crop(images: jax.Array, offsets: jax.Array, pad: int) -> jax.Array:
+def _crop(
+    images: jax.Array, offsets: jax.Array, pad: int, padding: str = "zero"
+) -> jax.Array:
+    widths = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+    if padding == "reflect":
+        padded = jnp.pad(images, widths, mode="reflect")
+    else:
+        grey = _GREY if jnp.issubdtype(images.dtype, jnp.integer) else _GREY / 255
+        value = grey if padding == "grey" else 0
+        padded = jnp.pad(images, widths, constant_values=value)
+
     # Batched slices keep a sharded batch sharded, where advanced indexing would
     # gather it on every device.
-    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-
     def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
         return lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
 
     return jax.vmap(crop)(padded, offsets)
+
+
+def _cut_out(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
+    batch_size, height, width, _ = images.shape
+    centres = jax.random.randint(
+        key, (batch_size, 2), 0, jnp.array([height, width], jnp.int32)
+    )
+    first = centres - side // 2
+
+    def inside(axis: int, size: int) -> jax.Array:
+        places = jnp.arange(size) - first[:, axis, None]
+        return (places >= 0) & (places < side)
+
+    covered = inside(0, height)[:, :, None] & inside(1, width)[:, None, :]
+    covered = covered[..., None]
+    # Bytes and half precision would overflow or round in the sum.
+    wide = images.astype(jnp.promote_types(images.dtype, jnp.float32))
+    total = jnp.where(covered, wide, 0).sum((1, 2), keepdims=True)
+    colour = total / covered.sum((1, 2), keepdims=True)
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        colour = jnp.round(colour)
+    return jnp.where(covered, colour.astype(images.dtype), images)
 
 
 def _mirror(images: jax.Array, flips: jax.Array) -> jax.Array:

@@ -91,10 +91,10 @@ def interleave_classes(labels: np.ndarray | Sequence[int]) -> np.ndarray:
       (N,) int64 indices, a permutation.
     """
     labels = np.asarray(labels)
-    rank = np.zeros(len(labels), np.int64)
-    for label in np.unique(labels):
-        members = labels == label
-        rank[members] = np.arange(members.sum())
+    by_class = np.argsort(labels, kind="stable")
+    first = np.searchsorted(labels[by_class], labels[by_class])
+    rank = np.empty(len(labels), np.int64)
+    rank[by_class] = np.arange(len(labels)) - first
     return np.lexsort((labels, rank))
 
 
@@ -112,12 +112,17 @@ def take_balanced(dataset: Dataset, limit: int, seed: int) -> Dataset:
     Raises:
       ValueError: if ``limit`` is below 1 or ``seed`` below 0.
     """
-    if limit < 1:
-        raise ValueError(f"limit is {limit}; it must be at least 1.")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; it must be at least 0.")
+    check_limit(limit, seed)
     order = np.random.default_rng(seed).permutation(len(dataset))
     order = order[interleave_classes(dataset.labels[order])][:limit]
     return dataclasses.replace(
         dataset, images=dataset.images[order], labels=dataset.labels[order]
     )
+
+
+def check_limit(limit: int, seed: int) -> None:
+    """Raises a ValueError if ``limit`` is below 1 or ``seed`` below 0."""
+    if limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1.")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be at least 0.")

@@ -1,10 +1,43 @@
 """data: encoded pictures to arrays."""
 
+import contextlib
 import io
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+GREY_MODES = ("1", "L", "LA")
+"""Pillow's names for what has one channel besides transparency."""
+
+
+@contextlib.contextmanager
+def open_picture(encoded: bytes, name: str) -> Iterator[Any]:
+    """Opens one picture; its pixels may be decoded inside the ``with`` block.
+
+    Args:
+      encoded: the bytes of an image file.
+      name: what an error calls it.
+
+    Yields:
+      The ``PIL.Image.Image``, of at most 8 bits per channel.
+
+    Raises:
+      ValueError: if the bytes cannot be decoded, in the block too, or the picture has
+        more than 8 bits per channel.
+    """
+    # Loaded here: `import opnorm` decodes nothing.
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError("it has more than 8 bits per channel")
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} cannot be read as a picture: {error}.") from error
 
 
 def decode(encoded: bytes, name: str) -> np.ndarray:
@@ -22,17 +55,8 @@ def decode(encoded: bytes, name: str) -> np.ndarray:
       ValueError: if the bytes cannot be decoded, or the picture has more than 8 bits
         per channel.
     """
-    # Loaded here: `import opnorm` decodes nothing.
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError("it has more than 8 bits per channel")
-            grey = image.mode in ("1", "L", "LA")
-            pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be read as a picture: {error}.") from error
+    with open_picture(encoded, name) as image:
+        pixels = np.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
     return pixels.reshape(*pixels.shape[:2], -1)
 
 

@@ -1,9 +1,16 @@
 """data: datasets by name."""
 
-from opnorm.data import cifar10_mini, folder, tfds_source
+import numpy as np
+
+from opnorm.data import cifar10_mini, folder, streaming, tfds_source
 from opnorm.data.dataset import Dataset, take_balanced
 
-NAMES = ("cifar10_mini", *tfds_source.DESCRIPTIONS, "folder:/path")
+NAMES = (
+    "cifar10_mini",
+    *tfds_source.DESCRIPTIONS,
+    "folder:/path",
+    *streaming.NAMES,
+)
 SPLITS = ("train", "test")
 
 _FOLDER = "folder:"
@@ -17,6 +24,8 @@ def load(
     download: bool = False,
     limit: int | None = None,
     seed: int = 0,
+    image_size: int | None = None,
+    resize: int | None = None,
 ) -> Dataset:
     """Loads one split of a dataset into host memory, as bytes.
 
@@ -26,7 +35,9 @@ def load(
       name: "cifar10_mini", embedded in the package; "cifar10", "cifar100", "mnist" or
         "svhn_cropped", as TensorFlow Datasets prepares them; or "folder:/path", a
         folder with ``train/<class>/`` and ``test/<class>/`` (or ``val``), or with
-        ``<class>/`` alone, of which a fixed fifth is then the test split.
+        ``<class>/`` alone, of which a fixed fifth is then the test split; or a name of
+        which ``open_stream`` says more, "imagenet2012" or "image_folder:/path", whose
+        pictures have any size: of these the middles are loaded.
       split: "train" or "test".
       data_dir: where TensorFlow Datasets keeps its data; None for ``TFDS_DATA_DIR`` or
         ``~/tensorflow_datasets``. Other sources have no use for it.
@@ -35,18 +46,31 @@ def load(
       limit: keep at most this many examples, drawn at random, as many of each class as
         possible; None keeps all.
       seed: which examples ``limit`` keeps; at least 0.
+      image_size: side of what is loaded of pictures of any size, in pixels; needed
+        there, and only there.
+      resize: what the shorter side of such a picture is resized to before its middle
+        is cropped, at least ``image_size``; None for ``image_size`` times 256 / 224.
 
     Returns:
       The split. ``cifar10_mini``, folders and limited datasets take one example of
       each class in turn, so that any prefix is balanced.
 
     Raises:
-      ValueError: for an unknown name or split, a bad limit or seed, damaged pictures.
+      ValueError: for an unknown name or split, a bad limit, seed or size, damaged
+        pictures.
       FileNotFoundError: if the data are not there; it lists the ways to get some.
     """
     check_name(name)
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it may be {' or '.join(SPLITS)}.")
+    if streaming.is_streamed(name):
+        return _load_crops(name, split, data_dir, limit, seed, image_size, resize)
+    for argument, value in (("image_size", image_size), ("resize", resize)):
+        if value is not None:
+            raise ValueError(
+                f"{argument} is {value}, but the pictures of {name!r} have one size"
+                " already; leave it out."
+            )
     if name.startswith(_FOLDER):
         dataset = folder.load(name.removeprefix(_FOLDER), split)
     elif name == "cifar10_mini":
@@ -56,9 +80,31 @@ def load(
     return dataset if limit is None else take_balanced(dataset, limit, seed)
 
 
+def _load_crops(
+    name: str,
+    split: str,
+    data_dir: str | None,
+    limit: int | None,
+    seed: int,
+    image_size: int | None,
+    resize: int | None,
+) -> Dataset:
+    if image_size is None:
+        raise ValueError(
+            f"image_size is None, but the pictures of {name!r} have different sizes;"
+            " give the side of the crops in pixels, such as 224."
+        )
+    stream = streaming.open_stream(
+        name, split=split, data_dir=data_dir, limit=limit, seed=seed
+    )
+    return stream.centre_crops(
+        np.arange(len(stream)), image_size=image_size, resize=resize
+    )
+
+
 def check_name(name: str) -> None:
     """Raises a ValueError unless ``load`` knows ``name``; reads no data."""
-    if name.startswith(_FOLDER) and name != _FOLDER:
+    if streaming.is_streamed(name) or (name.startswith(_FOLDER) and name != _FOLDER):
         return
-    if name not in NAMES or name.startswith(_FOLDER):
+    if name not in ("cifar10_mini", *tfds_source.DESCRIPTIONS):
         raise ValueError(f"dataset {name!r} is unknown; use one of {', '.join(NAMES)}.")

@@ -43,12 +43,11 @@ def load(name: str, split: str, data_dir: str | None, download: bool) -> Dataset
       FileNotFoundError: if the data are not there and ``download`` is false.
       ValueError: if they should be downloaded and TensorFlow is not installed.
     """
-    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = Path(data_dir or default).expanduser()
-    prepared = _find_prepared(root / name)
+    root = data_root(data_dir)
+    prepared = find_prepared(root / name)
     if prepared is None and download:
         _prepare(name, root)
-        prepared = _find_prepared(root / name)
+        prepared = find_prepared(root / name)
     if prepared is None:
         raise FileNotFoundError(
             f"dataset {name!r} is not prepared in {root}. Ways to get data: download it"
@@ -60,8 +59,14 @@ def load(name: str, split: str, data_dir: str | None, download: bool) -> Dataset
     return _read(name, split, prepared)
 
 
-def _find_prepared(root: Path) -> Path | None:
-    """The newest version of a dataset that is complete on disk."""
+def data_root(data_dir: str | None) -> Path:
+    """Where TensorFlow Datasets keeps its data, if ``data_dir`` does not say it."""
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return Path(data_dir or default).expanduser()
+
+
+def find_prepared(root: Path) -> Path | None:
+    """The newest version of the dataset in ``root`` that is complete on disk."""
     versions = {}
     for info in root.glob("*/dataset_info.json"):
         parts = info.parent.name.split(".")
@@ -88,7 +93,7 @@ def _read(name: str, split: str, prepared: Path) -> Dataset:
 
     builder = tfds.builder_from_directory(str(prepared))
     features = builder.info.features
-    file_format = json.loads((prepared / "dataset_info.json").read_text())["fileFormat"]
+    file_format = read_file_format(prepared)
     if file_format == "array_record":
         examples: Any = builder.as_data_source(split=split)
     elif file_format == "tfrecord":
@@ -124,6 +129,11 @@ def _read(name: str, split: str, prepared: Path) -> Dataset:
         name=name,
         description=DESCRIPTIONS[name],
     )
+
+
+def read_file_format(prepared: Path) -> str:
+    """The format of a prepared dataset's files, such as "array_record"."""
+    return json.loads((prepared / "dataset_info.json").read_text())["fileFormat"]
 
 
 def _tfrecords(file: Path) -> Iterator[bytes]:

@@ -4,9 +4,26 @@ A model takes pictures (B, H, W, C) with pixels in [0, 1], normalises them insid
 returns logits. Imports nothing of ours.
 """
 
+from opnorm.models.activations import ACTIVATIONS, smooth_relu
 from opnorm.models.cnn7 import CNN7
 from opnorm.models.mlp import MLP
+from opnorm.models.normalization import STATISTICS
 from opnorm.models.outputs import Outputs
 from opnorm.models.registry import NAMES, create
+from opnorm.models.resnet import ResNet50
+from opnorm.models.resnext import ResNeXt34
+from opnorm.models.wide_resnet import WideResNet
 
-__all__ = ["CNN7", "MLP", "NAMES", "Outputs", "create"]
+__all__ = [
+    "ACTIVATIONS",
+    "CNN7",
+    "MLP",
+    "NAMES",
+    "STATISTICS",
+    "Outputs",
+    "ResNeXt34",
+    "ResNet50",
+    "WideResNet",
+    "create",
+    "smooth_relu",
+]

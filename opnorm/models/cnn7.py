@@ -1,12 +1,13 @@
 """models: CNN7, the convolutional network of Roth et al. 2020."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from opnorm.models import normalization
+from opnorm.models import activations, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 # Three poolings leave a map of a third of these or more for the last 3x3 kernel.
@@ -14,7 +15,7 @@ MIN_SIZE = 24
 
 
 class CNN7(nn.Module):
-    """Seven 3x3 convolutions, each with BatchNorm and ReLU, and a linear layer.
+    """Seven 3x3 convolutions, each with BatchNorm and activation, and a linear layer.
 
     With w the width: ``[w, w, pool, 2w, 2w, pool, 4w, 4w, pool, 8w, pool, linear]``.
     The first six convolutions keep the size of the map, the last has no padding;
@@ -34,6 +35,9 @@ class CNN7(nn.Module):
         defaults map [0, 1] to [-1, 1], as Roth et al. 2020 do.
       dtype: what the network computes in. Parameters, BatchNorm statistics and logits
         are at least float32.
+      activation: a name in ``ACTIVATIONS``; the paper's is "relu".
+      rematerialize: if true, derivatives compute each convolution, BatchNorm,
+        activation and pooling again instead of storing what happens in them.
 
     Source: Roth et al. 2020, experimental set-up (CNN7).
     """
@@ -43,6 +47,8 @@ class CNN7(nn.Module):
     mean: normalization.ChannelStatistic = 0.5
     std: normalization.ChannelStatistic = 0.5
     dtype: Any = jnp.float32
+    activation: str = "relu"
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(
@@ -66,73 +72,37 @@ class CNN7(nn.Module):
         outputs_lib.check_outputs(outputs)
         outputs_lib.check_size("width", self.width)
         outputs_lib.check_size("num_classes", self.num_classes)
+        activations.check_activation(self.activation)
         normalization.check_images(x, min_size=MIN_SIZE)
 
         h = normalization.normalize(x, self.mean, self.std, self.dtype)
-        preactivations = []
+        preactivations: list[jax.Array] = []
         for index, factor in enumerate((1, 1, 2, 2, 4, 4, 8), start=1):
-            padding = "VALID" if index == 7 else "SAME"
-            h = self._convolution(index, factor * self.width, padding)(h)
-            h = self._batch_norm(index, train)(h)
-            preactivations.append(h)
-            h = nn.relu(h)
-            if index in (2, 4, 6, 7) and min(h.shape[1:3]) >= 2:
-                h = max_pool(h)
+            block = functools.partial(
+                CNN7._block, index=index, channels=factor * self.width, train=train
+            )
+            h, inside = (nn.remat(block) if self.rematerialize else block)(self, h)
+            preactivations.append(inside)
         features = h.reshape(h.shape[0], -1)
-        param_dtype = outputs_lib.parameter_dtype(self.dtype)
-        logits = nn.Dense(
-            self.num_classes,
-            dtype=self.dtype,
-            param_dtype=param_dtype,
-            name="logits",
-        )(features).astype(param_dtype)
-        if outputs == "logits":
-            return logits
-        return outputs_lib.Outputs(logits, features, tuple(preactivations))
+        logits = layers.linear(features, self.num_classes, self.dtype)
+        return outputs_lib.select(outputs, logits, features, preactivations)
 
-    def _convolution(self, index: int, channels: int, padding: str) -> nn.Conv:
-        return nn.Conv(
+    def _block(
+        self, h: jax.Array, *, index: int, channels: int, train: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the output and the pre-activation of a convolution's block."""
+        h = nn.Conv(
             channels,
             (3, 3),
-            padding=padding,
+            padding="VALID" if index == 7 else "SAME",
             dtype=self.dtype,
             param_dtype=outputs_lib.parameter_dtype(self.dtype),
             name=f"conv{index}",
-        )
-
-    def _batch_norm(self, index: int, train: bool) -> nn.BatchNorm:
-        param_dtype = outputs_lib.parameter_dtype(self.dtype)
-        return nn.BatchNorm(
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            use_bias=False,
-            use_scale=False,
-            # The fast way loses digits by cancellation and saves 4% of a step.
-            use_fast_variance=False,
-            dtype=self.dtype,
-            param_dtype=param_dtype,
-            # Flax would start float64 statistics as float32 and change their dtype
-            # with the first update.
-            force_float32_reductions=param_dtype == jnp.float32,
-            name=f"norm{index}",
-        )
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """Computes 2x2 max-pooling with stride 2; an odd last row or column is dropped.
-
-    Args:
-      x: (B, H, W, C), H and W at least 2.
-
-    Returns:
-      (B, H // 2, W // 2, C), like ``x``.
-    """
-    batch, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    # Windows do not overlap, so a reshape separates them. The derivatives of the
-    # maxima are far cheaper than those of reduce_window (ten transposed passes under
-    # vmap: 3 to 5 times), and a little cheaper than those of a reduction.
-    windows = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    rows = jnp.maximum(windows[:, :, 0], windows[:, :, 1])
-    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+        )(h)
+        preactivation = layers.batch_norm(
+            f"norm{index}", train=train, dtype=self.dtype, affine=False
+        )(h)
+        h = activations.ACTIVATIONS[self.activation](preactivation)
+        if index in (2, 4, 6, 7) and min(h.shape[1:3]) >= 2:
+            h = layers.max_pool(h)
+        return h, preactivation

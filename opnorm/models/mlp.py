@@ -6,12 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from opnorm.models import normalization
+from opnorm.models import activations, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them, on flattened pictures.
+    """Linear layers with an activation between them, on flattened pictures.
 
     It has no BatchNorm, so it is the same function in training and inference. Kernels
     start from Flax's default (LeCun normal), biases from zero.
@@ -22,6 +22,7 @@ class MLP(nn.Module):
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
       std: the pixels are then divided by it; one number or one per channel.
       dtype: what the network computes in. Parameters and logits are at least float32.
+      activation: a name in ``ACTIVATIONS``.
     """
 
     hidden: tuple[int, ...] = (512, 512)
@@ -29,6 +30,7 @@ class MLP(nn.Module):
     mean: normalization.ChannelStatistic = 0.5
     std: normalization.ChannelStatistic = 0.5
     dtype: Any = jnp.float32
+    activation: str = "relu"
 
     @nn.compact
     def __call__(
@@ -52,6 +54,7 @@ class MLP(nn.Module):
         outputs_lib.check_size("num_classes", self.num_classes)
         for width in self.hidden:
             outputs_lib.check_size("hidden", width)
+        activations.check_activation(self.activation)
         normalization.check_images(x)
 
         param_dtype = outputs_lib.parameter_dtype(self.dtype)
@@ -63,10 +66,6 @@ class MLP(nn.Module):
                 width, dtype=self.dtype, param_dtype=param_dtype, name=f"dense{index}"
             )(h)
             preactivations.append(h)
-            h = nn.relu(h)
-        logits = nn.Dense(
-            self.num_classes, dtype=self.dtype, param_dtype=param_dtype, name="logits"
-        )(h).astype(param_dtype)
-        if outputs == "logits":
-            return logits
-        return outputs_lib.Outputs(logits, h, tuple(preactivations))
+            h = activations.ACTIVATIONS[self.activation](h)
+        logits = layers.linear(h, self.num_classes, self.dtype)
+        return outputs_lib.select(outputs, logits, h, preactivations)

@@ -12,6 +12,19 @@ import jax.numpy as jnp
 
 ChannelStatistic = float | tuple[float, ...]
 
+# Means and standard deviations of pixels in [0, 1] that networks are trained with:
+# "half" maps them to [-1, 1] (Roth et al. 2020), "none" leaves them (Finlay & Oberman
+# 2019), "cifar10" is Zagoruyko & Komodakis 2016's, "imagenet" torchvision's.
+STATISTICS: dict[str, tuple[ChannelStatistic, ChannelStatistic]] = {
+    "half": (0.5, 0.5),
+    "none": (0.0, 1.0),
+    "cifar10": (
+        (125.3 / 255, 123.0 / 255, 113.9 / 255),
+        (63.0 / 255, 62.1 / 255, 66.7 / 255),
+    ),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
 
 def normalize(
     images: jax.Array,

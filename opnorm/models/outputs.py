@@ -1,5 +1,6 @@
 """models: what a network returns besides its logits."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +16,25 @@ class Outputs(NamedTuple):
       logits: (B, num_classes), at least float32.
       features: (B, F), the input of the last linear layer (phi^{L-1} in Roth et al.
         2020), in the network's dtype.
-      preactivations: the array before each ReLU in order, (B, ...) each, in the
-        network's dtype; a unit is active where it is positive.
+      preactivations: the array before each activation in order, (B, ...) each, in the
+        network's dtype; a unit of a ReLU is active where it is positive.
     """
 
     logits: jax.Array
     features: jax.Array
     preactivations: tuple[jax.Array, ...]
+
+
+def select(
+    outputs: str,
+    logits: jax.Array,
+    features: jax.Array,
+    preactivations: Sequence[jax.Array],
+) -> jax.Array | Outputs:
+    """Returns what a network was asked for by ``outputs``, a name in ``OUTPUTS``."""
+    if outputs == "logits":
+        return logits
+    return Outputs(logits, features, tuple(preactivations))
 
 
 def check_outputs(outputs: str) -> None:
@@ -34,6 +47,14 @@ def check_size(name: str, value: int) -> None:
     """Raises a ValueError unless ``value``, called ``name``, is an int of 1 or more."""
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1.")
+
+
+def check_stage_sizes(stage_sizes: tuple[int, ...]) -> None:
+    """Raises a ValueError unless ``stage_sizes`` are ints of 1 or more."""
+    if not stage_sizes:
+        raise ValueError("stage_sizes is empty; a network has at least one stage.")
+    for size in stage_sizes:
+        check_size("stage_sizes", size)
 
 
 def parameter_dtype(dtype: Any) -> Any:

@@ -5,12 +5,23 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from opnorm.models.activations import check_activation
 from opnorm.models.cnn7 import CNN7
 from opnorm.models.mlp import MLP
 from opnorm.models.normalization import ChannelStatistic
 from opnorm.models.outputs import check_size
+from opnorm.models.resnet import ResNet50
+from opnorm.models.resnext import ResNeXt34
+from opnorm.models.wide_resnet import WideResNet
 
-NAMES = ("cnn7", "mlp")
+_MODELS: dict[str, Any] = {
+    "cnn7": CNN7,
+    "mlp": MLP,
+    "wrn28": WideResNet,
+    "resnet50": ResNet50,
+    "resnext34": ResNeXt34,
+}
+NAMES = tuple(_MODELS)
 
 
 def create(
@@ -21,35 +32,57 @@ def create(
     mean: ChannelStatistic = 0.5,
     std: ChannelStatistic = 0.5,
     dtype: Any = jnp.float32,
+    activation: str = "relu",
+    rematerialize: bool = False,
+    logit_activation: bool = False,
 ) -> nn.Module:
     """Builds the network called ``name``; nothing is computed or allocated.
 
     Args:
       name: one of ``NAMES``.
       num_classes: number of logits.
-      width: channels of CNN7's first convolution, or the size of the MLP's two hidden
-        layers; None for the model's own default (128 and 512).
-      mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
+      width: channels of the first convolution (cnn7: 128), size of the two hidden
+        layers (mlp: 512), widening factor (wrn28: 10), or channels of the first stage
+        (resnet50: 64, before their expansion; resnext34: 32). None for the default in
+        parentheses.
+      mean: subtracted from the pixels; one number or one per channel, in [0, 1] units
+        (``STATISTICS`` has common ones).
       std: the pixels are then divided by it; one number or one per channel.
       dtype: what the network computes in.
+      activation: a name in ``ACTIVATIONS``.
+      rematerialize: if true, derivatives compute each block again instead of storing
+        what happens in it; not of the mlp, which has no blocks.
+      logit_activation: if true, logits go through the activation; resnext34 only.
 
     Returns:
       A Flax module ``model.apply(variables, x, train=False, outputs="logits")``.
 
     Raises:
-      ValueError: for an unknown name, or a size below 1.
+      ValueError: for an unknown name or activation, a size below 1, or an option that
+        the model does not have.
     """
     if name not in NAMES:
         raise ValueError(f"name is {name!r}; it may be one of {', '.join(NAMES)}.")
     check_size("num_classes", num_classes)
-    if width is not None:
-        check_size("width", width)
+    check_activation(activation)
     options: dict[str, Any] = {
         "num_classes": num_classes,
         "mean": mean,
         "std": std,
         "dtype": dtype,
+        "activation": activation,
     }
-    if name == "cnn7":
-        return CNN7(**options) if width is None else CNN7(width=width, **options)
-    return MLP(**options) if width is None else MLP(hidden=(width, width), **options)
+    if width is not None:
+        check_size("width", width)
+        options |= {"hidden": (width, width)} if name == "mlp" else {"width": width}
+    if name != "mlp":
+        options["rematerialize"] = rematerialize
+    elif rematerialize:
+        raise ValueError("rematerialize is True; for the mlp it must be False.")
+    if name == "resnext34":
+        options["logit_activation"] = logit_activation
+    elif logit_activation:
+        raise ValueError(
+            f"logit_activation is True; only resnext34 has it, {name} does not."
+        )
+    return _MODELS[name](**options)

@@ -24,6 +24,8 @@ class Call(NamedTuple):
       options: of a convolution: strides, padding, kernel_dilation and groups.
       input: what it was given, to be compared by identity only.
       output: what it returned, likewise.
+      num_uses: how many operations take the output, the network's own result counted
+        as one; 0 of a BatchNorm.
     """
 
     kind: str
@@ -33,6 +35,7 @@ class Call(NamedTuple):
     options: dict[str, Any]
     input: Any
     output: Any
+    num_uses: int = 0
 
 
 def search(
@@ -63,11 +66,20 @@ def search(
 
     def run(batch: jax.Array) -> Any:
         with nn.intercept_methods(note):
-            return module.apply(variables, batch, **call_options)
+            result = module.apply(variables, batch, **call_options)
+        # Those of a BatchNorm may belong to an inner trace, as that of nn.remat.
+        return [call.output for call in calls if call.kind != "batch_norm"], result
 
-    jax.eval_shape(run, x)
+    jaxpr = jax.make_jaxpr(run)(x).jaxpr
     # What is computed during the run must not leave it.
-    return [call._replace(kernel=call.kernel()) for call in calls]
+    found = [call._replace(kernel=call.kernel()) for call in calls]
+    linear = [i for i, call in enumerate(found) if call.kind != "batch_norm"]
+    results = jaxpr.outvars[len(linear) :]
+    for i, variable in zip(linear, jaxpr.outvars, strict=False):
+        takers = [*(equation.invars for equation in jaxpr.eqns), results]
+        num_uses = sum(any(v is variable for v in taken) for taken in takers)
+        found[i] = found[i]._replace(num_uses=num_uses)
+    return found
 
 
 def _call(

@@ -107,10 +107,10 @@ def layers(
       variables: its variables, ``{"params": ..., "batch_stats": ...}``.
       x: ``(B, ...)``, an array or a ``jax.ShapeDtypeStruct``.
       batch_norm: what becomes of ``gamma / sqrt(running variance + epsilon)``. "fold":
-        multiplied into the kernel whose output the BatchNorm takes directly, a layer of
-        its own where it takes something else; "separate": always a layer of its own;
-        "ignore": left out, for quantities of the weights alone. Folding supposes that
-        nothing else takes that output.
+        multiplied into the kernel whose output the BatchNorm takes directly and alone,
+        a layer of its own where it takes something else (a sum in a pre-activation
+        residual network) or shares it; "separate": always a layer of its own;
+        "ignore": left out, for quantities of the weights alone.
       **call_options: such as ``train=False``; BatchNorm must use running averages.
 
     Returns:
@@ -119,8 +119,9 @@ def layers(
     Raises:
       ValueError: for an unknown ``batch_norm``, a network without layers, one whose
         kernels are not all those of nn.Conv and nn.Dense or are computed inside it
-        (nn.SpectralNorm, nn.scan, nn.remat), and for input dilation, reflected
-        padding, or a BatchNorm on batch statistics or on another axis than the last.
+        (nn.SpectralNorm, nn.scan, nn.remat; our models are cloned with
+        ``rematerialize=False``), and for input dilation, reflected padding, or a
+        BatchNorm on batch statistics or on another axis than the last.
     """
     if batch_norm not in BATCH_NORM:
         raise ValueError(
@@ -131,7 +132,7 @@ def layers(
     for call in search(module, variables, x, call_options):
         if call.kind != "batch_norm":
             found.append(_layer(call))
-            outputs.append(call.output)
+            outputs.append(call.output if call.num_uses == 1 else None)
             continue
         source = [i for i, output in enumerate(outputs) if output is call.input]
         if batch_norm == "ignore":

@@ -4,9 +4,20 @@ Imports every other room. Orbax is imported when a checkpoint is written or read
 """
 
 from opnorm.training.config import METHODS, Config, validate
-from opnorm.training.loop import TrainResult, build_model, load_run, train
+from opnorm.training.hosts import ProcessLost, is_writer
+from opnorm.training.hosts import initialize as initialize_hosts
+from opnorm.training.loop import (
+    TrainResult,
+    build_model,
+    load_run,
+    load_train_set,
+    train,
+)
 from opnorm.training.methods import Auxiliary, Batch, Method
 from opnorm.training.network import Network, bind
+from opnorm.training.plan import Plan, image_size
+from opnorm.training.plan import make as make_plan
+from opnorm.training.preemption import Preempted
 from opnorm.training.progress import Progress
 from opnorm.training.run_directory import (
     RunDirectory,
@@ -19,8 +30,10 @@ from opnorm.training.step import (
     data_mesh,
     init_state,
     make_step,
+    place,
     replicated,
     sharded,
+    state_shardings,
 )
 
 __all__ = [
@@ -30,6 +43,9 @@ __all__ = [
     "Config",
     "Method",
     "Network",
+    "Plan",
+    "Preempted",
+    "ProcessLost",
     "Progress",
     "RunDirectory",
     "TrainResult",
@@ -39,12 +55,19 @@ __all__ = [
     "data_mesh",
     "environment",
     "git_revision",
+    "image_size",
     "init_state",
+    "initialize_hosts",
+    "is_writer",
     "load_run",
+    "load_train_set",
+    "make_plan",
     "make_step",
+    "place",
     "read_metrics",
     "replicated",
     "sharded",
+    "state_shardings",
     "train",
     "validate",
 ]

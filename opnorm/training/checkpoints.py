@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,8 +81,12 @@ class CheckpointStore:
             }
         )
         if self._manager is None:
+            self._directory.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._max_to_keep, enable_async_checkpointing=False
+                max_to_keep=self._max_to_keep,
+                enable_async_checkpointing=False,
+                create=False,
+                multiprocessing_options=_alone(),
             )
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         saved = self._manager.save(
@@ -100,7 +105,9 @@ class CheckpointStore:
                 f"{self._manager.latest_step()} already, and steps must rise."
             )
 
-    def restore(self, example: Any) -> Restored | None:
+    def restore(
+        self, example: Any, *, optional: Collection[str] = ()
+    ) -> Restored | None:
         """Reads the newest checkpoint that is whole.
 
         Damaged ones that are newer are moved to a folder beside, ``damaged``, so that
@@ -109,6 +116,8 @@ class CheckpointStore:
         Args:
           example: a state of the same structure, shapes, dtypes and shardings. Leaves
             that are not jax arrays come back as numpy's.
+          optional: names of leaves that older checkpoints may lack; they then come
+            from the example.
 
         Returns:
           The checkpoint, or None if there is none.
@@ -123,7 +132,9 @@ class CheckpointStore:
             except _Damaged as damage:
                 logging.warning("Checkpoint %d is damaged: %s.", step, damage)
                 continue
-            state = _fill(example, leaves, self._directory / str(step))
+            names = _named_leaves(example)
+            added = {n: _host(names[n]) for n in optional if n in names}
+            state = _fill(example, added | leaves, self._directory / str(step))
             for newer in found[: found.index(step)]:
                 self._move_aside(newer)
             return Restored(step, state, body["metadata"])
@@ -184,6 +195,18 @@ def restore_variables(
     raise ValueError(f"all checkpoints in {path} are damaged: steps {steps}.")
 
 
+def _alone() -> Any:
+    """Orbax's options for one process that waits for no other."""
+    import orbax.checkpoint as ocp
+
+    number = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=number,
+        active_processes={number},
+        barrier_sync_key_prefix=f"process{number}",
+    )
+
+
 def _steps(directory: Path) -> list[int]:
     """Steps that have a complete checkpoint, newest first."""
     if not directory.is_dir():
@@ -197,7 +220,8 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     import orbax.checkpoint as ocp
 
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        handler = ocp.JsonCheckpointHandler(multiprocessing_options=_alone())
+        with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
             meta = reader.restore(directory / "meta")
         if _checksum(meta["body"]) != meta["checksum"]:
             raise _Damaged("its metadata do not have their checksum")
@@ -208,7 +232,7 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             name: np.zeros(leaf["shape"], jnp.dtype(leaf["dtype"]))
             for name, leaf in body["leaves"].items()
         }
-        with ocp.StandardCheckpointer() as reader:
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
             stored = {name: leaf for name, leaf in blank.items() if leaf.size}
             leaves = blank | reader.restore(directory / "state", stored)
     except _Damaged:

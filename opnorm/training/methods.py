@@ -258,6 +258,7 @@ def _attack(config: Config, network: Network) -> Callable[..., jax.Array]:
         epsilon=config.epsilon,
         num_steps=config.num_steps,
         step_size=config.step_size,
+        random_start=config.random_start,
     )
 
     def perturb(

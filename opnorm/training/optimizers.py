@@ -1,11 +1,16 @@
-"""training: optax optimisers and schedules by name, with the papers' conventions."""
+"""training: optax optimisers by name, with the papers' conventions."""
 
+from typing import Any
+
+import jax
 import optax
 
+from opnorm.training import plan as plans
 from opnorm.training.config import Config
+from opnorm.training.plan import Plan
 
 
-def create(config: Config, total_steps: int) -> optax.GradientTransformation:
+def create(config: Config, plan: Plan) -> optax.GradientTransformation:
     """Builds the optimiser of a run.
 
     As in PyTorch, which the papers used, weight decay is an L2 term added to the
@@ -14,16 +19,18 @@ def create(config: Config, total_steps: int) -> optax.GradientTransformation:
 
     Args:
       config: a validated configuration.
-      total_steps: steps of the whole run, for the schedule.
+      plan: its steps, for the learning rate.
     """
-    rate = schedule(config, total_steps)
+    rate = plans.schedule(config, plan)
     parts = []
     if config.clip_norm is not None:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
     if config.weight_decay > 0:
-        parts.append(optax.add_decayed_weights(config.weight_decay))
+        mask = None if config.decayed == "all" else _without_biases
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask))
     if config.optimizer == "sgd":
-        parts.append(optax.sgd(rate, momentum=config.momentum or None))
+        momentum = config.momentum or None
+        parts.append(optax.sgd(rate, momentum=momentum, nesterov=config.nesterov))
     elif config.optimizer == "rmsprop":
         parts.append(optax.rmsprop(rate, decay=0.99, eps=1e-8, eps_in_sqrt=False))
     else:
@@ -31,11 +38,7 @@ def create(config: Config, total_steps: int) -> optax.GradientTransformation:
     return optax.chain(*parts)
 
 
-def schedule(config: Config, total_steps: int) -> optax.Schedule:
-    """Builds the learning rate as a function of the step."""
-    if config.schedule == "cosine":
-        return optax.cosine_decay_schedule(config.learning_rate, total_steps)
-    if config.schedule == "step":
-        drops = {total_steps // 2: 0.1, total_steps * 3 // 4: 0.1}
-        return optax.piecewise_constant_schedule(config.learning_rate, drops)
-    return optax.constant_schedule(config.learning_rate)
+def _without_biases(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "bias" not in jax.tree_util.keystr(path[-1:]), params
+    )

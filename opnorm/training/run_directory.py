@@ -39,6 +39,7 @@ class RunDirectory:
         flags: Mapping[str, Any],
         *,
         may_differ: Collection[str] = (),
+        defaults: Mapping[str, Any] | None = None,
     ) -> "RunDirectory":
         """Makes a directory for a run, or opens the one that the same flags made.
 
@@ -47,6 +48,7 @@ class RunDirectory:
           flags: what decides the result; plain values that JSON can hold.
           may_differ: names of flags that do not change the result, such as where the
             data are; the directory keeps those it was made with.
+          defaults: what a flag was that did not exist yet when the directory was made.
 
         Raises:
           ValueError: if the directory belongs to a run with other flags, or its flags
@@ -57,7 +59,7 @@ class RunDirectory:
             raise ValueError(f"{path} is a file, not the directory of a run.")
         given = json.loads(json.dumps(_plain(dict(flags))))
         if (run.path / _FLAGS).exists():
-            stored = run.flags()
+            stored = _plain(dict(defaults or {})) | run.flags()
             names = sorted((set(given) | set(stored)) - set(may_differ))
             differing = [n for n in names if given.get(n) != stored.get(n)]
             if differing:

@@ -28,6 +28,8 @@ def state(seed):
         optimizer_state=optax.adam(1e-3).init(params),
         method_state={"left": jax.random.normal(key, (5, 10))},
         key=key,
+        skipped_updates=jnp.int32(0),
+        skipped_in_a_row=jnp.int32(0),
     )
 
 

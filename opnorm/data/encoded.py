@@ -1,0 +1,167 @@
+"""data: pictures that stay on disk as they were encoded, read one by one.
+
+Folders of class folders, and ImageNet as TensorFlow Datasets prepares it, which is
+read without TensorFlow.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from opnorm.data import folder, tfds_source
+
+IMAGENET = "imagenet2012"
+
+# ImageNet's own test split has no labels.
+_IMAGENET_SPLITS = {"train": "train", "test": "validation"}
+# Files that are open for other reasons.
+_SPARE_FILES = 256
+
+
+class Picture(NamedTuple):
+    """One example, not decoded.
+
+    Attributes:
+      encoded: the bytes of an image file.
+      label: the number of its class.
+      name: what an error calls it.
+    """
+
+    encoded: bytes
+    label: int
+    name: str
+
+
+class Pictures(Protocol):
+    """A split on disk. Threads may read from it at the same time."""
+
+    class_names: tuple[str, ...]
+    description: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Picture: ...
+
+    def labels(self, indices: np.ndarray) -> np.ndarray:
+        """The labels of some examples, (n,) int32."""
+        ...
+
+
+class FolderPictures:
+    """One split of a folder of class folders; see :mod:`opnorm.data.folder`.
+
+    Args:
+      path: the folder; ``~`` is expanded.
+      split: "train" or "test".
+
+    Raises:
+      FileNotFoundError, ValueError: as :func:`opnorm.data.folder.list_pictures`.
+    """
+
+    def __init__(self, path: str, split: str) -> None:
+        self._listing = folder.list_pictures(path, split)
+        self.class_names = self._listing.class_names
+        self.description = folder.describe(path)
+
+    def __len__(self) -> int:
+        return len(self._listing.files)
+
+    def __getitem__(self, index: int) -> Picture:
+        file = self._listing.files[index]
+        return Picture(Path(file).read_bytes(), int(self._listing.labels[index]), file)
+
+    def labels(self, indices: np.ndarray) -> np.ndarray:
+        """The labels of some examples, (n,) int32."""
+        return self._listing.labels[indices]
+
+
+class ImagenetPictures:
+    """One split of ImageNet (ILSVRC 2012), in the order in which it lies on disk.
+
+    Args:
+      split: "train" or "test", which is ImageNet's validation split.
+      data_dir: where TensorFlow Datasets keeps its data; None for ``TFDS_DATA_DIR`` or
+        ``~/tensorflow_datasets``.
+
+    Raises:
+      FileNotFoundError: if the split is not prepared there; it says how to prepare it.
+      ValueError: if it is prepared in a format without random access.
+    """
+
+    description = "ImageNet (ILSVRC 2012)"
+
+    def __init__(self, split: str, data_dir: str | None) -> None:
+        root = tfds_source.data_root(data_dir)
+        prepared = tfds_source.find_prepared(root / IMAGENET)
+        if prepared is None:
+            raise FileNotFoundError(
+                f"dataset {IMAGENET!r} is not prepared in {root}. Its licence wants the"
+                " archives downloaded by hand: get ILSVRC2012_img_train.tar and"
+                " ILSVRC2012_img_val.tar from image-net.org, put them into"
+                f" {root}/downloads/manual, and prepare them once with `tfds build"
+                f" {IMAGENET} --file_format=array_record --data_dir={root}` (needs `pip"
+                " install tensorflow`). If they are prepared elsewhere, give that"
+                " folder (--data_dir). Unpacked into class folders they can be read as"
+                " they are (--dataset=image_folder:/path)."
+            )
+        import tensorflow_datasets as tfds
+
+        file_format = tfds_source.read_file_format(prepared)
+        if file_format != "array_record":
+            raise ValueError(
+                f"{prepared} is in file format {file_format!r}; pictures are read one"
+                " by one, which needs array_record: `tfds convert_format"
+                f" --dataset_version_dir={prepared} --out_file_format=array_record"
+                f" --out_dir=/other/{IMAGENET}/{prepared.name}`, then"
+                " --data_dir=/other."
+            )
+        builder = tfds.builder_from_directory(str(prepared))
+        self._split = _IMAGENET_SPLITS[split]
+        if self._split not in builder.info.splits:
+            raise FileNotFoundError(
+                f"{prepared} has no split {self._split!r}; its archive was not there"
+                " when it was prepared."
+            )
+        _allow_open_files(len(builder.info.splits[self._split].filepaths))
+        self._source: Any = builder.as_data_source(
+            split=self._split, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        self.class_names = tuple(builder.info.features["label"].names)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Picture:
+        example = self._source[index]
+        file_name = example["file_name"]
+        name = file_name.decode() if isinstance(file_name, bytes) else str(file_name)
+        return Picture(
+            example["image"],
+            int(example["label"]),
+            f"{IMAGENET} {self._split} picture {name}",
+        )
+
+    def labels(self, indices: np.ndarray) -> np.ndarray:
+        """The labels of some examples, (n,) int32; reads the pictures' records."""
+        examples: Sequence[Any] = self._source.__getitems__(indices.tolist())
+        return np.array([example["label"] for example in examples], np.int32)
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises the process's limit on open files, as far as it may, if it is too low.
+
+    Each of ImageNet's thousand files stays open once it has been read from, and common
+    limits are 256 and 1024.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit.
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _SPARE_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,348 @@
+"""data: datasets too large for memory, decoded by threads ahead of their use."""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from opnorm.data import encoded, views
+from opnorm.data.dataset import Dataset, check_limit, interleave_classes
+
+NAMES = (encoded.IMAGENET, "image_folder:/path")
+SPLITS = ("train", "test")
+
+_FOLDER = "image_folder:"
+# Examples that are read at once where the caller has named no number.
+_BLOCK = 256
+# What is decoded ahead, in batches.
+_BATCHES_AHEAD = 2
+
+Task = tuple[int, np.ndarray]
+Batch = tuple[np.ndarray, np.ndarray]
+View = Callable[..., np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stream:
+    """One split of a labelled picture dataset on disk; its examples have numbers.
+
+    Attributes:
+      pictures: the examples on disk, not decoded.
+      kept: (N,) int64, which of ``pictures`` are the examples, or None for all.
+      name: what ``open_stream`` was asked for, such as "imagenet2012".
+    """
+
+    pictures: encoded.Pictures
+    kept: np.ndarray | None
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.pictures) if self.kept is None else len(self.kept)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each label."""
+        return self.pictures.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, whether or not this split has examples of each."""
+        return len(self.class_names)
+
+    @property
+    def description(self) -> str:
+        """What results say they were measured on."""
+        return self.pictures.description
+
+    def batches(
+        self,
+        tasks: Sequence[Task],
+        *,
+        image_size: int,
+        least_area: float = 0.08,
+        flip: bool = True,
+        num_threads: int | None = None,
+    ) -> Iterator[Batch]:
+        """Decodes batches for training: random resized crops, mirrored at random.
+
+        An example's view is a function of its task's seed and its number alone: not of
+        threads, of the other examples of the batch, or of the task that comes first.
+
+        Args:
+          tasks: for each batch the seed of its views, at least 0, and the numbers of
+            its examples, (b,) integers in [0, len(stream)). b is the same for all but
+            the last. Read when needed, so it may compute its items.
+          image_size: side of the views in pixels.
+          least_area: least part of its picture that a view shows, in (0, 1].
+          flip: whether half of the views are mirrored left to right.
+          num_threads: threads that decode; None for one per core.
+
+        Returns:
+          An iterator of images (b, image_size, image_size, 3) uint8 and labels (b,)
+          int32. Closing it ends its threads.
+
+        Raises:
+          ValueError: if an argument is out of range; from the iterator, naming the
+            picture, if one is damaged.
+
+        Source: Szegedy et al., "Going Deeper with Convolutions" (2015), section 6;
+        Finlay & Oberman (2019) train with ``least_area`` 0.08 to 0.5.
+        """
+        _check_at_least("image_size", image_size, 1)
+        if not 0 < least_area <= 1:
+            raise ValueError(f"least_area is {least_area}; it must be in (0, 1].")
+        view = functools.partial(
+            views.training_view, image_size=image_size, least_area=least_area, flip=flip
+        )
+        return self._decode(tasks, view, image_size, num_threads)
+
+    def evaluation_batches(
+        self,
+        batch_size: int,
+        *,
+        image_size: int,
+        resize: int | None = None,
+        num_threads: int | None = None,
+    ) -> Iterator[Batch]:
+        """Decodes all examples in order: the middle of each picture, never mirrored.
+
+        Args:
+          batch_size: examples per batch, at least 1; the last batch may have fewer.
+          image_size: side of the views in pixels.
+          resize: what the shorter side of a picture is resized to before the crop, at
+            least ``image_size``; None for ``image_size`` times 256 / 224.
+          num_threads: threads that decode; None for one per core.
+
+        Returns:
+          An iterator of images (b, image_size, image_size, 3) uint8 and labels (b,)
+          int32. Closing it ends its threads.
+
+        Raises:
+          ValueError: if an argument is out of range; from the iterator, naming the
+            picture, if one is damaged.
+        """
+        _check_at_least("batch_size", batch_size, 1)
+        return self._evaluation_batches(
+            np.arange(len(self)), batch_size, image_size, resize, num_threads
+        )
+
+    def centre_crops(
+        self, indices: np.ndarray, *, image_size: int, resize: int | None = None
+    ) -> Dataset:
+        """Decodes some examples into memory, as ``evaluation_batches`` shows them.
+
+        Args:
+          indices: (n,) integers in [0, len(stream)), n at least 1.
+          image_size: side of the views in pixels.
+          resize: as for ``evaluation_batches``.
+
+        Returns:
+          The n examples.
+
+        Raises:
+          ValueError: if an argument is out of range or a picture is damaged.
+        """
+        indices = np.asarray(indices)
+        batches = self._evaluation_batches(indices, _BLOCK, image_size, resize, None)
+        images = np.empty((len(indices), image_size, image_size, 3), np.uint8)
+        labels = np.empty(len(indices), np.int32)
+        for number, (some_images, some_labels) in enumerate(batches):
+            block = slice(number * _BLOCK, (number + 1) * _BLOCK)
+            images[block], labels[block] = some_images, some_labels
+        return Dataset(images, labels, self.class_names, self.name, self.description)
+
+    def _evaluation_batches(
+        self,
+        indices: np.ndarray,
+        batch_size: int,
+        image_size: int,
+        resize: int | None,
+        num_threads: int | None,
+    ) -> Iterator[Batch]:
+        _check_at_least("image_size", image_size, 1)
+        if resize is None:
+            resize = round(image_size * 256 / 224)
+        _check_at_least("resize", resize, image_size)
+        if not len(indices):
+            raise ValueError("indices is empty; there must be at least one example.")
+        tasks = [
+            (0, indices[first : first + batch_size])
+            for first in range(0, len(indices), batch_size)
+        ]
+        size, shorter = image_size, resize
+
+        def view(picture: bytes, name: str, *, seed: int, index: int) -> np.ndarray:
+            del seed, index
+            return views.central_view(picture, name, image_size=size, resize=shorter)
+
+        return self._decode(tasks, view, image_size, num_threads)
+
+    def _decode(
+        self,
+        tasks: Sequence[Task],
+        view: View,
+        image_size: int,
+        num_threads: int | None,
+    ) -> Iterator[Batch]:
+        if num_threads is None:
+            num_threads = _num_cores()
+        _check_at_least("num_threads", num_threads, 1)
+        if not len(tasks):
+            return iter(())
+        return _assemble(_Examples(self, tasks, view), image_size, num_threads)
+
+
+def is_streamed(name: str) -> bool:
+    """Whether a dataset's pictures stay on disk until they are needed.
+
+    Args:
+      name: of a dataset, known or not.
+
+    Returns:
+      Whether ``open_stream`` takes it.
+    """
+    return name == encoded.IMAGENET or (name.startswith(_FOLDER) and name != _FOLDER)
+
+
+def open_stream(
+    name: str,
+    *,
+    split: str,
+    data_dir: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Stream:
+    """Lists the examples of one split; decodes none.
+
+    Args:
+      name: "imagenet2012", which the user prepares with TensorFlow Datasets, or
+        "image_folder:/path", a folder laid out as for "folder:/path" with pictures of
+        any size.
+      split: "train" or "test"; ImageNet's "test" is its validation split.
+      data_dir: where TensorFlow Datasets keeps its data; None for ``TFDS_DATA_DIR`` or
+        ``~/tensorflow_datasets``. Folders have no use for it.
+      limit: keep at most this many examples, drawn at random, as many of each class as
+        possible; None keeps all. ImageNet's labels lie next to its pictures, of which
+        about eight for each class are read to find one of each.
+      seed: which examples ``limit`` keeps; at least 0.
+
+    Returns:
+      The stream. Folders and limited streams take one example of each class in turn.
+
+    Raises:
+      ValueError: for an unknown name or split, a bad limit or seed, or ImageNet in a
+        format without random access.
+      FileNotFoundError: if the data are not there; it says how to get them, or what
+        the folder should look like.
+    """
+    if not is_streamed(name):
+        raise ValueError(
+            f"dataset {name!r} is not read from disk picture by picture; that is done"
+            f" with {' and '.join(NAMES)}."
+        )
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it may be {' or '.join(SPLITS)}.")
+    if limit is not None:
+        check_limit(limit, seed)
+    pictures: encoded.Pictures
+    if name == encoded.IMAGENET:
+        pictures = encoded.ImagenetPictures(split, data_dir)
+    else:
+        pictures = encoded.FolderPictures(name.removeprefix(_FOLDER), split)
+    kept = None
+    if limit is not None and limit < len(pictures):
+        kept = _draw(pictures, limit, seed)
+    return Stream(pictures, kept, name)
+
+
+def _draw(pictures: encoded.Pictures, limit: int, seed: int) -> np.ndarray:
+    """The examples that ``take_balanced`` would keep, with few labels read."""
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    num_classes = len(pictures.class_names)
+    wanted = math.ceil(limit / num_classes)
+    labels = np.empty(0, np.int32)
+    while (
+        len(labels) < len(order)
+        and np.bincount(labels, minlength=num_classes).min() < wanted
+    ):
+        block = order[len(labels) : len(labels) + _BLOCK]
+        labels = np.concatenate([labels, pictures.labels(block)])
+    return order[interleave_classes(labels)][:limit]
+
+
+class _Examples:
+    """The decoded examples of all tasks, one after the other: what grain reads from."""
+
+    def __init__(self, stream: Stream, tasks: Sequence[Task], view: View) -> None:
+        self.batch_size = len(tasks[0][1])
+        self._length = self.batch_size * (len(tasks) - 1) + len(tasks[-1][1])
+        self._stream, self._tasks, self._view = stream, tasks, view
+        # Read for each of its examples, perhaps computed by every reading.
+        self._checked_task = functools.lru_cache(maxsize=8)(self._check_task)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, int]:
+        task, place = divmod(position, self.batch_size)
+        seed, numbers = self._checked_task(task)
+        number = int(numbers[place])
+        kept = self._stream.kept
+        picture = self._stream.pictures[number if kept is None else int(kept[number])]
+        view = self._view(picture.encoded, picture.name, seed=seed, index=number)
+        return view, picture.label
+
+    def _check_task(self, index: int) -> Task:
+        seed, numbers = self._tasks[index]
+        first = index * self.batch_size
+        count = min(self.batch_size, self._length - first)
+        if len(numbers) != count:
+            raise ValueError(
+                f"tasks[{index}] has {len(numbers)} examples; all but the last must"
+                f" have as many as the first, {self.batch_size}."
+            )
+        if seed < 0:
+            raise ValueError(f"the seed of tasks[{index}] is {seed}; it must be >= 0.")
+        if np.min(numbers) < 0 or np.max(numbers) >= len(self._stream):
+            raise ValueError(
+                f"tasks[{index}] has examples {np.min(numbers)} to {np.max(numbers)};"
+                f" they must be in [0, {len(self._stream)})."
+            )
+        return seed, numbers
+
+
+def _assemble(
+    examples: _Examples, image_size: int, num_threads: int
+) -> Iterator[Batch]:
+    # Imported here: datasets in memory do without.
+    import grain
+
+    options = grain.ReadOptions(
+        num_threads=num_threads,
+        prefetch_buffer_size=max(_BATCHES_AHEAD * examples.batch_size, num_threads),
+    )
+    decoded = iter(grain.MapDataset.source(examples).to_iter_dataset(options))
+    try:
+        for first in range(0, len(examples), examples.batch_size):
+            count = min(examples.batch_size, len(examples) - first)
+            images = np.empty((count, image_size, image_size, 3), np.uint8)
+            labels = np.empty(count, np.int32)
+            for place in range(count):
+                images[place], labels[place] = next(decoded)
+            yield images, labels
+    finally:
+        decoded.close()
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} is {value}; it must be at least {least}.")

@@ -1,0 +1,160 @@
+"""models: ResNet50, the residual network of bottlenecks."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from opnorm.models import activations, layers, normalization
+from opnorm.models import outputs as outputs_lib
+
+# Below, the maps of the last stage but one are single places, where all taps of a
+# kernel but the central one see padding.
+MIN_SIZE = 17
+# A bottleneck's output has so many times the channels of its 3x3 convolution.
+EXPANSION = 4
+KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class ResNet50(nn.Module):
+    """ResNet-50 as torchvision and most of today's libraries build it (v1.5).
+
+    ``conv7x7/2, BN, activation, maxpool3x3/2``, four stages of bottlenecks with strides
+    1, 2, 2, 2 and twice the channels each, the average over all places, linear. A
+    bottleneck is ``act(BN(conv1x1(act(BN(conv3x3_stride(act(BN(conv1x1(x)))))))) +
+    shortcut)``; the first one of a stage has the shortcut ``BN(conv1x1_stride(x))``.
+    The stride is that of the 3x3 convolution. Convolutions have no bias, BatchNorm a
+    scale and a shift, epsilon 1e-5 and momentum 0.9 (PyTorch's 0.1). With 1000 classes:
+    25,557,032 parameters and 2048 features.
+
+    Convolutions start from N(0, 2 / (taps C_out)) (He et al., fan-out), the scale of
+    each block's last BatchNorm from zero, the linear layer from N(0, 0.01^2) and biases
+    from zero.
+
+    With ``activation="smooth_relu"`` max-pooling remains, so that the network is not
+    twice differentiable everywhere.
+
+    Attributes:
+      width: channels of the first stage's 3x3 convolutions.
+      num_classes: number of logits.
+      mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
+      std: the pixels are then divided by it; one number or one per channel.
+      dtype: what the network computes in. Parameters, BatchNorm statistics and logits
+        are at least float32.
+      activation: a name in ``ACTIVATIONS``.
+      rematerialize: if true, derivatives compute each block again instead of storing
+        what happens in it.
+      stage_sizes: number of bottlenecks in each stage; four for ResNet-50.
+
+    Source: He et al. 2016; Goyal et al. 2017 for the stride and the initial scales;
+    used by Finlay & Oberman 2019.
+    """
+
+    width: int = 64
+    num_classes: int = 1000
+    mean: normalization.ChannelStatistic = 0.5
+    std: normalization.ChannelStatistic = 0.5
+    dtype: Any = jnp.float32
+    activation: str = "relu"
+    rematerialize: bool = False
+    stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
+    ) -> Any:
+        """Computes the logits of a batch of pictures.
+
+        Args:
+          x: (B, H, W, C), floating, pixels in [0, 1]; H and W at least 17.
+          train: if true, BatchNorm uses the statistics of this batch and updates the
+            running ones (``mutable=["batch_stats"]``), and the rows of the result
+            depend on each other; if false, it uses the running statistics.
+          outputs: "logits", or "all" for features and pre-activations as well.
+
+        Returns:
+          logits (B, num_classes), or ``Outputs``.
+
+        Raises:
+          ValueError: if ``x`` or an attribute cannot be used.
+        """
+        outputs_lib.check_outputs(outputs)
+        outputs_lib.check_size("width", self.width)
+        outputs_lib.check_size("num_classes", self.num_classes)
+        outputs_lib.check_stage_sizes(self.stage_sizes)
+        activations.check_activation(self.activation)
+        normalization.check_images(x, min_size=MIN_SIZE)
+
+        h = normalization.normalize(x, self.mean, self.std, self.dtype)
+        h = layers.convolution(
+            "conv",
+            self.width,
+            7,
+            stride=2,
+            kernel_init=KERNEL_INIT,
+            dtype=self.dtype,
+        )(h)
+        h = layers.batch_norm("norm", train=train, dtype=self.dtype)(h)
+        preactivations = [h]
+        h = layers.overlapping_max_pool(activations.ACTIVATIONS[self.activation](h))
+        block = nn.remat(Bottleneck) if self.rematerialize else Bottleneck
+        for stage, size in enumerate(self.stage_sizes, start=1):
+            for index in range(1, size + 1):
+                h, inside = block(
+                    self.width * 2 ** (stage - 1),
+                    2 if stage > 1 and index == 1 else 1,
+                    train,
+                    self.dtype,
+                    self.activation,
+                    name=f"stage{stage}_block{index}",
+                )(h)
+                preactivations.extend(inside)
+        features = jnp.mean(h, axis=(1, 2))
+        logits = layers.linear(
+            features,
+            self.num_classes,
+            self.dtype,
+            kernel_init=nn.initializers.normal(0.01),
+        )
+        return outputs_lib.select(outputs, logits, features, preactivations)
+
+
+class Bottleneck(nn.Module):
+    """A block of a 1x1, a 3x3 and a 1x1 convolution.
+
+    Attributes:
+      channels: of the 3x3 convolution.
+      stride: of the 3x3 convolution.
+      train, dtype, activation: as of the network.
+    """
+
+    channels: int
+    stride: int
+    train: bool
+    dtype: Any
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Returns the block's output and its three pre-activations."""
+        act = activations.ACTIVATIONS[self.activation]
+        convolution = functools.partial(
+            layers.convolution, kernel_init=KERNEL_INIT, dtype=self.dtype
+        )
+        batch_norm = functools.partial(
+            layers.batch_norm, train=self.train, dtype=self.dtype
+        )
+        out = EXPANSION * self.channels
+        first = batch_norm("norm1")(convolution("conv1", self.channels, 1)(x))
+        h = convolution("conv2", self.channels, 3, stride=self.stride)(act(first))
+        second = batch_norm("norm2")(h)
+        h = convolution("conv3", out, 1)(act(second))
+        h = batch_norm("norm3", scale_init=nn.initializers.zeros)(h)
+        shortcut = x
+        if x.shape[-1] != out or self.stride != 1:
+            shortcut = convolution("shortcut", out, 1, stride=self.stride)(x)
+            shortcut = batch_norm("shortcut_norm")(shortcut)
+        third = shortcut + h
+        return act(third), (first, second, third)

@@ -1,0 +1,127 @@
+"""training: batches on their devices, in the order that a plan gives.
+
+Every process reads the rows of each batch that its own devices hold, and no others.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from opnorm import data
+from opnorm.training.plan import IMAGE_SIZE, Phase, Plan
+
+DeviceBatch = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def batches(
+    source: data.Dataset | data.Stream,
+    plan: Plan,
+    seed: int,
+    first_step: int,
+    sharding: NamedSharding,
+    *,
+    augment: bool,
+) -> Iterator[DeviceBatch]:
+    """Yields what each step needs, from one step to the end of the run.
+
+    Args:
+      source: the training set.
+      plan: of the run.
+      seed: of the order of the examples and of the views of streamed ones.
+      first_step: number of the first step.
+      sharding: of a batch.
+      augment: whether streamed pictures are cropped and mirrored at random.
+
+    Yields:
+      images ``(B, H, W, C)`` uint8, labels ``(B,)`` int32, indices ``(B,)`` int32.
+    """
+    if isinstance(source, data.Dataset):
+        for step in range(first_step, plan.total_steps):
+            indices = _own_rows(plan.indices(seed, step), sharding)
+            host = source.images[indices], source.labels[indices], indices
+            yield _put(host, plan.phase(step).batch_size, sharding)
+        return
+    for phase in plan.phases:
+        steps = range(max(first_step, phase.first_step), plan.end(phase))
+        if steps:
+            yield from _streamed(source, plan, phase, seed, steps, sharding, augment)
+
+
+def _streamed(
+    source: data.Stream,
+    plan: Plan,
+    phase: Phase,
+    seed: int,
+    steps: range,
+    sharding: NamedSharding,
+    augment: bool,
+) -> Iterator[DeviceBatch]:
+    tasks = _Tasks(plan, seed, steps, sharding)
+    size = phase.image_size or IMAGE_SIZE
+    if augment:
+        pictures = source.batches(tasks, image_size=size, least_area=phase.least_area)
+    else:
+        pictures = source.batches(tasks, image_size=size, augment=False)
+
+    def with_indices() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        with contextlib.closing(pictures):
+            for (_, indices), (images, labels) in zip(tasks, pictures, strict=True):
+                yield images, labels, indices
+
+    return data.prefetch(
+        with_indices(), lambda host: _put(host, phase.batch_size, sharding)
+    )
+
+
+class _Tasks(Sequence[tuple[int, np.ndarray]]):
+    """For each step the seed of its views and the examples that this process reads."""
+
+    def __init__(
+        self, plan: Plan, seed: int, steps: range, sharding: NamedSharding
+    ) -> None:
+        self._plan, self._seed = plan, seed
+        self._steps, self._sharding = steps, sharding
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        step = self._steps[place]
+        # Each epoch shows an example in another view.
+        entropy = (self._seed, int(self._plan.epochs_done(step)))
+        words = np.random.SeedSequence(entropy).generate_state(1, np.uint32)
+        indices = self._plan.indices(self._seed, step)
+        return int(words[0]), _own_rows(indices, self._sharding)
+
+
+def _own_rows(indices: np.ndarray, sharding: NamedSharding) -> np.ndarray:
+    """Of a batch's examples those on devices of this process."""
+    if sharding.is_fully_addressable:
+        return indices
+    parts = sharding.addressable_devices_indices_map(indices.shape).values()
+    return np.concatenate(
+        [indices[part] for part in sorted(parts, key=lambda part: part[0].start or 0)]
+    )
+
+
+def _put(
+    host: tuple[np.ndarray, np.ndarray, np.ndarray],
+    batch_size: int,
+    sharding: NamedSharding,
+) -> DeviceBatch:
+    images, labels, indices = host
+    own = images, labels, indices.astype(np.int32)
+    if sharding.is_fully_addressable:
+        return jax.device_put(own, sharding)
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(
+            sharding, array, (batch_size, *array.shape[1:])
+        ),
+        own,
+    )

@@ -1,0 +1,77 @@
+"""training: what the papers searched over, as data in this library's units."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# An axis of grids beside the fields of Config: step_size in multiples of
+# epsilon / num_steps, whatever those two are at a point.
+STEP_RATIO = "step_ratio"
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Values that a paper searched over.
+
+    Attributes:
+      name: what ``--grid`` calls it.
+      values: of each axis, a field of ``Config`` or ``STEP_RATIO``; their product is
+        meant.
+      source: paper and table.
+      paper: the axes as the paper states them.
+    """
+
+    name: str
+    values: Mapping[str, tuple[Any, ...]]
+    source: str
+    paper: Mapping[str, str]
+
+
+_STEPS = (1, 2, 3, 5, 8, 10, 15, 20, 30, 40, 50)
+_WEIGHTS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1, 3, 10, 30)
+# In the paper's units; 2.25 is left out there.
+_L2 = (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 2.75, 3, 3.25, 3.5, 3.75, 4)
+_AXES: dict[str, tuple[str, tuple[Any, ...], str]] = {
+    "epsilon_l2": ("epsilon", tuple(e / 2 for e in _L2), "0.5 to 4.0, of [-1, 1]"),
+    "epsilon_linf": (
+        "epsilon",
+        tuple(k / 255 / 2 for k in range(1, 19)),
+        "1/255 to 18/255, of [-1, 1]",
+    ),
+    "step_ratio": (STEP_RATIO, (1, 2, 3, 4, 5), "alpha 1 to 5 epsilon / iters"),
+    "num_steps": ("num_steps", _STEPS, "iters 1 to 50"),
+    "weight": ("weight", tuple(map(float, _WEIGHTS)), "lambda 1e-5 to 30"),
+    "global_num_steps": ("num_steps", (1, 10), "iters 1, 10"),
+}
+
+
+def _grids() -> Iterable[Grid]:
+    # The paper prints the values of each axis; that it searched over their product is
+    # our reading of it, so each axis can be had alone.
+    for grid, axes in {
+        "roth_epsilon_l2": ("epsilon_l2",),
+        "roth_epsilon_linf": ("epsilon_linf",),
+        "roth_step_ratio": ("step_ratio",),
+        "roth_num_steps": ("num_steps",),
+        "roth_weight": ("weight",),
+        "roth_at_l2": ("epsilon_l2", "step_ratio", "num_steps"),
+        "roth_at_linf": ("epsilon_linf", "step_ratio", "num_steps"),
+        "roth_snr": ("weight", "num_steps"),
+        "roth_global_snr": ("weight", "global_num_steps"),
+    }.items():
+        used = [_AXES[axis] for axis in axes]
+        yield Grid(
+            grid,
+            {name: values for name, values, _ in used},
+            "Roth et al. 2020, Table 3",
+            {name: stated for name, _, stated in used},
+        )
+    yield Grid(
+        "regularization_view_epsilon",
+        {"epsilon": (4 / 255, 8 / 255, 16 / 255)},
+        "regularization view, Tables 1-6",
+        {"epsilon": "4, 8, 16 of 255"},
+    )
+
+
+GRIDS: dict[str, Grid] = {grid.name: grid for grid in _grids()}

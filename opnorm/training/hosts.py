@@ -1,0 +1,204 @@
+"""training: several processes that share one run, one of which writes.
+
+Every process runs the same program on its own devices, reads its own rows of each
+batch, and takes part in every step. The first one alone reads and writes the run
+directory, and tells the others what it found.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+# Set by the launchers whose clusters JAX can recognise by itself.
+_CLUSTER_VARIABLES = (
+    "SLURM_JOB_ID",
+    "OMPI_MCA_orte_hnp_uri",
+    "TPU_WORKER_HOSTNAMES",
+    "MEGASCALE_COORDINATOR_ADDRESS",
+    "KUBERNETES_SERVICE_HOST",
+)
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run is gone, and with it every step to come."""
+
+
+def initialize(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    local_device_ids: list[int] | None = None,
+) -> None:
+    """Joins the processes of a run; before anything else touches a device.
+
+    With three arguments as they say, with none as the cluster's environment says
+    (SLURM, Open MPI, TPU pods and what else ``jax.distributed.initialize`` knows).
+
+    Args:
+      coordinator_address: host:port of the first process, alike in all.
+      num_processes: how many there are, at least 1.
+      process_id: which one this is, from 0.
+      local_device_ids: the devices of this machine that belong to this process; None
+        for all, or for what the cluster says.
+
+    Raises:
+      ValueError: if only some arguments are given, or they do not fit each other.
+      RuntimeError: if the others cannot be reached.
+    """
+    given = (coordinator_address, num_processes, process_id)
+    names = "coordinator_address, num_processes and process_id"
+    if any(value is None for value in given) and given != (None, None, None):
+        raise ValueError(f"{names} are {given}; give all three of them or none.")
+    if num_processes is not None and process_id is not None:
+        if num_processes < 1 or not 0 <= process_id < num_processes:
+            raise ValueError(
+                f"process_id is {process_id} of {num_processes} processes; it must be "
+                "from 0 to one less than their number."
+            )
+        if ":" not in (coordinator_address or ""):
+            raise ValueError(
+                f"coordinator_address is {coordinator_address!r}; it must be host:port."
+            )
+    elif not any(name in os.environ for name in _CLUSTER_VARIABLES):
+        raise ValueError(
+            f"{names} are not given, and the environment is not that of a cluster "
+            "that JAX knows."
+        )
+    jax.distributed.initialize(
+        coordinator_address,
+        num_processes,
+        process_id,
+        local_device_ids=local_device_ids,
+    )
+
+
+def is_writer() -> bool:
+    """Whether this process is the one that reads and writes the run directory."""
+    return jax.process_index() == 0
+
+
+def from_writer(function: Callable[[], Any]) -> Any:
+    """Calls a function in the first process and returns its result in all of them.
+
+    Args:
+      function: its result is plain values that JSON can hold. What it raises is raised
+        everywhere, a ValueError or FileNotFoundError as such.
+    """
+    if jax.process_count() == 1:
+        return function()
+    outcome: dict[str, Any] = {}
+    failure: Exception | None = None
+    if is_writer():
+        try:
+            outcome = {"value": function()}
+        # Whatever it is, the others must not wait for a process that has left.
+        except Exception as error:
+            failure = error
+            outcome = {"error": type(error).__name__, "message": str(error)}
+    outcome = json.loads(_broadcast_text(json.dumps(outcome)))
+    if failure is not None:
+        raise failure
+    if "error" in outcome:
+        kinds: dict[str, type[Exception]] = {
+            "ValueError": ValueError,
+            "FileNotFoundError": FileNotFoundError,
+        }
+        raise kinds.get(outcome["error"], RuntimeError)(outcome["message"])
+    return outcome["value"]
+
+
+def broadcast(tree: Any) -> Any:
+    """Returns the first process's arrays and typed keys in all of them.
+
+    Args:
+      tree: of local arrays; the other processes give any of the same shapes and dtypes.
+    """
+    if jax.process_count() == 1:
+        return tree
+    from jax.experimental import multihost_utils
+
+    plain = jax.tree.map(_words, tree)
+    sent = multihost_utils.broadcast_one_to_all(plain)
+    return jax.tree.map(
+        lambda like, words: (
+            jax.random.wrap_key_data(np.asarray(words), impl=jax.random.key_impl(like))
+            if _is_key(like)
+            else np.asarray(words)
+        ),
+        tree,
+        sent,
+    )
+
+
+def gather(tree: Any) -> Any:
+    """Returns the leaves of a state whole, where parts of them lie in other processes.
+
+    Every process calls it.
+    """
+    if jax.process_count() == 1:
+        return tree
+    from jax.experimental import multihost_utils
+
+    def whole(leaf: Any) -> Any:
+        if leaf.is_fully_replicated:
+            return leaf
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
+def asked_to_end(step: int) -> bool:
+    """Whether to end after this step, because SIGTERM came to any process.
+
+    Every process calls it after every step; JAX's coordination service settles on one
+    step for all of them.
+    """
+    if jax.process_count() == 1:
+        return False
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def explain_loss_of_others() -> Iterator[None]:
+    """Says what to do when a step fails because another process has left.
+
+    Raises:
+      ProcessLost: instead of what a collective operation raises then.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        first = str(error).strip().splitlines()[0]
+        raise ProcessLost(
+            "a step that all processes of the run take together failed, most likely "
+            "because one of them is gone. Start all of them again with the same "
+            f"flags: the run goes on from its last checkpoint. (JAX says: {first})"
+        ) from error
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _words(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _broadcast_text(text: str) -> str:
+    content = np.frombuffer(text.encode(), np.uint8)
+    size = int(broadcast(np.asarray(content.size, np.int32)))
+    padded = np.zeros(size, np.uint8)
+    if is_writer():
+        padded[:] = content
+    return broadcast(padded).tobytes().decode()

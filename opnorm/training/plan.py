@@ -1,0 +1,248 @@
+"""training: where in a run a step is: its phase, its epoch, its learning rate.
+
+A plan is a pure function of the configuration and the number of examples, so a run
+that goes on after an interruption finds its place by the number of the step alone.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import optax
+
+from opnorm import data
+
+if TYPE_CHECKING:
+    from opnorm.training.config import Config
+
+# Of streamed pictures, unless the configuration says otherwise.
+IMAGE_SIZE = 224
+
+
+class Phase(NamedTuple):
+    """Epochs whose batches are of one size.
+
+    Attributes:
+      first_epoch: the number of its first epoch.
+      first_step: the number of its first step.
+      steps_per_epoch: whole batches in an epoch.
+      batch_size: examples per update.
+      image_size: height and width of streamed pictures; None for data in memory.
+      least_area: of a random crop of a streamed picture.
+    """
+
+    first_epoch: int
+    first_step: int
+    steps_per_epoch: int
+    batch_size: int
+    image_size: int | None
+    least_area: float
+
+
+class Plan(NamedTuple):
+    """The steps of a run.
+
+    Attributes:
+      phases: in order.
+      epochs: of the whole run.
+      num_examples: in the training set.
+    """
+
+    phases: tuple[Phase, ...]
+    epochs: int
+    num_examples: int
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run."""
+        last = self.phases[-1]
+        epochs = self.epochs - last.first_epoch
+        return last.first_step + epochs * last.steps_per_epoch
+
+    def phase(self, step: int) -> Phase:
+        """The phase of the step with this number."""
+        return [phase for phase in self.phases if phase.first_step <= step][-1]
+
+    def end(self, phase: Phase) -> int:
+        """The number of the first step after a phase."""
+        later = [p.first_step for p in self.phases if p.first_step > phase.first_step]
+        return later[0] if later else self.total_steps
+
+    def epochs_done(self, steps: int) -> float:
+        """How many epochs the first ``steps`` updates are."""
+        phase = self.phase(steps)
+        return phase.first_epoch + (steps - phase.first_step) / phase.steps_per_epoch
+
+    def step_at(self, epoch: float) -> int:
+        """The number of the first step of an epoch, which may lie inside one."""
+        phase = [phase for phase in self.phases if phase.first_epoch <= epoch][-1]
+        inside = (epoch - phase.first_epoch) * phase.steps_per_epoch
+        return phase.first_step + round(inside)
+
+    def is_end_of_epoch(self, steps: int) -> bool:
+        """Whether an epoch ends with the first ``steps`` updates."""
+        phase = self.phase(steps - 1)
+        return (steps - phase.first_step) % phase.steps_per_epoch == 0
+
+    def indices(self, seed: int, step: int) -> np.ndarray:
+        """Which examples the batch of a step holds: ``(batch_size,)`` int64."""
+        phase = self.phase(step)
+        # As if all epochs before had had as many steps: the epoch's number counts.
+        inside = phase.first_epoch * phase.steps_per_epoch + step - phase.first_step
+        return data.batch_indices(seed, inside, phase.batch_size, self.num_examples)
+
+
+def make(config: "Config", num_examples: int) -> Plan:
+    """Makes the plan of a validated configuration.
+
+    Args:
+      config: the run.
+      num_examples: in the training set.
+
+    Raises:
+      ValueError: if a batch is larger than the training set.
+    """
+    streamed = data.is_streamed(config.dataset)
+    size = (config.image_size or IMAGE_SIZE) if streamed else None
+    sizes = [(0, size, config.batch_size, config.least_area)]
+    if config.phases:
+        sizes = list(parse_phases(config.phases))
+    phases: list[Phase] = []
+    step = 0
+    for number, (first, image_size, batch_size, area) in enumerate(sizes):
+        per_epoch = data.steps_per_epoch(batch_size, num_examples)
+        phases.append(Phase(first, step, per_epoch, batch_size, image_size, area))
+        last = sizes[number + 1][0] if number + 1 < len(sizes) else config.epochs
+        step += (last - first) * per_epoch
+    return Plan(tuple(phases), config.epochs, num_examples)
+
+
+def schedule(config: "Config", plan: Plan) -> optax.Schedule:
+    """Builds the learning rate of a validated configuration as a function of the step.
+
+    Args:
+      config: the run.
+      plan: its steps.
+    """
+    base: optax.Schedule
+    if config.schedule == "cosine":
+        base = optax.cosine_decay_schedule(config.learning_rate, plan.total_steps)
+    elif config.schedule == "step":
+        drops: dict[int, float] = {}
+        for step in _milestones(config, plan):
+            drops[step] = drops.get(step, 1.0) * config.decay_factor
+        base = optax.piecewise_constant_schedule(config.learning_rate, drops)
+    elif config.schedule == "linear":
+        points = parse_rates(config.learning_rates or "")
+        base = _through([(plan.step_at(epoch), rate) for epoch, rate in points])
+    else:
+        base = optax.constant_schedule(config.learning_rate)
+    warmup = plan.step_at(config.warmup_epochs)
+    if warmup == 0:
+        return base
+    ramp = optax.linear_schedule(0.0, 1.0, warmup)
+    # The first update counts as one: a rate of zero would waste it.
+    return lambda step: base(step) * ramp(step + 1)
+
+
+def parse_phases(text: str) -> tuple[tuple[int, int, int, float], ...]:
+    """Reads ``Config.phases``: (first epoch, image size, batch size, least area) each.
+
+    Raises:
+      ValueError: if it is not of that form, or the first epochs do not begin at 0 and
+        rise.
+    """
+    phases = []
+    for part in text.split(","):
+        values = part.split(":")
+        try:
+            first, size, batch = (int(value) for value in values[:-1])
+            area = float(values[-1])
+        except ValueError:
+            raise ValueError(
+                f"phases is {text!r}; each must be first epoch:image size:batch "
+                "size:least area, such as 0:128:512:0.08."
+            ) from None
+        if min(size, batch) < 1 or not 0 < area <= 1:
+            raise ValueError(
+                f"phases is {text!r}; sizes must be at least 1, areas in (0, 1]."
+            )
+        phases.append((first, size, batch, area))
+    starts = [phase[0] for phase in phases]
+    if starts[0] != 0 or sorted(set(starts)) != starts:
+        raise ValueError(
+            f"phases is {text!r}; their first epochs must begin at 0 and rise."
+        )
+    return tuple(phases)
+
+
+def parse_rates(text: str) -> tuple[tuple[float, float], ...]:
+    """Reads ``Config.learning_rates``: (epoch, rate) each.
+
+    Raises:
+      ValueError: if it is not of that form, begins elsewhere than at 0, or if the
+        epochs fall or rates are negative.
+    """
+    try:
+        points = [
+            (float(epoch), float(rate))
+            for epoch, rate in (part.split(":") for part in text.split(","))
+        ]
+    except ValueError:
+        raise ValueError(
+            f"learning_rates is {text!r}; it must be epoch:rate with commas between, "
+            "such as 0:0.1,10:0.01."
+        ) from None
+    epochs = [epoch for epoch, _ in points]
+    if epochs[0] != 0 or sorted(epochs) != epochs or len(points) < 2:
+        raise ValueError(
+            f"learning_rates is {text!r}; its epochs must begin at 0 and rise."
+        )
+    if not all(0 <= rate < math.inf for _, rate in points):
+        raise ValueError(
+            f"learning_rates is {text!r}; rates must be finite and at least 0."
+        )
+    return tuple(points)
+
+
+def parse_milestones(text: str) -> tuple[float, ...]:
+    """Reads ``Config.milestones``.
+
+    Raises:
+      ValueError: if it is not numbers of epochs that rise.
+    """
+    try:
+        epochs = [float(part) for part in text.split(",")]
+    except ValueError:
+        epochs = []
+    if not epochs or epochs[0] < 0 or sorted(set(epochs)) != epochs:
+        raise ValueError(
+            f"milestones is {text!r}; it must be epochs that rise, with commas between."
+        )
+    return tuple(epochs)
+
+
+def _milestones(config: "Config", plan: Plan) -> list[int]:
+    if config.milestones is None:
+        return [plan.total_steps // 2, plan.total_steps * 3 // 4]
+    return [plan.step_at(epoch) for epoch in parse_milestones(config.milestones)]
+
+
+def _through(points: Sequence[tuple[int, float]]) -> optax.Schedule:
+    """Straight lines between (step, rate); two at one step are a jump."""
+    pieces, starts = [], []
+    for (start, rate), (end, last) in zip(points[:-1], points[1:], strict=True):
+        if end > start:
+            pieces.append(optax.linear_schedule(rate, last, end - start))
+            starts.append(start)
+    return optax.join_schedules(pieces, starts[1:])
+
+
+def image_size(config: "Config") -> int | None:
+    """The size that a trained network sees pictures in; None for data in memory."""
+    if not data.is_streamed(config.dataset):
+        return None
+    if config.phases:
+        return parse_phases(config.phases)[-1][1]
+    return config.image_size or IMAGE_SIZE

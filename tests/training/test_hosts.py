@@ -1,0 +1,141 @@
+"""Several processes that share a run, over loopback."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opnorm import training
+from opnorm.training import checkpoints
+
+ROOT = Path(__file__).parent.parent.parent
+FLAGS = [
+    "--model=mlp",
+    "--width=32",
+    "--train_examples=320",
+    "--batch_size=32",
+    "--method=data_dependent_snr",
+    # Adam would turn rounding of gradients near zero into whole steps.
+    "--optimizer=sgd",
+    "--learning_rate=0.05",
+    "--log_every=1",
+    "--checkpoint_every=3",
+]
+
+
+def start(directory, *options):
+    """The two processes of one run, with eight devices between them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+    for number in range(2):
+        shared = [
+            f"--coordinator_address=127.0.0.1:{port}",
+            "--num_processes=2",
+            f"--process_id={number}",
+        ]
+        running.append(
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "experiments.train",
+                    f"--run={directory}",
+                    *FLAGS,
+                    *options,
+                    *shared,
+                ],
+                cwd=ROOT,
+                env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return running
+
+
+def finish(running, timeout=180):
+    outputs = [process.communicate(timeout=timeout) for process in running]
+    return [process.returncode for process in running], outputs
+
+
+def losses(directory):
+    lines = training.read_metrics(directory)
+    return [line["step"] for line in lines], [line["loss"] for line in lines]
+
+
+def steps_saved(directory):
+    found = (directory / "checkpoints").glob("*")
+    return [int(path.name) for path in found if path.name.isdigit()]
+
+
+def test_two_processes_train_as_one(tmp_path):
+    codes, outputs = finish(
+        start(tmp_path / "two", "--epochs=2", "--parameter_sharding=fsdp")
+    )
+    assert codes == [0, 0], outputs
+    # One writer: every step is logged once, one table is printed.
+    steps, found = losses(tmp_path / "two")
+    assert steps == list(range(1, 21))
+    assert "| run" in outputs[0][0]
+    assert "| run" not in outputs[1][0]
+    # The same run in this process alone.
+    config = training.load_run(tmp_path / "two")[0]
+    training.train(config, directory=tmp_path / "one", log_every=1, show_progress=False)
+    np.testing.assert_allclose(found, losses(tmp_path / "one")[1], rtol=1e-5)
+    here, there = (
+        checkpoints.restore_variables(tmp_path / run)[0] for run in ("two", "one")
+    )
+    for layer, leaves in there.items():
+        for name, value in leaves.items():
+            np.testing.assert_allclose(here[layer][name], value, atol=2e-5)
+
+
+def test_the_death_of_one_is_told_and_the_run_goes_on(tmp_path):
+    options = ["--epochs=60"]
+    running = start(tmp_path, *options)
+    deadline = time.monotonic() + 120
+    while not steps_saved(tmp_path) and time.monotonic() < deadline:
+        assert all(process.poll() is None for process in running), finish(running)
+        time.sleep(0.02)
+    running[1].send_signal(signal.SIGKILL)
+    codes, outputs = finish(running)
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] not in (0, -signal.SIGKILL)
+    assert "one of them is gone" in outputs[0][1], outputs[0][1]
+    assert "Start all of them again" in outputs[0][1]
+    saved = max(steps_saved(tmp_path))
+    assert saved < 600
+    # They go on to an end on request, which one of the two is asked for.
+    running = start(tmp_path, *options)
+    while max(steps_saved(tmp_path)) == saved and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running[1].send_signal(signal.SIGTERM)
+    codes, outputs = finish(running)
+    assert codes == [143, 143], outputs
+    last = max(steps_saved(tmp_path))
+    assert saved < last < 600
+    steps, _ = losses(tmp_path)
+    assert steps == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, 2, None), "give all three"),
+        (("127.0.0.1:1", 2, 2), "process_id is 2 of 2"),
+        (("127.0.0.1", 2, 1), "coordinator_address is '127.0.0.1'.*host:port"),
+        ((None, None, None), "not that of a cluster"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        training.initialize_hosts(*arguments)
