@@ -107,6 +107,7 @@ def _training_pictures(comparison: networks.Comparison, count: int) -> data.Data
         data_dir=given.data_dir or comparison.networks[0].config.data_dir,
         download=given.download,
         limit=count,
+        image_size=training.image_size(comparison.networks[0].config, name),
     )
     if len(pictures) < count:
         raise ValueError(f"train_examples is {count}; {name} has {len(pictures)}.")

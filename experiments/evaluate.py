@@ -106,6 +106,7 @@ def main() -> None:
         download=_DOWNLOAD.value,
         # Drawn at random unless a slice says which.
         limit=_EXAMPLES.value if (first, last) == (None, None) else None,
+        image_size=training.image_size(config, _DATASET.value),
     )
     test_set = test_set.slice(first, last).slice(0, _EXAMPLES.value)
     apply, variables = measure.bind(config, params, batch_stats, test_set.num_classes)

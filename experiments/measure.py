@@ -92,20 +92,16 @@ def measure(
 
 def load_splits(
     config: Config, test_examples: int, *, download: bool
-) -> tuple[data.Dataset, data.Dataset]:
+) -> tuple[data.Dataset | data.Stream, data.Dataset]:
     """Loads what a configuration trains on, and test examples of the same data."""
-    train_set, test_set = (
-        data.load(
-            config.dataset,
-            split=split,
-            data_dir=config.data_dir,
-            download=download,
-            limit=limit,
-        )
-        for split, limit in (
-            ("train", config.train_examples),
-            ("test", test_examples),
-        )
+    train_set = training.load_train_set(config, download=download)
+    test_set = data.load(
+        config.dataset,
+        split="test",
+        data_dir=config.data_dir,
+        download=download,
+        limit=test_examples,
+        image_size=training.image_size(config),
     )
     return train_set, test_set
 
@@ -113,7 +109,7 @@ def load_splits(
 def train_and_measure(
     config: Config,
     directory: Path,
-    train_set: data.Dataset,
+    train_set: data.Dataset | data.Stream,
     test_set: data.Dataset,
     *,
     epsilons: Sequence[float],

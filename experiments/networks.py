@@ -136,6 +136,7 @@ def open_runs(folder: str, examples: int) -> Comparison:
         download=given.download,
         # Drawn at random unless a slice says which.
         limit=examples if (first, last) == (None, None) else None,
+        image_size=training.image_size(loaded[0][0], given.dataset),
     ).slice(first, last)
     pictures = pictures.slice(0, examples)
     if len(pictures) < 2:

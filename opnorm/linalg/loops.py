@@ -35,6 +35,9 @@ Carry = TypeVar("Carry")
 _FEW_CHANNELS = 8
 # So many times more places than the input means mostly products with zeros.
 _SPREAD = 2
+# Up to so many groups are convolved one by one: the fast form knows no groups.
+_FEW_GROUPS = 8
+_GROUPS = ("feature_group_count", "batch_group_count")
 
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
 _CALLS |= {"custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
@@ -176,13 +179,31 @@ def _convolve(
     params.pop("rhs_shape", None)
     images = lax.transpose(lhs, _inverse_gather(lhs_spec, last_channel))
     kernel = lax.transpose(rhs, _inverse_gather(rhs_spec, kernel_last))
-    sizes = _output_sizes(images, kernel, params)
-    if _spreads(images, kernel, sizes, params):
-        out = _product_and_shifts(images, kernel, sizes, params)
-    else:
-        out = jex_core.primitives.conv_general_dilated_p.bind(
-            images, kernel, dimension_numbers=canonical, **params
+    parts = [(images, kernel)]
+    groups = {name: params[name] for name in _GROUPS}
+    if 1 < max(groups.values()) <= _FEW_GROUPS:
+        # One of them is 1: channels are split, or the batch is.
+        count = max(groups.values())
+        axis = -1 if groups["feature_group_count"] > 1 else 0
+        parts = list(
+            zip(
+                jnp.split(images, count, axis),
+                jnp.split(kernel, count, -1),
+                strict=True,
+            )
         )
+        params |= dict.fromkeys(_GROUPS, 1)
+    outs = []
+    for images, kernel in parts:
+        sizes = _output_sizes(images, kernel, params)
+        if _spreads(images, kernel, sizes, params):
+            outs.append(_product_and_shifts(images, kernel, sizes, params))
+        else:
+            out = jex_core.primitives.conv_general_dilated_p.bind(
+                images, kernel, dimension_numbers=canonical, **params
+            )
+            outs.append(out)
+    out = outs[0] if len(outs) == 1 else lax.concatenate(outs, rank - 1)
     return lax.transpose(out, _inverse_gather(last_channel, out_spec))
 
 
@@ -207,7 +228,7 @@ def _spreads(
     images: jax.Array, kernel: jax.Array, sizes: list[int], params: dict[str, Any]
 ) -> bool:
     """Whether a product and shifts do less work, or run faster, than a convolution."""
-    if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
+    if any(params[name] > 1 for name in _GROUPS):
         return False
     if any(stride > 1 for stride in params["window_strides"]) or min(sizes) < 1:
         return False

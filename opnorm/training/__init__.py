@@ -3,7 +3,7 @@
 Imports every other room. Orbax is imported when a checkpoint is written or read.
 """
 
-from opnorm.training.config import METHODS, Config, validate
+from opnorm.training.config import COMPUTE_DTYPES, METHODS, Config, validate
 from opnorm.training.hosts import ProcessLost, is_writer
 from opnorm.training.hosts import initialize as initialize_hosts
 from opnorm.training.loop import (
@@ -37,6 +37,7 @@ from opnorm.training.step import (
 )
 
 __all__ = [
+    "COMPUTE_DTYPES",
     "METHODS",
     "Auxiliary",
     "Batch",

@@ -3,8 +3,7 @@
 Every process reads the rows of each batch that its own devices hold, and no others.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ def batches(
     sharding: NamedSharding,
     *,
     augment: bool,
-) -> Iterator[DeviceBatch]:
+) -> Generator[DeviceBatch, None, None]:
     """Yields what each step needs, from one step to the end of the run.
 
     Args:
@@ -62,15 +61,18 @@ def _streamed(
 ) -> Iterator[DeviceBatch]:
     tasks = _Tasks(plan, seed, steps, sharding)
     size = phase.image_size or IMAGE_SIZE
+    pictures: Any
     if augment:
         pictures = source.batches(tasks, image_size=size, least_area=phase.least_area)
     else:
         pictures = source.batches(tasks, image_size=size, augment=False)
 
     def with_indices() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        with contextlib.closing(pictures):
+        try:
             for (_, indices), (images, labels) in zip(tasks, pictures, strict=True):
                 yield images, labels, indices
+        finally:
+            pictures.close()
 
     return data.prefetch(
         with_indices(), lambda host: _put(host, phase.batch_size, sharding)
@@ -105,8 +107,9 @@ def _own_rows(indices: np.ndarray, sharding: NamedSharding) -> np.ndarray:
     if sharding.is_fully_addressable:
         return indices
     parts = sharding.addressable_devices_indices_map(indices.shape).values()
+    rows = [part for part in parts if part is not None]
     return np.concatenate(
-        [indices[part] for part in sorted(parts, key=lambda part: part[0].start or 0)]
+        [indices[part] for part in sorted(rows, key=lambda part: part[0].start or 0)]
     )
 
 

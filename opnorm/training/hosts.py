@@ -127,7 +127,9 @@ def broadcast(tree: Any) -> Any:
     sent = multihost_utils.broadcast_one_to_all(plain)
     return jax.tree.map(
         lambda like, words: (
-            jax.random.wrap_key_data(np.asarray(words), impl=jax.random.key_impl(like))
+            jax.random.wrap_key_data(
+                jax.numpy.asarray(words), impl=jax.random.key_impl(like)
+            )
             if _is_key(like)
             else np.asarray(words)
         ),

@@ -239,9 +239,14 @@ def _through(points: Sequence[tuple[int, float]]) -> optax.Schedule:
     return optax.join_schedules(pieces, starts[1:])
 
 
-def image_size(config: "Config") -> int | None:
-    """The size that a trained network sees pictures in; None for data in memory."""
-    if not data.is_streamed(config.dataset):
+def image_size(config: "Config", dataset: str | None = None) -> int | None:
+    """The size that a trained network sees pictures in; None for data in memory.
+
+    Args:
+      config: what it was trained with.
+      dataset: what it is shown; None for what it was trained on.
+    """
+    if not data.is_streamed(dataset or config.dataset):
         return None
     if config.phases:
         return parse_phases(config.phases)[-1][1]

@@ -1,0 +1,253 @@
+"""experiments: what training steps of large networks cost, for the benchmark.
+
+Arithmetic is XLA's count for the program before optimisation. The count takes the body
+of a loop once, so what K steps of an attack add is K - 1 times the count of one
+gradient in the input. A rate is the arithmetic over the median time, and is compared
+with what the device reaches on a product of two large matrices in the same dtype.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import timing
+from opnorm import attacks, regularizers, training
+from opnorm.training import methods, network, optimizers
+
+ATTACK_STEPS = 10
+
+
+class Size(NamedTuple):
+    """What a network is measured at.
+
+    Attributes:
+      width: of :func:`opnorm.models.create`.
+      batch_size: examples per step.
+      image_size: height and width of the pictures.
+      num_classes: number of logits.
+    """
+
+    width: int
+    batch_size: int
+    image_size: int
+    num_classes: int
+
+
+# As in the papers, for accelerators.
+FULL = {
+    "cnn7": Size(128, 512, 32, 10),
+    "wrn28": Size(10, 256, 32, 10),
+    "resnext34": Size(32, 256, 32, 10),
+    "resnet50": Size(64, 256, 224, 1000),
+}
+# So that the same rows take seconds on two cores.
+REDUCED = {
+    "cnn7": Size(16, 64, 32, 10),
+    "wrn28": Size(1, 32, 32, 10),
+    "resnext34": Size(8, 16, 32, 10),
+    "resnet50": Size(16, 8, 64, 1000),
+}
+ADVERSARIAL = ("cnn7", "wrn28")
+REGULARIZED = ("resnext34", "resnet50")
+STANDARD = "standard step"
+DOUBLE = "double backpropagation"
+
+
+class _Step(NamedTuple):
+    """A compiled train step, ready to be timed, and its arithmetic in FLOP."""
+
+    run: Callable[[], Any]
+    flops: float
+
+
+def measure(
+    compilations: timing.Compilations,
+    *,
+    names: tuple[str, ...],
+    full_size: bool,
+    compute_dtype: str,
+    num_rounds: int,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Times train steps of networks.
+
+    Args:
+      compilations: counts what is compiled.
+      names: of networks, out of ``FULL``.
+      full_size: as in the papers, or reduced.
+      compute_dtype: "float32" or "bfloat16"; finite differences are in float32.
+      num_rounds: interleaved rounds.
+
+    Returns:
+      (seconds by name, ratios by name). Among the ratios are rates in TFLOP/s.
+    """
+    seconds: dict[str, float] = {}
+    ratios: dict[str, float] = {}
+    dtypes = {compute_dtype, *(["float32"] if set(names) & set(REGULARIZED) else [])}
+    rates = {}
+    for dtype in sorted(dtypes):
+        time, flops = _product(dtype, num_rounds)
+        rates[dtype] = flops / time
+        seconds[f"matrix product, {dtype}"] = time
+        ratios[f"matrix product, {dtype}, TFLOP/s"] = rates[dtype] / 1e12
+    for name in names:
+        for dtype in sorted(dtypes, key=lambda d: d != compute_dtype):
+            if dtype != compute_dtype and name not in REGULARIZED:
+                continue
+            steps = _steps(compilations, name, full_size, dtype)
+            rounds = timing.take_turns(
+                {label: step.run for label, step in steps.items()}, num_rounds
+            )
+            if dtype == "float32" and name in REGULARIZED:
+                label = DOUBLE
+                steps[label] = _step(
+                    compilations, name, _size(name, full_size), label, dtype, DOUBLE
+                )
+                # By itself: what it allocates slows down whoever comes next.
+                rounds |= timing.take_turns({label: steps[label].run}, num_rounds)
+            for label, time in timing.medians(rounds).items():
+                seconds[f"{name}, {label}, {dtype}"] = time
+                ratios[f"{name}, {label}, {dtype}: rate / matrix product"] = (
+                    steps[label].flops / time / rates[dtype]
+                )
+            for label in rounds:
+                if label != STANDARD:
+                    ratios[f"{name}, {label} / {STANDARD}"] = timing.ratio(
+                        rounds, label, STANDARD
+                    )
+    return seconds, ratios
+
+
+def _size(name: str, full_size: bool) -> Size:
+    return (FULL if full_size else REDUCED)[name]
+
+
+def _steps(
+    compilations: timing.Compilations, name: str, full_size: bool, dtype: str
+) -> dict[str, _Step]:
+    """What is measured of a network in turns."""
+    build = functools.partial(_step, compilations, name, _size(name, full_size))
+    steps = {STANDARD: build(STANDARD, dtype, "standard")}
+    if name in ADVERSARIAL:
+        label = "adversarial-only step"
+        steps[label] = build(label, dtype, "adversarial_only")
+    # A finite difference in half precision would be rounding.
+    if name in REGULARIZED and dtype == "float32":
+        method = "gradient_regularization"
+        label = "gradient regularisation"
+        steps[label] = build(label, dtype, method, penalty_fraction=1.0)
+        label = "gradient regularisation, half batch"
+        steps[label] = build(label, dtype, method)
+    return steps
+
+
+def _step(
+    compilations: timing.Compilations,
+    name: str,
+    size: Size,
+    label: str,
+    dtype: str,
+    method_name: str,
+    **options: Any,
+) -> _Step:
+    double = method_name == DOUBLE
+    config = training.Config(
+        model=name,
+        width=size.width,
+        method="standard" if double else method_name,
+        num_steps=ATTACK_STEPS,
+        compute_dtype=dtype,
+        batch_size=size.batch_size,
+        **options,
+    )
+    module = training.build_model(config, size.num_classes)
+    net = network.bind(module)
+    shape = (size.image_size, size.image_size, 3)
+    params, batch_stats = network.init(module, jax.random.key(0), shape)
+    method = methods.create(config, net)
+    if double:
+        method = method._replace(loss=_double_backpropagation(net))
+    counted = method._replace(loss=compilations.wrap(f"{name}, {label}", method.loss))
+    plan = training.make_plan(config, 100 * size.batch_size)
+    optimizer = optimizers.create(config, plan)
+    mesh = training.data_mesh(jax.devices()[:1])
+    state = training.init_state(
+        params,
+        batch_stats,
+        method,
+        optimizer,
+        jax.random.key(0),
+        num_examples=size.batch_size,
+        num_classes=size.num_classes,
+    )
+    # Buffers that nothing else holds, because the step takes them.
+    state = training.place(state, training.state_shardings(state, mesh, "replicated"))
+    step: Any = training.make_step(counted, optimizer, mesh)
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (size.batch_size, *shape), np.uint8)
+    labels = generator.integers(0, size.num_classes, size.batch_size, np.int32)
+    batch = jax.device_put(
+        (images, labels, np.arange(size.batch_size, dtype=np.int32)),
+        training.sharded(mesh),
+    )
+    flops = step.lower(state, *batch).cost_analysis()["flops"]
+    if method_name == "adversarial_only":
+        flops += (ATTACK_STEPS - 1) * _input_gradient_flops(
+            net, params, batch_stats, images.shape, batch[1]
+        )
+    holder = [state]
+
+    def run() -> Any:
+        holder[0], metrics = step(holder[0], *batch)
+        return metrics
+
+    return _Step(run, flops)
+
+
+def _double_backpropagation(net: network.Network) -> Callable[..., Any]:
+    """The loss of gradient regularisation without a finite difference."""
+
+    def loss(
+        params: Any, batch_stats: Any, state: Any, batch: methods.Batch, key: jax.Array
+    ) -> tuple[jax.Array, methods.Auxiliary]:
+        del key
+
+        def losses(x: jax.Array) -> jax.Array:
+            logits = net.infer(params, batch_stats, x)
+            return attacks.cross_entropy(logits, batch.labels)
+
+        logits, updated = net.train(params, batch_stats, batch.images)
+        clean = attacks.cross_entropy(logits, batch.labels).mean()
+        penalty = regularizers.gradient_penalty(
+            losses, batch.images, method="double_backpropagation"
+        )
+        return clean + penalty.value.mean(), methods.Auxiliary(updated, state, {})
+
+    return loss
+
+
+def _input_gradient_flops(
+    net: network.Network,
+    params: Any,
+    batch_stats: Any,
+    shape: tuple[int, ...],
+    labels: jax.Array,
+) -> float:
+    def total(x: jax.Array) -> jax.Array:
+        return attacks.cross_entropy(net.infer(params, batch_stats, x), labels).sum()
+
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    counted: Any = jax.jit(jax.grad(total)).lower(x).cost_analysis()
+    return counted["flops"]
+
+
+def _product(dtype: str, num_rounds: int) -> tuple[float, float]:
+    """Seconds and FLOP of the product of two large matrices."""
+    n = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jax.random.normal(jax.random.key(0), (n, n)).astype(dtype)
+    product = jax.jit(jnp.matmul)
+    rounds = timing.take_turns({"product": lambda: product(a, a)}, num_rounds)
+    return timing.medians(rounds)["product"], 2.0 * n**3
