@@ -19,7 +19,7 @@ setup(
         "chex>=0.1.90",
         "flax>=0.12",
         # Reads pictures that do not fit into memory ahead of their use.
-        "grain>=0.2.10",
+        "grain>=0.2.12",
         "jax>=0.10,<0.12",
         "matplotlib>=3.9",
         "numpy>=2.0",
@@ -49,9 +49,18 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.12",
             "scipy>=1.13",
+            "submitit>=1.5",
         ],
-        # Independent implementations to compare attacks with.
-        "oracles": ["foolbox>=3.3", "torch>=2.6", "torchattacks>=3.5"],
+        # Sweeps as jobs of a cluster.
+        "cluster": ["submitit>=1.5"],
+        # Independent implementations to compare attacks and networks with.
+        "oracles": [
+            "foolbox>=3.3",
+            "timm>=1.0",
+            "torch>=2.6",
+            "torchattacks>=3.5",
+            "torchvision>=0.21",
+        ],
         "notebooks": ["ipykernel>=6.29", "jupyterlab>=4.2"],
     },
     classifiers=[

@@ -19,6 +19,7 @@ from opnorm.analysis.averages import Average, average
 from opnorm.analysis.bounds import (
     Regularity,
     curvature_bound,
+    label_and_rival,
     lipschitz_bound,
     log_sum_exp_margin,
     loss_regularity,
@@ -77,6 +78,7 @@ __all__ = [
     "input_curvature",
     "jacobian_norms",
     "jacobian_spectrum",
+    "label_and_rival",
     "lipschitz_bound",
     "log_sum_exp_margin",
     "loss_regularity",

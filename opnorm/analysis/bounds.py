@@ -134,10 +134,32 @@ def top_k_margin(logits: jax.Array, labels: jax.Array, *, k: int = 5) -> jax.Arr
 
     Source: Finlay & Oberman, for ImageNet.
     """
-    if not isinstance(k, int) or not 1 <= k < logits.shape[1]:
-        raise ValueError(f"k is {k!r}; it must be from 1 to {logits.shape[1] - 1}.")
+    _check_rank(k, logits.shape[1])
     p, own = _probabilities(logits, labels)
     return jax.lax.top_k(p, k + 1)[0][:, -1] - own
+
+
+def label_and_rival(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.Array:
+    """Computes the label's logit, and the k-th largest of the others.
+
+    As logits of two classes they are decided for the first, 0, if and only if the label
+    is among the k largest: what attacks need that should push it out of these.
+
+    Args:
+      logits: ``(B, K)`` float, K above k.
+      labels: ``(B,)`` int.
+      k: at least 1.
+
+    Returns:
+      ``(B, 2)``.
+
+    Raises:
+      ValueError: for a k that is not between 1 and K - 1.
+    """
+    _check_rank(k, logits.shape[1])
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    rest = _others(logits, labels, -jnp.inf)
+    return jnp.concatenate([own, jax.lax.top_k(rest, k)[0][:, -1:]], axis=1)
 
 
 def lipschitz_bound(loss: Any, largest_slope: Any) -> np.ndarray:
@@ -242,7 +264,8 @@ def loss_regularity(
       labels: ``(N,)`` int.
       loss: ``(logits, labels) -> (B,)``; one object, not a new lambda each time.
       p: exponent of the norm of perturbations; the gradient is measured in its dual.
-      num_steps: products with the Hessian for each sample.
+      num_steps: products with the Hessian for each sample; 0 leaves the curvature
+        out, as NaN.
       radius: of the Lp ball to sample around each example, in [0, 1] pixel units; 0
         for the example alone.
       num_samples: points to take the maximum over, the example always among them.
@@ -250,13 +273,15 @@ def loss_regularity(
       key: typed key.
 
     Raises:
-      ValueError: for a radius and a number of samples that do not go together, a bad
-        batch size, or no examples.
+      ValueError: for a number of steps below 0, a radius and a number of samples that
+        do not go together, a bad batch size, or no examples.
 
     Source: Finlay & Oberman, Table 3.
     """
     p = linalg.check_exponent("p", p)
     linalg.check_length("radius", radius)
+    if not isinstance(num_steps, int) or num_steps < 0:
+        raise ValueError(f"num_steps is {num_steps!r}; it must be 0 or more.")
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"num_samples is {num_samples!r}; it must be 1 or more.")
     if (radius > 0) != (num_samples > 1):
@@ -286,22 +311,22 @@ def _regularity(
         def at(z: jax.Array) -> jax.Array:
             return loss(apply(variables, z), labels)
 
+        def curvatures(z: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
+            if num_steps == 0:
+                return (jnp.full(len(z), jnp.nan),) * 3
+            process = linalg.lanczos(operators.input_hessian_map(at, z), steps, key=key)
+            signed = linalg.ritz_pairs(process, which="largest")
+            absolute = linalg.ritz_pairs(process, which="magnitude")
+            error = jnp.maximum(signed.residual, absolute.residual)[:, 0]
+            return signed.values[:, 0], jnp.abs(absolute.values[:, 0]), error
+
         def sample(number: jax.Array, found: tuple[jax.Array, ...]) -> Any:
             ball_key, start_key = jax.random.split(jax.random.fold_in(key, number))
             noise = linalg.sample_ball(ball_key, pixels, p, radius)
             z = jnp.where(number == 0, pixels, pixels + noise)
             gradient = jax.grad(lambda z: jnp.sum(at(z)))(z)
-            hessian = operators.input_hessian_map(at, z)
-            process = linalg.lanczos(hessian, steps, key=start_key)
-            signed = linalg.ritz_pairs(process, which="largest")
-            absolute = linalg.ritz_pairs(process, which="magnitude")
-            error = jnp.maximum(signed.residual, absolute.residual)[:, 0]
-            new = (
-                linalg.norm(gradient, linalg.conjugate_exponent(p)),
-                signed.values[:, 0],
-                jnp.abs(absolute.values[:, 0]),
-                error,
-            )
+            slope = linalg.norm(gradient, linalg.conjugate_exponent(p))
+            new = (slope, *curvatures(z, start_key))
             return jax.tree.map(jnp.maximum, found, new)
 
         start = jnp.full(len(pixels), -jnp.inf)
@@ -319,6 +344,11 @@ def _probabilities(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax
 def _others(values: jax.Array, labels: jax.Array, filler: float) -> jax.Array:
     own = jnp.arange(values.shape[1])[None] == labels[:, None]
     return jnp.where(own, filler, values)
+
+
+def _check_rank(k: int, num_classes: int) -> None:
+    if not isinstance(k, int) or not 1 <= k < num_classes:
+        raise ValueError(f"k is {k!r}; it must be from 1 to {num_classes - 1}.")
 
 
 def _room(loss: Any) -> np.ndarray:

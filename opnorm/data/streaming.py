@@ -62,6 +62,7 @@ class Stream:
         tasks: Sequence[Task],
         *,
         image_size: int,
+        augment: bool = True,
         least_area: float = 0.08,
         flip: bool = True,
         num_threads: int | None = None,
@@ -76,6 +77,7 @@ class Stream:
             its examples, (b,) integers in [0, len(stream)). b is the same for all but
             the last. Read when needed, so it may compute its items.
           image_size: side of the views in pixels.
+          augment: if false, views are those of ``evaluation_batches``.
           least_area: least part of its picture that a view shows, in (0, 1].
           flip: whether half of the views are mirrored left to right.
           num_threads: threads that decode; None for one per core.
@@ -94,9 +96,16 @@ class Stream:
         _check_at_least("image_size", image_size, 1)
         if not 0 < least_area <= 1:
             raise ValueError(f"least_area is {least_area}; it must be in (0, 1].")
-        view = functools.partial(
-            views.training_view, image_size=image_size, least_area=least_area, flip=flip
-        )
+        view: View
+        if augment:
+            view = functools.partial(
+                views.training_view,
+                image_size=image_size,
+                least_area=least_area,
+                flip=flip,
+            )
+        else:
+            view = functools.partial(_central_view, size=image_size, resize=None)
         return self._decode(tasks, view, image_size, num_threads)
 
     def evaluation_batches(
@@ -163,21 +172,15 @@ class Stream:
         num_threads: int | None,
     ) -> Iterator[Batch]:
         _check_at_least("image_size", image_size, 1)
-        if resize is None:
-            resize = round(image_size * 256 / 224)
-        _check_at_least("resize", resize, image_size)
+        if resize is not None:
+            _check_at_least("resize", resize, image_size)
         if not len(indices):
             raise ValueError("indices is empty; there must be at least one example.")
         tasks = [
             (0, indices[first : first + batch_size])
             for first in range(0, len(indices), batch_size)
         ]
-        size, shorter = image_size, resize
-
-        def view(picture: bytes, name: str, *, seed: int, index: int) -> np.ndarray:
-            del seed, index
-            return views.central_view(picture, name, image_size=size, resize=shorter)
-
+        view = functools.partial(_central_view, size=image_size, resize=resize)
         return self._decode(tasks, view, image_size, num_threads)
 
     def _decode(
@@ -193,6 +196,14 @@ class Stream:
         if not len(tasks):
             return iter(())
         return _assemble(_Examples(self, tasks, view), image_size, num_threads)
+
+
+def _central_view(
+    picture: bytes, name: str, *, seed: int, index: int, size: int, resize: int | None
+) -> np.ndarray:
+    del seed, index
+    shorter = round(size * 256 / 224) if resize is None else resize
+    return views.central_view(picture, name, image_size=size, resize=shorter)
 
 
 def is_streamed(name: str) -> bool:

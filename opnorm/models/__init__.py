@@ -6,6 +6,7 @@ returns logits. Imports nothing of ours.
 
 from opnorm.models.activations import ACTIVATIONS, smooth_relu
 from opnorm.models.cnn7 import CNN7
+from opnorm.models.fixup import FixupResNet
 from opnorm.models.mlp import MLP
 from opnorm.models.normalization import STATISTICS
 from opnorm.models.outputs import Outputs
@@ -13,10 +14,12 @@ from opnorm.models.registry import NAMES, create
 from opnorm.models.resnet import ResNet50
 from opnorm.models.resnext import ResNeXt34
 from opnorm.models.wide_resnet import WideResNet
+from opnorm.models.wide_resnet50 import WideResNet50
 
 __all__ = [
     "ACTIVATIONS",
     "CNN7",
+    "FixupResNet",
     "MLP",
     "NAMES",
     "STATISTICS",
@@ -24,6 +27,7 @@ __all__ = [
     "ResNeXt34",
     "ResNet50",
     "WideResNet",
+    "WideResNet50",
     "create",
     "smooth_relu",
 ]

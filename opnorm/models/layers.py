@@ -179,7 +179,7 @@ def _pool_axis(x: jax.Array, axis: int) -> jax.Array:
     """Maxima over places ``2 i - 1, 2 i, 2 i + 1`` of one axis."""
     size = x.shape[axis]
     padding = [(0, 0)] * x.ndim
-    padding[axis] = (1, 1 - size % 2)
+    padding[axis] = (1, size % 2)
     places = 2 * ((size + 1) // 2)
     x = jnp.pad(x, padding, constant_values=-jnp.inf)
     first, middle, last = (

@@ -1,5 +1,6 @@
 """models: networks by name."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -7,12 +8,14 @@ import jax.numpy as jnp
 
 from opnorm.models.activations import check_activation
 from opnorm.models.cnn7 import CNN7
+from opnorm.models.fixup import FixupResNet
 from opnorm.models.mlp import MLP
 from opnorm.models.normalization import ChannelStatistic
 from opnorm.models.outputs import check_size
 from opnorm.models.resnet import ResNet50
 from opnorm.models.resnext import ResNeXt34
 from opnorm.models.wide_resnet import WideResNet
+from opnorm.models.wide_resnet50 import WideResNet50
 
 _MODELS: dict[str, Any] = {
     "cnn7": CNN7,
@@ -20,6 +23,9 @@ _MODELS: dict[str, Any] = {
     "wrn28": WideResNet,
     "resnet50": ResNet50,
     "resnext34": ResNeXt34,
+    "fixup56": FixupResNet,
+    "fixup110": functools.partial(FixupResNet, depth=110),
+    "wrn50_2": WideResNet50,
 }
 NAMES = tuple(_MODELS)
 
@@ -43,8 +49,8 @@ def create(
       num_classes: number of logits.
       width: channels of the first convolution (cnn7: 128), size of the two hidden
         layers (mlp: 512), widening factor (wrn28: 10), or channels of the first stage
-        (resnet50: 64, before their expansion; resnext34: 32). None for the default in
-        parentheses.
+        (resnet50: 64, before their expansion; resnext34: 32; fixup56 and fixup110: 16)
+        or convolution (wrn50_2: 64). None for the default in parentheses.
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units
         (``STATISTICS`` has common ones).
       std: the pixels are then divided by it; one number or one per channel.

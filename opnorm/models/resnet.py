@@ -1,6 +1,7 @@
 """models: ResNet50, the residual network of bottlenecks."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -128,6 +129,9 @@ class Bottleneck(nn.Module):
       channels: of the 3x3 convolution.
       stride: of the 3x3 convolution.
       train, dtype, activation: as of the network.
+      expansion: how many times as many channels the output has.
+      kernel_init: initialises the kernels.
+      last_scale_init: initialises the scale of the last BatchNorm.
     """
 
     channels: int
@@ -135,23 +139,26 @@ class Bottleneck(nn.Module):
     train: bool
     dtype: Any
     activation: str
+    expansion: int = EXPANSION
+    kernel_init: Callable[..., jax.Array] = KERNEL_INIT
+    last_scale_init: Callable[..., jax.Array] = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Returns the block's output and its three pre-activations."""
         act = activations.ACTIVATIONS[self.activation]
         convolution = functools.partial(
-            layers.convolution, kernel_init=KERNEL_INIT, dtype=self.dtype
+            layers.convolution, kernel_init=self.kernel_init, dtype=self.dtype
         )
         batch_norm = functools.partial(
             layers.batch_norm, train=self.train, dtype=self.dtype
         )
-        out = EXPANSION * self.channels
+        out = self.expansion * self.channels
         first = batch_norm("norm1")(convolution("conv1", self.channels, 1)(x))
         h = convolution("conv2", self.channels, 3, stride=self.stride)(act(first))
         second = batch_norm("norm2")(h)
         h = convolution("conv3", out, 1)(act(second))
-        h = batch_norm("norm3", scale_init=nn.initializers.zeros)(h)
+        h = batch_norm("norm3", scale_init=self.last_scale_init)(h)
         shortcut = x
         if x.shape[-1] != out or self.stride != 1:
             shortcut = convolution("shortcut", out, 1, stride=self.stride)(x)

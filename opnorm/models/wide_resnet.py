@@ -27,8 +27,8 @@ class WideResNet(nn.Module):
     Flax's default (LeCun normal), biases from zero.
 
     Attributes:
-      depth: number of convolutions and linear layers, ``6 n + 4``; shortcuts do not
-        count.
+      depth: number of convolutions, ``6 n + 4``, those of the three shortcuts included
+        (two where width is 1).
       width: the widening factor.
       num_classes: number of logits.
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.

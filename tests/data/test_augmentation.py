@@ -1,5 +1,9 @@
 """tests: augmentation against slicing in NumPy, its transpose, and sharding."""
 
+import collections
+import functools
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,12 @@ from opnorm import data
 def _reference(params: data.Augmentation, images: np.ndarray, pad: int) -> np.ndarray:
     _, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    return _crops(params, padded, height, width)
+
+
+def _crops(
+    params: data.Augmentation, padded: np.ndarray, height: int, width: int
+) -> np.ndarray:
     results = []
     for image, (row, column), flip in zip(
         padded, np.asarray(params.offsets), np.asarray(params.flips), strict=True
@@ -82,7 +92,85 @@ def test_augment_draws_and_applies_and_keeps_bytes() -> None:
     np.testing.assert_array_equal(augmented, _reference(params, images, 2))
 
 
-def test_a_sharded_batch_stays_sharded() -> None:
+@pytest.mark.parametrize("flip", [True, False])
+def test_defaults_compose_the_linear_maps_bit_by_bit(flip: bool) -> None:
+    """Runs that began before there were other paddings go on as they began."""
+    images = jax.random.uniform(jax.random.key(1), (8, 6, 6, 3))
+    key = jax.random.key(5)
+    params = data.sample_augmentation(key, 8, pad=2, flip=flip)
+    np.testing.assert_array_equal(
+        data.augment(key, images, pad=2, flip=flip, padding="zero", cutout=0),
+        data.apply_augmentation(params, images, pad=2),
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("padding", ["reflect", "grey"])
+def test_other_paddings_match_numpy(padding: str, dtype: type) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (16, 6, 5, 3)).astype(dtype)
+    grey = 128
+    if dtype == np.float32:
+        images, grey = images / dtype(255), dtype(128 / 255)
+    key = jax.random.key(3)
+    params = data.sample_augmentation(key, 16, pad=3)
+    widths = ((0, 0), (3, 3), (3, 3), (0, 0))
+    padded = (
+        np.pad(images, widths, mode="reflect")
+        if padding == "reflect"
+        else np.pad(images, widths, constant_values=grey)
+    )
+    expected = _crops(params, padded, 6, 5)
+    augmented = data.augment(key, jnp.asarray(images), pad=3, padding=padding)
+    assert augmented.dtype == dtype
+    np.testing.assert_array_equal(augmented, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("side", [3, 4])
+def test_cutout_paints_a_square_with_the_mean_of_what_it_covers(
+    side: int, dtype: type
+) -> None:
+    # Distinct pixels: what has changed is what is covered.
+    images = np.random.default_rng(0).permuted(
+        np.broadcast_to(np.arange(8 * 7 * 3), (150, 168)), axis=1
+    )
+    images = images.reshape(150, 8, 7, 3).astype(dtype)
+    key = jax.random.key(4)
+    plain = np.asarray(data.augment(key, jnp.asarray(images), pad=0))
+    cut = np.asarray(data.augment(key, jnp.asarray(images), pad=0, cutout=side))
+    assert cut.dtype == dtype
+    centres = collections.Counter()
+    for before, after in zip(plain, cut, strict=True):
+        matches = []
+        for row, column in itertools.product(range(8), range(7)):
+            top, left = row - side // 2, column - side // 2
+            rows = slice(max(top, 0), top + side)
+            columns = slice(max(left, 0), left + side)
+            expected = before.copy()
+            colour = before[rows, columns].astype(float).mean((0, 1))
+            expected[rows, columns] = colour if dtype == np.float32 else colour.round()
+            if np.allclose(expected, after, rtol=1e-5, atol=0):
+                matches.append((row, column))
+        assert len(matches) == 1
+        centres[matches[0]] += 1
+    # 56 places: each row and column is a centre about as often as any other.
+    for axis, size in ((0, 8), (1, 7)):
+        counts = np.bincount([c[axis] for c in centres.elements()], minlength=size)
+        np.testing.assert_allclose(counts / 150, 1 / size, atol=0.09)
+
+
+def test_cutout_leaves_crops_and_flips_as_they_are() -> None:
+    images = jax.random.uniform(jax.random.key(1), (64, 8, 8, 3))
+    key = jax.random.key(0)
+    plain = data.augment(key, images, pad=2, padding="reflect")
+    cut = data.augment(key, images, pad=2, padding="reflect", cutout=4)
+    unchanged = np.asarray(plain == cut).all(-1)
+    assert unchanged.sum((1, 2)).min() >= 64 - 16
+    assert (unchanged.sum((1, 2)) == 64 - 16).any()
+
+
+@pytest.mark.parametrize("options", [{}, {"padding": "reflect", "cutout": 3}])
+def test_a_sharded_batch_stays_sharded(options: dict) -> None:
     devices = jax.devices()
     mesh = jax.make_mesh(
         (len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
@@ -90,12 +178,13 @@ def test_a_sharded_batch_stays_sharded() -> None:
     sharding = jax.NamedSharding(mesh, jax.P("data"))
     images = jax.random.uniform(jax.random.key(1), (16, 6, 6, 3))
     key = jax.random.key(0)
-    step = jax.jit(data.augment, in_shardings=(None, sharding), out_shardings=sharding)
+    augment = functools.partial(data.augment, **options)
+    step = jax.jit(augment, in_shardings=(None, sharding), out_shardings=sharding)
     program = step.lower(key, images).compile().as_text() or ""
     assert "dynamic-slice" in program or "gather" in program
     for collective in ("all-gather", "all-reduce", "all-to-all"):
         assert collective not in program
-    np.testing.assert_array_equal(step(key, images), data.augment(key, images))
+    np.testing.assert_allclose(step(key, images), augment(key, images), rtol=1e-6)
 
 
 def test_rejects_negative_padding_and_shapes_that_do_not_fit() -> None:
@@ -106,3 +195,10 @@ def test_rejects_negative_padding_and_shapes_that_do_not_fit() -> None:
         data.apply_augmentation(params, jnp.zeros((3, 4, 4, 1)))
     with pytest.raises(ValueError, match="images has shape"):
         data.augment(jax.random.key(0), jnp.zeros((3, 4, 4)))
+    for option, message in (
+        ({"padding": "edge"}, "padding is 'edge'.*zero, reflect, grey"),
+        ({"cutout": -1}, "cutout is -1"),
+        ({"cutout": 5}, "cutout is 5.* 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.augment(jax.random.key(0), jnp.zeros((3, 4, 6, 1)), **option)

@@ -1,0 +1,148 @@
+"""models: FixupResNet, residual networks without BatchNorm."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from opnorm.models import activations, layers, normalization
+from opnorm.models import outputs as outputs_lib
+
+
+class FixupResNet(nn.Module):
+    """ResNet-56 or ResNet-110 for 32x32 pictures, initialised so that it needs no norm.
+
+    ``conv3x3(16), act``, three stages of n basic blocks with 16, 32 and 64 channels (at
+    width 16) and strides 1, 2, 2, the average over all places, linear; depth = 6 n + 2.
+    A block is ``act(conv3x3(act(conv3x3_stride(x))) + shortcut)``; where the channels
+    double, the shortcut is every second place, with zeros for the new channels. There
+    are no biases but the last layer's, and none of the scalar layers of Zhang et al.,
+    which the regularisation view leaves out. At depths 56 and 110 and 10 classes:
+    848,954 and 1,719,866 parameters.
+
+    A block's first convolution starts from N(0, 2 / (9 C_out)) / sqrt(number of
+    blocks), its second from zero, and so does the linear layer: at the start logits are
+    zero, and so is every gradient in the input.
+
+    Attributes:
+      depth: 6 n + 2, such as 56 or 110.
+      width: channels of the first stage.
+      num_classes: number of logits.
+      mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
+      std: the pixels are then divided by it; one number or one per channel.
+      dtype: what the network computes in. Parameters and logits are at least float32.
+      activation: a name in ``ACTIVATIONS``.
+      rematerialize: if true, derivatives compute each block again instead of storing
+        what happens in it.
+
+    Source: Zhang, Dauphin & Ma 2019 (Fixup); "Towards Understanding the Regularization
+    of Adversarial Robustness on Neural Networks" 2020, Appendix D (nets A and B).
+    """
+
+    depth: int = 56
+    width: int = 16
+    num_classes: int = 10
+    mean: normalization.ChannelStatistic = 0.5
+    std: normalization.ChannelStatistic = 0.5
+    dtype: Any = jnp.float32
+    activation: str = "relu"
+    rematerialize: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
+    ) -> Any:
+        """Computes the logits of a batch of pictures.
+
+        Args:
+          x: (B, H, W, C), floating, pixels in [0, 1]; H and W at least 4.
+          train: every model takes it; this one behaves alike in both modes.
+          outputs: "logits", or "all" for features and pre-activations as well.
+
+        Returns:
+          logits (B, num_classes), or ``Outputs``.
+
+        Raises:
+          ValueError: if ``x`` or an attribute cannot be used.
+        """
+        del train
+        outputs_lib.check_outputs(outputs)
+        outputs_lib.check_size("width", self.width)
+        outputs_lib.check_size("num_classes", self.num_classes)
+        activations.check_activation(self.activation)
+        normalization.check_images(x, min_size=4)
+        blocks, rest = divmod(self.depth - 2, 6)
+        if rest or blocks < 1:
+            raise ValueError(
+                f"depth is {self.depth}; it must be 6 n + 2, such as 56 or 110."
+            )
+
+        h = normalization.normalize(x, self.mean, self.std, self.dtype)
+        h = layers.convolution(
+            "conv", self.width, 3, kernel_init=layers.LECUN_NORMAL, dtype=self.dtype
+        )(h)
+        preactivations = [h]
+        h = activations.ACTIVATIONS[self.activation](h)
+        block = nn.remat(FixupBlock) if self.rematerialize else FixupBlock
+        for stage in range(1, 4):
+            for index in range(1, blocks + 1):
+                h, inside = block(
+                    self.width * 2 ** (stage - 1),
+                    2 if stage > 1 and index == 1 else 1,
+                    3 * blocks,
+                    self.dtype,
+                    self.activation,
+                    name=f"stage{stage}_block{index}",
+                )(h)
+                preactivations.extend(inside)
+        features = jnp.mean(h, axis=(1, 2))
+        logits = layers.linear(
+            features,
+            self.num_classes,
+            self.dtype,
+            kernel_init=nn.initializers.zeros,
+        )
+        return outputs_lib.select(outputs, logits, features, preactivations)
+
+
+class FixupBlock(nn.Module):
+    """A block of two 3x3 convolutions.
+
+    Attributes:
+      channels: of both.
+      stride: of the first.
+      num_blocks: in the network.
+      dtype, activation: as of the network.
+    """
+
+    channels: int
+    stride: int
+    num_blocks: int
+    dtype: Any
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Returns the block's output and its two pre-activations."""
+        act = activations.ACTIVATIONS[self.activation]
+        scale = 2.0 / self.num_blocks
+        first = layers.convolution(
+            "conv1",
+            self.channels,
+            3,
+            stride=self.stride,
+            kernel_init=nn.initializers.variance_scaling(scale, "fan_out", "normal"),
+            dtype=self.dtype,
+        )(x)
+        h = layers.convolution(
+            "conv2",
+            self.channels,
+            3,
+            kernel_init=nn.initializers.zeros,
+            dtype=self.dtype,
+        )(act(first))
+        shortcut = x[:, :: self.stride, :: self.stride]
+        new = self.channels - x.shape[-1]
+        second = h + jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, new)))
+        return act(second), (first, second)

@@ -1,0 +1,178 @@
+"""Recipes of the papers: they can be trained, and their numbers are the papers'."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from opnorm import models
+from opnorm.training import Config, plan, presets, validate
+
+# What a user gives for a field that a preset needs.
+GIVEN = {"dataset": "image_folder:/pictures", "init_from": "runs/standard"}
+
+IMAGENET_STD = np.array([0.229, 0.224, 0.225])
+INF = float("inf")
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_can_be_trained_once_its_needs_are_given(name):
+    preset = presets.get(name)
+    assert preset.name == name and preset.source and preset.paper
+    assert set(preset.settings) <= {f.name for f in dataclasses.fields(Config)}
+    config = dataclasses.replace(preset.config, **{n: GIVEN[n] for n in preset.needs})
+    validate(config)
+    if "dataset" in preset.needs:
+        with pytest.raises(ValueError, match="dataset 'tiny_imagenet' is unknown"):
+            validate(preset.config)
+
+
+# method, norm, epsilon in the paper's pixels of [-1, 1], lambda, steps: Table 2.
+ROTH = {
+    "cnn7_at_l2": ("adversarial", 2.0, 1.75, 1.0, 10),
+    "cnn7_at_linf": ("adversarial", INF, 8 / 255, 1.0, 10),
+    "cnn7_snr": ("data_dependent_snr", 2.0, 1.75, 3e-2, 10),
+    "cnn7_onr_linf": ("data_dependent_onr", INF, 8 / 255, 3e-2, 10),
+    "wrn28_at_l2": ("adversarial", 2.0, 1.75, 1.0, 10),
+    "wrn28_snr": ("data_dependent_snr", 2.0, 1.75, 3e-1, 10),
+}
+
+
+@pytest.mark.parametrize("name", ROTH)
+def test_roths_lengths_are_converted_from_pixels_between_minus_1_and_1(name):
+    method, p, epsilon, weight, num_steps = ROTH[name]
+    preset = presets.get(f"roth_{name}")
+    config = preset.config
+    # One of their units is as many of ours as what pixels are divided by.
+    _, scale = models.STATISTICS["half"]
+    assert (config.method, config.p, config.q) == (method, p, 2.0)
+    assert config.epsilon == pytest.approx(epsilon * scale)
+    assert (config.weight, config.num_steps, config.step_size) == (
+        weight,
+        num_steps,
+        None,
+    )
+    assert config.penalty_fraction == (0.5 if method == "adversarial" else 1.0)
+    assert preset.needs == ("init_from",)
+    base = presets.get(f"roth_{name.split('_')[0]}_standard")
+    for field in ("model", "width", "normalization", "dataset"):
+        assert getattr(config, field) == getattr(base.config, field)
+    assert base.needs == ()
+
+
+def test_roths_global_penalty_has_no_length():
+    config = presets.get("roth_cnn7_global_snr").config
+    assert (config.method, config.weight, config.num_steps) == ("global_snr", 3e-4, 1)
+
+
+@pytest.mark.parametrize("level", [4, 8, 16])
+def test_the_regularization_views_attacks_are_in_255ths(level):
+    for network in ("resnet56", "cifar100_resnet110", "tiny_imagenet"):
+        config = presets.get(f"regularization_view_{network}_at{level}").config
+        assert (config.method, config.p) == ("adversarial_only", INF)
+        assert config.epsilon * 255 == pytest.approx(level)
+        assert config.step_size * 255 == pytest.approx(2)
+        assert config.num_steps == 10 and config.random_start
+    config = presets.get(f"regularization_view_resnet56_fgsm{level}").config
+    assert (config.num_steps, config.random_start) == (1, False)
+    assert config.step_size == config.epsilon == pytest.approx(level / 255)
+
+
+def test_finlays_attack_steps_by_about_two_255ths():
+    config = presets.get("finlay_cifar10_at_linf").config
+    assert config.step_size == pytest.approx(0.43 / 3072**0.5)
+    assert config.step_size * 255 == pytest.approx(1.978, abs=1e-3)
+    assert config.epsilon * 255 == pytest.approx(8.007, abs=1e-3)
+    assert (config.num_steps, config.random_start) == (7, False)
+
+
+@pytest.mark.parametrize(("suffix", "weight"), [("0.1", 0.1), ("1", 1.0)])
+def test_finlays_penalty_is_the_same_in_standardised_pixels(suffix, weight):
+    cifar = presets.get(f"finlay_cifar10_l2_{suffix}").config
+    assert (cifar.weight, cifar.difference_step, cifar.p) == (weight, 0.01, 2.0)
+    signs = presets.get(f"finlay_cifar10_l1_{suffix}").config
+    assert (signs.weight, signs.p, signs.divide_by_size) == (weight, INF, True)
+    config = presets.get(f"finlay_imagenet_l2_{suffix}").config
+    # A gradient that is the same in the three channels, in pixels and in theirs.
+    ours = np.full(3, 0.7)
+    theirs = ours * IMAGENET_STD
+    np.testing.assert_allclose(config.weight * ours @ ours, weight * theirs @ theirs)
+    np.testing.assert_allclose(
+        config.difference_step, 0.01 * np.sqrt(np.mean(IMAGENET_STD**2))
+    )
+    assert config.normalization == "imagenet"
+    assert models.STATISTICS["imagenet"][1] == pytest.approx(IMAGENET_STD)
+
+
+# Learning rates in the middle of epochs.
+RATES = {
+    "roth_cnn7_standard": {79: 1e-3, 80: 1e-4, 119: 1e-4, 120: 1e-5, 149: 1e-5},
+    "roth_cnn7_snr": {0: 1e-4, 49: 1e-4},
+    "roth_wrn28_standard": {59: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008, 199: 0.0008},
+    "finlay_cifar10_undefended": {59: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008},
+    "regularization_view_resnet56_at4": {99: 0.05, 100: 0.005, 150: 0.0005},
+    "regularization_view_tiny_imagenet_at0": {29: 0.1, 30: 0.01, 60: 0.001},
+    # Linear pieces: 0.25 to 0.5 to 0.0625, 0.1 to 0.01 to 0.001, 6.25e-4 to 6.25e-5.
+    "finlay_imagenet_l2_0.1": {
+        4: 0.25 + 0.25 * 4.5 / 8,
+        8: 0.5 - 0.4375 * 0.5 / 7,
+        14: 0.5 - 0.4375 * 6.5 / 7,
+        15: 0.1 - 0.09 * 0.5 / 10,
+        25: 0.01 - 0.009 * 0.5 / 3,
+        28: 0.000625 - 0.0005625 * 0.5,
+    },
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_learning_rates_fall_where_the_papers_say(name):
+    config = presets.get(name).config
+    made = plan.make(config, 2048)
+    rate = plan.schedule(config, made)
+    for epoch, expected in RATES[name].items():
+        step = (made.step_at(epoch) + made.step_at(epoch + 1)) // 2
+        phase = made.phase(step)
+        # To half a step of an epoch's.
+        slope = 0.06 / phase.steps_per_epoch if config.schedule == "linear" else 0.0
+        assert float(rate(step)) == pytest.approx(expected, rel=1e-5, abs=slope)
+    if config.dataset == "imagenet2012":
+        sizes = [(p.image_size, p.batch_size / 4, p.least_area) for p in made.phases]
+        assert sizes == [(128, 128, 0.08), (224, 48, 0.087), (288, 32, 0.5)]
+        assert [p.first_epoch for p in made.phases] == [0, 15, 28]
+
+
+def test_grids_are_table_3_in_pixels():
+    l2 = presets.get_grid("roth_at_l2").values
+    assert len(l2["epsilon"]) == 14
+    assert l2["epsilon"][0] == 0.25 and l2["epsilon"][-1] == 2.0
+    assert 2.25 / 2 not in l2["epsilon"]
+    assert l2[presets.STEP_RATIO] == (1, 2, 3, 4, 5)
+    linf = presets.get_grid("roth_epsilon_linf").values["epsilon"]
+    np.testing.assert_allclose(np.array(linf) * 2 * 255, np.arange(1, 19))
+    snr = presets.get_grid("roth_snr").values
+    assert math.prod(map(len, snr.values())) == 14 * 11
+    assert presets.get_grid("roth_global_snr").values["num_steps"] == (1, 10)
+    for grid in presets.GRIDS.values():
+        assert set(grid.values) <= {
+            presets.STEP_RATIO,
+            *(field.name for field in dataclasses.fields(Config)),
+        }
+
+
+def test_unknown_names_say_the_nearest_in_one_line():
+    with pytest.raises(ValueError, match="roth_cnn7_snt.*roth_cnn7_snr") as caught:
+        presets.get("roth_cnn7_snt")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="zzz.*--list_presets"):
+        presets.get("zzz")
+    with pytest.raises(ValueError, match="grid 'roth_snrr'.*roth_snr"):
+        presets.get_grid("roth_snrr")
+
+
+def test_descriptions_name_everything_and_show_both_units():
+    everything = presets.describe()
+    for name in (*presets.PRESETS, *presets.GRIDS):
+        assert name in everything
+    one = presets.describe("roth_cnn7_at_l2")
+    assert "1.75" in one and "0.875" in one and "--init_from" in one
