@@ -11,7 +11,6 @@ import pytest
 from scipy.signal import correlate
 
 from opnorm import models
-from opnorm.models import cnn7
 
 
 @functools.cache
@@ -214,15 +213,55 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32() -> None:
     assert everything.features.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 6, 3), (2, 5, 7, 1)])
-def test_max_pool_takes_the_largest_of_each_window(shape: tuple[int, ...]) -> None:
-    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    np.testing.assert_array_equal(cnn7.max_pool(jnp.asarray(x)), _pool_reference(x))
+def test_rematerialization_changes_no_name_value_or_gradient() -> None:
+    images = _images((2, 24, 24, 3), np.float64)
 
-    gradient = jax.grad(lambda x: cnn7.max_pool(x).sum())(jnp.asarray(x))
-    windows = gradient[:, : shape[1] // 2 * 2, : shape[2] // 2 * 2]
-    assert gradient.sum() == _pool_reference(x).size
-    np.testing.assert_array_equal(_pool_reference(np.asarray(windows)), 1)
+    def step(rematerialize: bool) -> Any:
+        model = models.CNN7(width=2, dtype=jnp.float64, rematerialize=rematerialize)
+
+        def loss(parameters: Any, statistics: Any, x: jax.Array) -> Any:
+            everything, new = model.apply(
+                {"params": parameters, "batch_stats": statistics},
+                x,
+                train=True,
+                outputs="all",
+                mutable=["batch_stats"],
+            )
+            return (everything.logits**2).sum(), (everything, new)
+
+        return jax.jit(jax.grad(loss, argnums=(0, 2), has_aux=True))
+
+    with jax.enable_x64(True):
+        plain = models.CNN7(width=2, dtype=jnp.float64)
+        variables = _variables(plain, images.shape)
+        again = jax.eval_shape(
+            plain.clone(rematerialize=True).init, jax.random.key(0), images
+        )
+        chex.assert_trees_all_equal_shapes_and_dtypes(variables, again)
+        arguments = variables["params"], variables["batch_stats"], images
+        assert " remat" in str(step(True).trace(*arguments).jaxpr)
+        chex.assert_trees_all_close(
+            step(True)(*arguments), step(False)(*arguments), rtol=1e-7, atol=1e-9
+        )
+
+
+def test_names_are_those_of_saved_checkpoints() -> None:
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    tree = jax.eval_shape(models.CNN7(width=2).init, jax.random.key(0), images)
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    assert names == {
+        *(f"params/conv{i}/{leaf}" for i in range(1, 8) for leaf in ("kernel", "bias")),
+        *(
+            f"batch_stats/norm{i}/{leaf}"
+            for i in range(1, 8)
+            for leaf in ("mean", "var")
+        ),
+        "params/logits/kernel",
+        "params/logits/bias",
+    }
 
 
 @pytest.mark.parametrize(
@@ -246,6 +285,7 @@ def test_rejects_images_it_cannot_take(images: np.ndarray, message: str) -> None
         ({"std": (0.5, 0.0, 0.5)}, "std is"),
         ({"width": 0}, "width is 0"),
         ({"num_classes": 0}, "num_classes is 0"),
+        ({"activation": "gelu"}, "activation is 'gelu'"),
     ],
 )
 def test_rejects_attributes_it_cannot_use(options: Any, message: str) -> None:

@@ -20,11 +20,15 @@ def test_has_the_parameters_of_a_two_layer_cifar_network() -> None:
 
 
 @pytest.mark.parametrize("hidden", [(), (5,), (6, 4)])
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    ("activation", "jit"), [("relu", False), ("smooth_relu", True)]
+)
 def test_matches_an_independent_forward_pass(
-    hidden: tuple[int, ...], jit: bool
+    hidden: tuple[int, ...], activation: str, jit: bool
 ) -> None:
-    model: Any = models.MLP(hidden=hidden, num_classes=3, mean=0.3, std=(0.2, 0.4))
+    model: Any = models.MLP(
+        hidden=hidden, num_classes=3, mean=0.3, std=(0.2, 0.4), activation=activation
+    )
     images = np.random.default_rng(0).uniform(0, 1, (4, 3, 5, 2)).astype(np.float32)
     variables = model.init(jax.random.key(0), images)
     parameters = variables["params"]
@@ -35,7 +39,9 @@ def test_matches_an_independent_forward_pass(
         layer = parameters[f"dense{index}"]
         h = h @ layer["kernel"] + layer["bias"]
         preactivations.append(h)
-        h = np.maximum(h, 0)
+        rounded = (h + 0.5) ** 3 - (h + 0.5) ** 4 / 2
+        corner = (activation == "smooth_relu") & (np.abs(h) < 0.5)
+        h = np.where(corner, rounded, np.maximum(h, 0))
     logits = h @ parameters["logits"]["kernel"] + parameters["logits"]["bias"]
 
     def apply(x: jax.Array) -> models.Outputs:
@@ -56,3 +62,5 @@ def test_rejects_integer_pictures_and_empty_layers() -> None:
         models.MLP().init(jax.random.key(0), images.astype(jnp.int32))
     with pytest.raises(ValueError, match="hidden is 0"):
         models.MLP(hidden=(4, 0)).init(jax.random.key(0), images)
+    with pytest.raises(ValueError, match="activation is 'gelu'"):
+        models.MLP(activation="gelu").init(jax.random.key(0), images)

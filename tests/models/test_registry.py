@@ -1,26 +1,72 @@
 """tests: networks by name."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from opnorm import models
 
+CLASSES = {
+    "cnn7": models.CNN7,
+    "mlp": models.MLP,
+    "wrn28": models.WideResNet,
+    "resnet50": models.ResNet50,
+    "resnext34": models.ResNeXt34,
+}
+
 
 def test_builds_each_model_with_its_own_default_width() -> None:
-    assert models.create("cnn7") == models.CNN7()
-    assert models.create("mlp", num_classes=7) == models.MLP(num_classes=7)
+    assert set(CLASSES) <= set(models.NAMES)
+    for name, network in CLASSES.items():
+        assert models.create(name, num_classes=7) == network(num_classes=7)
+    assert models.create("wrn28").depth == 28
+    assert models.create("resnet50").num_classes == 10
 
 
 def test_width_means_channels_or_hidden_units() -> None:
-    assert models.create("cnn7", width=16, std=0.25) == models.CNN7(width=16, std=0.25)
     assert models.create("mlp", width=16) == models.MLP(hidden=(16, 16))
+    for name in ("cnn7", "wrn28", "resnet50", "resnext34"):
+        expected = CLASSES[name](width=16, std=0.25, num_classes=10)
+        assert models.create(name, width=16, std=0.25) == expected
+
+
+def test_options_reach_every_model_that_has_them() -> None:
+    options = {"activation": "smooth_relu", "dtype": jnp.bfloat16, "num_classes": 10}
+    assert models.create("mlp", **options) == models.MLP(**options)
+    options["rematerialize"] = True
+    for name in ("cnn7", "wrn28", "resnet50", "resnext34"):
+        assert models.create(name, **options) == CLASSES[name](**options)
+    official = models.create("resnext34", logit_activation=True)
+    assert official == models.ResNeXt34(logit_activation=True)
+
+
+def test_statistics_fit_into_every_model_of_colour_pictures() -> None:
+    x = jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float32)
+    for name, (mean, std) in models.STATISTICS.items():
+        model = models.create("mlp", width=1, mean=mean, std=std)
+        jax.eval_shape(model.init, jax.random.key(0), x)
+        extremes = (np.array([[0.0], [1.0]]) - mean) / std
+        low, high = {"half": (-1, 1), "none": (0, 1)}.get(name, (-2.5, 2.8))
+        assert np.all((low <= extremes) & (extremes <= high))
 
 
 def test_rejects_unknown_names_and_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'resnet'.*cnn7, mlp"):
+    with pytest.raises(ValueError, match="'resnet'.*cnn7, mlp, wrn28"):
         models.create("resnet")
 
 
-@pytest.mark.parametrize("options", [{"width": 0}, {"num_classes": 0}, {"width": 1.5}])
-def test_rejects_sizes_below_one(options: dict) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cnn7", {"width": 0}),
+        ("cnn7", {"num_classes": 0}),
+        ("wrn28", {"width": 1.5}),
+        ("resnet50", {"activation": "gelu"}),
+        ("mlp", {"rematerialize": True}),
+        ("cnn7", {"logit_activation": True}),
+    ],
+)
+def test_rejects_what_a_model_cannot_have(name: str, options: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
-        models.create("cnn7", **options)
+        models.create(name, **options)

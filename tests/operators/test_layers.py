@@ -258,6 +258,124 @@ def test_lipschitz_bound_holds_for_the_jacobians_of_our_models(name):
     assert 0 < np.max(norms) <= np.exp(bound)
 
 
+RESIDUAL = {
+    "wide": models.WideResNet(depth=10, width=2),
+    "resnet": models.ResNet50(width=2, stage_sizes=(1, 2)),
+    "resnext": models.ResNeXt34(width=2, stage_sizes=(1, 1)),
+}
+
+
+@functools.cache
+def residual(name):
+    """Layers of a small residual network by name, and its variables."""
+    module, shape = RESIDUAL[name], (1, 19, 18, 3)
+    variables = random_variables(module, shape)
+    found = operators.layers(module, variables, jnp.zeros(shape))
+    layers = {layer.name: layer for layer in found}
+    assert len(layers) == len(found)
+    kernels = {
+        jax.tree_util.keystr(path[:-1], simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])
+        if path[-1].key == "kernel"
+    }
+    separate = {layer.name for layer in found if layer.kind == "batch_norm"}
+    assert set(layers) == kernels | separate
+    return layers, variables, separate
+
+
+def test_every_layer_of_residual_networks_is_found_with_its_options():
+    layers, _, separate = residual("wide")
+    strided = {"group2_block1", "group3_block1"}
+    for name, layer in layers.items():
+        if layer.kind == "convolution":
+            block, _, which = name.rpartition("/")
+            stride = 2 if block in strided and which != "conv2" else 1
+            pad = 0 if which == "shortcut" else 1
+            assert layer.strides == (stride, stride)
+            assert layer.padding == ((pad, pad), (pad, pad))
+    # The first takes the first convolution's output alone; the others take sums.
+    assert layers["conv"].batch_norm == "group1_block1/norm1"
+    assert layers["group2_block1/conv1"].batch_norm == "group2_block1/norm2"
+    assert layers["group2_block1/conv2"].batch_norm is None
+    assert separate == {"group2_block1/norm1", "group3_block1/norm1", "norm"}
+
+    layers, _, separate = residual("resnet")
+    assert not separate
+    assert (layers["conv"].strides, layers["conv"].padding) == ((2, 2), ((3, 3),) * 2)
+    for name, stride in (("stage2_block1", 2), ("stage2_block2", 1)):
+        found = [layers[f"{name}/conv{i}"] for i in (1, 2, 3)]
+        assert [layer.strides[0] for layer in found] == [1, stride, 1]
+        assert [layer.batch_norm for layer in found] == [
+            f"{name}/norm{i}" for i in (1, 2, 3)
+        ]
+    shortcut = layers["stage2_block1/shortcut"]
+    assert shortcut.strides == (2, 2)
+    assert shortcut.batch_norm == "stage2_block1/shortcut_norm"
+    assert layers["stage2_block2/conv1"].input_shape == (3, 3, 16)
+
+    layers, _, separate = residual("resnext")
+    assert not separate
+    assert layers["logits"].batch_norm == "logits_norm/norm"
+    assert layers["conv2"].batch_norm == "norm2/norm"
+    for name, layer in layers.items():
+        assert layer.groups == (2 if name.endswith("block1/conv2") else 1)
+    assert layers["stage2_block1/conv2"].input_shape == (9, 9, 8)
+
+
+def test_a_batch_norm_that_shares_its_input_is_not_folded():
+    module = models.WideResNet(depth=10, width=1)
+    variables = random_variables(module, (1, 8, 8, 3))
+    layers = operators.layers(module, variables, jnp.zeros((1, 8, 8, 3)))
+    # At width 1 the first shortcut takes the first convolution's output, too.
+    assert [layer.name for layer in layers[:2]] == ["conv", "group1_block1/norm1"]
+    assert layers[0].batch_norm is None
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "norm"),
+    [
+        ("resnet", "stage2_block1/conv2", "stage2_block1/norm2"),
+        ("resnext", "stage1_block1/conv2", "stage1_block1/norm2"),
+    ],
+)
+def test_norms_of_strided_and_of_grouped_layers_are_those_of_dense_matrices(
+    name, path, norm
+):
+    layers, variables, _ = residual(name)
+    # A small map, odd and even, so that its matrix is small.
+    layer = layers[path].replace(input_shape=(5, 4, layers[path].input_shape[-1]))
+    with jax.enable_x64(True):
+        wide = layer.replace(kernel=jnp.asarray(layer.kernel, jnp.float64))
+        norms = jax.tree.map(np.asarray, jax.jit(operators.layer_norms)([wide]))
+
+    def at(tree, path):
+        return functools.reduce(lambda tree, part: tree[part], path.split("/"), tree)
+
+    kernel = np.asarray(at(variables["params"], path)["kernel"], np.float64)
+    scale = np.asarray(at(variables["params"], norm)["scale"], np.float64)
+    variance = np.asarray(at(variables["batch_stats"], norm)["var"], np.float64)
+    kernel = kernel * scale / np.sqrt(variance + 1e-5)
+    dense = dense_convolution(kernel, 5, 4, layer.strides[0], layer.groups)
+    exact = np.linalg.norm(dense, 2)
+    assert layer.strides[0] * layer.groups == 2
+    np.testing.assert_allclose(norms.value[0], exact, rtol=1e-6)
+    assert norms.lower[0] <= exact * (1 + 1e-6) and exact <= norms.upper[0] * (1 + 1e-6)
+
+
+def dense_convolution(kernel, height, width, stride, groups):
+    """The matrix of a 3x3 convolution padded by 1, tap by tap."""
+    inside, channels = kernel.shape[2:]
+    rows, columns = -(-height // stride), -(-width // stride)
+    dense = np.zeros((rows, columns, channels, height, width, inside * groups))
+    for i, j, k in np.ndindex(rows, columns, channels):
+        first = k // (channels // groups) * inside
+        for di, dj in np.ndindex(3, 3):
+            y, x = i * stride + di - 1, j * stride + dj - 1
+            if 0 <= y < height and 0 <= x < width:
+                dense[i, j, k, y, x, first : first + inside] = kernel[di, dj, :, k]
+    return dense.reshape(rows * columns * channels, -1)
+
+
 class One(nn.Module):
     """A single layer made by a function."""
 

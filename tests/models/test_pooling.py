@@ -1,0 +1,92 @@
+"""tests: pooling against windows taken one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opnorm.models import layers
+
+
+def windows(x, size, stride, padding):
+    """Yields the place and the entries of every window of (B, H, W, C)."""
+    wide = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+    x = np.pad(np.asarray(x, np.float64), wide, constant_values=-np.inf)
+    for i in range((x.shape[1] - size) // stride + 1):
+        for j in range((x.shape[2] - size) // stride + 1):
+            rows = slice(i * stride, i * stride + size)
+            columns = slice(j * stride, j * stride + size)
+            yield i, j, x[:, rows, columns]
+
+
+def pooled(x, size, stride, padding, reduce):
+    places = list(windows(x, size, stride, padding))
+    out = np.empty((len(x), places[-1][0] + 1, places[-1][1] + 1, x.shape[3]))
+    for i, j, entries in places:
+        out[:, i, j] = reduce(entries, axis=(1, 2))
+    return out
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 3), (2, 5, 7, 1)])
+def test_windows_of_two_do_not_overlap_and_drop_an_odd_last_row(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    largest = pooled(x, 2, 2, 0, np.max)
+    np.testing.assert_array_equal(layers.max_pool(jnp.asarray(x)), largest)
+    average = pooled(x, 2, 2, 0, np.mean)
+    np.testing.assert_allclose(layers.average_pool(jnp.asarray(x)), average, rtol=1e-5)
+
+    gradient = jax.grad(lambda x: layers.max_pool(x).sum())(jnp.asarray(x))
+    kept = gradient[:, : shape[1] // 2 * 2, : shape[2] // 2 * 2]
+    assert gradient.sum() == largest.size
+    np.testing.assert_array_equal(pooled(np.asarray(kept), 2, 2, 0, np.max), 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 7, 2), (1, 5, 4, 1), (1, 1, 2, 1)])
+def test_overlapping_windows_of_three_take_their_largest_entry(shape):
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32) - 3
+    found = layers.overlapping_max_pool(jnp.asarray(x))
+    np.testing.assert_array_equal(found, pooled(x, 3, 2, 1, np.max))
+
+
+@pytest.mark.parametrize("picture", ["constant", "ties", "distinct"])
+def test_derivatives_take_one_largest_entry_of_each_overlapping_window(picture):
+    shape = (1, 5, 6, 1)
+    rng = np.random.default_rng(2)
+    x = {
+        "constant": np.zeros(shape),
+        "ties": rng.integers(0, 2, shape),
+        "distinct": rng.normal(size=shape),
+    }[picture].astype(np.float32)
+    backward, forward = jacobians(jnp.asarray(x))
+    np.testing.assert_array_equal(forward, backward)
+    # One entry of each row is 1, and the picture is largest there.
+    assert np.all(np.sort(backward, axis=1) == np.eye(x.size)[-1])
+    chosen = x.ravel()[np.argmax(backward, axis=1)]
+    np.testing.assert_array_equal(chosen, pooled(x, 3, 2, 1, np.max).ravel())
+
+
+@jax.jit
+def jacobians(x):
+    """By transposed products under vmap, and by forward ones."""
+    out, pull = jax.vjp(layers.overlapping_max_pool, x)
+    left = jnp.eye(out.size).reshape(-1, *out.shape)
+    right = jnp.eye(x.size).reshape(-1, *x.shape)
+    forward = jax.vmap(lambda v: jax.jvp(layers.overlapping_max_pool, (x,), (v,))[1])
+    rows = jax.vmap(lambda u: pull(u)[0])(left).reshape(out.size, -1)
+    return rows, forward(right).reshape(x.size, -1).T
+
+
+def test_not_a_number_comes_out_of_every_window_it_is_in():
+    x = np.zeros((1, 5, 5, 1), np.float32)
+    for place in np.ndindex(5, 5):
+        x[0, *place, 0] = np.nan
+        found = np.isnan(layers.overlapping_max_pool(jnp.asarray(x)))
+        x[0, *place, 0] = 0
+        touched = [np.isnan(w).any() for *_, w in windows(mark(place), 3, 2, 1)]
+        np.testing.assert_array_equal(found.ravel(), touched)
+
+
+def mark(place):
+    x = np.zeros((1, 5, 5, 1))
+    x[0, *place, 0] = np.nan
+    return x
