@@ -115,3 +115,52 @@ def test_regularity_is_that_of_dense_derivatives_and_rises_with_the_ball():
         assert np.any(around.gradient_norm > found.gradient_norm + 1e-3)
         with pytest.raises(ValueError, match="radius is 0.3 and num_samples 1"):
             measure(radius=0.3)
+
+
+def test_the_label_and_its_rival_decide_as_the_top_k_do():
+    logits = jax.random.normal(jax.random.key(0), (200, 7))
+    labels = jnp.arange(200) % 7
+    ranks = np.argsort(-np.asarray(logits), axis=1)
+    for k in (1, 3, 6):
+        pair = np.asarray(analysis.label_and_rival(logits, labels, k=k))
+        among = (ranks[:, :k] == np.asarray(labels)[:, None]).any(axis=1)
+        np.testing.assert_array_equal(pair.argmax(axis=1) == 0, among)
+        assert 0 < among.mean() < 1
+    with pytest.raises(ValueError, match="k is 7"):
+        analysis.label_and_rival(logits, labels, k=7)
+
+
+def linear(weight, x):
+    z = x.reshape(len(x), -1) @ weight
+    return jnp.stack([z, jnp.zeros_like(z)], axis=1)
+
+
+def test_bounds_of_a_linear_network_are_those_in_closed_form():
+    with jax.enable_x64(True):
+        weight = np.asarray([3.0, -1.0, 0.5, 2.0])
+        # Logits from near the boundary to where probabilities are nearly 0 and 1.
+        logit = np.asarray([1e-3, 0.5, 2.0, 8.0])
+        x = (logit / (weight @ weight))[:, None] * weight
+        found = analysis.loss_regularity(
+            linear,
+            weight,
+            x.reshape(4, 2, 2),
+            np.zeros(4, np.int64),
+            loss=analysis.probability_margin,
+            p=np.inf,
+            num_steps=0,
+            key=jax.random.key(0),
+        )
+    # The margin is -tanh(z / 2), and falls along w by sech(z / 2)^2 / 2.
+    np.testing.assert_allclose(found.loss, -np.tanh(logit / 2))
+    length = np.abs(weight).sum()
+    slope = length / 2 / np.cosh(logit / 2) ** 2
+    np.testing.assert_allclose(found.gradient_norm, slope)
+    assert np.all(np.isnan(found.curvature))
+    distance = logit / length
+    bound = analysis.lipschitz_bound(found.loss, found.gradient_norm.max())
+    assert analysis.violations(bound, distance) == 0
+    np.testing.assert_allclose(bound[0], distance[0], rtol=1e-5)
+    # The slope at pictures far from the boundary is no bound of that near it.
+    far = analysis.lipschitz_bound(found.loss, found.gradient_norm[2])
+    assert analysis.violations(far, distance) == 0.75

@@ -1,0 +1,344 @@
+r"""Tests the claim of Finlay & Oberman 2019: penalising the gradient of the loss in the
+input moves the nearest adversarial examples away, for little clean error.
+
+  python -m experiments.gradient_regularization
+  python -m experiments.gradient_regularization --p=inf
+  python -m experiments.gradient_regularization --run=runs/a --run=runs/b --out=runs/c
+
+Trains one network for each of --rows and --seeds, the same for all but the method, or
+takes trained ones (--run; those that differ only in seed are one row). A row is
+undefended, adversarial or gradient_<lambda>; an ending _L2 or _Linf says which norm it
+is trained against, by default --p, and _smooth that its activation is smooth.
+Adversarial training sees perturbed pictures only; the penalty is lambda times half the
+squared 2-norm of the gradient, against Linf the squared 1-norm over the number of
+pixels.
+
+Measures, in the norm --p: the clean error; how far the nearest adversarial example is
+that any of several attacks finds (PGA over many budgets, Carlini-Wagner in L2,
+Boundary, LogBarrier; see gradient_regularization_measure.py) and the error within some
+distances; what slope and curvature of the loss promise to be the least distance, and
+how often an attack came nearer than that, since the promise rests on maxima over test
+pictures; the improvement ratio over the undefended network with ReLU.
+
+Networks are kept in networks/ of --out, results in L2/ or Linf/: results.json,
+tables.md and figures. Interrupted, it goes on where it ended.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import (
+    cli,
+    evaluation,
+    gradient_regularization_attacks,
+    gradient_regularization_figures,
+    gradient_regularization_paper,
+    gradient_regularization_tables,
+    measure,
+)
+from experiments import gradient_regularization_measure as measuring
+from experiments import gradient_regularization_rows as rows
+from experiments.gradient_regularization_attacks import Settings
+from opnorm import data, training
+
+_ATTACKS = {
+    2.0: (
+        "pga num_steps=20",
+        "carlini_wagner num_steps=100 num_searches=6 initial_constant=0.01",
+        "boundary num_steps=500",
+        "log_barrier num_outer=10 num_inner=20",
+    ),
+    math.inf: (
+        "pga num_steps=20",
+        "boundary num_steps=500",
+        "log_barrier num_outer=10 num_inner=20",
+    ),
+}
+_EPSILONS = {2.0: (0.25, 0.5), math.inf: (2 / 255, 8 / 255)}
+_LARGEST = {2.0: 8.0, math.inf: 0.5}
+
+cli.define_config_flags(
+    training.Config,
+    only=rows.FIELDS,
+    epochs=4,
+    batch_size=32,
+    learning_rate=0.01,
+    augment=False,
+    num_steps=7,
+    epsilon=None,
+    random_start=False,
+)
+cli.define_preset_flags()
+_OUT = flags.DEFINE_string(
+    "out", "runs/gradient_regularization", "directory to write to"
+)
+_RUN = flags.DEFINE_multi_string(
+    "run", None, "trained networks to measure instead of training some"
+)
+_ROWS = flags.DEFINE_list(
+    "rows", None, "what to train; by default the rows of the paper's table"
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "seeds, one network per row each")
+_TEST_EXAMPLES = flags.DEFINE_integer(
+    "test_examples", 400, "test pictures for the clean error, slopes and bounds"
+)
+_EXAMPLES = flags.DEFINE_integer("examples", 100, "how many of them are attacked")
+_TOP_K = flags.DEFINE_integer(
+    "top_k",
+    None,
+    "a picture is right if its label is among so many of the likeliest; by default 5 "
+    "from 100 classes on, else 1",
+)
+_ATTACK = flags.DEFINE_multi_string(
+    "attack",
+    None,
+    "attack and its options, as for experiments.evaluate; several times for several. "
+    "By default " + "; ".join(_ATTACKS[2.0]),
+)
+_EPSILONS_FLAG = flags.DEFINE_list(
+    "epsilons",
+    None,
+    "distances to report the error within, in [0, 1] pixel units; by default "
+    "0.25,0.5 (L2) or 2/255 and 8/255 (Linf)",
+)
+_LARGEST_FLAG = flags.DEFINE_float(
+    "largest_budget", None, "largest budget of an attack; by default 8 (L2), 0.5 (Linf)"
+)
+_HALVINGS = flags.DEFINE_integer(
+    "halvings", 7, "halvings of an attack's budget towards the nearest point"
+)
+_LANCZOS = flags.DEFINE_integer(
+    "lanczos_steps", 20, "products with the Hessian at each picture"
+)
+_BATCH = flags.DEFINE_integer("test_batch_size", 100, "pictures per compiled call")
+_PART = flags.DEFINE_integer(
+    "part_size", 500, "attacked pictures after which results are saved"
+)
+_DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
+
+
+def main() -> None:
+    """Trains and measures every network, writes and prints the results."""
+    began, revision = time.monotonic(), training.git_revision()
+    settings = _settings()
+    for flag in (_EXAMPLES, _TEST_EXAMPLES):
+        if flag.value < 2:
+            raise ValueError(f"{flag.name} is {flag.value}; it must be at least 2.")
+    chosen = rows.given(_RUN.value) if _RUN.value else _planned(settings.p)
+    config = chosen[0].config
+    pictures = _test_pictures(config)
+    train_set = None
+    if not _RUN.value:
+        train_set = training.load_train_set(config, download=_DOWNLOAD.value)
+        _check_batches(config, len(train_set))
+    settings = settings._replace(top_k=_top_k(pictures.num_classes))
+    attacked = min(_EXAMPLES.value, len(pictures))
+    run = training.RunDirectory.create(
+        Path(_OUT.value) / measure.norm_name(settings.p),
+        {
+            **settings._asdict(),
+            "attacks": [str(spec) for spec in settings.attacks],
+            "test_examples": len(pictures),
+            "examples": attacked,
+            "runs": _RUN.value,
+            "configs": [dataclasses.asdict(each.config) for each in chosen],
+        },
+    )
+    found: dict[rows.Row, list[dict[str, Any]]] = {}
+    for number, each in enumerate(chosen, start=1):
+        name = f"network {number} of {len(chosen)}: {each.directory}"
+        print(name, file=sys.stderr)
+        if train_set is not None:
+            _train(each, train_set)
+        found.setdefault(each.row, []).append(
+            _measure(each, pictures, attacked, settings, run)
+        )
+    results = {
+        "data": pictures.description,
+        "norm": measure.norm_name(settings.p),
+        **settings._asdict(),
+        "attacks": [str(spec) for spec in settings.attacks],
+        "test_examples": len(pictures),
+        "examples": attacked,
+        "environment": training.environment(),
+        "git_revision": revision,
+        "networks": _summarize(found, settings.p),
+        "seconds": time.monotonic() - began,
+    }
+    paper = gradient_regularization_paper.table_for(pictures, results["norm"])
+    results["paper"] = paper._asdict() if paper else None
+    run.write_json("results.json", results)
+    text = gradient_regularization_tables.text(results, paper)
+    run.write_text("tables.md", text)
+    gradient_regularization_figures.draw_errors(run, results)
+    gradient_regularization_figures.draw_bounds(run, results)
+    print(text)
+    print(f"written to {run.path} in {time.monotonic() - began:.0f} s")
+
+
+def _settings() -> Settings:
+    """How networks are measured, but for what depends on the data."""
+    p = flags.FLAGS.p
+    if p not in _ATTACKS:
+        raise ValueError(f"p is {p:g}; it may be 2 or inf here.")
+    epsilons = tuple(_EPSILONS[p])
+    if _EPSILONS_FLAG.value is not None:
+        epsilons = cli.parse_floats("epsilons", _EPSILONS_FLAG.value)
+    largest = _LARGEST_FLAG.value
+    settings = Settings(
+        p=p,
+        attacks=tuple(
+            evaluation.parse_attack(text) for text in _ATTACK.value or _ATTACKS[p]
+        ),
+        epsilons=epsilons,
+        largest=_LARGEST[p] if largest is None else largest,
+        halvings=_HALVINGS.value,
+        top_k=1,
+        lanczos_steps=_LANCZOS.value,
+        batch_size=_BATCH.value,
+        part_size=_PART.value,
+        seed=0,
+    )
+    gradient_regularization_attacks.check(settings)
+    return settings
+
+
+def _top_k(num_classes: int) -> int:
+    given = _TOP_K.value
+    top_k = (5 if num_classes >= 100 else 1) if given is None else given
+    if not 1 <= top_k < num_classes:
+        raise ValueError(
+            f"top_k is {top_k}; it must be from 1 to {num_classes - 1} here."
+        )
+    return top_k
+
+
+def _planned(p: float) -> list[rows.Trained]:
+    """The networks that --rows and --seeds ask for."""
+    names = rows.DEFAULT[p] if _ROWS.value is None else _ROWS.value
+    seeds = cli.parse_integers("seeds", _SEEDS.value)
+    return rows.planned(names, seeds, p, Path(_OUT.value) / "networks")
+
+
+def _check_batches(config: training.Config, examples: int) -> None:
+    parts = jax.device_count() * config.accumulation_steps
+    for phase in training.make_plan(config, examples).phases:
+        if phase.batch_size % parts:
+            raise ValueError(
+                f"batch_size is {phase.batch_size}; it must be a multiple of the "
+                f"number of devices times accumulation_steps, {parts}."
+            )
+
+
+def _test_pictures(config: training.Config) -> data.Dataset:
+    given = flags.FLAGS
+    if given["dataset"].present:
+        config = dataclasses.replace(config, dataset=given.dataset)
+    return data.load(
+        config.dataset,
+        split="test",
+        data_dir=given.data_dir or config.data_dir,
+        download=_DOWNLOAD.value,
+        limit=_TEST_EXAMPLES.value,
+        image_size=training.image_size(config),
+    )
+
+
+def _train(each: rows.Trained, train_set: data.Dataset | data.Stream) -> None:
+    """Trains a network unless it is there, and notes the time."""
+    if (each.directory / "training.json").exists():
+        return
+    resumed, began = each.directory.exists(), time.monotonic()
+    training.train(each.config, directory=each.directory, train_set=train_set)
+    seconds = None if resumed else time.monotonic() - began
+    training.RunDirectory(each.directory).write_json(
+        "training.json", {"seconds": seconds}
+    )
+
+
+def _measure(
+    each: rows.Trained,
+    pictures: data.Dataset,
+    attacked: int,
+    settings: Settings,
+    run: training.RunDirectory,
+) -> dict[str, Any]:
+    config, params, batch_stats, metadata = training.load_run(each.directory)
+    bound = measure.bind(config, params, batch_stats, pictures.num_classes)
+    found = measuring.measure(
+        *bound,
+        pictures,
+        attacked,
+        settings,
+        smooth=each.row.smooth,
+        parts=evaluation.Parts(run.path / "measured"),
+        description=f"{each.directory.name}: attacks",
+    )
+    timed = each.directory / "training.json"
+    seconds = json.loads(timed.read_text())["seconds"] if timed.exists() else None
+    return {
+        "run": str(each.directory),
+        "seed": config.seed,
+        "step": metadata["step"],
+        "training_seconds": seconds,
+        **measuring.summary(found, settings),
+    }
+
+
+def _summarize(found: dict[rows.Row, list[dict[str, Any]]], p: float) -> dict[str, Any]:
+    """Each row's networks, their mean and spread, and what was won."""
+    before = found.get(rows.Row("undefended", None, None, False))
+    summaries = {}
+    for row, measured in found.items():
+        mean = _combined(measured, np.mean)
+        spread = None
+        if len(measured) > 1:
+            spread = _combined(measured, lambda values: np.std(values, ddof=1))
+        summaries[row.name(p)] = {
+            "label": row.label(p),
+            "kind": row.kind,
+            "weight": row.weight,
+            "smooth": row.smooth,
+            "mean": mean,
+            "spread": spread,
+            "ratio": _ratio(mean, _combined(before, np.mean)) if before else None,
+            "ratios": [
+                _ratio(one, other)
+                for one in measured
+                for other in before or ()
+                if one["seed"] == other["seed"]
+            ],
+            "seeds": measured,
+        }
+    return summaries
+
+
+def _ratio(one: dict[str, Any], other: dict[str, Any]) -> float | None:
+    return measuring.improvement_ratio(
+        *(each[name] for each in (one, other) for name in ("distance", "clean_error"))
+    )
+
+
+def _combined(measured: list[dict[str, Any]], combine: Any) -> dict[str, Any]:
+    """The numbers of several networks as one, part by part."""
+    combined: dict[str, Any] = {}
+    for name, value in measured[0].items():
+        values = [each[name] for each in measured]
+        if isinstance(value, dict):
+            combined[name] = _combined(values, combine)
+        elif all(isinstance(v, float) for v in values):
+            combined[name] = float(combine(values))
+    return combined
+
+
+if __name__ == "__main__":
+    cli.run(main)
