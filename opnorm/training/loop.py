@@ -28,9 +28,9 @@ from opnorm.training import (
 )
 from opnorm.training import config as configs
 from opnorm.training import plan as plans
-from opnorm.training import run_directory as run_directories
 from opnorm.training.config import Config
 from opnorm.training.plan import Plan
+from opnorm.training.shared_run import SharedRun
 from opnorm.training.step import (
     Step,
     TrainState,
@@ -43,8 +43,6 @@ from opnorm.training.step import (
     state_shardings,
 )
 
-# Leaves of a state that checkpoints of earlier versions lack.
-_COUNTERS = ("skipped_updates", "skipped_in_a_row")
 # Digits are not the same digit in a mirror.
 _NO_FLIP = ("mnist", "svhn_cropped")
 
@@ -181,7 +179,7 @@ def train(
     shape = _image_shape(train_set, plan)
     state = _initial_state(config, train_set, plan, shape)
     shardings = state_shardings(state, mesh, parameter_sharding)
-    run = None if directory is None else _Run(Path(directory), config)
+    run = None if directory is None else SharedRun(Path(directory), config)
     state = place(state if run is None else run.restore(state), shardings)
     step = _compiled_step(
         _without_seed(config),
@@ -258,53 +256,6 @@ def load_run(
     """
     params, batch_stats, metadata = checkpoints.restore_variables(directory)
     return Config(**metadata["config"]), params, batch_stats, metadata
-
-
-class _Run:
-    """The directory of a run, which the first process alone reads and writes."""
-
-    def __init__(self, directory: Path, config: Config) -> None:
-        self._config = dataclasses.asdict(config)
-
-        def create() -> None:
-            self._directory = run_directories.RunDirectory.create(
-                directory, self._config, defaults=dataclasses.asdict(Config())
-            )
-            self._store = checkpoints.CheckpointStore(directory / checkpoints.FOLDER)
-
-        hosts.from_writer(create)
-
-    def restore(self, state: TrainState) -> TrainState:
-        """The state of the newest checkpoint, or the given one."""
-        found: list[TrainState] = []
-
-        def read() -> bool:
-            restored = self._store.restore(state, optional=_COUNTERS)
-            if restored is not None:
-                found.append(restored.state)
-            step = int(found[0].step) if found else 0
-            self._directory.truncate_metrics(step)
-            return bool(found)
-
-        if hosts.from_writer(read):
-            state = hosts.broadcast(found[0] if found else state)
-        return state
-
-    def save(self, step: int, state: TrainState) -> None:
-        """Writes a checkpoint."""
-        state = hosts.gather(state)
-        if hosts.is_writer():
-            self._store.save(step, state, {"config": self._config})
-
-    def log(self, step: int, **metrics: float) -> None:
-        """Appends a line of metrics."""
-        if hosts.is_writer():
-            self._directory.log(step, **metrics)
-
-    def close(self) -> None:
-        """Ends what the checkpoints keep open."""
-        if hosts.is_writer():
-            self._store.close()
 
 
 def _check_skipped(state: TrainState, known: int, limit: int, step: int) -> int:
