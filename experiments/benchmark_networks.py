@@ -170,7 +170,9 @@ def _step(
     method = methods.create(config, net)
     if double:
         method = method._replace(loss=_double_backpropagation(net))
-    counted = method._replace(loss=compilations.wrap(f"{name}, {label}", method.loss))
+    counted = method._replace(
+        loss=compilations.wrap(f"{name}, {label}, {dtype}", method.loss)
+    )
     plan = training.make_plan(config, 100 * size.batch_size)
     optimizer = optimizers.create(config, plan)
     mesh = training.data_mesh(jax.devices()[:1])

@@ -54,28 +54,19 @@ def measure(
       by rank), "random_alignment" (expected of a random direction).
     """
     apply, variables = bind(config, params, batch_stats, test_set.num_classes)
-    pictures = (apply, variables, test_set.images)
-    attack = usual_attack(p, num_steps)
-    clean = analysis.evaluate_accuracy(
-        *pictures, test_set.labels, batch_size=batch_size
-    )
-    attacked = analysis.robust_accuracy(
-        *pictures,
-        test_set.labels,
-        attack=attack,
-        epsilons=[epsilon for epsilon in epsilons if epsilon > 0],
+    curve = accuracy_curve(
+        apply,
+        variables,
+        test_set,
+        p=p,
+        epsilons=epsilons,
+        num_steps=num_steps,
         batch_size=batch_size,
-        key=jax.random.key(seed),
+        seed=seed,
     )
-    epsilons = [0.0, *(float(epsilon) for epsilon in epsilons if epsilon > 0)]
-    points = [clean, *attacked]
     return {
-        "clean_accuracy": float(clean.mean),
-        "accuracy": {
-            "epsilon": epsilons,
-            "mean": [point.mean for point in points],
-            "standard_error": [point.standard_error for point in points],
-        },
+        "clean_accuracy": float(curve["mean"][0]),
+        "accuracy": curve,
         "examples": len(test_set),
         **spectrum(
             apply,
@@ -87,6 +78,40 @@ def measure(
             batch_size=batch_size,
             seed=seed,
         ),
+    }
+
+
+def accuracy_curve(
+    apply: Any,
+    variables: Any,
+    test_set: data.Dataset,
+    *,
+    p: float,
+    epsilons: Sequence[float],
+    num_steps: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, list[float]]:
+    """Measures accuracy on clean pictures, then under PGA of each length.
+
+    Returns:
+      "epsilon", from 0 on, "mean" and "standard_error", of equal lengths.
+    """
+    pictures = (apply, variables, test_set.images, test_set.labels)
+    lengths = [float(epsilon) for epsilon in epsilons if epsilon > 0]
+    clean = analysis.evaluate_accuracy(*pictures, batch_size=batch_size)
+    attacked = analysis.robust_accuracy(
+        *pictures,
+        attack=usual_attack(p, num_steps),
+        epsilons=lengths,
+        batch_size=batch_size,
+        key=jax.random.key(seed),
+    )
+    points = [clean, *attacked]
+    return {
+        "epsilon": [0.0, *lengths],
+        "mean": [point.mean for point in points],
+        "standard_error": [point.standard_error for point in points],
     }
 
 

@@ -17,11 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 
 from experiments import cli, figures, measure
-from opnorm import analysis, training
+from opnorm import training
 from opnorm.training import presets
 
 TABLE_2 = (
@@ -152,29 +151,22 @@ def _train_and_measure(
         known: dict[str, Any] = json.loads(cached.read_text())
         if known["settings"] == settings:
             return known
-    pictures = measure.bind(
+    apply, variables = measure.bind(
         config, result.params, result.batch_stats, test_set.num_classes
     )
-    clean = analysis.evaluate_accuracy(
-        *pictures, test_set.images, test_set.labels, batch_size=100
-    )
-    curves = {}
-    for p, epsilons in lengths.items():
-        attacked = analysis.robust_accuracy(
-            *pictures,
-            test_set.images,
-            test_set.labels,
-            attack=measure.usual_attack(p, _TEST_STEPS.value),
+    curves = {
+        measure.norm_name(p): measure.accuracy_curve(
+            apply,
+            variables,
+            test_set,
+            p=p,
             epsilons=epsilons,
+            num_steps=_TEST_STEPS.value,
             batch_size=100,
-            key=jax.random.key(config.seed),
+            seed=config.seed,
         )
-        points = [clean, *attacked]
-        curves[measure.norm_name(p)] = {
-            "epsilon": [0.0, *epsilons],
-            "mean": [point.mean for point in points],
-            "standard_error": [point.standard_error for point in points],
-        }
+        for p, epsilons in lengths.items()
+    }
     found = {"settings": settings, "steps": result.step, "accuracy": curves}
     training.RunDirectory(directory).write_json("accuracies.json", found)
     return found

@@ -19,7 +19,7 @@ import jax
 
 from experiments import cli, measure
 from opnorm import analysis, data, training
-from opnorm.training import Config, plan
+from opnorm.training import Config
 
 _RESULT = "sweep_result.json"
 _JOB = "sweep_job.json"
@@ -296,7 +296,10 @@ def _train_and_measure(
     )
     trained = time.monotonic()
     test_set = _test_set(
-        _source(config), _image_size(config), measurement.test_examples, download
+        _source(config),
+        training.image_size(config),
+        measurement.test_examples,
+        download,
     )
     apply, variables = measure.bind(
         config, result.params, result.batch_stats, test_set.num_classes
@@ -347,15 +350,6 @@ def _test_set(
         limit=limit,
         image_size=image_size,
     )
-
-
-def _image_size(config: Config) -> int | None:
-    """What streamed pictures are cropped to: what the training ended with."""
-    if not data.is_streamed(config.dataset):
-        return None
-    if config.phases is not None:
-        return plan.parse_phases(config.phases)[-1][1]
-    return config.image_size or plan.IMAGE_SIZE
 
 
 def _mean_and_error(accuracy: Any) -> dict[str, float]:

@@ -86,40 +86,48 @@ class ResNet50(nn.Module):
         outputs_lib.check_size("num_classes", self.num_classes)
         outputs_lib.check_stage_sizes(self.stage_sizes)
         activations.check_activation(self.activation)
-        normalization.check_images(x, min_size=MIN_SIZE)
+        normalization.check_images(x, min_size=self._min_size)
 
         h = normalization.normalize(x, self.mean, self.std, self.dtype)
-        h = layers.convolution(
-            "conv",
-            self.width,
-            7,
-            stride=2,
-            kernel_init=KERNEL_INIT,
-            dtype=self.dtype,
-        )(h)
-        h = layers.batch_norm("norm", train=train, dtype=self.dtype)(h)
-        preactivations = [h]
-        h = layers.overlapping_max_pool(activations.ACTIVATIONS[self.activation](h))
+        first, h = self._stem(h, train)
+        preactivations = [first]
         block = nn.remat(Bottleneck) if self.rematerialize else Bottleneck
         for stage, size in enumerate(self.stage_sizes, start=1):
             for index in range(1, size + 1):
                 h, inside = block(
-                    self.width * 2 ** (stage - 1),
-                    2 if stage > 1 and index == 1 else 1,
-                    train,
-                    self.dtype,
-                    self.activation,
+                    stride=2 if stage > 1 and index == 1 else 1,
+                    train=train,
+                    dtype=self.dtype,
+                    activation=self.activation,
                     name=f"stage{stage}_block{index}",
+                    **self._bottleneck(stage),
                 )(h)
                 preactivations.extend(inside)
         features = jnp.mean(h, axis=(1, 2))
         logits = layers.linear(
-            features,
-            self.num_classes,
-            self.dtype,
-            kernel_init=nn.initializers.normal(0.01),
+            features, self.num_classes, self.dtype, kernel_init=self._linear_init()
         )
         return outputs_lib.select(outputs, logits, features, preactivations)
+
+    # What networks of the same plan do in another way.
+
+    _min_size = MIN_SIZE
+
+    def _stem(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        """The first pre-activation, and what the first stage takes."""
+        h = layers.convolution(
+            "conv", self.width, 7, stride=2, kernel_init=KERNEL_INIT, dtype=self.dtype
+        )(x)
+        h = layers.batch_norm("norm", train=train, dtype=self.dtype)(h)
+        act = activations.ACTIVATIONS[self.activation]
+        return h, layers.overlapping_max_pool(act(h))
+
+    def _bottleneck(self, stage: int) -> dict[str, Any]:
+        """Attributes of the bottlenecks of a stage, from 1."""
+        return {"channels": self.width * 2 ** (stage - 1)}
+
+    def _linear_init(self) -> Callable[..., jax.Array]:
+        return nn.initializers.normal(0.01)
 
 
 class Bottleneck(nn.Module):
