@@ -238,11 +238,14 @@ def validate(config: Config) -> None:
             f"{config.difference_step} would be rounding. The method "
             f"{config.method!r} needs float32."
         )
-    if config.logit_activation and config.model != "resnext34":
-        raise ValueError(
-            f"logit_activation is True, which the model {config.model!r} does not "
-            "have; it belongs to resnext34."
-        )
+    # Refuses what this model does not have; nothing is allocated.
+    models.create(
+        config.model,
+        width=config.width,
+        activation=config.activation,
+        rematerialize=config.rematerialize,
+        logit_activation=config.logit_activation,
+    )
     # What belongs to some methods is refused for the others, unless left as it is.
     for name, methods in {
         "search": DATA_DEPENDENT,

@@ -284,6 +284,19 @@ def test_a_run_can_start_from_another_runs_parameters(tmp_path, train_set):
         ({"method": "gradient_regularization", "difference_step": 0}, "difference_s"),
         ({"method": "interpolated", "mix": 1.5}, "mix is 1.5"),
         ({"method": "interpolated", "variant": "derivative"}, "variant.*derivative"),
+        (
+            {"method": "gradient_regularization", "compute_dtype": "bfloat16"},
+            "compute_dtype is 'bfloat16'.*rounding",
+        ),
+        ({"compute_dtype": "float16"}, "compute_dtype is 'float16'"),
+        ({"logit_activation": True}, "logit_activation is True.*resnext34"),
+        ({"rematerialize": True}, "rematerialize is True.*mlp"),
+        ({"activation": "tanh"}, "activation is 'tanh'.*smooth_relu"),
+        ({"normalization": "mine"}, "normalization is 'mine'.*imagenet"),
+        ({"random_start": False}, "random_start is False.*standard"),
+        ({"padding": "circular"}, "padding is 'circular'.*reflect"),
+        ({"augment": False, "cutout": 8}, "padding, cutout are 'zero', 8"),
+        ({"batch_size": 20, "accumulation_steps": 3}, "accumulation_steps is 3.*20"),
         ({"epochs": 0}, "epochs is 0"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"seed": -1}, "seed"),
@@ -298,6 +311,28 @@ def test_bad_configurations_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         training.train(config, directory=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_half_precision_leaves_parameters_and_losses_in_float32(train_set):
+    config = training.Config(
+        model="cnn7",
+        width=2,
+        compute_dtype="bfloat16",
+        activation="smooth_relu",
+        normalization="cifar10",
+        rematerialize=True,
+        padding="reflect",
+        cutout=8,
+        epochs=1,
+        batch_size=16,
+    )
+    mesh = training.data_mesh(jax.devices()[:1])
+    result = training.train(config, train_set=train_set, mesh=mesh, show_progress=False)
+    assert result.step == 3
+    assert all(np.isfinite(value) for value in result.metrics.values())
+    assert result.metrics["skipped_updates"] == 0
+    for tree in (result.params, result.batch_stats):
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(tree)} == {"float32"}
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(train_set):
