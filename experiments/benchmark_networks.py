@@ -57,10 +57,16 @@ STANDARD = "standard step"
 DOUBLE = "double backpropagation"
 
 
-class _Step(NamedTuple):
-    """A compiled train step, ready to be timed, and its arithmetic in FLOP."""
+class TrainStep(NamedTuple):
+    """A compiled train step and its arithmetic.
 
-    run: Callable[[], Any]
+    Attributes:
+      run: takes a batch of images, labels and indices on the device, or none for one
+        that is always the same.
+      flops: of a step.
+    """
+
+    run: Callable[..., Any]
     flops: float
 
 
@@ -103,8 +109,8 @@ def measure(
             )
             if dtype == "float32" and name in REGULARIZED:
                 label = DOUBLE
-                steps[label] = _step(
-                    compilations, name, _size(name, full_size), label, dtype, DOUBLE
+                steps[label] = train_step(
+                    compilations, name, size_of(name, full_size), label, dtype, DOUBLE
                 )
                 # By itself: what it allocates slows down whoever comes next.
                 rounds |= timing.take_turns({label: steps[label].run}, num_rounds)
@@ -121,15 +127,16 @@ def measure(
     return seconds, ratios
 
 
-def _size(name: str, full_size: bool) -> Size:
+def size_of(name: str, full_size: bool) -> Size:
+    """What a network is measured at."""
     return (FULL if full_size else REDUCED)[name]
 
 
 def _steps(
     compilations: timing.Compilations, name: str, full_size: bool, dtype: str
-) -> dict[str, _Step]:
+) -> dict[str, TrainStep]:
     """What is measured of a network in turns."""
-    build = functools.partial(_step, compilations, name, _size(name, full_size))
+    build = functools.partial(train_step, compilations, name, size_of(name, full_size))
     steps = {STANDARD: build(STANDARD, dtype, "standard")}
     if name in ADVERSARIAL:
         label = "adversarial-only step"
@@ -144,7 +151,7 @@ def _steps(
     return steps
 
 
-def _step(
+def train_step(
     compilations: timing.Compilations,
     name: str,
     size: Size,
@@ -152,7 +159,18 @@ def _step(
     dtype: str,
     method_name: str,
     **options: Any,
-) -> _Step:
+) -> TrainStep:
+    """Compiles one step of a method on one device.
+
+    Args:
+      compilations: counts what is compiled.
+      name: of the network.
+      size: of the network and its batches.
+      label: what counts and results call the step.
+      dtype: what the network computes in.
+      method_name: of ``Config.method``, or ``DOUBLE``.
+      **options: other fields of the configuration.
+    """
     double = method_name == DOUBLE
     config = training.Config(
         model=name,
@@ -202,11 +220,11 @@ def _step(
         )
     holder = [state]
 
-    def run() -> Any:
-        holder[0], metrics = step(holder[0], *batch)
+    def run(given: Any = None) -> Any:
+        holder[0], metrics = step(holder[0], *(given or batch))
         return metrics
 
-    return _Step(run, flops)
+    return TrainStep(run, flops)
 
 
 def _double_backpropagation(net: network.Network) -> Callable[..., Any]:
