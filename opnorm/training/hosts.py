@@ -16,6 +16,7 @@ import numpy as np
 
 # Set by the launchers whose clusters JAX can recognise by itself.
 _CLUSTER_VARIABLES = (
+    "JAX_COORDINATOR_ADDRESS",
     "SLURM_JOB_ID",
     "OMPI_MCA_orte_hnp_uri",
     "TPU_WORKER_HOSTNAMES",
