@@ -2,8 +2,6 @@
 
 import json
 
-import numpy as np
-
 TINY = [
     "--presets=roth_cnn7_standard,roth_cnn7_global_snr",
     "--dataset=cifar10_mini",
@@ -20,7 +18,7 @@ TINY = [
 ]
 
 
-def test_rows_start_from_the_first_and_are_measured_once(run, tmp_path):
+def test_rows_start_from_the_first(run, tmp_path):
     done = run("reproduce", *TINY, f"--run={tmp_path}")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
@@ -42,25 +40,12 @@ def test_rows_start_from_the_first_and_are_measured_once(run, tmp_path):
     assert "cnn7 global snr" in table and "81.5 %" in table
     for name in ("accuracy_L2.png", "accuracy_Linf.png"):
         assert (tmp_path / name).stat().st_size > 0
-    # What is there is not computed again.
-    cached = tmp_path / "roth_cnn7_standard" / "accuracies.json"
-    content = json.loads(cached.read_text())
-    content["accuracy"]["L2"]["mean"] = [0.25, 0.125]
-    cached.write_text(json.dumps(content))
-    again = run("reproduce", *TINY, f"--run={tmp_path}")
-    assert again.returncode == 0, again.stderr
-    repeated = json.loads((tmp_path / "results.json").read_text())["rows"]
-    np.testing.assert_array_equal(
-        repeated["roth_cnn7_standard"]["accuracy"]["L2"]["mean"], [0.25, 0.125]
-    )
 
 
 def test_usage_errors_come_before_any_run(run, tmp_path):
-    for options, message in (
-        (["--presets=roth_cnn8_standard"], "preset"),
-        (["--l2_epsilons=0"], "l2_epsilons"),
-        (["--presets="], "presets"),
-    ):
-        done = run("reproduce", *TINY, *options, f"--run={tmp_path / 'run'}")
-        assert done.returncode == 2 and message in done.stderr
+    done = run(
+        "reproduce", *TINY, "--presets=roth_cnn8_standard", f"--run={tmp_path / 'run'}"
+    )
+    assert done.returncode == 2
+    assert "preset 'roth_cnn8_standard'" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,30 @@
+"""What tests of training share: data that stop a run in the middle."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def interrupt():
+    """``(dataset, after) -> dataset`` that stops the run after some batches."""
+    return _interrupt
+
+
+def _interrupt(dataset, after):
+    """A data set that stops the run after some batches, as Ctrl-C would."""
+    images = dataset.images.view(_Interrupting)
+    images.left = after
+    return dataclasses.replace(dataset, images=images)
+
+
+class _Interrupting(np.ndarray):
+    left = None
+
+    def __getitem__(self, place):
+        if self.left is not None:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+        return np.asarray(super().__getitem__(place))
