@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments import cli, measure
-from opnorm import analysis, data, training
+from opnorm import data, training
 from opnorm.training import Config
 
 _RESULT = "sweep_result.json"
@@ -304,21 +304,26 @@ def _train_and_measure(
     apply, variables = measure.bind(
         config, result.params, result.batch_stats, test_set.num_classes
     )
-    pictures = (apply, variables, test_set.images, test_set.labels)
-    clean = analysis.evaluate_accuracy(*pictures, batch_size=_BATCH_SIZE)
-    attacked = analysis.robust_accuracy(
-        *pictures,
-        attack=measure.usual_attack(measurement.p, measurement.num_steps),
-        epsilons=list(measurement.epsilons),
+    curve = measure.accuracy_curve(
+        apply,
+        variables,
+        test_set,
+        p=measurement.p,
+        epsilons=measurement.epsilons,
+        num_steps=measurement.num_steps,
         batch_size=_BATCH_SIZE,
-        key=jax.random.key(config.seed),
+        seed=config.seed,
+    )
+    clean, *attacked = (
+        {"mean": mean, "standard_error": error}
+        for mean, error in zip(curve["mean"], curve["standard_error"], strict=True)
     )
     return {
         "step": result.step,
         "data": test_set.description,
         "examples": len(test_set),
-        "clean": _mean_and_error(clean),
-        "attacked": [_mean_and_error(point) for point in attacked],
+        "clean": clean,
+        "attacked": attacked,
         "training_seconds": trained - start,
         "measuring_seconds": time.monotonic() - trained,
     }
@@ -350,13 +355,6 @@ def _test_set(
         limit=limit,
         image_size=image_size,
     )
-
-
-def _mean_and_error(accuracy: Any) -> dict[str, float]:
-    return {
-        "mean": float(accuracy.mean),
-        "standard_error": float(accuracy.standard_error),
-    }
 
 
 def _read(point: Point, name: str) -> dict[str, Any] | None:
