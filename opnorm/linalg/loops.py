@@ -11,7 +11,8 @@ explicit transposes, and the loop runs over that: as fast as unrolled code, with
 compile time of one step. The convolutions that XLA's fast form is slow at, those whose
 output is much larger than their input (the input gradient of a convolution without
 padding, or with a stride) or has few channels (that of the first layer), become one
-matrix product and a sum of shifted results: measured 35 and 3.5 times faster. Other
+matrix product and a sum of shifted results: measured 35 and 3.5 times faster. A few
+groups are convolved one by one: a train step of ResNeXt34 is six times faster. Other
 backends accept any layout: there the loop is plain.
 
 The rewriting walks a jaxpr through ``jax.extend``, which is not covered by JAX's
