@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,17 +27,13 @@ def command(name, *arguments):
     return [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
 
 
-def run(name, *arguments):
-    # One device, as most users have.
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
-    return subprocess.run(
-        command(name, *arguments),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture(scope="module")
+def trained(run, tmp_path_factory):
+    """A run directory, to be read only."""
+    directory = tmp_path_factory.mktemp("trained") / "run"
+    result = run("train", *TINY, "--epochs=1", f"--run={directory}")
+    assert result.returncode == 0, result.stderr
+    return directory
 
 
 def variables(directory):
@@ -65,7 +62,9 @@ def assert_same_parameters(first, second):
         ("equivalence", ["--run=RUN", "--methods=magic"], ["methods", "magic"]),
     ],
 )
-def test_usage_errors_are_one_line_and_exit_code_2(name, arguments, words, tmp_path):
+def test_usage_errors_are_one_line_and_exit_code_2(
+    run, name, arguments, words, tmp_path
+):
     directory = tmp_path / "run"
     result = run(name, *(a.replace("RUN", str(directory)) for a in arguments))
     assert result.returncode == 2, result.stderr
@@ -75,15 +74,15 @@ def test_usage_errors_are_one_line_and_exit_code_2(name, arguments, words, tmp_p
     assert not directory.exists()
 
 
-def test_help_lists_the_flags_with_their_meaning():
+def test_help_lists_the_flags_with_their_meaning(run):
     result = run("train", "--help")
     assert "--method" in result.stdout
     assert "--epsilon" in result.stdout
     assert "[0, 1]" in " ".join(result.stdout.split())
 
 
-def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(tmp_path):
-    options = [*TINY, "--method=data_dependent_snr", "--epochs=40"]
+def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(run, tmp_path):
+    options = [*TINY, "--method=data_dependent_snr", "--epochs=16"]
     options += ["--checkpoint_every=7", "--log_every=1"]
     whole = run("train", *options, f"--run={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
@@ -120,10 +119,10 @@ def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(tmp_path):
     assert f"{int(steps[-1].name)}" in resumed.stderr
     assert_same_parameters(variables(tmp_path / "whole"), variables(killed))
     logged = [line["step"] for line in training.read_metrics(killed)]
-    assert logged == list(range(1, 401))
+    assert logged == list(range(1, 161))
 
 
-def test_the_main_job_runs_small_and_is_repeatable_from_its_directory(tmp_path):
+def test_the_main_job_runs_small_and_is_repeatable_from_its_directory(run, tmp_path):
     options = [*TINY, "--epochs=1", "--seeds=0,1", "--test_examples=40"]
     options += ["--epsilons=0.25,0.5", "--test_steps=2", "--attack_steps=2"]
     first = run("equivalence", *options, f"--run={tmp_path}")
@@ -147,25 +146,26 @@ def test_the_main_job_runs_small_and_is_repeatable_from_its_directory(tmp_path):
     assert repeated["methods"] == results["methods"]
 
 
-def test_a_trained_network_can_be_evaluated(tmp_path):
-    run("train", *TINY, "--epochs=1", f"--run={tmp_path}")
-    options = ["--examples=30", "--attack=pga num_steps=2"]
-    result = run("evaluate", f"--run={tmp_path}", *options)
+def test_a_trained_network_can_be_evaluated(run, trained, tmp_path):
+    directory = shutil.copytree(trained, tmp_path / "run")
+    options = ["--examples=30", "--attack=pga num_steps=2", "--check_examples=8"]
+    result = run("evaluate", f"--run={directory}", *options)
     assert result.returncode == 0, result.stderr
-    found = json.loads((tmp_path / "evaluation.json").read_text())
+    found = json.loads((directory / "evaluation.json").read_text())
     curve = found["attacks"]["pga keep=success num_steps=2"]
     assert curve["epsilon"][0] == 0
     assert curve["mean"][0] == pytest.approx(found["clean_accuracy"])
     assert all(np.diff(curve["mean"]) <= 0)
     for name in ("accuracy.png", "distances.png", "evaluation.md"):
-        assert (tmp_path / name).stat().st_size > 0
+        assert (directory / name).stat().st_size > 0
 
 
-def test_a_killed_and_damaged_evaluation_resumes_to_the_same_numbers(tmp_path):
-    run("train", *TINY, "--epochs=1", f"--run={tmp_path / 'run'}")
-    options = [f"--run={tmp_path / 'run'}", "--split=test[100:220]", "--nospectrum"]
-    options += ["--attack=pga num_steps=3", "--attack=fab num_steps=5"]
-    options += ["--attack=square num_queries=400", "--part_size=8", "--batch_size=8"]
+def test_a_killed_and_damaged_evaluation_resumes_to_the_same_numbers(
+    run, trained, tmp_path
+):
+    options = [f"--run={trained}", "--split=test[100:164]", "--nospectrum"]
+    options += ["--attack=pga num_steps=3", "--attack=fab num_steps=3"]
+    options += ["--attack=square num_queries=60", "--part_size=4", "--batch_size=4"]
     options += ["--epsilons=0.1,0.3", "--check_examples=0"]
     whole = run("evaluate", *options, f"--out={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
@@ -200,15 +200,15 @@ def test_a_killed_and_damaged_evaluation_resumes_to_the_same_numbers(tmp_path):
         for directory in (tmp_path / "whole", killed)
     )
     for card in (first, second):
-        assert card["examples"] == 120
+        assert card["examples"] == 64
         for attack in card["attacks"].values():
             attack.pop("seconds")
     assert first["attacks"] == second["attacks"]
     assert first["best_known"] == second["best_known"]
 
 
-def test_a_later_attack_can_only_lower_what_is_best_known(tmp_path):
-    run("train", *TINY, "--epochs=1", f"--run={tmp_path}")
+def test_a_later_attack_can_only_lower_what_is_best_known(run, trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     options = [f"--run={tmp_path}", "--examples=60", "--nospectrum", "--epsilons=0.3"]
     options += ["--check_examples=0"]
 
