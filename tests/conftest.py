@@ -11,6 +11,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the suite's time is compilation of programs that run once.
 _FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Cut into parts for threads, a program takes longer where every core has a process.
+_FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
 if metadata.version("jaxlib").startswith("0.10."):
     # The older way to compile fusions takes a third less time; later releases have
     # dropped the flag, and end a process that sets it.

@@ -25,6 +25,11 @@ _CLUSTER_VARIABLES = (
 )
 
 
+# JAX's own is 100. A collective operation mostly fails at once when a process dies, but
+# it may also wait for it forever; then JAX ends everybody after this time.
+_HEARTBEAT_SECONDS = 30
+
+
 class ProcessLost(RuntimeError):
     """Another process of the run is gone, and with it every step to come."""
 
@@ -40,6 +45,10 @@ def initialize(
 
     With three arguments as they say, with none as the cluster's environment says
     (SLURM, Open MPI, TPU pods and what else ``jax.distributed.initialize`` knows).
+
+    When one of them dies, the others end: mostly at once with ``ProcessLost``, and
+    where they hang in an operation that waits for it, after 30 seconds by an abort
+    that names the process.
 
     Args:
       coordinator_address: host:port of the first process, alike in all.
@@ -76,6 +85,7 @@ def initialize(
         num_processes,
         process_id,
         local_device_ids=local_device_ids,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
     )
 
 

@@ -110,8 +110,13 @@ def test_the_death_of_one_is_told_and_the_run_goes_on(tmp_path):
     codes, outputs = finish(running)
     assert codes[1] == -signal.SIGKILL
     assert codes[0] not in (0, -signal.SIGKILL)
-    assert "one of them is gone" in outputs[0][1], outputs[0][1]
-    assert "Start all of them again" in outputs[0][1]
+    told = outputs[0][1]
+    if codes[0] == 1:
+        assert "one of them is gone" in told and "Start all of them again" in told
+    else:
+        # Gloo waited for it, until JAX missed its heartbeat.
+        assert codes[0] == -signal.SIGABRT
+        assert "another task died" in told, told
     saved = max(steps_saved(tmp_path))
     assert saved < 600
     # They go on to an end on request, which one of the two is asked for.
