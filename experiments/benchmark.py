@@ -6,9 +6,11 @@ r"""Measures what opnorm's kernels and train steps cost, as ratios within one ru
 
 Absolute times differ between machines and hours; ratios of interleaved runs hold. Every
 number is a median over rounds, every ratio the median of the rounds' own ratios. Writes
-benchmark.json and table.md into --run.
+benchmark.json and table.md into --run after every part and every network, so that a run
+that is ended early has written what it measured.
 """
 
+import functools
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,6 +56,9 @@ _COMPUTE_DTYPE = flags.DEFINE_enum(
     "what the networks of that part compute in",
 )
 
+# Seconds by name, and ratios by name.
+Found = tuple[dict[str, float], dict[str, float]]
+
 # The most that each ratio may be; what the project promises.
 LIMITS = {
     "10 power steps / 20 linear passes": 1.2,
@@ -89,29 +94,51 @@ def main() -> None:
         if flag.value < smallest:
             raise ValueError(f"{flag.name} is {flag.value}; at least {smallest}.")
     known = {"attack": _attack_part, "power": _power_part, "train": _train_part}
-    known["spectrum"] = _spectrum_part
-    known["networks"], known["input"] = _networks_part, _input_part
+    known["spectrum"], known["input"] = _spectrum_part, _input_part
     for name in _NETWORKS.value:
         if name not in benchmark_networks.FULL:
             names = ", ".join(benchmark_networks.FULL)
             raise ValueError(f"networks has {name!r}; it may have {names}.")
     for part in _PARTS.value:
-        if part not in known:
-            raise ValueError(f"parts has {part!r}; it may have {', '.join(known)}.")
+        if part not in _ALL_PARTS:
+            raise ValueError(
+                f"parts has {part!r}; it may have {', '.join(_ALL_PARTS)}."
+            )
+    # The networks are parts of their own.
+    jobs: list[tuple[str, Callable[..., Found]]] = []
+    for part in _PARTS.value:
+        if part == "networks":
+            jobs += [
+                (f"networks, {name}", functools.partial(_network_part, name))
+                for name in _NETWORKS.value
+            ]
+        else:
+            jobs.append((part, known[part]))
     compilations = timing.Compilations()
     times: dict[str, float] = {}
     ratios: dict[str, float] = {}
-    for part in _PARTS.value:
-        print(f"measuring: {part}", flush=True)
-        found_times, found_ratios = known[part](compilations, steps)
+    text = ""
+    for title, measure in jobs:
+        print(f"measuring: {title}", flush=True)
+        found_times, found_ratios = measure(compilations, steps)
         times |= found_times
         ratios |= found_ratios
-    twice = {name: n for name, n in compilations.counts.items() if n != 1}
-    if twice:
-        raise ValueError(f"functions were traced more than once: {twice}")
+        twice = {name: n for name, n in compilations.counts.items() if n != 1}
+        if twice:
+            raise ValueError(f"functions were traced more than once: {twice}")
+        text = _write(steps, times, ratios, compilations.counts)
+    print(text)
+
+
+def _write(
+    steps: tuple[int, ...],
+    times: Mapping[str, float],
+    ratios: Mapping[str, float],
+    traces: Mapping[str, int],
+) -> str:
+    """Writes what was measured so far; returns it as tables."""
     limits = LIMITS | {_attack_ratio(k): PGA_LIMIT for k in steps}
-    rows = [_row(name, ratio, limits) for name, ratio in ratios.items()]
-    table = cli.table(rows)
+    table = cli.table([_row(name, ratio, limits) for name, ratio in ratios.items()])
     seconds = cli.table(
         [{"what": name, "median ms": f"{1e3 * t:.1f}"} for name, t in times.items()]
     )
@@ -126,11 +153,12 @@ def main() -> None:
             "rounds": _ROUNDS.value,
             "ratios": ratios,
             "seconds": times,
-            "traces": compilations.counts,
+            "traces": traces,
         },
     )
-    (Path(run.path) / "table.md").write_text(f"{table}\n\n{seconds}\n")
-    print(f"{table}\n\n{seconds}")
+    text = f"{table}\n\n{seconds}"
+    (Path(run.path) / "table.md").write_text(f"{text}\n")
+    return text
 
 
 def _row(name: str, ratio: float, limits: Mapping[str, float]) -> dict[str, str]:
@@ -166,9 +194,7 @@ def _setup() -> tuple[network.Network, Any, Any, jax.Array, jax.Array]:
     return network.bind(module), params, batch_stats, x, y
 
 
-def _attack_part(
-    compilations: timing.Compilations, steps: tuple[int, ...]
-) -> tuple[dict[str, float], dict[str, float]]:
+def _attack_part(compilations: timing.Compilations, steps: tuple[int, ...]) -> Found:
     net, params, batch_stats, x, y = _setup()
     key = jax.random.key(1)
 
@@ -207,9 +233,7 @@ def _attack_part(
     return timing.medians(rounds), ratios
 
 
-def _power_part(
-    compilations: timing.Compilations, steps: tuple[int, ...]
-) -> tuple[dict[str, float], dict[str, float]]:
+def _power_part(compilations: timing.Compilations, steps: tuple[int, ...]) -> Found:
     del steps
     net, params, batch_stats, x, _ = _setup()
     start = jax.random.normal(jax.random.key(2), x.shape)
@@ -276,9 +300,7 @@ def _power_part(
     }
 
 
-def _train_part(
-    compilations: timing.Compilations, steps: tuple[int, ...]
-) -> tuple[dict[str, float], dict[str, float]]:
+def _train_part(compilations: timing.Compilations, steps: tuple[int, ...]) -> Found:
     del steps
     snr = {"method": "data_dependent_snr", "num_steps": 10}
     whole = {"penalty_fraction": 1.0}
@@ -321,31 +343,27 @@ def _train_part(
     return timing.medians(rounds), ratios
 
 
-def _spectrum_part(
-    compilations: timing.Compilations, steps: tuple[int, ...]
-) -> tuple[dict[str, float], dict[str, float]]:
+def _spectrum_part(compilations: timing.Compilations, steps: tuple[int, ...]) -> Found:
     del steps
     return benchmark_spectrum.measure(
         compilations, *_setup(), width=_WIDTH.value, num_rounds=_ROUNDS.value
     )
 
 
-def _networks_part(
-    compilations: timing.Compilations, steps: tuple[int, ...]
-) -> tuple[dict[str, float], dict[str, float]]:
+def _network_part(
+    name: str, compilations: timing.Compilations, steps: tuple[int, ...]
+) -> Found:
     del steps
     return benchmark_networks.measure(
         compilations,
-        names=tuple(_NETWORKS.value),
+        name,
         full_size=jax.default_backend() != "cpu",
         compute_dtype=_COMPUTE_DTYPE.value,
         num_rounds=_ROUNDS.value,
     )
 
 
-def _input_part(
-    compilations: timing.Compilations, steps: tuple[int, ...]
-) -> tuple[dict[str, float], dict[str, float]]:
+def _input_part(compilations: timing.Compilations, steps: tuple[int, ...]) -> Found:
     del steps
     return benchmark_input.measure(
         compilations,

@@ -7,7 +7,7 @@ with what the device reaches on a product of two large matrices in the same dtyp
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -72,17 +72,20 @@ class TrainStep(NamedTuple):
 
 def measure(
     compilations: timing.Compilations,
+    name: str,
     *,
-    names: tuple[str, ...],
     full_size: bool,
     compute_dtype: str,
     num_rounds: int,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Times train steps of networks.
+    """Times train steps of a network.
+
+    Steps that do not fit into the device's memory are left out, with a line that says
+    so.
 
     Args:
       compilations: counts what is compiled.
-      names: of networks, out of ``FULL``.
+      name: of the network, out of ``FULL``.
       full_size: as in the papers, or reduced.
       compute_dtype: "float32" or "bfloat16"; finite differences are in float32.
       num_rounds: interleaved rounds.
@@ -92,39 +95,54 @@ def measure(
     """
     seconds: dict[str, float] = {}
     ratios: dict[str, float] = {}
-    dtypes = {compute_dtype, *(["float32"] if set(names) & set(REGULARIZED) else [])}
-    rates = {}
-    for dtype in sorted(dtypes):
+    dtypes = dict.fromkeys(
+        [compute_dtype, *(["float32"] if name in REGULARIZED else [])]
+    )
+    for dtype in dtypes:
         time, flops = _product(dtype, num_rounds)
-        rates[dtype] = flops / time
+        rate = flops / time
         seconds[f"matrix product, {dtype}"] = time
-        ratios[f"matrix product, {dtype}, TFLOP/s"] = rates[dtype] / 1e12
-    for name in names:
-        for dtype in sorted(dtypes, key=lambda d: d != compute_dtype):
-            if dtype != compute_dtype and name not in REGULARIZED:
-                continue
-            steps = _steps(compilations, name, full_size, dtype)
-            rounds = timing.take_turns(
-                {label: step.run for label, step in steps.items()}, num_rounds
+        ratios[f"matrix product, {dtype}, TFLOP/s"] = rate / 1e12
+        builds = _builds(compilations, name, full_size, dtype)
+        # By itself: what it allocates slows down whoever comes next.
+        alone = {DOUBLE: builds.pop(DOUBLE)} if DOUBLE in builds else {}
+        steps: dict[str, TrainStep] = {}
+        rounds: dict[str, list[float]] = {}
+        for group in (builds, alone):
+            fitting = _that_fit(group, name)
+            rounds |= timing.take_turns(
+                {label: step.run for label, step in fitting.items()}, num_rounds
             )
-            if dtype == "float32" and name in REGULARIZED:
-                label = DOUBLE
-                steps[label] = train_step(
-                    compilations, name, size_of(name, full_size), label, dtype, DOUBLE
+            steps |= fitting
+        for label, time in timing.medians(rounds).items():
+            seconds[f"{name}, {label}, {dtype}"] = time
+            ratios[f"{name}, {label}, {dtype}: rate / matrix product"] = (
+                steps[label].flops / time / rate
+            )
+        for label in rounds:
+            if label != STANDARD and STANDARD in rounds:
+                ratios[f"{name}, {label} / {STANDARD}"] = timing.ratio(
+                    rounds, label, STANDARD
                 )
-                # By itself: what it allocates slows down whoever comes next.
-                rounds |= timing.take_turns({label: steps[label].run}, num_rounds)
-            for label, time in timing.medians(rounds).items():
-                seconds[f"{name}, {label}, {dtype}"] = time
-                ratios[f"{name}, {label}, {dtype}: rate / matrix product"] = (
-                    steps[label].flops / time / rates[dtype]
-                )
-            for label in rounds:
-                if label != STANDARD:
-                    ratios[f"{name}, {label} / {STANDARD}"] = timing.ratio(
-                        rounds, label, STANDARD
-                    )
     return seconds, ratios
+
+
+def _that_fit(
+    builds: Mapping[str, Callable[[], TrainStep]], name: str
+) -> dict[str, TrainStep]:
+    """Builds steps and takes each once, without those that need too much memory."""
+    steps = {}
+    for label, build in builds.items():
+        try:
+            step = build()
+            jax.block_until_ready(step.run())
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            print(f"left out, too large for the memory: {name}, {label}", flush=True)
+            continue
+        steps[label] = step
+    return steps
 
 
 def size_of(name: str, full_size: bool) -> Size:
@@ -132,23 +150,23 @@ def size_of(name: str, full_size: bool) -> Size:
     return (FULL if full_size else REDUCED)[name]
 
 
-def _steps(
+def _builds(
     compilations: timing.Compilations, name: str, full_size: bool, dtype: str
-) -> dict[str, TrainStep]:
-    """What is measured of a network in turns."""
+) -> dict[str, Callable[[], TrainStep]]:
+    """What is measured of a network, each with the function that compiles it."""
     build = functools.partial(train_step, compilations, name, size_of(name, full_size))
-    steps = {STANDARD: build(STANDARD, dtype, "standard")}
+    builds = {STANDARD: lambda: build(STANDARD, dtype, "standard")}
     if name in ADVERSARIAL:
-        label = "adversarial-only step"
-        steps[label] = build(label, dtype, "adversarial_only")
+        attacked = "adversarial-only step"
+        builds[attacked] = lambda: build(attacked, dtype, "adversarial_only")
     # A finite difference in half precision would be rounding.
     if name in REGULARIZED and dtype == "float32":
-        method = "gradient_regularization"
-        label = "gradient regularisation"
-        steps[label] = build(label, dtype, method, penalty_fraction=1.0)
-        label = "gradient regularisation, half batch"
-        steps[label] = build(label, dtype, method)
-    return steps
+        method, whole = "gradient_regularization", "gradient regularisation"
+        half = f"{whole}, half batch"
+        builds[whole] = lambda: build(whole, dtype, method, penalty_fraction=1.0)
+        builds[half] = lambda: build(half, dtype, method)
+        builds[DOUBLE] = lambda: build(DOUBLE, dtype, DOUBLE)
+    return builds
 
 
 def train_step(

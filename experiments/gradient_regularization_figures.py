@@ -11,7 +11,9 @@ from opnorm import training
 # The bounds that are drawn, with the line of each.
 _BOUNDS = {
     "lipschitz": ("L-bound", "--"),
-    "soft_signed": ("C-bound", ":"),
+    "soft_signed": ("C-bound, SoftCW", ":"),
+    "log_sum_exp_signed": ("C-bound, log-sum-exp", "-."),
+    # Of the top k, which has no other.
     "margin_signed": ("C-bound", ":"),
 }
 # Distances beyond those of this part of the pictures are not drawn.
