@@ -82,7 +82,7 @@ def test_help_lists_the_flags_with_their_meaning(run):
 
 
 def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(run, tmp_path):
-    options = [*TINY, "--method=data_dependent_snr", "--epochs=16"]
+    options = [*TINY, "--method=data_dependent_snr", "--epochs=8"]
     options += ["--checkpoint_every=7", "--log_every=1"]
     whole = run("train", *options, f"--run={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
@@ -119,7 +119,7 @@ def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(run, tmp_p
     assert f"{int(steps[-1].name)}" in resumed.stderr
     assert_same_parameters(variables(tmp_path / "whole"), variables(killed))
     logged = [line["step"] for line in training.read_metrics(killed)]
-    assert logged == list(range(1, 161))
+    assert logged == list(range(1, 81))
 
 
 def test_the_main_job_runs_small_and_is_repeatable_from_its_directory(run, tmp_path):
