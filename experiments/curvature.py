@@ -145,7 +145,7 @@ def _parameters(
     with training.Progress(
         _PROBES.value,
         description=f"{network.name}: {matrix.replace('_', '-')}",
-        examples_per_step=flags.FLAGS.num_steps * len(pictures),
+        examples=flags.FLAGS.num_steps * len(pictures),
         unit="probe",
     ) as progress:
         return analysis.parameter_spectrum(

@@ -97,7 +97,7 @@ def _around(
     with training.Progress(
         2 * (len(epsilons) + 1),
         description=f"{network.name}: {measure.norm_name(p)} perturbations",
-        examples_per_step=len(examples),
+        examples=len(examples),
         unit="length",
     ) as progress:
         for place, epsilon in enumerate([0.0, *epsilons]):
@@ -147,7 +147,7 @@ def _noise(
     with training.Progress(
         len(magnitudes) + 1,
         description=f"{network.name}: noise",
-        examples_per_step=2 * len(examples),
+        examples=2 * len(examples),
         unit="magnitude",
     ) as progress:
         for place, magnitude in enumerate([0.0, *magnitudes]):

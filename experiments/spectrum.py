@@ -198,7 +198,7 @@ def _lengths(
     with training.Progress(
         sum(len(epsilons) for epsilons in lengths.values()),
         description=f"{network.name}: alignment",
-        examples_per_step=len(examples),
+        examples=len(examples),
         unit="length",
     ) as progress:
         done = 0

@@ -61,7 +61,8 @@ def jacobian_norm(
       num_steps: steps of an iteration, at least 0.
       tolerance: largest residual to stop an iteration at, or None.
       step_size: inf for the power method, or that of projected gradient ascent.
-      num_restarts: starts of an iteration; the best per example is kept.
+      num_restarts: starts of "iterative", and of "dense" where it iterates; the best
+        per example is kept. What is exact, and "golub_kahan", need one alone.
       init: shape of ``x``: the first start, such as the ``right`` of an earlier call;
         an exact "dense" norm has no use for it.
       key: typed key of random starts; "dense" needs none.
@@ -86,6 +87,8 @@ def jacobian_norm(
         raise ValueError(f"method 'golub_kahan' is for p = q = 2, not {p}, {q}.")
     if method in ("dense", "golub_kahan") and (tolerance is not None or not power):
         raise ValueError(f"method {method!r} has no tolerance and no step_size.")
+    if method == "golub_kahan" and num_restarts != 1:
+        raise ValueError(f"num_restarts is {num_restarts}; 'golub_kahan' starts once.")
     if init is not None and init.shape != x.shape:
         raise ValueError(f"init has shape {init.shape}; it must be {x.shape}.")
     if method == "auto":

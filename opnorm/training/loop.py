@@ -199,7 +199,7 @@ def train(
             plan.total_steps,
             initial=start,
             description=config.method,
-            examples_per_step=plan.phase(start).batch_size,
+            examples=plan.examples_done,
             enabled=show_progress and hosts.is_writer(),
         ) as bar,
     ):

@@ -74,6 +74,13 @@ class Plan(NamedTuple):
         phase = self.phase(steps)
         return phase.first_epoch + (steps - phase.first_step) / phase.steps_per_epoch
 
+    def examples_done(self, steps: int) -> int:
+        """How many examples the batches of the first ``steps`` updates hold."""
+        return sum(
+            max(0, min(steps, self.end(phase)) - phase.first_step) * phase.batch_size
+            for phase in self.phases
+        )
+
     def step_at(self, epoch: float) -> int:
         """The number of the first step of an epoch, which may lie inside one."""
         phase = [phase for phase in self.phases if phase.first_epoch <= epoch][-1]

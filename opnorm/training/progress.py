@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 
@@ -15,7 +16,8 @@ class Progress:
       total_steps: steps of the whole run.
       initial: steps done in an earlier process.
       description: what is running.
-      examples_per_step: for the rate.
+      examples: for the rate: how many a step has, or a function of a number of steps,
+        the first ones, that says how many these have together.
       unit: what a step is called.
       enabled: False shows nothing.
       interval: seconds between plain lines; a bar is drawn twice a second.
@@ -27,7 +29,7 @@ class Progress:
         *,
         initial: int = 0,
         description: str = "",
-        examples_per_step: int = 1,
+        examples: int | Callable[[int], int] = 1,
         unit: str = "step",
         enabled: bool = True,
         interval: float = 10.0,
@@ -35,7 +37,7 @@ class Progress:
         self._total = total_steps
         self._initial = initial
         self._description = description
-        self._examples = examples_per_step
+        self._examples = examples
         self._unit = unit
         self._enabled = enabled
         self._terminal = enabled and sys.stderr.isatty()
@@ -84,10 +86,9 @@ class Progress:
         # Reading the metrics waited for the device: only now is the step really done.
         elapsed = max(time.monotonic() - (self._start or self._created), 1e-9)
         rate = (step - self._initial) / elapsed
+        speed = f"{(self._count(step) - self._count(self._initial)) / elapsed:.0f}"
         if self._bar is not None:
-            self._bar.set_postfix(
-                values | {"examples/s": f"{rate * self._examples:.0f}"}
-            )
+            self._bar.set_postfix(values | {"examples/s": speed})
             self._bar.update(step - self._bar.n)
             return
         left = 0.0 if last else float("inf")
@@ -97,10 +98,16 @@ class Progress:
         shown = f"{shown}, " if shown else ""
         print(
             f"{self._description}: {self._unit} {step}/{self._total}, {shown}"
-            f"{rate * self._examples:.0f} examples/s, {_duration(left)} left",
+            f"{speed} examples/s, {_duration(left)} left",
             file=sys.stderr,
             flush=True,
         )
+
+    def _count(self, steps: int) -> int:
+        """How many examples the first steps have together."""
+        if callable(self._examples):
+            return self._examples(steps)
+        return steps * self._examples
 
 
 def _duration(seconds: float) -> str:

@@ -247,6 +247,7 @@ class TestVariants(chex.TestCase):
         ({"method": "magic"}, "method is 'magic'.*golub_kahan"),
         ({"p": 0.0}, "p is 0"),
         ({"method": "golub_kahan", "p": 1.0}, "golub_kahan"),
+        ({"method": "golub_kahan", "num_restarts": 2}, "num_restarts is 2"),
         ({"method": "dense", "tolerance": 0.1}, "tolerance"),
         ({"method": "iterative"}, "key is None"),
         ({"init": jnp.ones(3)}, "init has shape"),

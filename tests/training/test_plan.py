@@ -44,6 +44,9 @@ def test_phases_change_sizes_at_their_epochs():
     assert ends == [2, 4, 8, 16]
     done = [made.epochs_done(step) for step in (0, 2, 4, 5, 8, 12, 16)]
     np.testing.assert_allclose(done, [0, 1, 2, 2.25, 3, 3.5, 4])
+    for step in range(17):
+        before = sum(made.phase(earlier).batch_size for earlier in range(step))
+        assert made.examples_done(step) == before
 
 
 def test_each_epoch_of_each_phase_visits_examples_once():

@@ -14,11 +14,25 @@ class Metric:
 
 
 def test_lines_have_metrics_rate_and_time_left(capsys):
-    with Progress(4, description="snr", examples_per_step=8, interval=0.0) as bar:
+    with Progress(4, description="snr", examples=8, interval=0.0) as bar:
         bar.update(1, loss=Metric())
     line = capsys.readouterr().err
     assert line.startswith("snr: step 1/4, loss 0.5, ")
     assert "examples/s" in line and "left" in line
+
+
+def test_the_rate_is_that_of_all_batches_since_the_start(monkeypatch, capsys):
+    now = iter(range(0, 1000, 2))
+    monkeypatch.setattr("opnorm.training.progress.time.monotonic", lambda: next(now))
+    # Batches of 8, and of 2 from step 2 on.
+    with Progress(9, examples=lambda n: 8 * min(n, 2) + 2 * max(0, n - 2)) as bar:
+        bar.update(1)
+        # Shown after 10 seconds: clocks 2, then 4, 6, ... and one more to show.
+        for step in range(2, 7):
+            bar.update(step)
+    line = capsys.readouterr().err
+    # Steps 2 to 5, the first of them with 8 examples, in 10 seconds.
+    assert "step 5/9" in line and " 1 examples/s" in line
 
 
 def test_metrics_are_read_only_when_shown(capsys):
