@@ -4,6 +4,10 @@ Arithmetic is XLA's count for the program before optimisation. The count takes t
 of a loop once, so what K steps of an attack add is K - 1 times the count of one
 gradient in the input. A rate is the arithmetic over the median time, and is compared
 with what the device reaches on a product of two large matrices in the same dtype.
+
+In forward passes of one batch, a standard step is 3, and one with the gradient penalty
+on a part f of the batch 3 + 5 f: 2 f to find directions, 3 (1 + f) for the loss. So the
+default, a half, is 1.83 standard steps, and the paper's whole batch 2.67.
 """
 
 import functools
@@ -161,10 +165,10 @@ def _builds(
         builds[attacked] = lambda: build(attacked, dtype, "adversarial_only")
     # A finite difference in half precision would be rounding.
     if name in REGULARIZED and dtype == "float32":
-        method, whole = "gradient_regularization", "gradient regularisation"
-        half = f"{whole}, half batch"
-        builds[whole] = lambda: build(whole, dtype, method, penalty_fraction=1.0)
+        method, half = "gradient_regularization", "gradient regularisation"
+        whole = f"{half}, whole batch"
         builds[half] = lambda: build(half, dtype, method)
+        builds[whole] = lambda: build(whole, dtype, method, penalty_fraction=1.0)
         builds[DOUBLE] = lambda: build(DOUBLE, dtype, DOUBLE)
     return builds
 
