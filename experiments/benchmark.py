@@ -223,7 +223,8 @@ def _attack_part(compilations: timing.Compilations, steps: tuple[int, ...]) -> F
         compiled = jax.jit(compilations.wrap(name, fun))
         functions[name] = timing.bind(compiled, params, x, y)
     rounds = timing.take_turns(functions, _ROUNDS.value)
-    single = [f + g for f, g in zip(*timing.pick(rounds, "forward", "input gradient"))]  # noqa: B905
+    pairs = timing.pick(rounds, "forward", "input gradient")
+    single = [f + g for f, g in zip(*pairs, strict=True)]
     ratios = {
         _attack_ratio(k): statistics.median(
             t / (k * s) for t, s in zip(rounds[f"PGA-{k}"], single, strict=True)

@@ -151,7 +151,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
 
     def line(values: list[str]) -> str:
-        padded = (value.ljust(width) for value, width in zip(values, widths))  # noqa: B905
+        padded = map(str.ljust, values, widths)
         return "| " + " | ".join(padded) + " |"
 
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"

@@ -149,7 +149,8 @@ def main() -> None:
         for name, after in card.get("after", {}).items():
             if name == "square":
                 before = list(card["after"].values())[-2]
-                checks += [analysis.square_check(*pair) for pair in zip(before, after)]  # noqa: B905
+                pairs = zip(before, after, strict=True)
+                checks += [analysis.square_check(*pair) for pair in pairs]
     if _CHECKS.value:
         tested = slice(0, _CHECKS.value)
         checks += analysis.sanity_checks(

@@ -350,7 +350,8 @@ def table(card: Mapping[str, Any]) -> str:
     if rows:
         lines += [cli.table(rows), ""]
     rows = [
-        {"after": name} | {f"{e:g}": f"{m:.1%}" for e, m in zip(epsilons, means)}  # noqa: B905
+        {"after": name}
+        | {f"{e:g}": f"{m:.1%}" for e, m in zip(epsilons, means, strict=True)}
         for attack in card["attacks"].values()
         for name, means in attack.get("after", {}).items()
         for epsilons in [attack["epsilon"][1:]]

@@ -7,6 +7,7 @@ picture that the network gets wrong already is at distance 0.
 """
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -69,7 +70,7 @@ def check(settings: Settings) -> None:
 
 
 def _check_epsilons(epsilons: Sequence[float], largest: float) -> None:
-    rising = all(a < b for a, b in zip(epsilons, epsilons[1:]))  # noqa: B905
+    rising = all(a < b for a, b in itertools.pairwise(epsilons))
     if not epsilons or not rising or not 0 < epsilons[0]:
         raise ValueError(
             f"epsilons is {list(epsilons)}; it must be positive numbers that rise."

@@ -152,7 +152,7 @@ def _basic_checks(
         batch = _probe(apply)(variables, images[rows], labels[rows])
         kept = min(batch_size, len(images) - start)
         parts.append(jax.tree.map(lambda a, n=kept: np.asarray(a)[:n], batch))
-    logits, again, zero, finite = (np.concatenate(part) for part in zip(*parts))  # noqa: B905
+    logits, again, zero, finite = map(np.concatenate, zip(*parts, strict=True))
     size = np.maximum(np.linalg.norm(logits, axis=1), 1e-10)
     apart = np.nanmax(np.linalg.norm(logits - again, axis=1) / size, initial=0.0)
     classes = logits.shape[1]

@@ -77,7 +77,8 @@ def nearest(x, a, b, p):
         return scipy.optimize.linprog([0, 0, 1], rows, limits, bounds=(None, None)).fun
     # The projection is x, on an edge, or at a corner.
     candidates = [x]
-    candidates += [x - (row @ x - c) / (row @ row) * row for row, c in zip(a, b)]  # noqa: B905
+    for row, c in zip(a, b, strict=True):
+        candidates.append(x - (row @ x - c) / (row @ row) * row)
     for i, j in itertools.combinations(range(len(a)), 2):
         if abs(np.linalg.det(a[[i, j]])) > 1e-12:
             candidates.append(np.linalg.solve(a[[i, j]], b[[i, j]]))

@@ -16,7 +16,7 @@ from opnorm.training import checkpoints, network
 ROOT = Path(__file__).parent.parent.parent
 # Forks before anything has started a thread; the child is as ``python -m`` from there
 # on, and ends as such, with its exit code and traceback.
-_SERVER = """
+_FORKING = """
 import json, os, runpy, signal, sys
 import opnorm.training
 import experiments.cli
@@ -39,20 +39,45 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
+def serve():
+    """``(code) -> ask``: code in a process of its own, on one device.
+
+    ``ask(request)`` gives it a line of JSON and returns the one that it prints.
+    """
+    servers = []
+
+    def serve(code):
+        server = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        servers.append(server)
+
+        def ask(request):
+            server.stdin.write(json.dumps(request) + "\n")
+            server.stdin.flush()
+            return json.loads(server.stdout.readline())
+
+        return ask
+
+    yield serve
+    for server in servers:
+        server.stdin.close()
+        assert server.wait(60) == 0
+
+
+@pytest.fixture(scope="session")
+def run(serve, tmp_path_factory):
     """``(name, *arguments) -> CompletedProcess`` of a binary, on one device.
 
     Every binary gets a process of its own, forked from one that has imported the
     libraries and run nothing: most binaries of the tests take less time than that.
     """
-    server = subprocess.Popen(
-        [sys.executable, "-c", _SERVER],
-        cwd=ROOT,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    ask = serve(_FORKING)
     folder = tmp_path_factory.mktemp("output")
 
     def run(name, *arguments):
@@ -63,15 +88,11 @@ def run(tmp_path_factory):
             "stdout": str(folder / "stdout"),
             "stderr": str(folder / "stderr"),
         }
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
+        code = ask(request)
         out, err = ((folder / stream).read_text() for stream in ("stdout", "stderr"))
         return subprocess.CompletedProcess([module, *arguments], code, out, err)
 
-    yield run
-    server.stdin.close()
-    assert server.wait(60) == 0
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Sweeps: grids, what is run and what is not, the table, jobs, presets on the way."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -50,26 +49,15 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def call():
+def call(serve):
     """``(*arguments, main="sweep") ->`` returncode, stdout, stderr."""
-    server = subprocess.Popen(
-        [sys.executable, "-c", _SERVER],
-        cwd=ROOT,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    ask = serve(_SERVER)
 
     def call(*arguments, main="sweep"):
-        request = {"main": main, "arguments": [str(a) for a in arguments]}
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        return SimpleNamespace(**json.loads(server.stdout.readline()))
+        answer = ask({"main": main, "arguments": [str(a) for a in arguments]})
+        return SimpleNamespace(**answer)
 
-    yield call
-    server.stdin.close()
-    assert server.wait(60) == 0
+    return call
 
 
 @pytest.fixture(scope="module")

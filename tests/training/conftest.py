@@ -5,6 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from opnorm import data
+
+
+@pytest.fixture(scope="module")
+def train_set():
+    """48 of the embedded pictures."""
+    return data.load("cifar10_mini", split="train", limit=48)
+
 
 @pytest.fixture(scope="session")
 def interrupt():

@@ -6,16 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from opnorm import data, training
+from opnorm import training
 
 TINY = training.Config(
     model="mlp", width=8, epochs=2, batch_size=16, train_examples=48, seed=3
 )
-
-
-@pytest.fixture(scope="module")
-def train_set():
-    return data.load("cifar10_mini", split="train", limit=48)
 
 
 def leaves(tree):

@@ -13,11 +13,6 @@ TINY = training.Config(
 )
 
 
-@pytest.fixture(scope="module")
-def train_set():
-    return data.load("cifar10_mini", split="train", limit=48)
-
-
 def leaves(tree):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
