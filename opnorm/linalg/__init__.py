@@ -16,6 +16,10 @@ from opnorm.linalg.convolution_bounds import (
     convolution_norm_bounds,
     convolution_upper_bound,
 )
+from opnorm.linalg.convolution_clipping import (
+    clip_circular_singular_values,
+    clip_singular_values,
+)
 from opnorm.linalg.convolution_spectrum import circular_singular_values
 from opnorm.linalg.detach import detach
 from opnorm.linalg.golub_kahan import SingularTriplets, golub_kahan
@@ -74,6 +78,8 @@ __all__ = [
     "check_exponent",
     "check_length",
     "circular_singular_values",
+    "clip_circular_singular_values",
+    "clip_singular_values",
     "compose",
     "conjugate_exponent",
     "convolution_frobenius_norm",
