@@ -46,6 +46,13 @@ from opnorm.analysis.linearity import (
     deviation_from_linearity,
     random_directions,
 )
+from opnorm.analysis.margins import (
+    gradient_norms,
+    margin,
+    margin_loss,
+    output_gain,
+    ramp_loss,
+)
 from opnorm.analysis.robustness import (
     Attacked,
     attack_examples,
@@ -75,6 +82,7 @@ __all__ = [
     "deviation_from_linearity",
     "evaluate_accuracy",
     "expected_random_alignment",
+    "gradient_norms",
     "input_curvature",
     "jacobian_norms",
     "jacobian_spectrum",
@@ -82,10 +90,14 @@ __all__ = [
     "lipschitz_bound",
     "log_sum_exp_margin",
     "loss_regularity",
+    "margin",
+    "margin_loss",
+    "output_gain",
     "parameter_spectrum",
     "pearson_alignment",
     "perturbations",
     "probability_margin",
+    "ramp_loss",
     "random_directions",
     "robust_accuracy",
     "sanity_checks",

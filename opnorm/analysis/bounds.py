@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg, operators
-from opnorm.analysis import accuracy
+from opnorm.analysis import accuracy, margins
 from opnorm.analysis.robustness import Apply
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -324,8 +324,8 @@ def _regularity(
             ball_key, start_key = jax.random.split(jax.random.fold_in(key, number))
             noise = linalg.sample_ball(ball_key, pixels, p, radius)
             z = jnp.where(number == 0, pixels, pixels + noise)
-            gradient = jax.grad(lambda z: jnp.sum(at(z)))(z)
-            slope = linalg.norm(gradient, linalg.conjugate_exponent(p))
+            f = functools.partial(apply, variables)
+            slope = margins.gradient_norms(f, z, labels, loss=loss, p=p)
             new = (slope, *curvatures(z, start_key))
             return jax.tree.map(jnp.maximum, found, new)
 

@@ -1,5 +1,11 @@
 """operators: a network's linear maps. Imports linalg."""
 
+from opnorm.operators.capacity import (
+    Capacity,
+    SpectralComplexity,
+    log_capacity,
+    log_spectral_complexity,
+)
 from opnorm.operators.hessian import (
     ParameterMap,
     cross_entropy_hessian,
@@ -17,18 +23,17 @@ from opnorm.operators.jacobian_norm import jacobian_norm, singular_triplets
 from opnorm.operators.layers import (
     Layer,
     LayerNorms,
-    SpectralComplexity,
     layer_map,
     layer_norms,
     layer_singular_values,
     layers,
     log_lipschitz_bound,
-    log_spectral_complexity,
     singular_value_std,
 )
 from opnorm.operators.regression import regressed_jacobian
 
 __all__ = [
+    "Capacity",
     "Layer",
     "LayerNorms",
     "ParameterMap",
@@ -45,6 +50,7 @@ __all__ = [
     "layer_norms",
     "layer_singular_values",
     "layers",
+    "log_capacity",
     "log_lipschitz_bound",
     "log_spectral_complexity",
     "parameter_hessian",

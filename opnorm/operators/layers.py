@@ -1,6 +1,5 @@
 """operators: the linear layers of a Flax network, their norms and singular values."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -72,21 +71,6 @@ class LayerNorms(NamedTuple):
     lower: jax.Array
     upper: jax.Array
     kernel_matrix: jax.Array
-
-
-class SpectralComplexity(NamedTuple):
-    """Logarithms of ``Phi = Q^2 S``, all scalars.
-
-    Attributes:
-      log_complexity: ``2 log Q + log S``.
-      log_product: log Q, of the product of the spectral norms; Q alone is the spectral
-        complexity of the regularisation view (its Definition 7).
-      log_ratio: log S, ``S = sum_l ||W_l||_F^2 / ||W_l||_2^2``, of the stable ranks.
-    """
-
-    log_complexity: jax.Array
-    log_product: jax.Array
-    log_ratio: jax.Array
 
 
 def layers(
@@ -200,7 +184,7 @@ def layer_norms(
     """
     rows = []
     for layer in layers:
-        matrix = _kernel_values(layer)[0]
+        matrix = kernel_values(layer)[0]
         if layer.kind == "convolution":
             found = linalg.convolution_norm_bounds(
                 layer.kernel,
@@ -215,7 +199,7 @@ def layer_norms(
             margin = _dense_margin(layer)
             bounds = matrix * (1 - margin), matrix * (1 + margin)
             rows.append((matrix, jnp.zeros_like(matrix), *bounds, matrix))
-    return LayerNorms(*map(_stack, zip(*rows, strict=True)))
+    return LayerNorms(*map(stack, zip(*rows, strict=True)))
 
 
 def layer_singular_values(layer: Layer, *, form: str = "operator") -> jax.Array:
@@ -235,9 +219,9 @@ def layer_singular_values(layer: Layer, *, form: str = "operator") -> jax.Array:
     Raises:
       ValueError: for an unknown form.
     """
-    _check_form(form)
+    check_form(form)
     if form == "kernel" or layer.kind != "convolution":
-        return _kernel_values(layer)
+        return kernel_values(layer)
     sizes = [
         -(-size // stride) * stride
         for size, stride in zip(layer.input_shape, layer.strides, strict=False)
@@ -271,56 +255,7 @@ def singular_value_std(layers: Sequence[Layer], *, form: str = "operator") -> ja
     Neural Networks", 2020, Figs. 1 and 5.
     """
     values = [layer_singular_values(layer, form=form) for layer in layers]
-    return _stack([jnp.std(v) for v in values])
-
-
-def log_spectral_complexity(
-    layers: Sequence[Layer], *, form: str = "operator", num_steps: int = 20
-) -> SpectralComplexity:
-    """Computes ``log Phi``, ``Phi = prod ||W||_2^2 sum ||W||_F^2 / ||W||_2^2``.
-
-    In logarithms, since the product of many norms overflows.
-
-    Args:
-      layers: of :func:`layers`; with ``batch_norm="ignore"`` for weights alone.
-      form: which matrices W: "operator", that of each layer's map on a whole example,
-        as in the theorem (a convolution's Frobenius norm counts each tap as often as a
-        window has it on the picture); "kernel", kernel matrices, whose Frobenius and
-        spectral norms are both smaller.
-      num_steps: Golub-Kahan steps of a convolution's norm.
-
-    Returns:
-      log Phi and its two terms; all are -inf where some layer is zero, but for S, in
-      which that layer counts nothing.
-
-    Raises:
-      ValueError: for an unknown form.
-
-    Source: Farnia et al. 2019, Phi^erm (Theorem 1); Neyshabur et al. 2018.
-    """
-    _check_form(form)
-    spectral, frobenius = [], []
-    for layer in layers:
-        values = _kernel_values(layer)
-        length = linalg.norm(layer.kernel.reshape(1, -1))[0]
-        if form == "kernel" or layer.kind != "convolution":
-            places = math.prod(layer.input_shape[:-1]) if form == "operator" else 1
-            spectral.append(values[0])
-            frobenius.append(length * math.sqrt(places))
-            continue
-        found = linalg.convolution_norm(
-            layer.kernel, layer.input_shape, num_steps=num_steps, **layer.options
-        )
-        spectral.append(found.value)
-        frobenius.append(
-            linalg.convolution_frobenius_norm(
-                layer.kernel, layer.input_shape, **layer.options
-            )
-        )
-    norms, lengths = _stack(spectral), _stack(frobenius)
-    ratio = jnp.where(norms == 0, 0.0, lengths / jnp.where(norms == 0, 1.0, norms))
-    log_product, log_ratio = jnp.sum(jnp.log(norms)), jnp.log(jnp.sum(ratio**2))
-    return SpectralComplexity(2 * log_product + log_ratio, log_product, log_ratio)
+    return stack([jnp.std(v) for v in values])
 
 
 def log_lipschitz_bound(
@@ -353,7 +288,7 @@ def log_lipschitz_bound(
     Raises:
       ValueError: as :func:`opnorm.linalg.convolution_upper_bound`.
     """
-    bounds = _stack([_upper_bound(layer, method, num_iterations) for layer in layers])
+    bounds = stack([_upper_bound(layer, method, num_iterations) for layer in layers])
     largest = jnp.max(jnp.abs(jnp.asarray(input_scale, bounds.dtype)))
     logs = jnp.append(jnp.log(bounds), jnp.log(largest))
     # Rounding of the logs and of their sum; not of -inf, the log of a zero layer.
@@ -363,7 +298,7 @@ def log_lipschitz_bound(
 
 def _upper_bound(layer: Layer, method: str, num_iterations: int) -> jax.Array:
     if layer.kind != "convolution":
-        return _kernel_values(layer)[0] * (1 + _dense_margin(layer))
+        return kernel_values(layer)[0] * (1 + _dense_margin(layer))
     return linalg.convolution_upper_bound(
         layer.kernel,
         layer.input_shape,
@@ -373,7 +308,8 @@ def _upper_bound(layer: Layer, method: str, num_iterations: int) -> jax.Array:
     )
 
 
-def _kernel_values(layer: Layer) -> jax.Array:
+def kernel_values(layer: Layer) -> jax.Array:
+    """Singular values of a layer's kernel matrix, largest first."""
     if layer.kind != "batch_norm":
         return linalg.kernel_matrix_singular_values(layer.kernel)
     wide = jnp.promote_types(layer.kernel.dtype, jnp.float32)
@@ -386,12 +322,14 @@ def _dense_margin(layer: Layer) -> float:
     return float(eps) * (2 * sum(layer.kernel.shape) + 20)
 
 
-def _check_form(form: str) -> None:
+def check_form(form: str) -> None:
+    """Raises ValueError for an unknown form of matrices."""
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; it may be {', '.join(FORMS)}.")
 
 
-def _stack(scalars: Sequence[jax.Array]) -> jax.Array:
+def stack(scalars: Sequence[jax.Array]) -> jax.Array:
+    """One scalar per layer as an array; ValueError if there is no layer."""
     if not scalars:
         raise ValueError("layers is empty; it must have at least one layer.")
     return jnp.stack(scalars)
