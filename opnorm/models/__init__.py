@@ -5,26 +5,34 @@ returns logits. Imports nothing of ours.
 """
 
 from opnorm.models.activations import ACTIVATIONS, smooth_relu
+from opnorm.models.alexnet import AlexNet
 from opnorm.models.cnn7 import CNN7
+from opnorm.models.elu_net import ELUNet
 from opnorm.models.fixup import FixupResNet
+from opnorm.models.inception import Inception
 from opnorm.models.mlp import MLP
 from opnorm.models.normalization import STATISTICS
 from opnorm.models.outputs import Outputs
 from opnorm.models.registry import NAMES, create
 from opnorm.models.resnet import ResNet50
+from opnorm.models.resnet32 import ResNet32
 from opnorm.models.resnext import ResNeXt34
 from opnorm.models.wide_resnet import WideResNet
 from opnorm.models.wide_resnet50 import WideResNet50
 
 __all__ = [
     "ACTIVATIONS",
+    "AlexNet",
     "CNN7",
+    "ELUNet",
     "FixupResNet",
+    "Inception",
     "MLP",
     "NAMES",
     "STATISTICS",
     "Outputs",
     "ResNeXt34",
+    "ResNet32",
     "ResNet50",
     "WideResNet",
     "WideResNet50",

@@ -29,9 +29,12 @@ def smooth_relu(x: jax.Array) -> jax.Array:
     return jnp.where(inside, z * z * z * (1 - 0.5 * z), nn.relu(x))
 
 
+# ELU (Clevert et al. 2016) is x above 0 and exp(x) - 1 below: its slope is continuous,
+# at most 1 and 1-Lipschitz.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "smooth_relu": smooth_relu,
+    "elu": nn.elu,
 }
 
 

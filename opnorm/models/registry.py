@@ -7,12 +7,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from opnorm.models.activations import check_activation
+from opnorm.models.alexnet import AlexNet
 from opnorm.models.cnn7 import CNN7
+from opnorm.models.elu_net import ELUNet
 from opnorm.models.fixup import FixupResNet
+from opnorm.models.inception import Inception
 from opnorm.models.mlp import MLP
 from opnorm.models.normalization import ChannelStatistic
 from opnorm.models.outputs import check_size
 from opnorm.models.resnet import ResNet50
+from opnorm.models.resnet32 import ResNet32
 from opnorm.models.resnext import ResNeXt34
 from opnorm.models.wide_resnet import WideResNet
 from opnorm.models.wide_resnet50 import WideResNet50
@@ -26,8 +30,15 @@ _MODELS: dict[str, Any] = {
     "fixup56": FixupResNet,
     "fixup110": functools.partial(FixupResNet, depth=110),
     "wrn50_2": WideResNet50,
+    "mlp1": functools.partial(MLP, hidden=(512,)),
+    "alexnet": AlexNet,
+    "inception": Inception,
+    "resnet32": ResNet32,
+    "elu_net": ELUNet,
 }
 NAMES = tuple(_MODELS)
+_HIDDEN_LAYERS = {"mlp": 2, "mlp1": 1}
+_WITHOUT_BLOCKS = (*_HIDDEN_LAYERS, "elu_net")
 
 
 def create(
@@ -47,17 +58,19 @@ def create(
     Args:
       name: one of ``NAMES``.
       num_classes: number of logits.
-      width: channels of the first convolution (cnn7: 128), size of the two hidden
-        layers (mlp: 512), widening factor (wrn28: 10), or channels of the first stage
-        (resnet50: 64, before their expansion; resnext34: 32; fixup56 and fixup110: 16)
-        or convolution (wrn50_2: 64). None for the default in parentheses.
+      width: channels of the first convolution (cnn7: 128; alexnet and inception: 96;
+        wrn50_2 and elu_net: 64), size of the hidden layers (mlp, which has two, and
+        mlp1, which has one: 512), widening factor (wrn28: 10), or channels of the first
+        stage (resnet50: 64, before their expansion; resnext34: 32; fixup56, fixup110
+        and resnet32: 16). None for the default in parentheses.
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units
         (``STATISTICS`` has common ones).
       std: the pixels are then divided by it; one number or one per channel.
       dtype: what the network computes in.
-      activation: a name in ``ACTIVATIONS``.
+      activation: a name in ``ACTIVATIONS``. The default is "relu" for every model,
+        elu_net included, which its authors have with "elu".
       rematerialize: if true, derivatives compute each block again instead of storing
-        what happens in it; not of the mlp, which has no blocks.
+        what happens in it; not of mlp, mlp1 and elu_net, which have no blocks.
       logit_activation: if true, logits go through the activation; resnext34 only.
 
     Returns:
@@ -80,11 +93,14 @@ def create(
     }
     if width is not None:
         check_size("width", width)
-        options |= {"hidden": (width, width)} if name == "mlp" else {"width": width}
-    if name != "mlp":
+        hidden = (width,) * _HIDDEN_LAYERS.get(name, 0)
+        options |= {"hidden": hidden} if hidden else {"width": width}
+    if name not in _WITHOUT_BLOCKS:
         options["rematerialize"] = rematerialize
     elif rematerialize:
-        raise ValueError("rematerialize is True; for the mlp it must be False.")
+        raise ValueError(
+            f"rematerialize is True; {name} has no blocks, so it must be False."
+        )
     if name == "resnext34":
         options["logit_activation"] = logit_activation
     elif logit_activation:

@@ -92,9 +92,26 @@ def test_hessian_vector_products_are_those_of_the_polynomial():
     np.testing.assert_allclose(product, weights.T @ (curvature * (weights @ v)))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_elu_has_bounded_slope_and_curvature_everywhere(dtype):
+    elu = models.ACTIVATIONS["elu"]
+    largest = float(jnp.finfo(dtype).max)
+    x = np.array([-np.inf, -largest, -2, -1, 0, 1, largest, np.inf])
+    slope = jax.grad(elu)
+    derivatives = jax.vmap(lambda x: (elu(x), slope(x), jax.grad(slope)(x)))
+    found = jax.jit(derivatives)(jnp.asarray(x, dtype))
+    assert {leaf.dtype for leaf in found} == {jnp.dtype(dtype)}
+    value, slope, curvature = (leaf.astype(jnp.float32) for leaf in found)
+    x, tolerance = x.astype(dtype).astype(np.float64), 2 * float(jnp.finfo(dtype).eps)
+    below = np.exp(np.minimum(x, 0))
+    np.testing.assert_allclose(value, np.where(x > 0, x, below - 1), rtol=tolerance)
+    np.testing.assert_allclose(slope, np.where(x > 0, 1, below), rtol=tolerance)
+    np.testing.assert_allclose(curvature, np.where(x > 0, 0, below), rtol=tolerance)
+
+
 def test_names_are_checked():
-    assert set(models.ACTIVATIONS) == {"relu", "smooth_relu"}
+    assert set(models.ACTIVATIONS) == {"relu", "smooth_relu", "elu"}
     for name in models.ACTIVATIONS:
         activations.check_activation(name)
-    with pytest.raises(ValueError, match="'gelu'; it may be relu, smooth_relu"):
+    with pytest.raises(ValueError, match="'gelu'; it may be relu, smooth_relu, elu"):
         activations.check_activation("gelu")

@@ -10,7 +10,7 @@ from opnorm.models import layers
 
 def windows(x, size, stride, padding):
     """Yields the place and the entries of every window of (B, H, W, C)."""
-    wide = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+    wide = [(0, 0), *np.broadcast_to(padding, (2, 2)).tolist(), (0, 0)]
     x = np.pad(np.asarray(x, np.float64), wide, constant_values=-np.inf)
     for i in range((x.shape[1] - size) // stride + 1):
         for j in range((x.shape[2] - size) // stride + 1):
@@ -46,6 +46,30 @@ def test_overlapping_windows_of_three_take_their_largest_entry(shape):
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32) - 3
     found = layers.overlapping_max_pool(jnp.asarray(x))
     np.testing.assert_array_equal(found, pooled(x, 3, 2, 1, np.max))
+
+
+@pytest.mark.parametrize(
+    ("padding", "shape", "widths"),
+    [
+        # TensorFlow's SAME pads an even side below or to the right only.
+        ("SAME", (2, 6, 7, 2), ((0, 1), (1, 1))),
+        ("SAME", (1, 1, 2, 1), ((1, 1), (0, 1))),
+        ("VALID", (2, 6, 7, 2), 0),
+        ("VALID", (1, 3, 4, 1), 0),
+    ],
+)
+def test_overlapping_windows_have_the_padding_of_tensorflow(padding, shape, widths):
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32) - 3
+    found = layers.overlapping_max_pool(jnp.asarray(x), padding=padding)
+    np.testing.assert_array_equal(found, pooled(x, 3, 2, widths, np.max))
+
+
+def test_overlapping_windows_amplify_a_peak_that_four_of_them_share_by_two():
+    for padding, size in (("SAME", 6), ("VALID", 5)):
+        x = np.zeros((1, size, size, 1), np.float32)
+        x[0, 2, 2] = 1
+        found = layers.overlapping_max_pool(jnp.asarray(x), padding=padding)
+        assert np.linalg.norm(found) == 2
 
 
 @pytest.mark.parametrize("picture", ["constant", "ties", "distinct"])

@@ -13,7 +13,11 @@ CLASSES = {
     "wrn28": models.WideResNet,
     "resnet50": models.ResNet50,
     "resnext34": models.ResNeXt34,
+    "alexnet": models.AlexNet,
+    "inception": models.Inception,
+    "resnet32": models.ResNet32,
 }
+CONVOLUTIONAL = sorted(set(CLASSES) - {"mlp"})
 
 
 def test_builds_each_model_with_its_own_default_width() -> None:
@@ -22,11 +26,21 @@ def test_builds_each_model_with_its_own_default_width() -> None:
         assert models.create(name, num_classes=7) == network(num_classes=7)
     assert models.create("wrn28").depth == 28
     assert models.create("resnet50").num_classes == 10
+    assert models.create("mlp1") == models.MLP(hidden=(512,))
+
+
+def test_relu_is_the_default_of_every_model() -> None:
+    assert models.ELUNet().activation == "elu"
+    for name in models.NAMES:
+        assert models.create(name).activation == "relu"
+    assert models.create("elu_net", activation="elu") == models.ELUNet()
 
 
 def test_width_means_channels_or_hidden_units() -> None:
     assert models.create("mlp", width=16) == models.MLP(hidden=(16, 16))
-    for name in ("cnn7", "wrn28", "resnet50", "resnext34"):
+    assert models.create("mlp1", width=16) == models.MLP(hidden=(16,))
+    assert models.create("elu_net", width=16).width == 16
+    for name in CONVOLUTIONAL:
         expected = CLASSES[name](width=16, std=0.25, num_classes=10)
         assert models.create(name, width=16, std=0.25) == expected
 
@@ -35,7 +49,7 @@ def test_options_reach_every_model_that_has_them() -> None:
     options = {"activation": "smooth_relu", "dtype": jnp.bfloat16, "num_classes": 10}
     assert models.create("mlp", **options) == models.MLP(**options)
     options["rematerialize"] = True
-    for name in ("cnn7", "wrn28", "resnet50", "resnext34"):
+    for name in CONVOLUTIONAL:
         assert models.create(name, **options) == CLASSES[name](**options)
     official = models.create("resnext34", logit_activation=True)
     assert official == models.ResNeXt34(logit_activation=True)
@@ -64,6 +78,9 @@ def test_rejects_unknown_names_and_lists_the_known_ones() -> None:
         ("wrn28", {"width": 1.5}),
         ("resnet50", {"activation": "gelu"}),
         ("mlp", {"rematerialize": True}),
+        ("mlp1", {"rematerialize": True}),
+        ("elu_net", {"rematerialize": True}),
+        ("alexnet", {"logit_activation": True}),
         ("cnn7", {"logit_activation": True}),
     ],
 )

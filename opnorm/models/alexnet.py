@@ -1,0 +1,111 @@
+"""models: AlexNet, the small one for 28x28 pictures of Zhang et al. 2017."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from opnorm.models import activations, layers, normalization
+from opnorm.models import outputs as outputs_lib
+
+# Of 7 places the two poolings leave 3 and 1.
+MIN_SIZE = 7
+
+
+class AlexNet(nn.Module):
+    """Two 5x5 convolutions with pooling and LRN, and three linear layers.
+
+    With w the width: ``[conv5x5(w), act, pool, LRN, conv5x5(8w/3), act, pool, LRN,
+    dense(4w), act, dense(2w), act, linear]``. Convolutions keep the size of the map;
+    ``pool`` is 3x3 max-pooling with stride 2 and no padding, which drops the last row
+    and column of an even map; LRN is ``layers.local_response_normalization``, over
+    nine channels. All layers have biases. 28x28 pictures end in a map of 6x6, as in the
+    paper; larger ones in a larger map. At width 96, 28x28x3 and 10 classes: 4,237,130
+    parameters.
+
+    Its pooling overlaps and has the l2 Lipschitz constant 2, so the product of the
+    layers' norms does not bound the network's: two poolings can amplify by another 4.
+
+    Kernels start from Xavier's uniform distribution, biases from zero.
+
+    Attributes:
+      width: channels of the first convolution.
+      num_classes: number of logits.
+      mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
+      std: the pixels are then divided by it; one number or one per channel.
+      dtype: what the network computes in. Parameters and logits are at least float32.
+      activation: a name in ``ACTIVATIONS``; "elu" makes it the ELU-AlexNet of Farnia et
+        al. 2019.
+      rematerialize: if true, derivatives compute each convolution with its activation,
+        pooling and LRN again instead of storing what happens in them.
+
+    Source: Zhang et al. 2017, Appendix A (their Small AlexNet); used by Farnia et al.
+    2019.
+    """
+
+    width: int = 96
+    num_classes: int = 10
+    mean: normalization.ChannelStatistic = 0.5
+    std: normalization.ChannelStatistic = 0.5
+    dtype: Any = jnp.float32
+    activation: str = "relu"
+    rematerialize: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
+    ) -> Any:
+        """Computes the logits of a batch of pictures.
+
+        Args:
+          x: (B, H, W, C), floating, pixels in [0, 1]; H and W at least 7.
+          train: every model takes it; this one behaves alike in both modes.
+          outputs: "logits", or "all" for features and pre-activations as well.
+
+        Returns:
+          logits (B, num_classes), or ``Outputs``.
+
+        Raises:
+          ValueError: if ``x`` or an attribute cannot be used.
+        """
+        del train
+        outputs_lib.check_outputs(outputs)
+        outputs_lib.check_size("width", self.width)
+        outputs_lib.check_size("num_classes", self.num_classes)
+        activations.check_activation(self.activation)
+        normalization.check_images(x, min_size=MIN_SIZE)
+
+        h = normalization.normalize(x, self.mean, self.std, self.dtype)
+        preactivations: list[jax.Array] = []
+        for index, channels in enumerate((self.width, round(8 * self.width / 3)), 1):
+            block = functools.partial(AlexNet._block, index=index, channels=channels)
+            h, inside = (nn.remat(block) if self.rematerialize else block)(self, h)
+            preactivations.append(inside)
+        h = h.reshape(h.shape[0], -1)
+        for index, factor in enumerate((4, 2), start=1):
+            h = nn.Dense(
+                factor * self.width,
+                kernel_init=layers.XAVIER_UNIFORM,
+                dtype=self.dtype,
+                param_dtype=outputs_lib.parameter_dtype(self.dtype),
+                name=f"dense{index}",
+            )(h)
+            preactivations.append(h)
+            h = activations.ACTIVATIONS[self.activation](h)
+        logits = layers.linear(
+            h, self.num_classes, self.dtype, kernel_init=layers.XAVIER_UNIFORM
+        )
+        return outputs_lib.select(outputs, logits, h, preactivations)
+
+    def _block(
+        self, h: jax.Array, *, index: int, channels: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the output and the pre-activation of a convolution's block."""
+        preactivation = layers.biased_convolution(
+            f"conv{index}", channels, 5, dtype=self.dtype
+        )(h)
+        h = activations.ACTIVATIONS[self.activation](preactivation)
+        h = layers.overlapping_max_pool(h, padding="VALID")
+        return layers.local_response_normalization(h), preactivation

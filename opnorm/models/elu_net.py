@@ -1,0 +1,93 @@
+"""models: ELUNet, the convolutional network for MNIST of Sinha et al. 2018."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from opnorm.models import activations, layers, normalization
+from opnorm.models import outputs as outputs_lib
+
+# The first layer leaves 14 places of 27, the second 5, the third 1.
+MIN_SIZE = 27
+
+
+class ELUNet(nn.Module):
+    """Three convolutions with large kernels and ELU, without pooling, and a linear one.
+
+    With w the width: ``[conv8x8(w) with stride 2, act, conv6x6(2w) with stride 2, act,
+    conv5x5(2w), act, linear]``. The first convolution is padded as TensorFlow's SAME,
+    the others not at all; all have biases. 28x28 pictures end in 2w features, as in the
+    paper; larger ones in more. At width 64, 28x28x1 and 10 classes: 710,218 parameters.
+
+    It is a chain of linear layers and functions that are 1-Lipschitz, so the product of
+    the layers' norms bounds its Lipschitz constant; with ELU it has a Lipschitz
+    gradient, too, as Sinha et al. and Farnia et al. suppose.
+
+    Kernels start from Xavier's uniform distribution, biases from zero.
+
+    Attributes:
+      width: channels of the first convolution.
+      num_classes: number of logits.
+      mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
+        The papers do not normalise MNIST: mean 0 and std 1.
+      std: the pixels are then divided by it; one number or one per channel.
+      dtype: what the network computes in. Parameters and logits are at least float32.
+      activation: a name in ``ACTIVATIONS``; ``models.create`` has "relu" as its default
+        here as for all.
+
+    Source: Sinha et al. 2018, Section 4.2; used by Farnia et al. 2019.
+    """
+
+    width: int = 64
+    num_classes: int = 10
+    mean: normalization.ChannelStatistic = 0.5
+    std: normalization.ChannelStatistic = 0.5
+    dtype: Any = jnp.float32
+    activation: str = "elu"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
+    ) -> Any:
+        """Computes the logits of a batch of pictures.
+
+        Args:
+          x: (B, H, W, C), floating, pixels in [0, 1]; H and W at least 27.
+          train: every model takes it; this one behaves alike in both modes.
+          outputs: "logits", or "all" for features and pre-activations as well.
+
+        Returns:
+          logits (B, num_classes), or ``Outputs``.
+
+        Raises:
+          ValueError: if ``x`` or an attribute cannot be used.
+        """
+        del train
+        outputs_lib.check_outputs(outputs)
+        outputs_lib.check_size("width", self.width)
+        outputs_lib.check_size("num_classes", self.num_classes)
+        activations.check_activation(self.activation)
+        normalization.check_images(x, min_size=MIN_SIZE)
+
+        h = normalization.normalize(x, self.mean, self.std, self.dtype)
+        preactivations = []
+        for index, (factor, size, stride, padding) in enumerate(
+            ((1, 8, 2, "SAME"), (2, 6, 2, "VALID"), (2, 5, 1, "VALID")), start=1
+        ):
+            h = layers.biased_convolution(
+                f"conv{index}",
+                factor * self.width,
+                size,
+                stride=stride,
+                padding=padding,
+                dtype=self.dtype,
+            )(h)
+            preactivations.append(h)
+            h = activations.ACTIVATIONS[self.activation](h)
+        features = h.reshape(h.shape[0], -1)
+        logits = layers.linear(
+            features, self.num_classes, self.dtype, kernel_init=layers.XAVIER_UNIFORM
+        )
+        return outputs_lib.select(outputs, logits, features, preactivations)
