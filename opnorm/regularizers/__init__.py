@@ -1,4 +1,4 @@
-"""regularizers: penalties that training adds to its loss, as pure functions."""
+"""regularizers: penalties on a loss and bounds on weights, as pure functions."""
 
 from opnorm.regularizers.data_dependent import (
     Penalty,
@@ -18,18 +18,28 @@ from opnorm.regularizers.input_gradient import (
     jacobian_frobenius_penalty,
     slope_penalty,
 )
+from opnorm.regularizers.spectral_normalization import (
+    NormalizedParameters,
+    clip_spectral_norms,
+    init_spectral_vectors,
+    spectral_normalize,
+)
 
 __all__ = [
     "GlobalNorms",
+    "NormalizedParameters",
     "Penalty",
+    "clip_spectral_norms",
     "derivative_penalty",
     "difference_penalty",
     "global_spectral_norm",
     "gradient_direction",
     "gradient_penalty",
+    "init_spectral_vectors",
     "init_vectors",
     "jacobian_frobenius_penalty",
     "jacobian_norm",
     "size_penalty",
     "slope_penalty",
+    "spectral_normalize",
 ]

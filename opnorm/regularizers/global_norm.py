@@ -91,7 +91,9 @@ def global_spectral_norm(
         v = _unit(lax.stop_gradient(vectors[path]))
         for _ in range(num_steps):
             u = _unit(constant @ v)
-            v = _unit(constant.T @ u)
+            pulled = _unit(constant.T @ u)
+            # A zero kernel, with which some networks begin, must not end the search.
+            v = jnp.where(jnp.any(pulled != 0), pulled, v)
         norms[path] = u @ (matrix @ v)
         refined[path] = v
     penalty = 0.5 * sum((sigma**2 for sigma in norms.values()), jnp.zeros(()))
