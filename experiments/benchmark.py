@@ -31,7 +31,7 @@ from experiments import (
     timing,
 )
 from opnorm import attacks, data, operators, training
-from opnorm.training import methods, network, optimizers
+from opnorm.training import network, optimizers, weight_bounds
 
 _RUN = flags.DEFINE_string("run", "runs/benchmark", "directory to write to")
 _WIDTH = flags.DEFINE_integer("width", 16, "width of CNN7")
@@ -315,6 +315,7 @@ def _train_part(compilations: timing.Compilations, steps: tuple[int, ...]) -> Fo
         "SNR, amortized, whole batch": {**snr, **whole},
         "SNR, amortized, derivative": {**snr, "variant": "derivative"},
         "global SNR step": {"method": "global_snr", "num_steps": 1},
+        "spectral normalisation": {"spectral_norm_bound": 1.0},
         "gradient regularisation": {"method": "gradient_regularization"},
         "gradient regularisation, whole batch": {
             "method": "gradient_regularization",
@@ -337,6 +338,7 @@ def _train_part(compilations: timing.Compilations, steps: tuple[int, ...]) -> Fo
         "SNR, amortized, whole batch",
         "SNR, amortized, derivative",
         "global SNR step",
+        "spectral normalisation",
         "gradient regularisation",
         "gradient regularisation, whole batch",
     ):
@@ -379,7 +381,7 @@ def _train_step(
 ) -> Callable[[], Any]:
     net, params, batch_stats, x, y = _setup()
     config = training.Config(width=_WIDTH.value, **options)
-    method = methods.create(config, net)
+    method = weight_bounds.create(config, net, x.shape[1:])
     counted = method._replace(loss=compilations.wrap(name, method.loss))
     optimizer = optimizers.create(config, training.make_plan(config, 10_000))
     mesh = training.data_mesh(jax.devices()[:1])

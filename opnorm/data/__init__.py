@@ -12,7 +12,7 @@ from opnorm.data.augmentation import (
     invert_augmentation,
     sample_augmentation,
 )
-from opnorm.data.dataset import Dataset, to_float
+from opnorm.data.dataset import Dataset, randomize_labels, to_float
 from opnorm.data.prefetching import prefetch
 from opnorm.data.sampling import batch_indices, epoch_permutation, steps_per_epoch
 from opnorm.data.sources import NAMES, SPLITS, check_name, load
@@ -35,6 +35,7 @@ __all__ = [
     "load",
     "open_stream",
     "prefetch",
+    "randomize_labels",
     "sample_augmentation",
     "steps_per_epoch",
     "to_float",

@@ -120,6 +120,49 @@ def take_balanced(dataset: Dataset, limit: int, seed: int) -> Dataset:
     )
 
 
+def crop_middles(dataset: Dataset, image_size: int) -> Dataset:
+    """Keeps the middle ``image_size`` rows and columns of each picture.
+
+    Raises:
+      ValueError: if the size is below 1, or above that of the pictures.
+    """
+    height, width, _ = dataset.image_shape
+    if not 1 <= image_size <= min(height, width):
+        raise ValueError(
+            f"image_size is {image_size}; pictures of {dataset.name!r} have "
+            f"{height}x{width}, of which it must be a part."
+        )
+    top, left = (height - image_size) // 2, (width - image_size) // 2
+    middle = dataset.images[:, top : top + image_size, left : left + image_size]
+    return dataclasses.replace(dataset, images=np.ascontiguousarray(middle))
+
+
+def randomize_labels(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """Gives a part of the examples labels drawn evenly from all classes.
+
+    The part is drawn at random; some of it draw their own label again.
+
+    Args:
+      dataset: what to take the pictures from.
+      fraction: size of the part, in [0, 1].
+      seed: of both draws, at least 0.
+
+    Raises:
+      ValueError: for a fraction or a seed out of range.
+
+    Source: Zhang et al. 2017; Farnia et al. 2019, Fig. 4, all of the labels.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction is {fraction}; it must be in [0, 1].")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be at least 0.")
+    generator = np.random.default_rng(seed)
+    chosen = generator.permutation(len(dataset))[: round(fraction * len(dataset))]
+    labels = dataset.labels.copy()
+    labels[chosen] = generator.integers(dataset.num_classes, size=len(chosen))
+    return dataclasses.replace(dataset, labels=labels)
+
+
 def check_limit(limit: int, seed: int) -> None:
     """Raises a ValueError if ``limit`` is below 1 or ``seed`` below 0."""
     if limit < 1:

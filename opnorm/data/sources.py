@@ -3,7 +3,7 @@
 import numpy as np
 
 from opnorm.data import cifar10_mini, folder, streaming, tfds_source
-from opnorm.data.dataset import Dataset, take_balanced
+from opnorm.data.dataset import Dataset, crop_middles, take_balanced
 
 NAMES = (
     "cifar10_mini",
@@ -46,10 +46,11 @@ def load(
       limit: keep at most this many examples, drawn at random, as many of each class as
         possible; None keeps all.
       seed: which examples ``limit`` keeps; at least 0.
-      image_size: side of what is loaded of pictures of any size, in pixels; needed
-        there, and only there.
+      image_size: side of the middle that is loaded of each picture, in pixels; needed
+        where pictures have any size, elsewhere None for whole pictures.
       resize: what the shorter side of such a picture is resized to before its middle
         is cropped, at least ``image_size``; None for ``image_size`` times 256 / 224.
+        Pictures that have one size are not resized.
 
     Returns:
       The split. ``cifar10_mini``, folders and limited datasets take one example of
@@ -65,18 +66,19 @@ def load(
         raise ValueError(f"split is {split!r}; it may be {' or '.join(SPLITS)}.")
     if streaming.is_streamed(name):
         return _load_crops(name, split, data_dir, limit, seed, image_size, resize)
-    for argument, value in (("image_size", image_size), ("resize", resize)):
-        if value is not None:
-            raise ValueError(
-                f"{argument} is {value}, but the pictures of {name!r} have one size"
-                " already; leave it out."
-            )
+    if resize is not None:
+        raise ValueError(
+            f"resize is {resize}, but the pictures of {name!r} have one size already;"
+            " leave it out."
+        )
     if name.startswith(_FOLDER):
         dataset = folder.load(name.removeprefix(_FOLDER), split)
     elif name == "cifar10_mini":
         dataset = cifar10_mini.load(split)
     else:
         dataset = tfds_source.load(name, split, data_dir, download)
+    if image_size is not None:
+        dataset = crop_middles(dataset, image_size)
     return dataset if limit is None else take_balanced(dataset, limit, seed)
 
 

@@ -3,16 +3,11 @@
 Imports every other room. Orbax is imported when a checkpoint is written or read.
 """
 
-from opnorm.training.config import COMPUTE_DTYPES, METHODS, Config, validate
+from opnorm.training.build import build_model, load_run, load_train_set
+from opnorm.training.config import COMPUTE_DTYPES, METHODS, Config
 from opnorm.training.hosts import ProcessLost, is_writer
 from opnorm.training.hosts import initialize as initialize_hosts
-from opnorm.training.loop import (
-    TrainResult,
-    build_model,
-    load_run,
-    load_train_set,
-    train,
-)
+from opnorm.training.loop import TrainResult, train
 from opnorm.training.methods import Auxiliary, Batch, Method
 from opnorm.training.network import Network, bind
 from opnorm.training.plan import Plan, image_size
@@ -35,6 +30,7 @@ from opnorm.training.step import (
     sharded,
     state_shardings,
 )
+from opnorm.training.validation import validate
 
 __all__ = [
     "COMPUTE_DTYPES",

@@ -161,14 +161,36 @@ class CheckpointStore:
 def restore_variables(
     path: str | os.PathLike[str],
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """Reads the parameters and BatchNorm statistics of a run; changes nothing.
+    """Reads the parameters and BatchNorm statistics of a state; changes nothing.
+
+    These are the parameters that updates change; :func:`opnorm.training.load_run`
+    returns those of the network, bounded where the configuration says so.
+
+    Args:
+      path: as :func:`restore_parts`.
+
+    Returns:
+      (params, batch_stats, metadata) of the newest whole checkpoint.
+
+    Raises:
+      FileNotFoundError or ValueError: as :func:`restore_parts`.
+    """
+    parts, metadata = restore_parts(path, ("params", "batch_stats"))
+    return parts["params"], parts["batch_stats"], metadata
+
+
+def restore_parts(
+    path: str | os.PathLike[str], names: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads fields of the state of a run; changes nothing.
 
     Args:
       path: a run directory, or its folder of checkpoints.
+      names: of the fields.
 
     Returns:
-      (params, batch_stats, metadata) of the newest whole checkpoint, as nested dicts
-      of numpy arrays.
+      (fields by name, metadata) of the newest whole checkpoint; fields as nested dicts
+      of numpy arrays, empty ones as empty dicts.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
@@ -186,12 +208,12 @@ def restore_variables(
         except _Damaged as damage:
             logging.warning("Checkpoint %d is damaged: %s.", step, damage)
             continue
-        parts: dict[str, dict[str, Any]] = {"params": {}, "batch_stats": {}}
+        parts: dict[str, Any] = {name: {} for name in names}
         for name, leaf in leaves.items():
             part, *keys = name.split(".")
             if part in parts:
                 _insert(parts[part], keys, leaf)
-        return parts["params"], parts["batch_stats"], body["metadata"]
+        return parts, body["metadata"]
     raise ValueError(f"all checkpoints in {path} are damaged: steps {steps}.")
 
 

@@ -1,6 +1,7 @@
 """training: what the papers searched over, as data in this library's units."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ _STEPS = (1, 2, 3, 5, 8, 10, 15, 20, 30, 40, 50)
 _WEIGHTS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1, 3, 10, 30)
 # In the paper's units; 2.25 is left out there.
 _L2 = (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 2.75, 3, 3.25, 3.5, 3.75, 4)
+_BETAS = (0.8, 1.0, 1.3, 1.6, 2.0, 2.5, 4.0, 8.0, 16.0)
 _AXES: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "epsilon_l2": ("epsilon", tuple(e / 2 for e in _L2), "0.5 to 4.0, of [-1, 1]"),
     "epsilon_linf": (
@@ -66,6 +68,24 @@ def _grids() -> Iterable[Grid]:
             "Roth et al. 2020, Table 3",
             {name: stated for name, _, stated in used},
         )
+    yield Grid(
+        "farnia_beta",
+        {"spectral_norm_bound": (math.inf, 1.0, 1.3, 1.6, 2.0, 4.0)},
+        "Farnia et al. 2019, released code (AlexNet)",
+        {"beta": "infinity, 1, 1.3, 1.6, 2, 4"},
+    )
+    yield Grid(
+        "farnia_beta_chosen",
+        {"spectral_norm_bound": (math.inf, *_BETAS)},
+        "Farnia et al. 2019, released notebooks",
+        {"beta": "all that were the best of some row of Table 1"},
+    )
+    yield Grid(
+        "regularization_view_spectral_norm",
+        {"spectral_norm_bound": (1.0, 3.0, 5.0), "spectral_norm_method": ("clip",)},
+        "regularization view, Table 6",
+        {"spectral norm": "1, 3, 5"},
+    )
     yield Grid(
         "regularization_view_epsilon",
         {"epsilon": (4 / 255, 8 / 255, 16 / 255)},

@@ -1,57 +1,35 @@
 """training: the loop over compiled steps, with checkpoints, metrics and progress."""
 
 import contextlib
-import dataclasses
-import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from opnorm import data, models
-from opnorm.training import (
-    checkpoints,
-    feed,
-    hosts,
-    methods,
-    network,
-    optimizers,
-    preemption,
-    progress,
-)
-from opnorm.training import config as configs
+from opnorm import data
+from opnorm.training import build, feed, hosts, preemption, progress, validation
 from opnorm.training import plan as plans
 from opnorm.training.config import Config
-from opnorm.training.plan import Plan
 from opnorm.training.shared_run import SharedRun
 from opnorm.training.step import (
-    Step,
     TrainState,
     data_mesh,
-    init_state,
-    make_step,
     place,
     replicated,
     sharded,
     state_shardings,
 )
 
-# Digits are not the same digit in a mirror.
-_NO_FLIP = ("mnist", "svhn_cropped")
-
 
 class TrainResult(NamedTuple):
     """A trained network.
 
     Attributes:
-      params: parameters after the last step.
+      params: parameters after the last step, bounded where the configuration bounds
+        their layers' norms.
       batch_stats: BatchNorm's running statistics after the last step.
       step: number of updates done.
       metrics: the last logged metrics.
@@ -61,49 +39,6 @@ class TrainResult(NamedTuple):
     batch_stats: Any
     step: int
     metrics: dict[str, float]
-
-
-def build_model(config: Config, num_classes: int) -> nn.Module:
-    """Builds the Flax module that a configuration names."""
-    mean, std = models.STATISTICS[config.normalization]
-    # What only some models have is passed to those.
-    options = {"logit_activation": True} if config.logit_activation else {}
-    return models.create(
-        config.model,
-        num_classes=num_classes,
-        width=config.width,
-        mean=mean,
-        std=std,
-        dtype=jnp.dtype(config.compute_dtype),
-        activation=config.activation,
-        rematerialize=config.rematerialize,
-        **options,
-    )
-
-
-def load_train_set(
-    config: Config, *, download: bool = False
-) -> data.Dataset | data.Stream:
-    """Loads the training set of a configuration, or opens it where it is streamed.
-
-    Raises:
-      ValueError or FileNotFoundError: as :func:`opnorm.data.load`.
-    """
-    if data.is_streamed(config.dataset):
-        return data.open_stream(
-            config.dataset,
-            split="train",
-            data_dir=config.data_dir,
-            limit=config.train_examples,
-        )
-    return data.load(
-        config.dataset,
-        split="train",
-        data_dir=config.data_dir,
-        download=download,
-        limit=config.train_examples,
-        seed=0,
-    )
 
 
 def train(
@@ -130,7 +65,8 @@ def train(
       directory: run directory for flags, metrics (JSON lines) and checkpoints; a run
         that is there already is resumed, or returned at once if it is complete. None
         keeps nothing. Several processes need it in the first one only.
-      train_set: the training set if it is loaded already; None loads it.
+      train_set: the training set as :func:`load_train_set` returns it, if it is loaded
+        already; None loads it.
       download: whether the data set may be downloaded.
       mesh: devices to share each batch; None for all, of all processes.
       parameter_sharding: "replicated", or "fsdp": parameters and optimiser state in
@@ -156,7 +92,7 @@ def train(
       Preempted: a SystemExit with code 143, after SIGTERM, if there is a directory;
         everything done so far is in its checkpoint.
     """
-    configs.validate(config)
+    validation.validate(config)
     for name, value in (
         ("log_every", log_every),
         ("checkpoint_every", checkpoint_every),
@@ -166,7 +102,7 @@ def train(
             raise ValueError(f"{name} is {value}; it must be at least 1.")
     mesh = data_mesh() if mesh is None else mesh
     if train_set is None:
-        train_set = load_train_set(config, download=download)
+        train_set = build.load_train_set(config, download=download)
     plan = plans.make(config, len(train_set))
     for phase in plan.phases:
         parts = mesh.size * config.accumulation_steps
@@ -176,19 +112,22 @@ def train(
                 f"number of devices, {mesh.size}, times accumulation_steps, "
                 f"{config.accumulation_steps}."
             )
-    shape = _image_shape(train_set, plan)
-    state = _initial_state(config, train_set, plan, shape)
+    shapes = build.image_shapes(train_set, plan)
+    state = build.initial_state(config, train_set, plan)
     shardings = state_shardings(state, mesh, parameter_sharding)
-    run = None if directory is None else SharedRun(Path(directory), config)
+    run = None
+    if directory is not None:
+        run = SharedRun(Path(directory), config, max(shapes), train_set.num_classes)
     state = place(state if run is None else run.restore(state), shardings)
-    step = _compiled_step(
-        _without_seed(config),
+    step = build.compiled_step(
+        config,
         train_set.num_classes,
         plan,
         mesh,
         parameter_sharding,
-        shape,
+        shapes,
     )
+    clip = build.clipping(config, train_set.num_classes, max(shapes), shardings)
     start = int(state.step)
     skipped = int(state.skipped_updates)
     logged: dict[str, float] = {}
@@ -222,6 +161,8 @@ def train(
         for done, batch in enumerate(batches, start + 1):
             state, metrics = step(state, *batch)
             last = done == plan.total_steps
+            if clip is not None and plan.is_end_of_epoch(done):
+                state = state.replace(params=clip(state.params))
             if done % log_every == 0 or last:
                 logged = {name: float(value) for name, value in metrics.items()}
                 skipped = _check_skipped(state, skipped, max_skipped_updates, done)
@@ -237,25 +178,10 @@ def train(
     params = state.params
     if parameter_sharding != "replicated":
         params = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(params)
+    params = build.deployed(
+        config, train_set.num_classes, max(shapes), params, state.method_state
+    )
     return TrainResult(params, state.batch_stats, int(state.step), logged)
-
-
-def load_run(
-    directory: str | os.PathLike[str],
-) -> tuple[Config, Any, Any, dict[str, Any]]:
-    """Reads a run's newest valid checkpoint.
-
-    Args:
-      directory: a run directory.
-
-    Returns:
-      (config, params, batch_stats, metadata).
-
-    Raises:
-      ValueError or FileNotFoundError: if there is no valid checkpoint.
-    """
-    params, batch_stats, metadata = checkpoints.restore_variables(directory)
-    return Config(**metadata["config"]), params, batch_stats, metadata
 
 
 def _check_skipped(state: TrainState, known: int, limit: int, step: int) -> int:
@@ -275,118 +201,3 @@ def _check_skipped(state: TrainState, known: int, limit: int, step: int) -> int:
             step,
         )
     return skipped
-
-
-def _image_shape(
-    train_set: data.Dataset | data.Stream, plan: Plan
-) -> tuple[int, int, int]:
-    if isinstance(train_set, data.Dataset):
-        height, width, channels = train_set.image_shape
-        return height, width, channels
-    size = plan.phases[0].image_size or plans.IMAGE_SIZE
-    return size, size, 3
-
-
-def _initial_state(
-    config: Config,
-    train_set: data.Dataset | data.Stream,
-    plan: Plan,
-    image_shape: tuple[int, int, int],
-) -> TrainState:
-    key = jax.random.key(config.seed)
-    init_key, run_key = jax.random.split(key)
-    module = build_model(config, train_set.num_classes)
-    params, batch_stats = network.init(module, init_key, image_shape)
-    if config.init_from is not None:
-        found_params, found_stats, _ = checkpoints.restore_variables(config.init_from)
-        params = _fit(params, found_params, config.init_from)
-        batch_stats = _fit(batch_stats, found_stats, config.init_from)
-    return init_state(
-        params,
-        batch_stats,
-        methods.create(config, network.bind(module)),
-        optimizers.create(config, plan),
-        run_key,
-        num_examples=len(train_set),
-        num_classes=train_set.num_classes,
-    )
-
-
-def _fit(expected: Any, found: Any, source: str) -> Any:
-    """The found tree, if it has the structure and shapes of the expected one."""
-    shapes = [
-        {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (expected, found)
-    ]
-    if shapes[0] != shapes[1]:
-        first = min(set(shapes[0].items()) ^ set(shapes[1].items()))
-        raise ValueError(
-            f"init_from is {source}, whose network differs at {first[0]}: "
-            f"{shapes[1].get(first[0])} there, {shapes[0].get(first[0])} here."
-        )
-    return jax.tree.map(lambda new, old: np.asarray(new, old.dtype), found, expected)
-
-
-def _without_seed(config: Config) -> Config:
-    """The part of a configuration that its compiled step depends on."""
-    return dataclasses.replace(config, seed=0, init_from=None)
-
-
-# Runs that differ only in seed share one compiled step.
-@functools.lru_cache(maxsize=8)
-def _compiled_step(
-    config: Config,
-    num_classes: int,
-    plan: Plan,
-    mesh: Mesh,
-    parameter_sharding: str,
-    image_shape: tuple[int, int, int],
-) -> Step:
-    module = build_model(config, num_classes)
-    method = methods.create(config, network.bind(module))
-    optimizer = optimizers.create(config, plan)
-    shardings = None
-    if parameter_sharding != "replicated":
-        params, batch_stats = jax.eval_shape(
-            lambda key: network.init(module, key, image_shape), jax.random.key(0)
-        )
-        state = jax.eval_shape(
-            lambda params, batch_stats, key: init_state(
-                params,
-                batch_stats,
-                method,
-                optimizer,
-                key,
-                num_examples=plan.num_examples,
-                num_classes=num_classes,
-            ),
-            params,
-            batch_stats,
-            jax.random.key(0),
-        )
-        shardings = state_shardings(state, mesh, parameter_sharding)
-    return make_step(
-        method,
-        optimizer,
-        mesh,
-        augmentation=_augmentation(config),
-        accumulation_steps=config.accumulation_steps,
-        shardings=shardings,
-    )
-
-
-def _augmentation(
-    config: Config,
-) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
-    """What the step does to pictures; streamed ones come augmented."""
-    if not config.augment or data.is_streamed(config.dataset):
-        return None
-    return functools.partial(
-        data.augment,
-        flip=config.dataset not in _NO_FLIP,
-        padding=config.padding,
-        cutout=config.cutout,
-    )

@@ -36,6 +36,7 @@ import optax
 from jax import lax
 
 from opnorm import attacks, linalg, operators, regularizers
+from opnorm.operators.jacobian import BatchFunction
 from opnorm.training.config import Config
 from opnorm.training.network import Network
 
@@ -75,10 +76,13 @@ class Method(NamedTuple):
       init: ``(params, key, num_examples, num_classes) -> method_state``.
       loss: ``(params, batch_stats, method_state, batch, key) -> (scalar, Auxiliary)``,
         differentiable in params.
+      deploy: ``(params, method_state) -> params`` of the network that was trained;
+        others than those that are updated where the loss begins by changing them.
     """
 
     init: Callable[[Any, jax.Array, int, int], Any]
     loss: Callable[[Any, Any, Any, Batch, jax.Array], tuple[jax.Array, Auxiliary]]
+    deploy: Callable[[Any, Any], Any] = lambda params, method_state: params
 
 
 def create(config: Config, network: Network) -> Method:
@@ -87,7 +91,7 @@ def create(config: Config, network: Network) -> Method:
         return _standard(network)
     if config.method == "global_snr":
         return _global(config, network)
-    if config.method in ("adversarial", "adversarial_only"):
+    if config.method in ("adversarial", "adversarial_only", "wrm"):
         return _adversarial(config, network)
     if config.method == "interpolated":
         return _interpolated(config, network)
@@ -251,25 +255,56 @@ def _gradient_regularization(config: Config, network: Network) -> Method:
     return Method(_no_state, loss)
 
 
-def _attack(config: Config, network: Network) -> Callable[..., jax.Array]:
-    """``(params, batch_stats, batch, key) ->`` perturbed images, no gradient."""
-    attack = attacks.pga(
-        p=config.p,
-        epsilon=config.epsilon,
-        num_steps=config.num_steps,
-        step_size=config.step_size,
-        random_start=config.random_start,
-    )
+def attack(
+    config: Config, *, strength: float | jax.Array = 1.0
+) -> Callable[[BatchFunction, jax.Array, jax.Array, jax.Array], jax.Array]:
+    """Returns the attack that a method trains with, for measurements of the same.
 
-    def perturb(
-        params: Any, batch_stats: Any, batch: Batch, key: jax.Array
-    ) -> jax.Array:
-        frozen = lax.stop_gradient((params, batch_stats))
-        return attack(
-            lambda z: network.infer(*frozen, z), batch.images, batch.labels, key
+    Args:
+      config: validated, of a method in ``ADVERSARIAL`` or "wrm".
+      strength: what the lengths of perturbation and step are multiplied by; of "wrm",
+        what the price is divided by. Positive, may be traced.
+
+    Returns:
+      ``(f, images, labels, key) -> perturbed images`` for a batch function f. With
+      predicted labels the given ones are not used.
+    """
+    if config.method == "wrm":
+        # Its first step goes to the maximiser of a linear loss.
+        search = attacks.wrm(gamma=config.gamma / strength, num_steps=config.num_steps)
+    else:
+        size = config.step_size
+        search = attacks.pga(
+            p=config.p,
+            epsilon=config.epsilon * strength,
+            num_steps=config.num_steps,
+            step_size=None if size is None else size * strength,
+            random_start=config.random_start,
         )
 
+    def perturb(
+        f: BatchFunction, images: jax.Array, labels: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        if config.attack_labels == "predicted":
+            labels = jnp.argmax(f(images), axis=-1)
+        return search(f, images, labels, key)
+
     return perturb
+
+
+def _attack(config: Config, network: Network) -> Callable[..., jax.Array]:
+    """``(params, batch_stats, batch, key) ->`` perturbed images, no gradient."""
+    perturb = attack(config)
+
+    def bound(params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        frozen = lax.stop_gradient((params, batch_stats))
+
+        def f(x: jax.Array) -> jax.Array:
+            return network.infer(*frozen, x)
+
+        return perturb(f, batch.images, batch.labels, key)
+
+    return bound
 
 
 class _Search(NamedTuple):

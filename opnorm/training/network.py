@@ -1,9 +1,12 @@
 """training: the two faces of a Flax module, as pure functions of its variables."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
+
+from opnorm import operators
 
 
 class TrainFunction(Protocol):
@@ -29,10 +32,13 @@ class Network(NamedTuple):
         running statistics.
       infer: ``(params, batch_stats, x) -> logits``, normalised by the running
         statistics: a batch function, whose rows are independent.
+      layers: ``(H, W, C) ->`` its layers on pictures of that shape, without BatchNorm;
+        their kernels are shapes only, and nothing is computed.
     """
 
     train: TrainFunction
     infer: InferFunction
+    layers: Callable[[tuple[int, ...]], tuple[operators.Layer, ...]]
 
 
 def bind(module: nn.Module) -> Network:
@@ -50,7 +56,21 @@ def bind(module: nn.Module) -> Network:
         logits: Any = module.apply(variables, x, train=False)
         return logits
 
-    return Network(train, infer)
+    def layers(image_shape: tuple[int, ...]) -> tuple[operators.Layer, ...]:
+        # Rematerialised kernels are computed inside the network.
+        rematerialized = getattr(module, "rematerialize", False)
+        plain = module.clone(rematerialize=False) if rematerialized else module
+        example = jax.numpy.zeros((1, *image_shape))
+
+        def find(key: jax.Array) -> tuple[operators.Layer, ...]:
+            variables = plain.init(key, example, train=False)
+            return operators.layers(
+                plain, variables, example, batch_norm="ignore", train=False
+            )
+
+        return jax.eval_shape(find, jax.random.key(0))
+
+    return Network(train, infer, layers)
 
 
 def init(

@@ -247,14 +247,15 @@ def _through(points: Sequence[tuple[int, float]]) -> optax.Schedule:
 
 
 def image_size(config: "Config", dataset: str | None = None) -> int | None:
-    """The size that a trained network sees pictures in; None for data in memory.
+    """The size that a trained network sees pictures in; None for that of the data.
 
     Args:
       config: what it was trained with.
       dataset: what it is shown; None for what it was trained on.
     """
     if not data.is_streamed(dataset or config.dataset):
-        return None
+        # Of streamed pictures it is a size to resize to, which those in memory are not.
+        return None if data.is_streamed(config.dataset) else config.image_size
     if config.phases:
         return parse_phases(config.phases)[-1][1]
     return config.image_size or IMAGE_SIZE

@@ -20,13 +20,26 @@ class SharedRun:
     Args:
       directory: the run directory, made if need be.
       config: of the run.
+      image_shape: ``(H, W, C)`` of the largest pictures that the network sees.
+      num_classes: of the data set.
 
     Raises:
       ValueError: if the directory holds another run.
     """
 
-    def __init__(self, directory: Path, config: Config) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: Config,
+        image_shape: tuple[int, ...],
+        num_classes: int,
+    ) -> None:
         self._config = dataclasses.asdict(config)
+        self._metadata = {
+            "config": self._config,
+            "image_shape": image_shape,
+            "num_classes": num_classes,
+        }
 
         def create() -> None:
             self._directory = RunDirectory.create(
@@ -56,7 +69,7 @@ class SharedRun:
         """Writes a checkpoint."""
         state = hosts.gather(state)
         if hosts.is_writer():
-            self._store.save(step, state, {"config": self._config})
+            self._store.save(step, state, self._metadata)
 
     def log(self, step: int, **metrics: float) -> None:
         """Appends a line of metrics."""

@@ -105,6 +105,50 @@ def test_finlays_penalty_is_the_same_in_standardised_pixels(suffix, weight):
     assert models.STATISTICS["imagenet"][1] == pytest.approx(IMAGENET_STD)
 
 
+# Whitened pixels of CIFAR-10 are pixels divided by 0.211 on average, so measured on
+# the embedded pictures; those of MNIST are pixels.
+FARNIA = {
+    "cifar10_alexnet_fgm_l2": (2.0, 1, 2.44 * 0.211),
+    "cifar10_inception_pgm_l2": (2.0, 15, 2.44 * 0.211),
+    "cifar10_resnet_pgm_linf": (INF, 15, 0.1 * 0.211),
+    "mnist_elu_net_pgm_l2": (2.0, 15, 0.465),
+}
+
+
+@pytest.mark.parametrize("name", FARNIA)
+def test_farnias_lengths_are_converted_from_whitened_pixels(name):
+    config = presets.get(f"farnia_{name}").config
+    p, num_steps, epsilon = FARNIA[name]
+    assert (config.method, config.p) == ("adversarial_only", p)
+    assert (config.num_steps, config.attack_labels) == (num_steps, "predicted")
+    assert config.epsilon == pytest.approx(epsilon, rel=0.01)
+    # FGM's one step is the whole length, PGM's the default.
+    assert config.step_size == (config.epsilon if num_steps == 1 else None)
+    assert not config.random_start and config.spectral_norm_bound is None
+    assert config.optimizer == ("adam" if name.startswith("mnist") else "sgd")
+
+
+def test_farnias_price_of_a_squared_length_is_divided_by_the_squared_scale():
+    config = presets.get("farnia_cifar10_mlp1_wrm").config
+    assert config.gamma == pytest.approx(0.0976 / 0.211**2, rel=0.02)
+    assert presets.get("farnia_mnist_mlp2_wrm").config.gamma == pytest.approx(0.372)
+    assert presets.get("farnia_mnist_mlp2_wrm").config.image_size is None
+    assert presets.get_grid("farnia_beta").values == {
+        "spectral_norm_bound": (INF, 1.0, 1.3, 1.6, 2.0, 4.0)
+    }
+
+
+def test_the_regularization_views_norms_are_clipped():
+    config = presets.get("regularization_view_resnet56_at8_sn3").config
+    assert (config.spectral_norm_bound, config.spectral_norm_method) == (3.0, "clip")
+    base = presets.get("regularization_view_resnet56_at8").config
+    assert dataclasses.replace(base, **_clipped(3.0)) == config
+
+
+def _clipped(bound):
+    return {"spectral_norm_bound": bound, "spectral_norm_method": "clip"}
+
+
 # Learning rates in the middle of epochs.
 RATES = {
     "roth_cnn7_standard": {79: 1e-3, 80: 1e-4, 119: 1e-4, 120: 1e-5, 149: 1e-5},

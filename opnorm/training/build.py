@@ -1,0 +1,288 @@
+"""training: what a configuration becomes: module, data, state and compiled steps."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from opnorm import data, models
+from opnorm.training import checkpoints, network, optimizers, weight_bounds
+from opnorm.training import plan as plans
+from opnorm.training.config import Config
+from opnorm.training.plan import Plan
+from opnorm.training.step import (
+    Step,
+    TrainState,
+    init_state,
+    make_step,
+    state_shardings,
+)
+
+# Digits are not the same digit in a mirror.
+_NO_FLIP = ("mnist", "svhn_cropped")
+
+
+def build_model(config: Config, num_classes: int) -> nn.Module:
+    """Builds the Flax module that a configuration names."""
+    mean, std = models.STATISTICS[config.normalization]
+    # What only some models have is passed to those.
+    options = {"logit_activation": True} if config.logit_activation else {}
+    return models.create(
+        config.model,
+        num_classes=num_classes,
+        width=config.width,
+        mean=mean,
+        std=std,
+        dtype=jnp.dtype(config.compute_dtype),
+        activation=config.activation,
+        rematerialize=config.rematerialize,
+        **options,
+    )
+
+
+def load_train_set(
+    config: Config, *, download: bool = False
+) -> data.Dataset | data.Stream:
+    """Loads the training set of a configuration, or opens it where it is streamed.
+
+    Raises:
+      ValueError or FileNotFoundError: as :func:`opnorm.data.load`.
+    """
+    if data.is_streamed(config.dataset):
+        return data.open_stream(
+            config.dataset,
+            split="train",
+            data_dir=config.data_dir,
+            limit=config.train_examples,
+        )
+    dataset = data.load(
+        config.dataset,
+        split="train",
+        data_dir=config.data_dir,
+        download=download,
+        limit=config.train_examples,
+        seed=0,
+        image_size=config.image_size,
+    )
+    if not config.random_labels:
+        return dataset
+    return data.randomize_labels(dataset, config.random_labels, seed=0)
+
+
+def load_run(
+    directory: str | os.PathLike[str],
+) -> tuple[Config, Any, Any, dict[str, Any]]:
+    """Reads the network of a run's newest valid checkpoint.
+
+    Args:
+      directory: a run directory, or its folder of checkpoints.
+
+    Returns:
+      (config, params, batch_stats, metadata), parameters bounded where the
+      configuration bounds their layers' norms.
+
+    Raises:
+      FileNotFoundError: if there is no checkpoint.
+      ValueError: if all of them are damaged.
+    """
+    parts, metadata = checkpoints.restore_parts(
+        directory, ("params", "batch_stats", "method_state")
+    )
+    config = Config(**metadata["config"])
+    params = parts["params"]
+    if config.spectral_norm_bound is not None:
+        params = deployed(
+            config,
+            metadata["num_classes"],
+            tuple(metadata["image_shape"]),
+            params,
+            parts["method_state"],
+        )
+    return config, params, parts["batch_stats"], metadata
+
+
+def deployed(
+    config: Config,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+    params: Any,
+    method_state: Any,
+) -> Any:
+    """Computes the parameters of the network that was trained.
+
+    Args:
+      config: of the run.
+      num_classes: of its data.
+      image_shape: ``(H, W, C)`` of its largest pictures.
+      params: those that updates changed.
+      method_state: of the same state.
+    """
+    if config.spectral_norm_bound is None or config.spectral_norm_method == "clip":
+        return params
+    bound = network.bind(build_model(config, num_classes))
+    method = weight_bounds.create(config, bound, image_shape)
+    return jax.jit(method.deploy)(params, method_state)
+
+
+def clipping(
+    config: Config,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+    shardings: TrainState,
+) -> Callable[[Any], Any] | None:
+    """Compiles what changes the parameters after an epoch; None if nothing does.
+
+    Args:
+      config: of the run.
+      num_classes: of its data.
+      image_shape: ``(H, W, C)`` of its largest pictures.
+      shardings: of the state; given parameters are donated.
+    """
+    bound = network.bind(build_model(config, num_classes))
+    clip = weight_bounds.clipping(config, bound, image_shape)
+    if clip is None:
+        return None
+    return jax.jit(clip, out_shardings=shardings.params, donate_argnums=0)
+
+
+def image_shapes(
+    train_set: data.Dataset | data.Stream, plan: Plan
+) -> tuple[tuple[int, ...], ...]:
+    """Returns ``(H, W, C)`` of the pictures of each phase."""
+    if isinstance(train_set, data.Dataset):
+        return (train_set.image_shape,)
+    sizes = [phase.image_size or plans.IMAGE_SIZE for phase in plan.phases]
+    return tuple((size, size, 3) for size in sizes)
+
+
+def initial_state(
+    config: Config, train_set: data.Dataset | data.Stream, plan: Plan
+) -> TrainState:
+    """Builds the state before the first update, from other parameters if need be.
+
+    Raises:
+      ValueError or FileNotFoundError: if those cannot be read or do not fit.
+    """
+    shapes = image_shapes(train_set, plan)
+    key = jax.random.key(config.seed)
+    init_key, run_key = jax.random.split(key)
+    module = build_model(config, train_set.num_classes)
+    params, batch_stats = network.init(module, init_key, shapes[0])
+    if config.init_from is not None:
+        _, found_params, found_stats, _ = load_run(config.init_from)
+        params = _fit(params, found_params, config.init_from)
+        batch_stats = _fit(batch_stats, found_stats, config.init_from)
+    return init_state(
+        params,
+        batch_stats,
+        weight_bounds.create(config, network.bind(module), max(shapes)),
+        optimizers.create(config, plan),
+        run_key,
+        num_examples=len(train_set),
+        num_classes=train_set.num_classes,
+    )
+
+
+def _fit(expected: Any, found: Any, source: str) -> Any:
+    """The found tree, if it has the structure and shapes of the expected one."""
+    shapes = [
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (expected, found)
+    ]
+    if shapes[0] != shapes[1]:
+        first = min(set(shapes[0].items()) ^ set(shapes[1].items()))
+        raise ValueError(
+            f"init_from is {source}, whose network differs at {first[0]}: "
+            f"{shapes[1].get(first[0])} there, {shapes[0].get(first[0])} here."
+        )
+    return jax.tree.map(lambda new, old: np.asarray(new, old.dtype), found, expected)
+
+
+def compiled_step(
+    config: Config,
+    num_classes: int,
+    plan: Plan,
+    mesh: Mesh,
+    parameter_sharding: str,
+    image_shapes: tuple[tuple[int, ...], ...],
+) -> Step:
+    """Compiles the step of a run; runs that differ only in seed share one.
+
+    Args:
+      config: of the run.
+      num_classes: of its data.
+      plan: its steps.
+      mesh: devices to share each batch.
+      parameter_sharding: as :func:`opnorm.training.step.state_shardings`.
+      image_shapes: of :func:`image_shapes`.
+    """
+    shared = dataclasses.replace(config, seed=0, init_from=None)
+    return _compiled_step(
+        shared, num_classes, plan, mesh, parameter_sharding, image_shapes
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_step(
+    config: Config,
+    num_classes: int,
+    plan: Plan,
+    mesh: Mesh,
+    parameter_sharding: str,
+    image_shapes: tuple[tuple[int, ...], ...],
+) -> Step:
+    module = build_model(config, num_classes)
+    method = weight_bounds.create(config, network.bind(module), max(image_shapes))
+    optimizer = optimizers.create(config, plan)
+    shardings = None
+    if parameter_sharding != "replicated":
+        params, batch_stats = jax.eval_shape(
+            lambda key: network.init(module, key, image_shapes[0]), jax.random.key(0)
+        )
+        state = jax.eval_shape(
+            lambda params, batch_stats, key: init_state(
+                params,
+                batch_stats,
+                method,
+                optimizer,
+                key,
+                num_examples=plan.num_examples,
+                num_classes=num_classes,
+            ),
+            params,
+            batch_stats,
+            jax.random.key(0),
+        )
+        shardings = state_shardings(state, mesh, parameter_sharding)
+    return make_step(
+        method,
+        optimizer,
+        mesh,
+        augmentation=_augmentation(config),
+        accumulation_steps=config.accumulation_steps,
+        shardings=shardings,
+    )
+
+
+def _augmentation(
+    config: Config,
+) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
+    """What the step does to pictures; streamed ones come augmented."""
+    if not config.augment or data.is_streamed(config.dataset):
+        return None
+    return functools.partial(
+        data.augment,
+        flip=config.dataset not in _NO_FLIP,
+        padding=config.padding,
+        cutout=config.cutout,
+    )

@@ -1,0 +1,16 @@
+"""training: what the papers trained, as data in this library's units.
+
+Epsilon, steps and penalties are converted to [0, 1] pixel units; each file says how.
+What a paper leaves open is marked [?], with the choice made here beside it.
+"""
+
+from opnorm.training.recipes import farnia, finlay, regularization_view, roth
+from opnorm.training.recipes.preset import Preset
+
+__all__ = ["PRESETS", "Preset"]
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for paper in (roth, farnia, regularization_view, finlay)
+    for preset in paper.presets()
+}

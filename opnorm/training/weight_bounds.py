@@ -1,0 +1,91 @@
+"""training: bounds on the layers' spectral norms, for any method and network.
+
+A bound by division is a part of the network: the method sees the divided parameters,
+searches and attacks included, and the state holds the kernels underneath and the
+persistent vectors. What is kept and measured of a run is the divided network. A bound
+by clipping changes the parameters between epochs, and the method knows nothing of it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from opnorm import regularizers
+from opnorm.training import methods
+from opnorm.training.config import Config
+from opnorm.training.methods import Auxiliary, Batch, Method
+from opnorm.training.network import Network
+
+_FORMS = {"normalize": "operator", "normalize_kernels": "kernel"}
+
+
+def create(config: Config, network: Network, image_shape: tuple[int, ...]) -> Method:
+    """Returns the method that a validated configuration names, on bounded parameters.
+
+    Args:
+      config: of the run.
+      network: to be trained.
+      image_shape: ``(H, W, C)`` of the largest pictures that it will see: the norm of
+        a convolution grows with the picture.
+    """
+    method = methods.create(config, network)
+    if config.spectral_norm_bound is None or config.spectral_norm_method == "clip":
+        return method
+    form, bound = _FORMS[config.spectral_norm_method], config.spectral_norm_bound
+    layers = network.layers(image_shape)
+
+    def normalize(params: Any, state: Any) -> regularizers.NormalizedParameters:
+        return regularizers.spectral_normalize(
+            params, layers, state["spectral_vectors"], bound=bound, form=form
+        )
+
+    def init(params: Any, key: jax.Array, num_examples: int, num_classes: int) -> Any:
+        method_key, vectors_key = jax.random.split(key)
+        vectors = jax.jit(
+            lambda params, key: regularizers.init_spectral_vectors(
+                params, layers, key, form=form
+            )
+        )(params, vectors_key)
+        inner = method.init(params, method_key, num_examples, num_classes)
+        return {"method": inner, "spectral_vectors": vectors}
+
+    def loss(
+        params: Any, batch_stats: Any, state: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Auxiliary]:
+        found = normalize(params, state)
+        value, auxiliary = method.loss(
+            found.params, batch_stats, state["method"], batch, key
+        )
+        largest = jnp.stack(list(found.norms.values())).max()
+        return value, auxiliary._replace(
+            method_state={
+                "method": auxiliary.method_state,
+                "spectral_vectors": found.vectors,
+            },
+            metrics=auxiliary.metrics | {"largest_norm": largest},
+        )
+
+    def deploy(params: Any, state: Any) -> Any:
+        # One more power step, as the next training step would take.
+        return normalize(params, state).params
+
+    return Method(init, loss, deploy)
+
+
+def clipping(
+    config: Config, network: Network, image_shape: tuple[int, ...]
+) -> Callable[[Any], Any] | None:
+    """Returns what changes the parameters after an epoch, or None if nothing does.
+
+    Args:
+      config: of the run.
+      network: to be trained.
+      image_shape: as for :func:`create`.
+    """
+    bound = config.spectral_norm_bound
+    if bound is None or config.spectral_norm_method != "clip":
+        return None
+    layers = network.layers(image_shape)
+    return lambda params: regularizers.clip_spectral_norms(params, layers, bound)
