@@ -19,6 +19,7 @@ LABELS = {
     "global_snr": "global SNR",
     "interpolated": "adversarial training and SNR, interpolated",
     "gradient_regularization": "input-gradient regularisation",
+    "wrm": "WRM",
 }
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("s", "^", "D", "P", "o", "v")
@@ -193,6 +194,84 @@ def new_figure(title: str) -> tuple[Any, Any]:
     figure, axes = pyplot().subplots(figsize=(6, 4), layout="constrained")
     axes.set_title(title, fontsize=9)
     return figure, axes
+
+
+def new_panels(
+    title: str,
+    titles: Sequence[str],
+    *,
+    columns: int | None = None,
+    sharey: bool = False,
+) -> tuple[Any, list[Any]]:
+    """Returns a figure of several panels in rows, each with its title.
+
+    Args:
+      title: of the figure.
+      titles: of the panels.
+      columns: of panels; None for two by two of four, otherwise at most three.
+      sharey: whether all have one vertical axis.
+    """
+    count = len(titles)
+    if columns is None:
+        columns = 2 if count == 4 else min(count, 3)
+    rows = -(-count // columns)
+    size = (7.0, 4.5) if count == 1 else (1.0 + 3.0 * columns, 1.4 + 2.4 * rows)
+    figure, grid = pyplot().subplots(
+        rows,
+        columns,
+        figsize=size,
+        layout="constrained",
+        sharey=sharey,
+        squeeze=False,
+    )
+    figure.suptitle(title, fontsize=9)
+    panels = list(grid.flat)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    for axes, text in zip(panels, titles, strict=False):
+        axes.set_title(text, fontsize=9)
+    return figure, panels[:count]
+
+
+def scale_log(axes: Any, low: float, high: float) -> None:
+    """Makes the horizontal axis logarithmic, with labels that do not run together."""
+    from matplotlib import ticker
+
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    if high < 50 * low:
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def save_panels(
+    figure: Any, panels: Sequence[Any], path: Path, *, columns: int | None = None
+) -> None:
+    """Finishes panels, which share one legend below them, and writes the figure.
+
+    Args:
+      figure: of :func:`new_panels`.
+      panels: of the same.
+      path: the PNG to write.
+      columns: of the legend; None for as many as are likely to fit.
+    """
+    known: dict[str, Any] = {}
+    for axes in panels:
+        for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
+            known.setdefault(text, handle)
+        finish(axes)
+        axes.get_legend().remove()
+    figure.legend(
+        list(known.values()),
+        list(known),
+        loc="outside lower center",
+        ncols=columns or max(1, min(len(known), int(figure.get_figwidth() / 1.8))),
+        frameon=False,
+        fontsize=8,
+    )
+    figure.savefig(path, dpi=150)
+    pyplot().close(figure)
 
 
 def band(axes: Any, method: str, x: Any, mean: Any, error: Any) -> None:

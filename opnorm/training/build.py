@@ -216,7 +216,7 @@ def compiled_step(
     parameter_sharding: str,
     image_shapes: tuple[tuple[int, ...], ...],
 ) -> Step:
-    """Compiles the step of a run; runs that differ only in seed share one.
+    """Compiles the step of a run; runs that differ only in seed or labels share one.
 
     Args:
       config: of the run.
@@ -226,7 +226,7 @@ def compiled_step(
       parameter_sharding: as :func:`opnorm.training.step.state_shardings`.
       image_shapes: of :func:`image_shapes`.
     """
-    shared = dataclasses.replace(config, seed=0, init_from=None)
+    shared = dataclasses.replace(config, seed=0, init_from=None, random_labels=0.0)
     return _compiled_step(
         shared, num_classes, plan, mesh, parameter_sharding, image_shapes
     )

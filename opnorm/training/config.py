@@ -96,7 +96,8 @@ class Config:
         (0, 1]; its mean over that part is an unbiased estimate at a lower cost.
       spectral_norm_bound: largest spectral norm of a layer, "beta" of Farnia et al.
         2019, with any method; infinity bounds nothing at the same cost, None is
-        without.
+        without. Divisors are estimated by one power step in each update, from below:
+        after few updates norms may exceed the bound by some percent.
       spectral_norm_method: a key of ``SPECTRAL_NORM_METHODS``: "normalize" (Farnia et
         al. 2019), "normalize_kernels" (Miyato et al. 2018), or "clip" (Sedghi et al.
         2019).

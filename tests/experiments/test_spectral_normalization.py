@@ -1,0 +1,290 @@
+"""experiments.spectral_normalization: the choice of the bound, and a run as a whole."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import spectral_normalization_measure as measuring
+from experiments import spectral_normalization_networks as networks
+from experiments import spectral_normalization_tables as tables
+from opnorm import analysis, data, linalg, training
+from opnorm.training import Config, methods
+
+ERM, PGM = "farnia_cifar10_mlp1_erm", "farnia_cifar10_mlp1_pgm_l2"
+KINDS = ("normalize", "normalize_kernels")
+TINY = ["--dataset=cifar10_mini", "--width=8", "--train_examples=96"]
+TINY += ["--batch_size=32", "--epochs=1", "--num_steps=2", "--learning_rate=1e-4"]
+TINY += [f"--{name}=40" for name in ("validation_examples", "test_examples")]
+TINY += ["--train_measured=40"]
+TINY += [f"--presets={ERM},{PGM}", "--bounds=1,inf", f"--methods={','.join(KINDS)}"]
+TINY += ["--epsilons=1,2", "--random_labels_too"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, run):
+    """A directory of results, and what was printed."""
+    out = tmp_path_factory.mktemp("spectral_normalization")
+    done = run("spectral_normalization", *TINY, f"--run={out}")
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def read(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_every_scheme_is_trained_with_every_bound(trained):
+    out, _ = trained
+    results = read(out)
+    names = ["none", *(f"{kind}_1" for kind in KINDS)]
+    assert list(results["schemes"]) == [ERM, PGM]
+    for preset, scheme in results["schemes"].items():
+        assert list(scheme["networks"]) == names
+        for name, network in scheme["networks"].items():
+            config = training.load_run(out / preset / name)[0]
+            # What bounds nothing is trained without the division.
+            bound = None if name == "none" else 1.0
+            assert config.spectral_norm_bound == bound
+            assert config.spectral_norm_method == network["method"] or bound is None
+            assert (config.num_steps, config.width) == (2, 8)
+            assert float(network["bound"]) == (bound or math.inf)
+            for part in ("train", "validation", "test", "clean"):
+                assert 0 <= network[part]["mean"] <= 1
+    assert (results["validation_examples"], results["test_examples"]) == (40, 40)
+    assert (results["train_examples"], results["train_measured"]) == (96, 40)
+    assert results["environment"]["platform"] == "cpu"
+    assert results["data"] and results["seconds"] > 0
+    random = results["random_labels"]
+    assert list(random) == ["none", "normalize_1"]
+    assert training.load_run(random["none"]["run"])[0].random_labels == 1
+    for name in ("accuracy", "curves", "gains", "gradient_norms", "margins"):
+        assert (out / f"{name}.png").stat().st_size > 0
+    assert (out / "attack_strength.png").stat().st_size > 0
+
+
+def test_bounded_layers_have_at_most_the_bound(trained):
+    for scheme in read(trained[0])["schemes"].values():
+        networks = scheme["networks"]
+        assert max(layer["norm"] for layer in networks["none"]["layers"]) > 1.2
+        for kind in KINDS:
+            layers = networks[f"{kind}_1"]["layers"]
+            assert len(layers) == 2
+            assert all(layer["norm"] <= 1.05 for layer in layers)
+            # An MLP's layers are their kernel matrices.
+            for layer in layers:
+                assert layer["kernel_matrix"] == pytest.approx(layer["norm"], rel=1e-4)
+
+
+def test_validation_accuracy_chooses_the_bound(trained):
+    out, printed = trained
+    for name, scheme in read(out)["schemes"].items():
+        for kind in KINDS:
+            none, bounded = (
+                scheme["networks"][each]["validation"]["mean"]
+                for each in ("none", f"{kind}_1")
+            )
+            chosen = "none" if none >= bounded else f"{kind}_1"
+            assert scheme["chosen"][kind] == chosen
+            assert scheme["best_bounded"][kind] == f"{kind}_1"
+        assert set(scheme["seconds_per_step"]) == set(scheme["networks"])
+        assert scheme["seconds_per_step"]["none"]["ratio"] == 1
+        best = scheme["networks"][scheme["chosen"]["normalize"]]
+        row = next(
+            line
+            for line in printed.splitlines()
+            if line.startswith(f"| {tables.label(name)} ") and "layer's norm" in line
+        )
+        cells = [cell.strip() for cell in row.split("|")[1:-1]]
+        before, after = ("0.49", "0.53") if name == ERM else ("0.36", "0.46")
+        assert cells[4] == tables.bound_label(best)
+        assert cells[6].startswith(f"{100 * best['test']['mean']:.1f} ±")
+        gain = best["test"]["mean"] - scheme["networks"]["none"]["test"]["mean"]
+        assert float(cells[7].split(" ")[0]) == pytest.approx(100 * gain, abs=0.06)
+        gain = float(after) - float(before)
+        assert cells[9:] == [before, after, f"{gain:+.2f}", "0.8"]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "chosen", "finite"),
+    [
+        ({math.inf: 0.5, 1.0: 0.6, 2.0: 0.55}, 1.0, 1.0),
+        ({math.inf: 0.6, 1.0: 0.5, 2.0: 0.55}, math.inf, 2.0),
+        ({math.inf: 0.5, 1.0: 0.5, 2.0: 0.5}, math.inf, 2.0),
+    ],
+)
+def test_of_equal_networks_the_least_bounded_is_chosen(accuracies, chosen, finite):
+    measured = {
+        f"{bound}": {
+            "bound": str(bound),
+            "method": None if bound == math.inf else "normalize",
+            "validation": {"mean": accuracy},
+        }
+        for bound, accuracy in accuracies.items()
+    }
+    # Another way to bound has a choice of its own.
+    measured["clipped"] = measured["1.0"] | {
+        "method": "clip",
+        "validation": {"mean": 0.9},
+    }
+    assert networks.choose(measured, "normalize") == str(chosen)
+    assert networks.choose(measured, "normalize", finite=True) == str(finite)
+
+
+def test_numbers_are_those_of_the_attack_trained_with(trained):
+    out, _ = trained
+    results = read(out)
+    config, params, batch_stats, _ = training.load_run(out / PGM / "normalize_1")
+    pictures = data.load("cifar10_mini", split="test", limit=80, image_size=28)
+    pictures = pictures.slice(40, None)
+    module = training.build_model(config, 10)
+
+    def f(x):
+        return module.apply({"params": params, "batch_stats": batch_stats}, x)
+
+    x = data.to_float(pictures.images)
+    x_adv = jax.jit(
+        lambda x: methods.attack(config)(f, x, pictures.labels, jax.random.key(0))
+    )(x)
+    assert float(linalg.norm(x_adv - x, 2.0).max()) <= config.epsilon * 1.001
+    right = np.asarray(f(x_adv)).argmax(1) == pictures.labels
+    scheme = results["schemes"][PGM]
+    found = scheme["networks"]["normalize_1"]
+    assert found["test"]["mean"] == pytest.approx(right.mean())
+    assert found["correct"] == "".join(map(str, right.astype(int)))
+    gains = analysis.output_gain(
+        f, x, normalize=lambda z: (z - jnp.array(module.mean)) / jnp.array(module.std)
+    )
+    assert found["gains"]["mean"] == pytest.approx(float(gains.mean()), rel=1e-4)
+    curve = scheme["strengths"]["normalize_1"][PGM]
+    assert curve["length"] == [config.epsilon, 2 * config.epsilon]
+    assert curve["mean"][0] == found["test"]["mean"]
+    # ERM has no attack, and is measured under that of the other scheme.
+    erm = results["schemes"][ERM]
+    none = erm["networks"]["none"]
+    assert none["test"] == pytest.approx(none["clean"])
+    assert list(erm["strengths"]["none"]) == [PGM]
+    assert found["capacity"]["scheme"] == "pgm"
+    assert 0 < found["kappa"] <= found["gradient_norms"]["percentiles"][0] * 1.0001
+
+
+def test_a_run_that_is_there_is_not_trained_again(trained, run):
+    out, _ = trained
+    before = read(out)
+    times = {file: file.stat().st_mtime_ns for file in out.rglob("checkpoints/*/*")}
+    one = [*TINY, f"--presets={ERM}", "--norandom_labels_too", "--methods=normalize"]
+    again = run("spectral_normalization", *one, f"--run={out}")
+    assert again.returncode == 0, again.stderr
+    assert times == {
+        file: file.stat().st_mtime_ns for file in out.rglob("checkpoints/*/*")
+    }
+    assert ERM not in again.stderr
+    after = read(out)["schemes"][ERM]
+    assert list(after["networks"]) == ["none", "normalize_1"]
+    for name, network in after["networks"].items():
+        assert network == before["schemes"][ERM]["networks"][name]
+    # Alone it has no attack to be measured under.
+    assert after["strengths"] == {"none": {}, "normalize_1": {}}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "kinds", "message"),
+    [
+        ((1.0, 2.0), KINDS, r"bounds is \['1', '2'\]; give inf"),
+        ((math.inf,), KINDS, r"bounds is \['inf'\]; give inf"),
+        ((math.inf, -1.0), KINDS, "each must be positive"),
+        ((math.inf, 1.0), ("magic",), r"methods is \['magic'\]; give some of normal"),
+    ],
+)
+def test_bounds_and_ways_that_are_none_are_refused(bounds, kinds, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        networks.planned(Config(), bounds, kinds, tmp_path)
+
+
+def test_schemes_must_share_their_network():
+    with pytest.raises(
+        ValueError, match="model is mlp1 in the first and mlp in farnia"
+    ):
+        networks.schemes([ERM, "farnia_cifar10_mlp2_erm"], {})
+    found = networks.schemes([ERM, "farnia_cifar10_mlp2_erm"], {"model": "mlp"})
+    assert {config.model for config in found.values()} == {"mlp"}
+
+
+def test_validation_pictures_are_the_first_and_others_report():
+    pictures = data.Dataset(
+        np.arange(20, dtype=np.uint8)[:, None, None, None],
+        np.zeros(20, np.int32),
+        ("a",),
+        "counted",
+        "counted pictures",
+    )
+    found = measuring.divide(pictures, pictures, train=30, validation=5)
+    assert [len(part) for part in found] == [20, 5, 15]
+    assert found.validation.images.max() < found.test.images.min()
+    with pytest.raises(ValueError, match="validation_examples is 19; of the 20 test"):
+        measuring.divide(pictures, pictures, train=30, validation=19)
+
+
+def test_measurements_are_kept_for_the_same_settings_only(tmp_path):
+    file = tmp_path / "evaluation.json"
+    calls = []
+
+    def compute():
+        calls.append(None)
+        return {"kappa": math.inf, "count": len(calls)}
+
+    first = measuring.cached(file, {"test": 3}, compute)
+    assert first == {"settings": {"test": 3}, "kappa": "inf", "count": 1}
+    assert measuring.cached(file, {"test": 3}, compute) == first
+    assert measuring.cached(file, {"test": 4}, compute)["count"] == 2
+
+
+def test_usage_errors_come_before_any_run(run, tmp_path):
+    out = tmp_path / "out"
+    done = run("spectral_normalization", *TINY, "--epsilons=0,1", f"--run={out}")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "epsilons is ['0', '1']; each must be positive" in done.stderr
+    assert not out.exists()
+
+
+def test_another_run_in_its_place_is_an_error_before_any_is_trained(trained, run):
+    out, _ = trained
+    flags = [*TINY, "--epochs=3", "--bounds=inf,1,7", f"--run={out}"]
+    done = run("spectral_normalization", *flags)
+    assert done.returncode == 2
+    assert "holds another run: epochs is 1 there and 3 here" in done.stderr
+    assert not list(out.rglob("normalize_7"))
+
+
+def test_strength_multiplies_lengths_and_divides_the_price():
+    weight = jnp.asarray([[1.0, -1.0], [2.0, 0.5], [-0.5, 1.0]])
+    x = jnp.asarray([[0.4, 0.5, 0.6], [0.5, 0.4, 0.55]])
+    labels = jnp.asarray([0, 1])
+
+    def distance(config, strength):
+        perturb = jax.jit(
+            lambda x, strength: methods.attack(config, strength=strength)(
+                lambda z: z @ weight, x, labels, jax.random.key(0)
+            )
+        )
+        return np.asarray(linalg.norm(perturb(x, strength) - x, 2.0))
+
+    pgm = Config(
+        method="adversarial_only",
+        epsilon=0.1,
+        num_steps=1,
+        step_size=0.1,
+        random_start=False,
+        attack_labels="predicted",
+    )
+    for strength in (0.5, 1.0, 2.0):
+        np.testing.assert_allclose(distance(pgm, strength), 0.1 * strength, rtol=1e-4)
+        assert measuring.length(pgm, strength) == pytest.approx(0.1 * strength)
+    wrm = Config(method="wrm", gamma=50.0, num_steps=15)
+    ratio = distance(wrm, 2.0) / distance(wrm, 1.0)
+    np.testing.assert_allclose(ratio, 2.0, rtol=0.05)
+    assert measuring.length(wrm, 2.0) == pytest.approx(0.02)
