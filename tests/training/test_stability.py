@@ -31,7 +31,7 @@ def leaves(tree):
 @pytest.fixture
 def poisoned(monkeypatch):
     """Makes the loss of chosen steps infinite or its gradient NaN."""
-    from opnorm.training import loop, methods
+    from opnorm.training import build, methods
 
     def poison(kind, bad_keys):
         create = methods.create
@@ -53,11 +53,11 @@ def poisoned(monkeypatch):
 
             return methods.Method(method.init, loss)
 
-        monkeypatch.setattr(loop.methods, "create", changed)
-        loop._compiled_step.cache_clear()
+        monkeypatch.setattr(methods, "create", changed)
+        build._compiled_step.cache_clear()
 
     yield poison
-    loop._compiled_step.cache_clear()
+    build._compiled_step.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
