@@ -37,8 +37,8 @@ def text(results: Mapping[str, Any]) -> str:
         "Accuracies are those under the attack trained with, with standard errors over "
         "the pictures; the gain is that of the test accuracy, its standard error that "
         "of the pictures' differences. Time is that of a train step over one without a "
-        "bound, rough. The paper's columns are of its own sizes: width 96, 200 epochs, "
-        "all of the data set.",
+        "bound, rough. The paper's columns are of its own sizes: up to 200 epochs on all "
+        "of the data set.",
         "",
         cli.table(
             [
