@@ -37,7 +37,7 @@ def text(results: Mapping[str, Any]) -> str:
         "Accuracies are those under the attack trained with, with standard errors over "
         "the pictures; the gain is that of the test accuracy, its standard error that "
         "of the pictures' differences. Time is that of a train step over one without a "
-        "bound, rough. The paper's columns are of its own sizes: up to 200 epochs on all "
+        "bound, rough. The paper's columns are of its own sizes: 200 epochs on all "
         "of the data set.",
         "",
         cli.table(
