@@ -64,7 +64,12 @@ def main() -> None:
     torch, *_ = (cli.import_optional(name, "oracles") for name in _LIBRARIES)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     config, params, batch_stats, _ = training.load_run(_RUN.value)
-    test_set = data.load(config.dataset, split="test", limit=_EXAMPLES.value)
+    test_set = data.load(
+        config.dataset,
+        split="test",
+        limit=_EXAMPLES.value,
+        image_size=training.image_size(config),
+    )
     apply, variables = measure.bind(config, params, batch_stats, test_set.num_classes)
     network = torch_cnn7.build(params, batch_stats)
     difference = _check_networks(apply, variables, network, test_set)

@@ -32,6 +32,9 @@ TABLE_2 = (
     "roth_cnn7_global_snr",
 )
 
+# Of the data, which are loaded once.
+_SHARED = ("dataset", "data_dir", "train_examples", "random_labels", "image_size")
+
 cli.define_config_flags(training.Config)
 _PRESETS = flags.DEFINE_list(
     "presets", list(TABLE_2), "the rows; the first is the network others start from"
@@ -129,6 +132,13 @@ def _rows() -> dict[str, training.Config]:
             changes.setdefault("init_from", str(Path(_RUN.value) / names[0]))
         rows[name] = dataclasses.replace(preset.config, **changes)
         training.validate(rows[name])
+        for field in _SHARED:
+            one, other = (getattr(rows[each], field) for each in (names[0], name))
+            if one != other:
+                raise ValueError(
+                    f"presets is {names}; {field} is {one} in the first and {other} in "
+                    f"{name}, and rows must be alike in it."
+                )
     return rows
 
 

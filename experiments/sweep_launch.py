@@ -335,6 +335,8 @@ def _source(config: Config) -> Config:
         dataset=config.dataset,
         data_dir=config.data_dir,
         train_examples=config.train_examples,
+        random_labels=config.random_labels,
+        image_size=config.image_size,
     )
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from experiments import sweep_launch
@@ -317,6 +318,14 @@ def test_a_directory_of_another_sweep_is_refused(call, swept):
     result = call(*options, "--epochs=3")
     assert result.returncode == 2
     assert "holds another run: epochs is 2 there and 3 here" in result.stderr
+
+
+def test_points_are_trained_on_what_their_configurations_say():
+    config = training.Config(train_examples=20, image_size=20, random_labels=1.0)
+    expected = training.load_train_set(config)
+    found = sweep_launch._train_set(sweep_launch._source(config), download=False)
+    np.testing.assert_array_equal(found.images, expected.images)
+    np.testing.assert_array_equal(found.labels, expected.labels)
 
 
 def test_points_of_named_and_derived_grids(call, tmp_path):
