@@ -1,30 +1,21 @@
 """The binaries as a user runs them: results, kill -9, damage, usage errors."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from opnorm import training
 
-ROOT = Path(__file__).parent.parent.parent
 TINY = [
     "--model=mlp",
     "--width=8",
     "--train_examples=160",
     "--batch_size=16",
 ]
-
-
-def command(name, *arguments):
-    return [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +72,15 @@ def test_help_lists_the_flags_with_their_meaning(run):
     assert "[0, 1]" in " ".join(result.stdout.split())
 
 
-def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(run, tmp_path):
+def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(
+    run, start, tmp_path
+):
     options = [*TINY, "--method=data_dependent_snr", "--epochs=8"]
     options += ["--checkpoint_every=7", "--log_every=1"]
     whole = run("train", *options, f"--run={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        command("train", *options, f"--run={killed}"),
-        cwd=ROOT,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start("train", *options, f"--run={killed}")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         steps = [p for p in (killed / "checkpoints").glob("*") if p.name.isdigit()]
@@ -102,7 +89,7 @@ def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(run, tmp_p
         time.sleep(0.01)
     assert process.poll() is None, "the run ended before it could be killed"
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     steps = sorted(
         (p for p in (killed / "checkpoints").glob("*") if p.name.isdigit()),
         key=lambda p: int(p.name),
@@ -161,7 +148,7 @@ def test_a_trained_network_can_be_evaluated(run, trained, tmp_path):
 
 
 def test_a_killed_and_damaged_evaluation_resumes_to_the_same_numbers(
-    run, trained, tmp_path
+    run, start, trained, tmp_path
 ):
     options = [f"--run={trained}", "--split=test[100:164]", "--nospectrum"]
     options += ["--attack=pga num_steps=3", "--attack=fab num_steps=3"]
@@ -170,13 +157,7 @@ def test_a_killed_and_damaged_evaluation_resumes_to_the_same_numbers(
     whole = run("evaluate", *options, f"--out={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        command("evaluate", *options, f"--out={killed}"),
-        cwd=ROOT,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start("evaluate", *options, f"--out={killed}")
     deadline = time.monotonic() + 120
     parts = killed / "evaluation"
     while time.monotonic() < deadline and process.poll() is None:
@@ -185,7 +166,7 @@ def test_a_killed_and_damaged_evaluation_resumes_to_the_same_numbers(
         time.sleep(0.005)
     assert process.poll() is None, "the evaluation ended before it could be killed"
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     saved = sorted(parts.glob("*.npz"), key=lambda file: file.stat().st_mtime)
     content = bytearray(saved[0].read_bytes())
     content[len(content) // 2] ^= 0xFF

@@ -103,6 +103,7 @@ def loss(params, batch):
     return mean_loss(logits(params, batch), batch)
 
 
+@jax.jit
 def dense_matrices(params, batches):
     """The Hessian and its Gauss-Newton part over all examples at once."""
     flat, unravel = jax.flatten_util.ravel_pytree(params)
@@ -119,7 +120,7 @@ def dense_matrices(params, batches):
 def test_parameter_hessian_and_gauss_newton_are_the_dense_ones():
     with jax.enable_x64(True):
         params, batches = parameters(), data_set()
-        hessian, gauss_newton = jax.jit(dense_matrices)(params, batches)
+        hessian, gauss_newton = dense_matrices(params, batches)
 
         def spectra(params, batches):
             found = []

@@ -1,12 +1,8 @@
 """Several processes that share a run, over loopback."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +10,6 @@ import pytest
 from opnorm import training
 from opnorm.training import checkpoints
 
-ROOT = Path(__file__).parent.parent.parent
 FLAGS = [
     "--model=mlp",
     "--width=32",
@@ -29,41 +24,30 @@ FLAGS = [
 ]
 
 
-def start(directory, *options):
-    """The two processes of one run, with eight devices between them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
-    for number in range(2):
-        shared = [
-            f"--coordinator_address=127.0.0.1:{port}",
-            "--num_processes=2",
-            f"--process_id={number}",
-        ]
-        running.append(
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "experiments.train",
-                    f"--run={directory}",
-                    *FLAGS,
-                    *options,
-                    *shared,
-                ],
-                cwd=ROOT,
-                env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+@pytest.fixture
+def begin(start):
+    """``(directory, *options) ->`` two processes, with eight devices between them."""
+
+    def begin(directory, *options):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = [
+                f"--run={directory}",
+                f"--coordinator_address=127.0.0.1:{free.getsockname()[1]}",
+                "--num_processes=2",
+            ]
+        return [
+            start(
+                "train", *FLAGS, *options, *shared, f"--process_id={number}", devices=4
             )
-        )
-    return running
+            for number in range(2)
+        ]
+
+    return begin
 
 
-def finish(running, timeout=180):
-    outputs = [process.communicate(timeout=timeout) for process in running]
+def finish(running):
+    outputs = [process.communicate() for process in running]
     return [process.returncode for process in running], outputs
 
 
@@ -77,9 +61,9 @@ def steps_saved(directory):
     return [int(path.name) for path in found if path.name.isdigit()]
 
 
-def test_two_processes_train_as_one(tmp_path):
+def test_two_processes_train_as_one(begin, tmp_path):
     codes, outputs = finish(
-        start(tmp_path / "two", "--epochs=2", "--parameter_sharding=fsdp")
+        begin(tmp_path / "two", "--epochs=2", "--parameter_sharding=fsdp")
     )
     assert codes == [0, 0], outputs
     # One writer: every step is logged once, one table is printed.
@@ -99,9 +83,9 @@ def test_two_processes_train_as_one(tmp_path):
             np.testing.assert_allclose(here[layer][name], value, atol=2e-5)
 
 
-def test_the_death_of_one_is_told_and_the_run_goes_on(tmp_path):
+def test_the_death_of_one_is_told_and_the_run_goes_on(begin, tmp_path):
     options = ["--epochs=60"]
-    running = start(tmp_path, *options)
+    running = begin(tmp_path, *options)
     deadline = time.monotonic() + 120
     while not steps_saved(tmp_path) and time.monotonic() < deadline:
         assert all(process.poll() is None for process in running), finish(running)
@@ -120,7 +104,7 @@ def test_the_death_of_one_is_told_and_the_run_goes_on(tmp_path):
     saved = max(steps_saved(tmp_path))
     assert saved < 600
     # They go on to an end on request, which one of the two is asked for.
-    running = start(tmp_path, *options)
+    running = begin(tmp_path, *options)
     while max(steps_saved(tmp_path)) == saved and time.monotonic() < deadline:
         time.sleep(0.02)
     running[1].send_signal(signal.SIGTERM)

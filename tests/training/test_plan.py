@@ -144,6 +144,6 @@ def test_what_does_not_fit_is_refused(change, message):
 def test_sizes_of_streamed_pictures_are_refused_for_data_in_memory():
     from opnorm.training import validate
 
-    for change in ({"image_size": 64}, {"phases": "0:64:8:0.5"}, {"least_area": 0.5}):
+    for change in ({"phases": "0:64:8:0.5"}, {"least_area": 0.5}):
         with pytest.raises(ValueError, match=f"{next(iter(change))}.*not streamed"):
             validate(Config(**change))
