@@ -158,27 +158,6 @@ class CheckpointStore:
         shutil.move(self._directory / str(step), shelf / f"{step}-{number}")
 
 
-def restore_variables(
-    path: str | os.PathLike[str],
-) -> tuple[Any, Any, dict[str, Any]]:
-    """Reads the parameters and BatchNorm statistics of a state; changes nothing.
-
-    These are the parameters that updates change; :func:`opnorm.training.load_run`
-    returns those of the network, bounded where the configuration says so.
-
-    Args:
-      path: as :func:`restore_parts`.
-
-    Returns:
-      (params, batch_stats, metadata) of the newest whole checkpoint.
-
-    Raises:
-      FileNotFoundError or ValueError: as :func:`restore_parts`.
-    """
-    parts, metadata = restore_parts(path, ("params", "batch_stats"))
-    return parts["params"], parts["batch_stats"], metadata
-
-
 def restore_parts(
     path: str | os.PathLike[str], names: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -299,7 +278,7 @@ def _named_leaves(state: Any) -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = _name(path)
-        # Otherwise two leaves could share a name, or restore_variables split one.
+        # Otherwise two leaves could share a name, or restore_parts split one.
         if name in leaves or name.count(".") != len(path) - 1:
             raise ValueError(f"state has a key with a '.', or two alike, at {name}.")
         if not hasattr(leaf, "dtype"):

@@ -1,5 +1,6 @@
 """training: the two faces of a Flax module, as pure functions of its variables."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -77,6 +78,13 @@ def init(
     module: nn.Module, key: jax.Array, image_shape: tuple[int, ...]
 ) -> tuple[Any, Any]:
     """Initialises a module: returns (params, batch_stats), the latter perhaps empty."""
-    example = jax.numpy.zeros((1, *image_shape))
-    variables = jax.jit(lambda key: module.init(key, example, train=False))(key)
+    variables = _initializer(module, tuple(image_shape))(key)
     return variables["params"], variables.get("batch_stats", {})
+
+
+# Runs of one network compile it once.
+@functools.lru_cache(maxsize=8)
+def _initializer(module: nn.Module, image_shape: tuple[int, ...]) -> Any:
+    return jax.jit(
+        lambda key: module.init(key, jax.numpy.zeros((1, *image_shape)), train=False)
+    )

@@ -61,7 +61,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
 def test_nothing_saved_is_nothing_restored(tmp_path):
     assert checkpoints.CheckpointStore(tmp_path / "none").restore(state(0)) is None
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        checkpoints.restore_variables(tmp_path)
+        checkpoints.restore_parts(tmp_path, ["params"])
 
 
 def test_shardings_are_those_of_the_example(tmp_path):
@@ -128,7 +128,7 @@ def test_all_damaged_is_an_error_and_deletes_nothing(tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         checkpoints.CheckpointStore(tmp_path).restore(state(0))
     with pytest.raises(ValueError, match="damaged"):
-        checkpoints.restore_variables(tmp_path)
+        checkpoints.restore_parts(tmp_path, ["params"])
     assert meta.exists()
 
 
@@ -148,9 +148,9 @@ def test_steps_must_rise(tmp_path):
 
 def test_variables_are_read_without_knowing_the_optimiser(tmp_path):
     save(tmp_path / checkpoints.FOLDER, 1)
-    params, batch_stats, metadata = checkpoints.restore_variables(tmp_path)
-    assert_same(jax.tree.map(jnp.asarray, params), state(1).params)
-    assert batch_stats == {} and metadata["step"] == 1
+    parts, metadata = checkpoints.restore_parts(tmp_path, ("params", "batch_stats"))
+    assert_same(jax.tree.map(jnp.asarray, parts["params"]), state(1).params)
+    assert parts["batch_stats"] == {} and metadata["step"] == 1
 
 
 WRITER = """

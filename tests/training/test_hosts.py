@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from opnorm import training
-from opnorm.training import checkpoints
 
 FLAGS = [
     "--model=mlp",
@@ -75,9 +74,7 @@ def test_two_processes_train_as_one(begin, tmp_path):
     config = training.load_run(tmp_path / "two")[0]
     training.train(config, directory=tmp_path / "one", log_every=1, show_progress=False)
     np.testing.assert_allclose(found, losses(tmp_path / "one")[1], rtol=1e-5)
-    here, there = (
-        checkpoints.restore_variables(tmp_path / run)[0] for run in ("two", "one")
-    )
+    here, there = (training.load_run(tmp_path / run)[1] for run in ("two", "one"))
     for layer, leaves in there.items():
         for name, value in leaves.items():
             np.testing.assert_allclose(here[layer][name], value, atol=2e-5)

@@ -106,7 +106,7 @@ def test_too_many_in_a_row_end_the_run_and_keep_the_good_state(
             max_skipped_updates=2,
             **options,
         )
-    params, _, metadata = checkpoints.restore_variables(tmp_path)
+    _, params, _, metadata = training.load_run(tmp_path)
     assert metadata["step"] == 4
     assert all(np.isfinite(leaf).all() for leaf in leaves(params))
 
@@ -133,7 +133,7 @@ def test_sigterm_ends_with_a_checkpoint_and_the_run_goes_on(train_set, tmp_path)
         training.train(TINY, directory=tmp_path, train_set=signalling, **options)
     assert stopped.value.code == 143
     assert stopped.value.step == 3
-    assert checkpoints.restore_variables(tmp_path)[2]["step"] == 3
+    assert training.load_run(tmp_path)[3]["step"] == 3
     assert signal.getsignal(signal.SIGTERM) == before
     resumed = training.train(TINY, directory=tmp_path, train_set=train_set, **options)
     whole = training.train(TINY, train_set=train_set, **options)
