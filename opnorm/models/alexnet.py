@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from opnorm.models import activations, layers, normalization
+from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 # Of 7 places the two poolings leave 3 and 1.
@@ -71,13 +71,7 @@ class AlexNet(nn.Module):
           ValueError: if ``x`` or an attribute cannot be used.
         """
         del train
-        outputs_lib.check_outputs(outputs)
-        outputs_lib.check_size("width", self.width)
-        outputs_lib.check_size("num_classes", self.num_classes)
-        activations.check_activation(self.activation)
-        normalization.check_images(x, min_size=MIN_SIZE)
-
-        h = normalization.normalize(x, self.mean, self.std, self.dtype)
+        h = entrance.enter(self, x, outputs, min_size=MIN_SIZE)
         preactivations: list[jax.Array] = []
         for index, channels in enumerate((self.width, round(8 * self.width / 3)), 1):
             block = functools.partial(AlexNet._block, index=index, channels=channels)

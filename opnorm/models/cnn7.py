@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from opnorm.models import activations, layers, normalization
+from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 # Three poolings leave a map of a third of these or more for the last 3x3 kernel.
@@ -69,13 +69,7 @@ class CNN7(nn.Module):
         Raises:
           ValueError: if ``x`` or an attribute cannot be used.
         """
-        outputs_lib.check_outputs(outputs)
-        outputs_lib.check_size("width", self.width)
-        outputs_lib.check_size("num_classes", self.num_classes)
-        activations.check_activation(self.activation)
-        normalization.check_images(x, min_size=MIN_SIZE)
-
-        h = normalization.normalize(x, self.mean, self.std, self.dtype)
+        h = entrance.enter(self, x, outputs, min_size=MIN_SIZE)
         preactivations: list[jax.Array] = []
         for index, factor in enumerate((1, 1, 2, 2, 4, 4, 8), start=1):
             block = functools.partial(

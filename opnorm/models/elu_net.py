@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from opnorm.models import activations, layers, normalization
+from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 # The first layer leaves 14 places of 27, the second 5, the third 1.
@@ -65,13 +65,7 @@ class ELUNet(nn.Module):
           ValueError: if ``x`` or an attribute cannot be used.
         """
         del train
-        outputs_lib.check_outputs(outputs)
-        outputs_lib.check_size("width", self.width)
-        outputs_lib.check_size("num_classes", self.num_classes)
-        activations.check_activation(self.activation)
-        normalization.check_images(x, min_size=MIN_SIZE)
-
-        h = normalization.normalize(x, self.mean, self.std, self.dtype)
+        h = entrance.enter(self, x, outputs, min_size=MIN_SIZE)
         preactivations = []
         for index, (factor, size, stride, padding) in enumerate(
             ((1, 8, 2, "SAME"), (2, 6, 2, "VALID"), (2, 5, 1, "VALID")), start=1

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from opnorm.models import activations, layers, normalization
+from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 
@@ -67,18 +67,13 @@ class FixupResNet(nn.Module):
           ValueError: if ``x`` or an attribute cannot be used.
         """
         del train
-        outputs_lib.check_outputs(outputs)
-        outputs_lib.check_size("width", self.width)
-        outputs_lib.check_size("num_classes", self.num_classes)
-        activations.check_activation(self.activation)
-        normalization.check_images(x, min_size=4)
         blocks, rest = divmod(self.depth - 2, 6)
         if rest or blocks < 1:
             raise ValueError(
                 f"depth is {self.depth}; it must be 6 n + 2, such as 56 or 110."
             )
 
-        h = normalization.normalize(x, self.mean, self.std, self.dtype)
+        h = entrance.enter(self, x, outputs, min_size=4)
         h = layers.convolution(
             "conv", self.width, 3, kernel_init=layers.LECUN_NORMAL, dtype=self.dtype
         )(h)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from opnorm.models import activations, layers, normalization
+from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 # Of each stage: channels of the convolution that halves the map before it, and those of
@@ -83,13 +83,7 @@ class Inception(nn.Module):
           ValueError: if ``x`` or an attribute cannot be used.
         """
         del train
-        outputs_lib.check_outputs(outputs)
-        outputs_lib.check_size("width", self.width)
-        outputs_lib.check_size("num_classes", self.num_classes)
-        activations.check_activation(self.activation)
-        normalization.check_images(x)
-
-        h = normalization.normalize(x, self.mean, self.std, self.dtype)
+        h = entrance.enter(self, x, outputs)
         h = layers.biased_convolution("conv", self.width, 3, dtype=self.dtype)(h)
         preactivations = [h]
         h = activations.ACTIVATIONS[self.activation](h)

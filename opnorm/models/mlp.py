@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from opnorm.models import activations, layers, normalization
+from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 
@@ -50,15 +50,11 @@ class MLP(nn.Module):
           ValueError: if ``x`` or an attribute cannot be used.
         """
         del train
-        outputs_lib.check_outputs(outputs)
-        outputs_lib.check_size("num_classes", self.num_classes)
         for width in self.hidden:
             outputs_lib.check_size("hidden", width)
-        activations.check_activation(self.activation)
-        normalization.check_images(x)
 
+        h = entrance.enter(self, x, outputs)
         param_dtype = outputs_lib.parameter_dtype(self.dtype)
-        h = normalization.normalize(x, self.mean, self.std, self.dtype)
         h = h.reshape(h.shape[0], -1)
         preactivations = []
         for index, width in enumerate(self.hidden, start=1):

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from opnorm.models import activations, layers, normalization
+from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 # Below, the maps of the last stage but one are single places, where all taps of a
@@ -81,14 +81,9 @@ class ResNet50(nn.Module):
         Raises:
           ValueError: if ``x`` or an attribute cannot be used.
         """
-        outputs_lib.check_outputs(outputs)
-        outputs_lib.check_size("width", self.width)
-        outputs_lib.check_size("num_classes", self.num_classes)
         outputs_lib.check_stage_sizes(self.stage_sizes)
-        activations.check_activation(self.activation)
-        normalization.check_images(x, min_size=self._min_size)
 
-        h = normalization.normalize(x, self.mean, self.std, self.dtype)
+        h = entrance.enter(self, x, outputs, min_size=self._min_size)
         first, h = self._stem(h, train)
         preactivations = [first]
         block = nn.remat(Bottleneck) if self.rematerialize else Bottleneck

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from opnorm.models import activations, layers, normalization
+from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 
@@ -73,9 +73,6 @@ class ResNet32(nn.Module):
           ValueError: if ``x`` or an attribute cannot be used.
         """
         del train
-        outputs_lib.check_outputs(outputs)
-        outputs_lib.check_size("width", self.width)
-        outputs_lib.check_size("num_classes", self.num_classes)
         outputs_lib.check_stage_sizes(self.stage_sizes)
         for multiplier in self.multipliers:
             outputs_lib.check_size("multipliers", multiplier)
@@ -84,10 +81,8 @@ class ResNet32(nn.Module):
                 f"multipliers is {self.multipliers!r}; it must have one entry for each"
                 f" of the {len(self.stage_sizes)} stages of stage_sizes."
             )
-        activations.check_activation(self.activation)
-        normalization.check_images(x)
 
-        h = normalization.normalize(x, self.mean, self.std, self.dtype)
+        h = entrance.enter(self, x, outputs)
         h = layers.convolution(
             "conv", self.width, 3, kernel_init=layers.LECUN_NORMAL, dtype=self.dtype
         )(h)

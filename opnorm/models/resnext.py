@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from opnorm.models import activations, layers, normalization
+from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 # Two poolings halve the map.
@@ -82,15 +82,10 @@ class ResNeXt34(nn.Module):
         Raises:
           ValueError: if ``x`` or an attribute cannot be used.
         """
-        outputs_lib.check_outputs(outputs)
-        outputs_lib.check_size("width", self.width)
-        outputs_lib.check_size("num_classes", self.num_classes)
         outputs_lib.check_stage_sizes(self.stage_sizes)
-        activations.check_activation(self.activation)
-        normalization.check_images(x, min_size=MIN_SIZE)
 
+        h = entrance.enter(self, x, outputs, min_size=MIN_SIZE)
         act = activations.ACTIVATIONS[self.activation]
-        h = normalization.normalize(x, self.mean, self.std, self.dtype)
         preactivations: list[jax.Array] = []
         block = nn.remat(BranchBlock) if self.rematerialize else BranchBlock
         for stage, size in enumerate(self.stage_sizes, start=1):

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from opnorm.models import activations, layers, normalization
+from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -70,14 +70,9 @@ class WideResNet(nn.Module):
         Raises:
           ValueError: if ``x`` or an attribute cannot be used.
         """
-        outputs_lib.check_outputs(outputs)
-        outputs_lib.check_size("width", self.width)
-        outputs_lib.check_size("num_classes", self.num_classes)
         check_depth(self.depth)
-        activations.check_activation(self.activation)
-        normalization.check_images(x)
 
-        h = normalization.normalize(x, self.mean, self.std, self.dtype)
+        h = entrance.enter(self, x, outputs)
         h = layers.convolution(
             "conv", 16, 3, kernel_init=KERNEL_INIT, dtype=self.dtype
         )(h)
