@@ -247,7 +247,7 @@ def _train_and_measure(
     )
     bound = config.spectral_norm_bound
     return {
-        "run": str(each.directory),
+        "run": str(each.directory.relative_to(_RUN.value)),
         "bound": math.inf if bound is None else bound,
         "method": None if bound is None else config.spectral_norm_method,
         **_without_settings(found),

@@ -60,7 +60,7 @@ def test_every_scheme_is_trained_with_every_bound(trained):
     assert results["data"] and results["seconds"] > 0
     random = results["random_labels"]
     assert list(random) == ["none", "normalize_1"]
-    assert training.load_run(random["none"]["run"])[0].random_labels == 1
+    assert training.load_run(out / random["none"]["run"])[0].random_labels == 1
     for name in ("accuracy", "curves", "gains", "gradient_norms", "margins"):
         assert (out / f"{name}.png").stat().st_size > 0
     assert (out / "attack_strength.png").stat().st_size > 0
