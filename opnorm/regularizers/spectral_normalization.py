@@ -71,13 +71,7 @@ def init_spectral_vectors(
         name: jax.random.normal(k, (1, *linear.in_shape), linear.dtype)
         for k, (name, linear) in zip(keys, sorted(maps.items()), strict=True)
     }
-    return linalg.fori_loop(
-        num_steps,
-        lambda _, vectors: {
-            name: _step(maps[name], v)[1] for name, v in vectors.items()
-        },
-        drawn,
-    )
+    return _refine(maps, drawn, num_steps)
 
 
 def spectral_normalize(
@@ -129,11 +123,10 @@ def spectral_normalize(
         raise ValueError(
             f"vectors has the layers {sorted(vectors)}; layers are {sorted(constant)}."
         )
+    vectors = _refine(constant, lax.stop_gradient(vectors), num_steps - 1)
     norms, refined, scales = {}, {}, {}
     for name, linear in _maps(params, layers, form).items():
-        v = lax.stop_gradient(vectors[name])
-        for _ in range(num_steps):
-            u, v = _step(constant[name], v)
+        u, v = _step(constant[name], vectors[name])
         norms[name] = linalg.inner(u, linear.matvec(v))[0]
         refined[name] = v
         scales[name] = 1 / jnp.maximum(1, norms[name] / bound)
@@ -254,6 +247,17 @@ def _replaced(params: Any, kernels: dict[str, jax.Array]) -> Any:
 
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _refine(
+    maps: dict[str, linalg.LinearMap], vectors: dict[str, jax.Array], num_steps: int
+) -> dict[str, jax.Array]:
+    """The right vectors after more power steps."""
+    return linalg.fori_loop(
+        num_steps,
+        lambda _, vectors: {n: _step(maps[n], v)[1] for n, v in vectors.items()},
+        vectors,
+    )
 
 
 def _step(linear: linalg.LinearMap, v: jax.Array) -> tuple[jax.Array, jax.Array]:

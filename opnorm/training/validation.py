@@ -42,7 +42,13 @@ def validate(config: Config) -> None:
     _one_of("padding", config.padding, data.PADDINGS)
     _one_of("attack_labels", config.attack_labels, ATTACK_LABELS)
     _one_of("spectral_norm_method", config.spectral_norm_method, SPECTRAL_NORM_METHODS)
-    for name in ("epochs", "batch_size", "num_steps", "accumulation_steps"):
+    for name in (
+        "epochs",
+        "batch_size",
+        "num_steps",
+        "accumulation_steps",
+        "spectral_norm_steps",
+    ):
         _at_least(name, getattr(config, name), 1)
     for name in ("width", "train_examples", "image_size"):
         if getattr(config, name) is not None:
@@ -138,13 +144,20 @@ def validate(config: Config) -> None:
 
 def _check_spectral_norm(config: Config) -> None:
     bound, method = config.spectral_norm_bound, config.spectral_norm_method
-    if bound is None:
-        if method != Config().spectral_norm_method:
+    for name in ("spectral_norm_method", "spectral_norm_steps"):
+        value = getattr(config, name)
+        if bound is None and value != getattr(Config(), name):
             raise ValueError(
-                f"spectral_norm_method is {method!r}; without spectral_norm_bound it "
-                "has no use."
+                f"{name} is {value!r}; without spectral_norm_bound it has no use."
             )
-    elif not bound > 0 or (math.isinf(bound) and method == "clip"):
+    if method == "clip" and config.spectral_norm_steps != 1:
+        raise ValueError(
+            f"spectral_norm_steps is {config.spectral_norm_steps}, which the "
+            "spectral_norm_method 'clip' does not use."
+        )
+    if bound is None:
+        return
+    if not bound > 0 or (math.isinf(bound) and method == "clip"):
         allowed = "positive and finite" if method == "clip" else "positive"
         raise ValueError(f"spectral_norm_bound is {bound}; it must be {allowed}.")
 

@@ -38,7 +38,12 @@ def create(config: Config, network: Network, image_shape: tuple[int, ...]) -> Me
 
     def normalize(params: Any, state: Any) -> regularizers.NormalizedParameters:
         return regularizers.spectral_normalize(
-            params, layers, state["spectral_vectors"], bound=bound, form=form
+            params,
+            layers,
+            state["spectral_vectors"],
+            bound=bound,
+            form=form,
+            num_steps=config.spectral_norm_steps,
         )
 
     def init(params: Any, key: jax.Array, num_examples: int, num_classes: int) -> Any:
@@ -68,7 +73,7 @@ def create(config: Config, network: Network, image_shape: tuple[int, ...]) -> Me
         )
 
     def deploy(params: Any, state: Any) -> Any:
-        # One more power step, as the next training step would take.
+        # Refined once more, as the next training step would do.
         return normalize(params, state).params
 
     return Method(init, loss, deploy)

@@ -58,13 +58,16 @@ def whole(train_set):
 def test_layers_have_at_most_the_bound(whole, train_set):
     free = train(TINY, train_set)
     assert norms(TINY, free.params).min() > 1
-    # Vectors of 20 steps before the training and one in each of its own.
+    # Vectors of 20 steps before the training and one in each of its updates.
     divided = norms(DIVIDED, whole["normalize"].params)
     np.testing.assert_allclose(divided, 0.7, rtol=0.03)
     clipped = norms(CLIPPED, whole["clip"].params)
     np.testing.assert_allclose(clipped, 0.7, rtol=1e-5)
     # What the metrics tell of is the norm that is divided by.
     assert whole["normalize"].metrics["largest_norm"] > 0.9
+    careful = dataclasses.replace(DIVIDED, spectral_norm_steps=100, epochs=1)
+    found = norms(careful, train(careful, train_set).params)
+    np.testing.assert_allclose(found, 0.7, rtol=1e-4)
     endless = dataclasses.replace(TINY, spectral_norm_bound=float("inf"))
     for a, b in zip(
         leaves(train(endless, train_set).params), leaves(free.params), strict=True
@@ -230,6 +233,15 @@ def test_pictures_in_memory_may_lose_their_margins():
         (
             {"spectral_norm_method": "svd", "spectral_norm_bound": 1.0},
             "spectral_norm_method is 'svd'.*normalize_kernels",
+        ),
+        ({"spectral_norm_steps": 2}, "spectral_norm_steps is 2; without"),
+        (
+            {
+                "spectral_norm_method": "clip",
+                "spectral_norm_bound": 1.0,
+                "spectral_norm_steps": 2,
+            },
+            "spectral_norm_steps is 2.*'clip' does not use",
         ),
         ({"gamma": 1.0}, "gamma is 1.0.*wrm"),
         ({"method": "wrm", "gamma": -1.0}, "gamma is -1.0"),
