@@ -340,25 +340,6 @@ def test_all_kernels_are_found_as_layers(name):
     assert found[0].strides == ((2, 2) if name == "elu_net" else (1, 1))
 
 
-@NETWORKS
-def test_bad_attributes_and_pictures_are_named(name):
-    x = jnp.zeros(SHAPES[name])
-    for options, message in (
-        ({"num_classes": 0}, "num_classes is 0"),
-        ({"activation": "tanh"}, "activation is 'tanh'"),
-        ({"std": (0.1, 0.2)}, "std is"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            network(name, **options).init(jax.random.key(0), x)
-    module = network(name)
-    with pytest.raises(ValueError, match="images has dtype int32"):
-        module.init(jax.random.key(0), x.astype(jnp.int32))
-    with pytest.raises(ValueError, match="outputs is 'features'"):
-        module.init(jax.random.key(0), x, outputs="features")
-    with pytest.raises(ValueError, match="width is 0"):
-        module.clone(width=0).init(jax.random.key(0), x)
-
-
 @pytest.mark.parametrize(("name", "size"), [("alexnet", 7), ("elu_net", 27)])
 def test_names_the_smallest_picture_it_takes(name, size):
     module = models.create(name, width=1)

@@ -87,3 +87,22 @@ def test_rejects_unknown_names_and_lists_the_known_ones() -> None:
 def test_rejects_what_a_model_cannot_have(name: str, options: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         models.create(name, **options)
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_bad_attributes_and_pictures_are_named(name: str) -> None:
+    x, key = jnp.zeros((1, 32, 32, 3)), jax.random.key(0)
+    module = models.create(name)
+    size = {"hidden": (4, 0)} if "mlp" in name else {"width": 0}
+    for options, message in (
+        ({"num_classes": 0}, "num_classes is 0"),
+        ({"activation": "tanh"}, "activation is 'tanh'"),
+        ({"std": (0.1, 0.2)}, "std is"),
+        (size, f"{next(iter(size))} is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module.clone(**options).init(key, x)
+    with pytest.raises(ValueError, match="images has dtype int32"):
+        module.init(key, x.astype(jnp.int32))
+    with pytest.raises(ValueError, match="outputs is 'features'"):
+        module.init(key, x, outputs="features")

@@ -301,22 +301,3 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(name):
     jaxpr = str(jax.make_jaxpr(module.apply)(weights, x))
     products = [line for line in jaxpr.splitlines() if "conv_general" in line]
     assert products and all("bf16" in line for line in products)
-
-
-@NETWORKS
-def test_bad_attributes_and_pictures_are_named(name):
-    x = jnp.zeros(SHAPES[name])
-    for options, message in (
-        ({"num_classes": 0}, "num_classes is 0"),
-        ({"activation": "tanh"}, "activation is 'tanh'"),
-        ({"std": (0.1, 0.2)}, "std is"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            network(name, **options).init(jax.random.key(0), x)
-    module = network(name)
-    with pytest.raises(ValueError, match="images has dtype int32"):
-        module.init(jax.random.key(0), x.astype(jnp.int32))
-    with pytest.raises(ValueError, match="outputs is 'features'"):
-        module.init(jax.random.key(0), x, outputs="features")
-    with pytest.raises(ValueError, match="width is 0"):
-        module.clone(width=0).init(jax.random.key(0), x)
