@@ -68,11 +68,6 @@ def test_layers_have_at_most_the_bound(whole, train_set):
     careful = dataclasses.replace(DIVIDED, spectral_norm_steps=100, epochs=1)
     found = norms(careful, train(careful, train_set).params)
     np.testing.assert_allclose(found, 0.7, rtol=1e-4)
-    endless = dataclasses.replace(TINY, spectral_norm_bound=float("inf"))
-    for a, b in zip(
-        leaves(train(endless, train_set).params), leaves(free.params), strict=True
-    ):
-        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 @pytest.mark.parametrize("config", [DIVIDED, CLIPPED], ids=["normalize", "clip"])
