@@ -17,6 +17,7 @@ stronger attack can only lower the accuracy reported as best known.
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -219,18 +220,16 @@ def main() -> None:
 
 def _draw(
     out: training.RunDirectory,
-    card: dict[str, object],
+    card: dict[str, Any],
     nearest: np.ndarray,
     training_epsilon: float | None,
 ) -> None:
     title = f"{card['data']}, {card['examples']} pictures"
     norm = str(card["norm"])
     curves = {
-        name: found
-        for name, found in card["attacks"].items()  # type: ignore[attr-defined]
-        if "epsilon" in found
+        name: found for name, found in card["attacks"].items() if "epsilon" in found
     }
-    curves["best known"] = card["best_known"][norm]  # type: ignore[index]
+    curves["best known"] = card["best_known"][norm]
     figures.plot_accuracy(
         curves,
         out.figure_path("accuracy"),
@@ -247,7 +246,7 @@ def _draw(
     )
     if "spectrum" in card:
         figures.plot_singular_values(
-            {"network": card["spectrum"]["singular_values"]},  # type: ignore[index]
+            {"network": card["spectrum"]["singular_values"]},
             out.figure_path("singular_values"),
             title=title,
         )

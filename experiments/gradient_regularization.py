@@ -139,7 +139,8 @@ def main() -> None:
     train_set = None
     if not _RUN.value:
         train_set = training.load_train_set(config, download=_DOWNLOAD.value)
-        _check_batches(config, len(train_set))
+        plan = training.make_plan(config, len(train_set))
+        training.check_devices(plan, jax.device_count(), config.accumulation_steps)
     settings = settings._replace(top_k=_top_k(pictures.num_classes))
     attacked = min(_EXAMPLES.value, len(pictures))
     run = training.RunDirectory.create(
@@ -227,16 +228,6 @@ def _planned(p: float) -> list[rows.Trained]:
     names = rows.DEFAULT[p] if _ROWS.value is None else _ROWS.value
     seeds = cli.parse_integers("seeds", _SEEDS.value)
     return rows.planned(names, seeds, p, Path(_OUT.value) / "networks")
-
-
-def _check_batches(config: training.Config, examples: int) -> None:
-    parts = jax.device_count() * config.accumulation_steps
-    for phase in training.make_plan(config, examples).phases:
-        if phase.batch_size % parts:
-            raise ValueError(
-                f"batch_size is {phase.batch_size}; it must be a multiple of the "
-                f"number of devices times accumulation_steps, {parts}."
-            )
 
 
 def _test_pictures(config: training.Config) -> data.Dataset:

@@ -3,7 +3,7 @@
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,24 @@ def load_splits(
         image_size=training.image_size(config),
     )
     return train_set, test_set
+
+
+def check_alike(configs: Mapping[str, Config], fields: Sequence[str]) -> None:
+    """Raises a ValueError unless the configurations of presets agree in some fields.
+
+    Args:
+      configs: by the name of their preset.
+      fields: of a configuration.
+    """
+    names = list(configs)
+    for name in names:
+        for field in fields:
+            one, other = (getattr(configs[each], field) for each in (names[0], name))
+            if one != other:
+                raise ValueError(
+                    f"presets is {names}; {field} is {one} in the first and {other} in "
+                    f"{name}, and they must be alike in it."
+                )
 
 
 def train_and_measure(

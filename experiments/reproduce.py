@@ -22,6 +22,7 @@ from absl import flags
 from experiments import cli, figures, measure
 from opnorm import training
 from opnorm.training import presets
+from opnorm.training.config import DATA_FIELDS
 
 TABLE_2 = (
     "roth_cnn7_standard",
@@ -31,9 +32,6 @@ TABLE_2 = (
     "roth_cnn7_onr_linf",
     "roth_cnn7_global_snr",
 )
-
-# Of the data, which are loaded once.
-_SHARED = ("dataset", "data_dir", "train_examples", "random_labels", "image_size")
 
 cli.define_config_flags(training.Config)
 _PRESETS = flags.DEFINE_list(
@@ -132,13 +130,8 @@ def _rows() -> dict[str, training.Config]:
             changes.setdefault("init_from", str(Path(_RUN.value) / names[0]))
         rows[name] = dataclasses.replace(preset.config, **changes)
         training.validate(rows[name])
-        for field in _SHARED:
-            one, other = (getattr(rows[each], field) for each in (names[0], name))
-            if one != other:
-                raise ValueError(
-                    f"presets is {names}; {field} is {one} in the first and {other} in "
-                    f"{name}, and rows must be alike in it."
-                )
+    # They are loaded once.
+    measure.check_alike(rows, DATA_FIELDS)
     return rows
 
 

@@ -176,13 +176,8 @@ def _load(schemes: Mapping[str, Config]) -> tuple[data.Dataset, measuring.Pictur
         train_set, test_set, train=_TRAIN.value, validation=_VALIDATION.value
     )
     for scheme in schemes.values():
-        parts = jax.device_count() * scheme.accumulation_steps
-        for phase in training.make_plan(scheme, len(train_set)).phases:
-            if phase.batch_size % parts:
-                raise ValueError(
-                    f"batch_size is {phase.batch_size}; it must be a multiple of the "
-                    f"number of devices times accumulation_steps, {parts}."
-                )
+        plan = training.make_plan(scheme, len(train_set))
+        training.check_devices(plan, jax.device_count(), scheme.accumulation_steps)
     return train_set, pictures
 
 

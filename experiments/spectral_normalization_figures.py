@@ -12,7 +12,12 @@ import numpy as np
 
 from experiments import figures
 from experiments.spectral_normalization_networks import WITHOUT
-from experiments.spectral_normalization_tables import LABELS, bound_label, label
+from experiments.spectral_normalization_tables import (
+    LABELS,
+    bound_label,
+    label,
+    log_unit,
+)
 from opnorm import training
 
 _BLACK = "#000000"
@@ -225,7 +230,7 @@ def _draw_margins(out: training.RunDirectory, results: Mapping[str, Any]) -> Non
                 positive = margins > 0
                 places = np.log10(margins[positive])
                 if row:
-                    unit = _log_unit(network)
+                    unit = log_unit(network)
                     if unit is None or not math.isfinite(unit):
                         infinite.append(text)
                         places = np.full(len(places), math.nan)
@@ -373,14 +378,6 @@ def _styles(
 
 def _percentiles(network: Mapping[str, Any], quantity: str) -> np.ndarray:
     return np.asarray([float(v) for v in network[quantity]["percentiles"]])
-
-
-def _log_unit(network: Mapping[str, Any]) -> float | None:
-    """log10 of the square root of the capacity norm."""
-    capacity = network["capacity"]
-    if capacity is None:
-        return None
-    return float(capacity["log_capacity"]) / 2 / math.log(10)
 
 
 def _label_rows(panels: Sequence[Any], text: str) -> None:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import measure as measures
+from experiments import networks
 from opnorm import analysis, data, models, operators, training
 from opnorm.analysis import accuracy
 from opnorm.models import normalization
@@ -151,7 +152,7 @@ def measure(
     for name in ("train", "validation", "test"):
         x_adv, logits = _attack(apply, variables, getattr(pictures, name), attack)
         right = logits.argmax(axis=1) == getattr(pictures, name).labels
-        found[name] = _average(right)
+        found[name] = networks.averaged(right)
         if name == "test":
             found["correct"] = "".join("1" if hit else "0" for hit in right)
         if name == "train":
@@ -223,7 +224,7 @@ def accuracy_by_strength(
     points = []
     for strength in strengths:
         _, logits = _attack(apply, variables, pictures.test, attack, strength)
-        points.append(_average(logits.argmax(axis=1) == pictures.test.labels))
+        points.append(networks.averaged(logits.argmax(axis=1) == pictures.test.labels))
     return {
         "strength": list(strengths),
         "length": [length(attack, strength) for strength in strengths],
@@ -342,8 +343,7 @@ def _log_capacity(
     _, std = models.STATISTICS[config.normalization]
     scale = tuple(1 / s for s in ((std,) if isinstance(std, float) else std))
     compute = _capacity(tuple(options.items()), scale)
-    capacity = compute(layers) if slope is None else compute(layers, slope)
-    return {"scheme": options["scheme"], **capacity._asdict()}
+    return {"scheme": options["scheme"], **compute(layers, slope)._asdict()}
 
 
 @functools.lru_cache(maxsize=32)
@@ -352,18 +352,13 @@ def _capacity(
 ) -> Callable[..., operators.Capacity]:
     @jax.jit
     def capacity(
-        layers: Sequence[operators.Layer], kappa: jax.Array | None = None
+        layers: Sequence[operators.Layer], kappa: jax.Array | None
     ) -> operators.Capacity:
         return operators.log_capacity(
             layers, kappa=kappa, input_scale=scale, **dict(options)
         )
 
     return capacity
-
-
-def _average(right: np.ndarray) -> dict[str, float]:
-    found = analysis.average(right)
-    return {"mean": float(found.mean), "standard_error": float(found.standard_error)}
 
 
 def _distribution(values: Any) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import timing
+from experiments import measure, timing
 from opnorm import data, training
 from opnorm.training import Config, build, feed, presets
-from opnorm.training.config import SPECTRAL_NORM_METHODS
+from opnorm.training.config import DATA_FIELDS, SPECTRAL_NORM_METHODS
 from opnorm.training.step import state_shardings
 
 # What the network without a bound is called.
@@ -19,10 +19,7 @@ WITHOUT = "none"
 _TIMED_ROUNDS = 5
 # What networks that stand in one table have in common.
 _COMMON = (
-    "dataset",
-    "data_dir",
-    "image_size",
-    "train_examples",
+    *DATA_FIELDS,
     "model",
     "width",
     "activation",
@@ -60,17 +57,10 @@ def schemes(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, Config]
     found = {
         name: dataclasses.replace(presets.get(name).config, **given) for name in names
     }
-    first = found[names[0]]
-    for name, scheme in found.items():
-        for field in _COMMON:
-            one, other = getattr(first, field), getattr(scheme, field)
-            if one != other:
-                raise ValueError(
-                    f"presets is {list(names)}; {field} is {one} in the first and "
-                    f"{other} in {name}, and they must be alike in it."
-                )
-    if data.is_streamed(first.dataset):
-        raise ValueError(f"dataset is {first.dataset!r}; it must fit into memory.")
+    measure.check_alike(found, _COMMON)
+    dataset = found[names[0]].dataset
+    if data.is_streamed(dataset):
+        raise ValueError(f"dataset is {dataset!r}; it must fit into memory.")
     return found
 
 

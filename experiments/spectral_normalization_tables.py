@@ -93,6 +93,14 @@ def bound_label(network: Mapping[str, Any]) -> str:
     return "none" if math.isinf(bound) else f"{bound:g}"
 
 
+def log_unit(network: Mapping[str, Any]) -> float | None:
+    """log10 of the square root of the capacity norm, the unit of margins."""
+    capacity = network["capacity"]
+    if capacity is None:
+        return None
+    return float(capacity["log_capacity"]) / 2 / math.log(10)
+
+
 def _row(name: str, scheme: Mapping[str, Any], method: str) -> dict[str, str]:
     without = scheme["networks"][WITHOUT]
     best = scheme["networks"][scheme["chosen"][method]]
@@ -125,12 +133,12 @@ def _row(name: str, scheme: Mapping[str, Any], method: str) -> dict[str, str]:
 
 
 def _network(name: str, network: Mapping[str, Any]) -> dict[str, str]:
-    layers, capacity = network["layers"], network["capacity"]
+    layers = network["layers"]
     norms, matrices = (
         max(float(layer[kind]) for layer in layers)
         for kind in ("norm", "kernel_matrix")
     )
-    log_root = capacity and float(capacity["log_capacity"]) / 2 / math.log(10)
+    log_root = log_unit(network)
     return {
         "scheme": name,
         "bound on": LABELS.get(network["method"], ""),

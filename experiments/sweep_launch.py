@@ -20,6 +20,7 @@ import jax
 from experiments import cli, measure
 from opnorm import data, training
 from opnorm.training import Config
+from opnorm.training.config import DATA_FIELDS
 
 _RESULT = "sweep_result.json"
 _JOB = "sweep_job.json"
@@ -331,13 +332,7 @@ def _train_and_measure(
 
 def _source(config: Config) -> Config:
     """The part of a configuration that says what data there are."""
-    return Config(
-        dataset=config.dataset,
-        data_dir=config.data_dir,
-        train_examples=config.train_examples,
-        random_labels=config.random_labels,
-        image_size=config.image_size,
-    )
+    return Config(**{field: getattr(config, field) for field in DATA_FIELDS})
 
 
 @functools.lru_cache(maxsize=1)

@@ -323,7 +323,7 @@ def _pads(padding: Padding, where: Geometry) -> tuple[tuple[int, int], ...]:
             f"padding is {padding!r}; it must be one pair of integers for each of "
             f"{len(where.sizes)} axes, or one of {', '.join(PADDINGS)}."
         )
-    return pairs  # type: ignore[return-value]
+    return tuple((low, high) for low, high in pairs)
 
 
 def _positive_ints(name: str, value: Any, length: int) -> tuple[int, ...]:

@@ -79,11 +79,7 @@ def golub_kahan(
     if not isinstance(k, int) or not 1 <= k <= steps:
         raise ValueError(f"k is {k}; it must be from 1 to {steps}.")
     shape = (batch, *linear_map.out_shape)
-    if init is None and key is None:
-        raise ValueError("init and key are None; one of them must give the start.")
-    if init is not None and init.shape != shape:
-        raise ValueError(f"init has shape {init.shape}; it must be {shape}.")
-    start = jax.random.normal(key, shape) if init is None else init  # type: ignore[arg-type]
+    start = krylov.start(init, key, shape, float)
     wide = jnp.promote_types(linear_map.dtype, jnp.float32)
 
     def apply(vectors: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """linalg: what Lanczos and Golub-Kahan share, growing an orthonormal basis."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -7,6 +9,29 @@ from opnorm.linalg import norms
 
 # What the rounding of a product with the map may hide, in units of its norm.
 ROUNDING = 20.0
+
+
+def start(
+    init: jax.Array | None, key: jax.Array | None, shape: tuple[int, ...], dtype: Any
+) -> jax.Array:
+    """Returns the vectors that a process starts from: the given ones, or random ones.
+
+    Args:
+      init: of this shape, or None.
+      key: typed key; may be None where there is an init.
+      shape: ``(B, ...)``.
+      dtype: of random vectors.
+
+    Raises:
+      ValueError: if neither is given, or init has another shape.
+    """
+    if init is not None:
+        if init.shape != shape:
+            raise ValueError(f"init has shape {init.shape}; it must be {shape}.")
+        return init
+    if key is None:
+        raise ValueError("init and key are None; one of them must give the start.")
+    return jax.random.normal(key, shape, dtype)
 
 
 def extend(

@@ -199,13 +199,8 @@ def _start(
     batch, n = linear_map.batch_size, linear_map.in_size
     check_steps(linear_map, num_steps)
     shape = (batch, *linear_map.in_shape)
-    if init is None and key is None:
-        raise ValueError("init and key are None; one of them must give the start.")
-    if init is not None and init.shape != shape:
-        raise ValueError(f"init has shape {init.shape}; it must be {shape}.")
     wide = jnp.promote_types(linear_map.dtype, jnp.float32)
-    start = jax.random.normal(key, shape, wide) if init is None else init  # type: ignore[arg-type]
-    start = start.reshape(batch, n).astype(wide)
+    start = krylov.start(init, key, shape, wide).reshape(batch, n).astype(wide)
     empty = jnp.zeros((batch, 1, n), wide)
     first, _ = krylov.extend(start, empty, jnp.zeros((), wide), _restart(key, n))
     vectors = jnp.zeros((batch, num_steps + 1 if keep else 2, n), wide)

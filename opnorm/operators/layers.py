@@ -1,5 +1,6 @@
 """operators: the linear layers of a Flax network, their norms and singular values."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -123,8 +124,8 @@ def layers(
             continue
         if batch_norm == "fold" and source:
             before = found[source[0]]
-            found[source[0]] = before.replace(  # type: ignore[attr-defined]
-                kernel=before.kernel * call.kernel, batch_norm=call.name
+            found[source[0]] = dataclasses.replace(
+                before, kernel=before.kernel * call.kernel, batch_norm=call.name
             )
             outputs[source[0]] = None
         else:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg
+from opnorm.regularizers.kernels import kernels_of
 
 Vectors = dict[str, jax.Array]
 
@@ -39,7 +40,7 @@ def init_vectors(params: Any, key: jax.Array) -> Vectors:
     Raises:
       ValueError: if there is no kernel.
     """
-    kernels = _kernels(params)
+    kernels = kernels_of(params)
     if not kernels:
         raise ValueError("params holds no leaf called 'kernel' with 2 dimensions.")
     keys = jax.random.split(key, len(kernels))
@@ -79,7 +80,7 @@ def global_spectral_norm(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; it must be at least 1.")
-    kernels = _kernels(params)
+    kernels = kernels_of(params)
     if set(kernels) != set(vectors):
         raise ValueError(
             f"vectors has the layers {sorted(vectors)}; params has {sorted(kernels)}."
@@ -98,16 +99,6 @@ def global_spectral_norm(
         refined[path] = v
     penalty = 0.5 * sum((sigma**2 for sigma in norms.values()), jnp.zeros(()))
     return GlobalNorms(penalty, norms, refined)
-
-
-def _kernels(params: Any) -> Vectors:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
-    return {
-        path: leaf
-        for path, leaf in named.items()
-        if path.split("/")[-1] == "kernel" and leaf.ndim >= 2
-    }
 
 
 def _unit(vector: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ Both are of the weights alone. BatchNorm behind a layer is scale-free and undoes
 bound; so does a residual sum, whose norm is up to one more than its branch's.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg, operators
+from opnorm.regularizers.kernels import kernels_of, replace_kernels
 
 FORMS = ("operator", "kernel")
 
@@ -124,13 +126,13 @@ def spectral_normalize(
             f"vectors has the layers {sorted(vectors)}; layers are {sorted(constant)}."
         )
     vectors = _refine(constant, lax.stop_gradient(vectors), num_steps - 1)
-    norms, refined, scales = {}, {}, {}
-    for name, linear in _maps(params, layers, form).items():
-        u, v = _step(constant[name], vectors[name])
-        norms[name] = linalg.inner(u, linear.matvec(v))[0]
-        refined[name] = v
-        scales[name] = 1 / jnp.maximum(1, norms[name] / bound)
-    return NormalizedParameters(_scaled(params, scales), norms, refined)
+    norms, refined, divided = {}, {}, {}
+    for layer in _placed(params, layers):
+        u, v = _step(constant[layer.name], vectors[layer.name])
+        sigma = linalg.inner(u, _map(layer, form).matvec(v))[0]
+        norms[layer.name], refined[layer.name] = sigma, v
+        divided[_path(layer)] = layer.kernel * (1 / jnp.maximum(1, sigma / bound))
+    return NormalizedParameters(replace_kernels(params, divided), norms, refined)
 
 
 def clip_spectral_norms(
@@ -180,8 +182,8 @@ def clip_spectral_norms(
                 kernel_dilation=layer.kernel_dilation,
                 groups=layer.groups,
             )
-        clipped[layer.name] = kernel
-    return _replaced(params, clipped)
+        clipped[_path(layer)] = kernel
+    return replace_kernels(params, clipped)
 
 
 def _maps(
@@ -201,7 +203,7 @@ def _map(layer: operators.Layer, form: str) -> linalg.LinearMap:
 
 def _placed(params: Any, layers: Sequence[operators.Layer]) -> list[operators.Layer]:
     """The layers with kernels, with those of the tree."""
-    kernels = _kernels(params)
+    kernels = kernels_of(params)
     placed: list[operators.Layer] = []
     for layer in layers:
         if layer.kind == "batch_norm":
@@ -210,43 +212,20 @@ def _placed(params: Any, layers: Sequence[operators.Layer]) -> list[operators.La
             raise ValueError(
                 f"layers has {layer.name!r} twice; a layer must be called once."
             )
-        if layer.name not in kernels:
+        if _path(layer) not in kernels:
+            known = sorted(path.removesuffix("/kernel") for path in kernels)
             raise ValueError(
-                f"layers has {layer.name!r}; params has kernels of {sorted(kernels)}."
+                f"layers has {layer.name!r}; params has kernels of {known}."
             )
-        placed.append(layer.replace(kernel=kernels[layer.name]))  # type: ignore[attr-defined]
+        placed.append(dataclasses.replace(layer, kernel=kernels[_path(layer)]))
     if not placed:
         raise ValueError("layers has no convolution or dense layer.")
     return placed
 
 
-def _kernels(params: Any) -> dict[str, jax.Array]:
-    """Kernels by the name of their layer."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = {_name(path): leaf for path, leaf in leaves}
-    return {
-        name.removesuffix("/kernel"): leaf
-        for name, leaf in named.items()
-        if name.endswith("/kernel")
-    }
-
-
-def _scaled(params: Any, scales: dict[str, jax.Array]) -> Any:
-    kernels = _kernels(params)
-    return _replaced(
-        params, {name: kernels[name] * scale for name, scale in scales.items()}
-    )
-
-
-def _replaced(params: Any, kernels: dict[str, jax.Array]) -> Any:
-    by_path = {f"{name}/kernel": kernel for name, kernel in kernels.items()}
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: by_path.get(_name(path), leaf), params
-    )
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+def _path(layer: operators.Layer) -> str:
+    """Of its kernel in the tree."""
+    return f"{layer.name}/kernel"
 
 
 def _refine(

@@ -10,7 +10,7 @@ from opnorm.training.hosts import initialize as initialize_hosts
 from opnorm.training.loop import TrainResult, train
 from opnorm.training.methods import Auxiliary, Batch, Method
 from opnorm.training.network import Network, bind
-from opnorm.training.plan import Plan, image_size
+from opnorm.training.plan import Plan, check_devices, image_size
 from opnorm.training.plan import make as make_plan
 from opnorm.training.preemption import Preempted
 from opnorm.training.progress import Progress
@@ -49,6 +49,7 @@ __all__ = [
     "TrainState",
     "bind",
     "build_model",
+    "check_devices",
     "data_mesh",
     "environment",
     "git_revision",

@@ -97,7 +97,7 @@ def load_run(
     )
     config = Config(**metadata["config"])
     params = parts["params"]
-    if config.spectral_norm_bound is not None:
+    if weight_bounds.divides(config):
         params = deployed(
             config,
             metadata["num_classes"],
@@ -124,7 +124,7 @@ def deployed(
       params: those that updates changed.
       method_state: of the same state.
     """
-    if config.spectral_norm_bound is None or config.spectral_norm_method == "clip":
+    if not weight_bounds.divides(config):
         return params
     bound = network.bind(build_model(config, num_classes))
     method = weight_bounds.create(config, bound, image_shape)

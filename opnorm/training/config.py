@@ -27,6 +27,8 @@ DECAYED = ("all", "kernels_and_scales")
 DATA_DEPENDENT = ("data_dependent_snr", "data_dependent_onr", "interpolated")
 ADVERSARIAL = ("adversarial", "adversarial_only", "interpolated")
 INPUT_GRADIENT = ("gradient_regularization",)
+# Fields that decide the training set.
+DATA_FIELDS = ("dataset", "data_dir", "train_examples", "random_labels", "image_size")
 ATTACK_LABELS = ("true", "predicted")
 SPECTRAL_NORM_METHODS = {
     "normalize": "every kernel divided by what its layer's norm exceeds the bound by, "

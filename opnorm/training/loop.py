@@ -104,14 +104,7 @@ def train(
     if train_set is None:
         train_set = build.load_train_set(config, download=download)
     plan = plans.make(config, len(train_set))
-    for phase in plan.phases:
-        parts = mesh.size * config.accumulation_steps
-        if phase.batch_size % parts:
-            raise ValueError(
-                f"batch_size is {phase.batch_size}; it must be a multiple of the "
-                f"number of devices, {mesh.size}, times accumulation_steps, "
-                f"{config.accumulation_steps}."
-            )
+    plans.check_devices(plan, mesh.size, config.accumulation_steps)
     shapes = build.image_shapes(train_set, plan)
     state = build.initial_state(config, train_set, plan)
     shardings = state_shardings(state, mesh, parameter_sharding)

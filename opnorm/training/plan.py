@@ -125,6 +125,17 @@ def make(config: "Config", num_examples: int) -> Plan:
     return Plan(tuple(phases), config.epochs, num_examples)
 
 
+def check_devices(plan: Plan, num_devices: int, accumulation_steps: int) -> None:
+    """Raises a ValueError unless devices and parts divide the batch of every phase."""
+    for phase in plan.phases:
+        if phase.batch_size % (num_devices * accumulation_steps):
+            raise ValueError(
+                f"batch_size is {phase.batch_size}; it must be a multiple of the "
+                f"number of devices, {num_devices}, times accumulation_steps, "
+                f"{accumulation_steps}."
+            )
+
+
 def schedule(config: "Config", plan: Plan) -> optax.Schedule:
     """Builds the learning rate of a validated configuration as a function of the step.
 

@@ -21,6 +21,12 @@ from opnorm.training.network import Network
 _FORMS = {"normalize": "operator", "normalize_kernels": "kernel"}
 
 
+def divides(config: Config) -> bool:
+    """Whether the trained network has other parameters than those that are updated."""
+    bounded = config.spectral_norm_bound is not None
+    return bounded and config.spectral_norm_method in _FORMS
+
+
 def create(config: Config, network: Network, image_shape: tuple[int, ...]) -> Method:
     """Returns the method that a validated configuration names, on bounded parameters.
 
@@ -31,9 +37,10 @@ def create(config: Config, network: Network, image_shape: tuple[int, ...]) -> Me
         a convolution grows with the picture.
     """
     method = methods.create(config, network)
-    if config.spectral_norm_bound is None or config.spectral_norm_method == "clip":
+    bound = config.spectral_norm_bound
+    if bound is None or not divides(config):
         return method
-    form, bound = _FORMS[config.spectral_norm_method], config.spectral_norm_bound
+    form = _FORMS[config.spectral_norm_method]
     layers = network.layers(image_shape)
 
     def normalize(params: Any, state: Any) -> regularizers.NormalizedParameters:
@@ -90,7 +97,7 @@ def clipping(
       image_shape: as for :func:`create`.
     """
     bound = config.spectral_norm_bound
-    if bound is None or config.spectral_norm_method != "clip":
+    if bound is None or divides(config):
         return None
     layers = network.layers(image_shape)
     return lambda params: regularizers.clip_spectral_norms(params, layers, bound)
