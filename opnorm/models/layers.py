@@ -46,8 +46,10 @@ def batch_norm(
         use_bias=affine,
         use_scale=affine,
         scale_init=scale_init,
-        # The fast way loses digits by cancellation and saves 4% of a step.
-        use_fast_variance=False,
+        # One pass over the activations in place of two loses digits by cancellation,
+        # fewer than half precision has lost already, and spares a GPU a tenth of the
+        # bytes that a step of ResNet-50 moves.
+        use_fast_variance=jnp.dtype(dtype).itemsize < 4,
         dtype=dtype,
         param_dtype=param_dtype,
         # Flax would start float64 statistics as float32 and change their dtype with
@@ -163,18 +165,17 @@ def linear(
 def max_pool(x: jax.Array) -> jax.Array:
     """Computes 2x2 max-pooling with stride 2; an odd last row or column is dropped.
 
+    Of equal largest entries one is chosen, forwards as backwards: derivatives go to
+    that one alone.
+
     Args:
       x: (B, H, W, C), H and W at least 2.
 
     Returns:
       (B, H // 2, W // 2, C), like ``x``.
     """
-    # The derivatives of the maxima are far cheaper than those of reduce_window (ten
-    # transposed passes under vmap: 3 to 5 times), and a little cheaper than those of a
-    # reduction.
     windows = _windows(x)
-    rows = jnp.maximum(windows[:, :, 0], windows[:, :, 1])
-    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+    return _largest(*(windows[:, :, i, :, j] for i in range(2) for j in range(2)))
 
 
 def average_pool(x: jax.Array) -> jax.Array:
@@ -282,6 +283,25 @@ def local_response_normalization(
         padding=[(0, 0)] * len(ones) + [(depth_radius, depth_radius)],
     )
     return (wide * (bias + alpha * squares) ** -beta).astype(x.dtype)
+
+
+@jax.custom_jvp
+def _largest(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> jax.Array:
+    """The maximum of four, with a derivative that takes one where several are equal."""
+    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+
+
+@_largest.defjvp
+def _largest_jvp(
+    primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    # jnp.maximum would keep numbers for the derivatives, four times what comparisons
+    # take, and reduce_window is several times slower backwards on CPU.
+    largest = _largest(*primals)
+    tangent = tangents[-1]
+    for each, its in zip(primals[-2::-1], tangents[-2::-1], strict=True):
+        tangent = jnp.where(each == largest, its, tangent)
+    return largest, tangent
 
 
 def _windows(x: jax.Array) -> jax.Array:

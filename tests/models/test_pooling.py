@@ -1,5 +1,7 @@
 """tests: pooling against windows taken one by one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,8 +74,12 @@ def test_overlapping_windows_amplify_a_peak_that_four_of_them_share_by_two():
         assert np.linalg.norm(found) == 2
 
 
+@pytest.mark.parametrize(
+    ("pool", "window"),
+    [(layers.max_pool, (2, 2, 0)), (layers.overlapping_max_pool, (3, 2, 1))],
+)
 @pytest.mark.parametrize("picture", ["constant", "ties", "distinct"])
-def test_derivatives_take_one_largest_entry_of_each_overlapping_window(picture):
+def test_derivatives_take_one_largest_entry_of_each_window(picture, pool, window):
     shape = (1, 5, 6, 1)
     rng = np.random.default_rng(2)
     x = {
@@ -81,21 +87,21 @@ def test_derivatives_take_one_largest_entry_of_each_overlapping_window(picture):
         "ties": rng.integers(0, 2, shape),
         "distinct": rng.normal(size=shape),
     }[picture].astype(np.float32)
-    backward, forward = jacobians(jnp.asarray(x))
+    backward, forward = jacobians(pool, jnp.asarray(x))
     np.testing.assert_array_equal(forward, backward)
     # One entry of each row is 1, and the picture is largest there.
     assert np.all(np.sort(backward, axis=1) == np.eye(x.size)[-1])
     chosen = x.ravel()[np.argmax(backward, axis=1)]
-    np.testing.assert_array_equal(chosen, pooled(x, 3, 2, 1, np.max).ravel())
+    np.testing.assert_array_equal(chosen, pooled(x, *window, np.max).ravel())
 
 
-@jax.jit
-def jacobians(x):
+@functools.partial(jax.jit, static_argnums=0)
+def jacobians(pool, x):
     """By transposed products under vmap, and by forward ones."""
-    out, pull = jax.vjp(layers.overlapping_max_pool, x)
+    out, pull = jax.vjp(pool, x)
     left = jnp.eye(out.size).reshape(-1, *out.shape)
     right = jnp.eye(x.size).reshape(-1, *x.shape)
-    forward = jax.vmap(lambda v: jax.jvp(layers.overlapping_max_pool, (x,), (v,))[1])
+    forward = jax.vmap(lambda v: jax.jvp(pool, (x,), (v,))[1])
     rows = jax.vmap(lambda u: pull(u)[0])(left).reshape(out.size, -1)
     return rows, forward(right).reshape(x.size, -1).T
 
@@ -104,13 +110,11 @@ def test_not_a_number_comes_out_of_every_window_it_is_in():
     x = np.zeros((1, 5, 5, 1), np.float32)
     for place in np.ndindex(5, 5):
         x[0, *place, 0] = np.nan
-        found = np.isnan(layers.overlapping_max_pool(jnp.asarray(x)))
+        for pool, window in (
+            (layers.max_pool, (2, 2, 0)),
+            (layers.overlapping_max_pool, (3, 2, 1)),
+        ):
+            found = np.isnan(pool(jnp.asarray(x)))
+            touched = [np.isnan(w).any() for *_, w in windows(x, *window)]
+            np.testing.assert_array_equal(found.ravel(), touched)
         x[0, *place, 0] = 0
-        touched = [np.isnan(w).any() for *_, w in windows(mark(place), 3, 2, 1)]
-        np.testing.assert_array_equal(found.ravel(), touched)
-
-
-def mark(place):
-    x = np.zeros((1, 5, 5, 1))
-    x[0, *place, 0] = np.nan
-    return x
