@@ -67,7 +67,12 @@ def measure(
             )
         size = benchmark_networks.size_of("resnet50", full_size)
         step = benchmark_networks.train_step(
-            compilations, "resnet50", size, "streamed", compute_dtype, "standard"
+            compilations,
+            "resnet50",
+            size,
+            "streamed",
+            compute_dtype,
+            method_name="standard",
         )
         streamed, there = _beside(stream, step, size, num_rounds)
     name = f"{_STEPS} ResNet-50 steps"

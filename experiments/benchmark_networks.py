@@ -108,7 +108,18 @@ def measure(
         rate = flops / time
         seconds[f"matrix product, {dtype}"] = time
         ratios[f"matrix product, {dtype}, TFLOP/s"] = rate / 1e12
-        builds = _builds(compilations, name, full_size, dtype)
+        builds: dict[str, Callable[[], TrainStep]] = {
+            label: functools.partial(
+                train_step,
+                compilations,
+                name,
+                size_of(name, full_size),
+                label,
+                dtype,
+                **options,
+            )
+            for label, options in steps_of(name, dtype).items()
+        }
         # By itself: what it allocates slows down whoever comes next.
         alone = {DOUBLE: builds.pop(DOUBLE)} if DOUBLE in builds else {}
         steps: dict[str, TrainStep] = {}
@@ -155,41 +166,46 @@ def size_of(name: str, full_size: bool) -> Size:
     return (FULL if full_size else REDUCED)[name]
 
 
-def _builds(
-    compilations: timing.Compilations, name: str, full_size: bool, dtype: str
-) -> dict[str, Callable[[], TrainStep]]:
-    """What is measured of a network, each with the function that compiles it."""
-    build = functools.partial(train_step, compilations, name, size_of(name, full_size))
-    builds = {STANDARD: lambda: build(STANDARD, dtype, "standard")}
+def steps_of(name: str, dtype: str) -> dict[str, dict[str, Any]]:
+    """The steps of a network in a dtype: options of :func:`parts` by label."""
+    steps: dict[str, dict[str, Any]] = {STANDARD: {"method_name": "standard"}}
     if name in ADVERSARIAL:
-        attacked = "adversarial-only step"
-        builds[attacked] = lambda: build(attacked, dtype, "adversarial_only")
+        steps["adversarial-only step"] = {"method_name": "adversarial_only"}
     # A finite difference in half precision would be rounding.
     if name in REGULARIZED and dtype == "float32":
-        method, half = "gradient_regularization", "gradient regularisation"
-        whole = f"{half}, whole batch"
-        builds[half] = lambda: build(half, dtype, method)
-        builds[whole] = lambda: build(whole, dtype, method, penalty_fraction=1.0)
-        builds[DOUBLE] = lambda: build(DOUBLE, dtype, DOUBLE)
-    return builds
+        half = "gradient regularisation"
+        steps[half] = {"method_name": "gradient_regularization"}
+        steps[f"{half}, whole batch"] = {**steps[half], "penalty_fraction": 1.0}
+        steps[DOUBLE] = {"method_name": DOUBLE}
+    return steps
 
 
-def train_step(
-    compilations: timing.Compilations,
-    name: str,
-    size: Size,
-    label: str,
-    dtype: str,
-    method_name: str,
-    **options: Any,
-) -> TrainStep:
-    """Compiles one step of a method on one device.
+class Parts(NamedTuple):
+    """What a train step is made of.
+
+    Attributes:
+      module: the network.
+      net: its two BatchNorm modes.
+      method: what is minimised.
+      optimizer: the default one.
+      image_shape: (H, W, C).
+    """
+
+    module: Any
+    net: network.Network
+    method: methods.Method
+    optimizer: Any
+    image_shape: tuple[int, int, int]
+
+
+def parts(
+    name: str, size: Size, dtype: str, *, method_name: str, **options: Any
+) -> Parts:
+    """Builds a train step's parts, without computing anything.
 
     Args:
-      compilations: counts what is compiled.
       name: of the network.
       size: of the network and its batches.
-      label: what counts and results call the step.
       dtype: what the network computes in.
       method_name: of ``Config.method``, or ``DOUBLE``.
       **options: other fields of the configuration.
@@ -206,16 +222,37 @@ def train_step(
     )
     module = training.build_model(config, size.num_classes)
     net = network.bind(module)
-    shape = (size.image_size, size.image_size, 3)
-    params, batch_stats = network.init(module, jax.random.key(0), shape)
     method = methods.create(config, net)
     if double:
         method = method._replace(loss=_double_backpropagation(net))
+    plan = training.make_plan(config, 100 * size.batch_size)
+    shape = (size.image_size, size.image_size, 3)
+    return Parts(module, net, method, optimizers.create(config, plan), shape)
+
+
+def train_step(
+    compilations: timing.Compilations,
+    name: str,
+    size: Size,
+    label: str,
+    dtype: str,
+    **options: Any,
+) -> TrainStep:
+    """Compiles one step of a method on one device.
+
+    Args:
+      compilations: counts what is compiled.
+      name: of the network.
+      size: of the network and its batches.
+      label: what counts and results call the step.
+      dtype: what the network computes in.
+      **options: of :func:`parts`.
+    """
+    module, net, method, optimizer, shape = parts(name, size, dtype, **options)
+    params, batch_stats = network.init(module, jax.random.key(0), shape)
     counted = method._replace(
         loss=compilations.wrap(f"{name}, {label}, {dtype}", method.loss)
     )
-    plan = training.make_plan(config, 100 * size.batch_size)
-    optimizer = optimizers.create(config, plan)
     mesh = training.data_mesh(jax.devices()[:1])
     state = training.init_state(
         params,
@@ -237,7 +274,7 @@ def train_step(
         training.sharded(mesh),
     )
     flops = step.lower(state, *batch).cost_analysis()["flops"]
-    if method_name == "adversarial_only":
+    if options["method_name"] == "adversarial_only":
         flops += (ATTACK_STEPS - 1) * _input_gradient_flops(
             net, params, batch_stats, images.shape, batch[1]
         )
