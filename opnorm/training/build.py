@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from opnorm import data, models
-from opnorm.training import checkpoints, network, optimizers, weight_bounds
+from opnorm.training import checkpoints, methods, network, optimizers, weight_bounds
 from opnorm.training import plan as plans
 from opnorm.training.config import Config
 from opnorm.training.plan import Plan
@@ -126,9 +126,8 @@ def deployed(
     """
     if not weight_bounds.divides(config):
         return params
-    bound = network.bind(build_model(config, num_classes))
-    method = weight_bounds.create(config, bound, image_shape)
-    return jax.jit(method.deploy)(params, method_state)
+    method = _method(_shared(config), num_classes, image_shape)
+    return method.deploy(params, method_state)
 
 
 def clipping(
@@ -182,7 +181,7 @@ def initial_state(
     return init_state(
         params,
         batch_stats,
-        weight_bounds.create(config, network.bind(module), max(shapes)),
+        _method(_shared(config), train_set.num_classes, max(shapes)),
         optimizers.create(config, plan),
         run_key,
         num_examples=len(train_set),
@@ -226,10 +225,23 @@ def compiled_step(
       parameter_sharding: as :func:`opnorm.training.step.state_shardings`.
       image_shapes: of :func:`image_shapes`.
     """
-    shared = dataclasses.replace(config, seed=0, init_from=None, random_labels=0.0)
     return _compiled_step(
-        shared, num_classes, plan, mesh, parameter_sharding, image_shapes
+        _shared(config), num_classes, plan, mesh, parameter_sharding, image_shapes
     )
+
+
+def _shared(config: Config) -> Config:
+    """The same for runs whose programs are the same."""
+    return dataclasses.replace(config, seed=0, init_from=None, random_labels=0.0)
+
+
+# What it jits is compiled once for all that train or load such a network.
+@functools.lru_cache(maxsize=8)
+def _method(
+    config: Config, num_classes: int, image_shape: tuple[int, ...]
+) -> methods.Method:
+    bound = network.bind(build_model(config, num_classes))
+    return weight_bounds.create(config, bound, image_shape)
 
 
 @functools.lru_cache(maxsize=8)
@@ -241,11 +253,11 @@ def _compiled_step(
     parameter_sharding: str,
     image_shapes: tuple[tuple[int, ...], ...],
 ) -> Step:
-    module = build_model(config, num_classes)
-    method = weight_bounds.create(config, network.bind(module), max(image_shapes))
+    method = _method(config, num_classes, max(image_shapes))
     optimizer = optimizers.create(config, plan)
     shardings = None
     if parameter_sharding != "replicated":
+        module = build_model(config, num_classes)
         params, batch_stats = jax.eval_shape(
             lambda key: network.init(module, key, image_shapes[0]), jax.random.key(0)
         )

@@ -53,14 +53,14 @@ def create(config: Config, network: Network, image_shape: tuple[int, ...]) -> Me
             num_steps=config.spectral_norm_steps,
         )
 
+    @jax.jit
+    def init_vectors(params: Any, key: jax.Array) -> Any:
+        return regularizers.init_spectral_vectors(params, layers, key, form=form)
+
     def init(params: Any, key: jax.Array, num_examples: int, num_classes: int) -> Any:
         method_key, vectors_key = jax.random.split(key)
-        vectors = jax.jit(
-            lambda params, key: regularizers.init_spectral_vectors(
-                params, layers, key, form=form
-            )
-        )(params, vectors_key)
         inner = method.init(params, method_key, num_examples, num_classes)
+        vectors = init_vectors(params, vectors_key)
         return {"method": inner, "spectral_vectors": vectors}
 
     def loss(
@@ -79,6 +79,7 @@ def create(config: Config, network: Network, image_shape: tuple[int, ...]) -> Me
             metrics=auxiliary.metrics | {"largest_norm": largest},
         )
 
+    @jax.jit
     def deploy(params: Any, state: Any) -> Any:
         # Refined once more, as the next training step would do.
         return normalize(params, state).params

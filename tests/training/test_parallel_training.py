@@ -9,7 +9,17 @@ import pytest
 from opnorm import training
 
 TINY = training.Config(
-    model="mlp", width=8, epochs=2, batch_size=16, train_examples=48, seed=3
+    model="mlp",
+    width=8,
+    epochs=1,
+    batch_size=16,
+    train_examples=48,
+    seed=3,
+    # Half of what a step takes to compile, and the same in all of them.
+    augment=False,
+    # Adam would turn rounding of gradients near zero into whole steps.
+    optimizer="sgd",
+    learning_rate=0.05,
 )
 
 
@@ -18,46 +28,45 @@ def leaves(tree):
 
 
 METHODS = [
-    {"method": "standard"},
+    {"method": "standard", "augment": True},
     {"method": "adversarial", "num_steps": 2},
     {"method": "adversarial_only", "num_steps": 2, "p": float("inf"), "epsilon": 0.02},
     {"method": "data_dependent_snr"},
-    {"method": "data_dependent_snr", "variant": "derivative"},
+    {"method": "data_dependent_snr", "variant": "derivative", "search": "iterative"},
     {"method": "data_dependent_snr", "search": "dense"},
-    {"method": "data_dependent_snr", "search": "iterative", "num_steps": 2},
     {"method": "data_dependent_onr", "p": float("inf"), "q": 2.0, "epsilon": 0.02},
     {"method": "data_dependent_onr", "p": float("inf"), "search": "iterative"},
     {"method": "global_snr", "weight": 0.01, "num_steps": 2},
     {"method": "interpolated", "num_steps": 2, "mix": 0.25},
-    {"method": "gradient_regularization", "p": float("inf"), "divide_by_size": True},
+    # A finite difference divides rounding by its step: with the weight 1 losses differ
+    # by more than 1e-5 for some seeds.
+    {"method": "gradient_regularization", "p": float("inf"), "weight": 0.1},
 ]
+
+
+def train(config, train_set, devices, **options):
+    mesh = training.data_mesh(jax.devices()[:devices])
+    return training.train(
+        config, train_set=train_set, mesh=mesh, show_progress=False, **options
+    )
+
+
+def assert_alike(first, second, atol):
+    np.testing.assert_allclose(second.metrics["loss"], first.metrics["loss"], rtol=1e-5)
+    for a, b in zip(leaves(first.params), leaves(second.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)
 
 
 @pytest.mark.parametrize(
     "options", METHODS, ids=lambda o: "-".join(map(str, o.values()))
 )
 def test_one_two_and_eight_devices_train_alike(options, train_set):
-    # Adam would turn rounding of gradients near zero into whole steps.
-    config = dataclasses.replace(
-        TINY, epochs=1, optimizer="sgd", learning_rate=0.05, **options
-    )
-    results = [
-        training.train(
-            config,
-            train_set=train_set,
-            mesh=training.data_mesh(jax.devices()[:count]),
-            parameter_sharding=sharding,
-            show_progress=False,
-        )
-        for count, sharding in ((1, "replicated"), (2, "replicated"), (8, "fsdp"))
-    ]
-    assert results[0].step == 3
-    for other in results[1:]:
-        np.testing.assert_allclose(
-            other.metrics["loss"], results[0].metrics["loss"], rtol=1e-5
-        )
-        for a, b in zip(leaves(results[0].params), leaves(other.params), strict=True):
-            np.testing.assert_allclose(a, b, atol=2e-5)
+    config = dataclasses.replace(TINY, **options)
+    one = train(config, train_set, 1)
+    assert one.step == 3
+    for devices, sharding in ((2, "replicated"), (8, "fsdp")):
+        found = train(config, train_set, devices, parameter_sharding=sharding)
+        assert_alike(one, found, atol=2e-5)
 
 
 def test_sharded_parameters_lie_in_parts_and_come_back_whole(
@@ -89,65 +98,24 @@ def test_sharded_parameters_lie_in_parts_and_come_back_whole(
     with pytest.raises(ValueError, match="parameter_sharding is 'zero'"):
         training.state_shardings(state, mesh, "zero")
     # A run goes on under another sharding: a checkpoint holds whole arrays.
-    results = [
-        training.train(
-            dataclasses.replace(TINY, epochs=2),
-            directory=directory,
-            train_set=source,
-            parameter_sharding=sharding,
-            checkpoint_every=2,
-            show_progress=False,
-        )
-        for directory, source, sharding in _resumed_with(tmp_path, train_set, interrupt)
-    ]
-    for a, b in zip(leaves(results[0].params), leaves(results[1].params), strict=True):
+    config = dataclasses.replace(TINY, epochs=2, optimizer="adam", learning_rate=2e-3)
+    saved = {"directory": tmp_path, "checkpoint_every": 2}
+    with pytest.raises(KeyboardInterrupt):
+        interrupted = interrupt(train_set, after=4)
+        train(config, interrupted, 8, parameter_sharding="fsdp", **saved)
+    resumed = train(config, train_set, 8, **saved)
+    whole = train(config, train_set, 8)
+    for a, b in zip(leaves(whole.params), leaves(resumed.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
         assert b.shape == a.shape
 
 
-def _resumed_with(tmp_path, train_set, interrupt):
-    """A whole run, and one that was interrupted under fsdp."""
-    interrupted = tmp_path / "fsdp"
-    with pytest.raises(KeyboardInterrupt):
-        training.train(
-            dataclasses.replace(TINY, epochs=2),
-            directory=interrupted,
-            train_set=interrupt(train_set, after=4),
-            parameter_sharding="fsdp",
-            checkpoint_every=2,
-            show_progress=False,
-        )
-    return [
-        (None, train_set, "replicated"),
-        (interrupted, train_set, "replicated"),
-    ]
-
-
-@pytest.mark.parametrize("method", ["adversarial", "standard"])
-def test_accumulated_parts_are_the_whole_batch(method, train_set):
+def test_accumulated_parts_are_the_whole_batch(train_set):
     # The MLP has no BatchNorm; attacks start at the pictures, so nothing is drawn.
-    options = {"num_steps": 2, "random_start": False} if method != "standard" else {}
     config = dataclasses.replace(
-        TINY,
-        epochs=1,
-        method=method,
-        augment=False,
-        optimizer="sgd",
-        learning_rate=0.05,
-        **options,
+        TINY, method="adversarial", num_steps=2, random_start=False
     )
-    results = [
-        training.train(
-            dataclasses.replace(config, accumulation_steps=parts),
-            train_set=train_set,
-            mesh=training.data_mesh(jax.devices()[:count]),
-            show_progress=False,
-        )
-        for parts, count in ((1, 1), (4, 1), (2, 8))
-    ]
-    for other in results[1:]:
-        np.testing.assert_allclose(
-            other.metrics["loss"], results[0].metrics["loss"], rtol=1e-5
-        )
-        for a, b in zip(leaves(results[0].params), leaves(other.params), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-5)
+    whole = train(config, train_set, 1)
+    for parts, count in ((4, 1), (2, 8)):
+        cut = dataclasses.replace(config, accumulation_steps=parts)
+        assert_alike(whole, train(cut, train_set, count), atol=1e-5)
