@@ -89,7 +89,7 @@ def _release_compiled_programs() -> Iterator[None]:
 # on, and ends as such, with its exit code and traceback. What most binaries load is
 # there already: the pictures alone take as long to decode as a tiny run takes.
 _FORKING = """
-import json, os, runpy, signal, sys
+import gc, json, os, runpy, signal, sys
 import jax
 import opnorm.training
 import experiments.cli
@@ -99,6 +99,10 @@ from opnorm.data import cifar10_mini
 figures.pyplot()
 for split in cifar10_mini.SPLITS:
     cifar10_mini.load(split)
+# Or every child would look through all of it, and copy it, to collect garbage.
+gc.collect()
+gc.freeze()
+gc.set_threshold(20_000, 20, 20)
 for line in sys.stdin:
     request = json.loads(line)
     if "pid" in request:

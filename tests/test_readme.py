@@ -18,7 +18,8 @@ assert x_adv.shape == (20, 32, 32, 3)
 
 def test_the_example_runs():
     (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    small = example.replace("train_examples=1000", "train_examples=64, width=4")
+    tiny = 'model="mlp1", width=8, train_examples=64'
+    small = example.replace("train_examples=1000", tiny)
     smaller = small.replace("[:100]", "[:20]")
     assert smaller != small != example
     # In a process of its own, with one device, as a reader has.

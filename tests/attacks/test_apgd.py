@@ -38,6 +38,16 @@ def network(x):
     return hidden @ jnp.asarray(SECOND, x.dtype)
 
 
+@jax.jit
+def decisions(x):
+    return jnp.argmax(network(x), axis=1)
+
+
+@jax.jit
+def cross_entropies(x, labels):
+    return attacks.cross_entropy(network(x), labels)
+
+
 def pictures(count, edges=0.0, shape=SHAPE):
     """Pictures in [0.4, 0.6], with a part of their pixels at 0 or 1."""
     rng = np.random.default_rng(3)
@@ -272,7 +282,7 @@ def test_the_points_are_those_of_the_published_algorithm(p, num_steps) -> None:
     epsilon = {1.0: 2.0, 2.0: 0.8, math.inf: 0.2}[p]
     with jax.enable_x64(True):
         x = jnp.asarray(pictures(4, edges=0.3), jnp.float64)
-        labels = jnp.argmax(network(x), axis=1)
+        labels = decisions(x)
         options = {"p": p, "epsilon": epsilon, "num_steps": num_steps}
         stage = attacks.apgd(keep="loss", **options).stages[0]
         problem = attack_lib.make_problem(x, labels, keys(4))
@@ -286,8 +296,9 @@ def test_the_points_are_those_of_the_published_algorithm(p, num_steps) -> None:
         state = advance(problem, init(problem), 0, 1)
         starts = flatten(np.asarray(state["delta"]))
         state = advance(problem, state, 1, stage.num_steps - 1)
-        found = stage.finish(problem, state)
-        at_best = attacks.cross_entropy(network(found), labels)
+        found = jax.jit(stage.finish)(problem, state)
+        at_best = cross_entropies(found, labels)
+        delta_found = flatten(np.asarray(found) - np.asarray(x))
         for i in range(4):
             plain = Published(np.asarray(x[i]), labels[i], p, epsilon)
             third = math.ceil(0.3 * num_steps)
@@ -297,9 +308,7 @@ def test_the_points_are_those_of_the_published_algorithm(p, num_steps) -> None:
             else:
                 value, delta, step = plain.run(starts[i], num_steps)
             np.testing.assert_allclose(state["loss"][i], value, rtol=1e-6)
-            np.testing.assert_allclose(
-                flatten(np.asarray(found - x))[i], delta, atol=1e-6
-            )
+            np.testing.assert_allclose(delta_found[i], delta, atol=1e-6)
             np.testing.assert_allclose(state["step_size"][i], step, rtol=1e-9)
     # The best loss is that of the point that is returned.
     np.testing.assert_allclose(at_best, state["loss"], rtol=1e-12)
@@ -319,19 +328,23 @@ OPTIONS = {"p": 2.0, "epsilon": 0.1, "num_steps": 4}
 
 def test_restarts_are_runs_of_their_own_and_the_best_is_kept() -> None:
     x = pictures(4)
-    labels = jnp.argmax(network(x), axis=1)
+    labels = decisions(x)
     both = on_network(x, labels, keys(4), num_restarts=3, **OPTIONS)
     np.testing.assert_array_equal(both.steps, 3 * 5)
-    reached = []
-    for run in range(3):
+
+    @jax.jit
+    def noise(run):
         # The start of each, drawn as the attack draws it.
         drawn = attack_lib.fold_in(keys(4), run)
-        noise = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(drawn)
-        noise *= 0.1 / linalg.norm(noise)[:, None, None, None]
-        alone = on_network(x, labels, keys(4), x + noise, **OPTIONS)
+        found = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(drawn)
+        return 0.1 * found / linalg.norm(found)[:, None, None, None]
+
+    reached = []
+    for run in range(3):
+        alone = on_network(x, labels, keys(4), x + np.asarray(noise(run)), **OPTIONS)
         np.testing.assert_array_equal(alone.steps, 5)
-        reached.append(attacks.cross_entropy(network(alone.x_adv), labels))
-    kept = attacks.cross_entropy(network(both.x_adv), labels)
+        reached.append(cross_entropies(alone.x_adv, labels))
+    kept = cross_entropies(both.x_adv, labels)
     np.testing.assert_allclose(kept, np.max(reached, axis=0), rtol=1e-6)
     # Starts differ, so this test sees which was kept.
     assert len(set(np.argmax(reached, axis=0).tolist())) > 1
@@ -340,7 +353,7 @@ def test_restarts_are_runs_of_their_own_and_the_best_is_kept() -> None:
 def test_an_adversarial_start_is_returned() -> None:
     x = pictures(4)
     start = x + np.float32(0.01)
-    wrong = (jnp.argmax(network(start), axis=1) + 1) % 4
+    wrong = (np.asarray(decisions(start)) + 1) % 4
     found = on_network(x, wrong, keys(4), start, **OPTIONS)
     np.testing.assert_array_equal(found.steps, 1)
     np.testing.assert_allclose(found.x_adv, start, atol=1e-7)
@@ -349,7 +362,7 @@ def test_an_adversarial_start_is_returned() -> None:
 
 def test_an_example_does_not_depend_on_its_batch() -> None:
     x = pictures(4)
-    labels = jnp.argmax(network(x), axis=1)
+    labels = decisions(x)
     options = {"num_restarts": 3} | OPTIONS
     whole = on_network(x, labels, keys(4), **options)
     for i in range(4):
@@ -373,9 +386,15 @@ def test_every_class_is_tried_as_a_target() -> None:
 
     options = {"num_steps": 10, "num_restarts": 2, "loss": "dlr_targeted"}
     attack = attacks.apgd(p=2.0, epsilon=0.3, **options)
-    found = jax.jit(lambda x: attack.run(f, x, jnp.zeros(3, int), keys(3)))(x)
+
+    @jax.jit
+    def run(x, keys):
+        found = attack.run(f, x, jnp.zeros(3, int), keys)
+        return found, jnp.argmax(f(found.x_adv), axis=1)
+
+    found, decided = run(x, keys(3))
     assert found.success.all()
-    np.testing.assert_array_equal(np.argmax(f(found.x_adv), axis=1), 3)
+    np.testing.assert_array_equal(decided, 3)
     # The first two targets took all their steps in vain.
     assert np.all((found.steps > 2 * 22) & (found.steps <= 3 * 22))
 

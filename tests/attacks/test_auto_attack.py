@@ -92,6 +92,12 @@ def test_the_step_halves_where_it_does_not_pay() -> None:
             "step_size": jnp.array([1.0]),
         }
 
+    @jax.jit
+    def changed(new, *given):
+        new = dict(new)
+        _adapt(new, *given, jnp.array([1.0]))
+        return new["step_size"][0], new["delta"][0, 0]
+
     def adapted(rises, checked, halved, window=16, best=1.0):
         new = {
             "delta": jnp.array([[2.0]]),
@@ -102,8 +108,7 @@ def test_the_step_halves_where_it_does_not_pay() -> None:
         }
         value, false = jnp.array([-1.0]), jnp.array(False)
         given = (new, state(rises, checked, halved), value, false)
-        _adapt(*given, jnp.array(window), jnp.array([1.0]))
-        return float(new["step_size"][0]), float(new["delta"][0, 0])
+        return tuple(map(float, changed(*given, jnp.array(window))))
 
     assert adapted(rises=12, checked=0.5, halved=False) == (0.5, 5.0)
     assert adapted(rises=13, checked=0.5, halved=False) == (1.0, 2.0)
@@ -115,23 +120,23 @@ def test_the_step_halves_where_it_does_not_pay() -> None:
 
 
 def test_dlr_is_what_its_definition_says() -> None:
-    z = jnp.array([[3.0, 1.0, 0.0, -2.0]] * 4)
-    value = attacks.dlr(z, jnp.arange(4))
+    z = np.float32([[3.0, 1.0, 0.0, -2.0]] * 4)
+    dlr, targeted = jax.jit(attacks.dlr), jax.jit(attacks.dlr_targeted)
+    value = np.asarray(dlr(z, np.arange(4)))
     np.testing.assert_allclose(value, [-2 / 3, 2 / 3, 1, 5 / 3], rtol=1e-6)
-    shifted = attacks.dlr(7 * z + 5, jnp.arange(4))
-    np.testing.assert_allclose(shifted, value, rtol=1e-5)
-    targeted = attacks.dlr_targeted(z[:1], jnp.array([0]), jnp.array([1]))
-    np.testing.assert_allclose(targeted, [-0.5], rtol=1e-6)
-    assert np.all(np.asarray(attacks.dlr(jnp.ones((2, 5)), jnp.arange(2))) == 0)
+    np.testing.assert_allclose(dlr(7 * z + 5, np.arange(4)), value, rtol=1e-5)
+    found = targeted(z[:1], np.array([0]), np.array([1]))
+    np.testing.assert_allclose(found, [-0.5], rtol=1e-6)
+    assert np.all(np.asarray(dlr(np.ones_like(z), np.arange(4))) == 0)
 
 
 def test_the_third_of_three_classes_pulls_too() -> None:
     def loss(z):
         return attacks.dlr_targeted(z[None], jnp.array([0]), jnp.array([2]))[0]
 
-    logits = jnp.array([3.0, 1.0, 0.0])
-    np.testing.assert_allclose(loss(logits), -3 / 2.5, rtol=1e-6)
-    assert jax.grad(loss)(logits)[2] > 0
+    value, slope = jax.jit(jax.value_and_grad(loss))(np.float32([3.0, 1.0, 0.0]))
+    np.testing.assert_allclose(value, -3 / 2.5, rtol=1e-6)
+    assert slope[2] > 0
 
 
 @pytest.mark.parametrize("p", P)
@@ -176,10 +181,11 @@ def test_hyperplanes_are_reached_the_shortest_way(p) -> None:
     part = rng.uniform(0.05, 0.95, 20)
     offset = np.where(np.arange(20) % 2 == 0, part * reach, -part * back)
     with jax.enable_x64(True):
-        given = (jnp.asarray(x), jnp.asarray(w), jnp.asarray(offset))
-        y = np.asarray(project_hyperplane(*given, p, (0.0, 1.0)))
-        corner = project_hyperplane(*given[:2], given[2] * 1e3, p, (0.0, 1.0))
-        still = project_hyperplane(given[0], 0 * given[1], given[2], p, None)
+        project = jax.jit(lambda *given: project_hyperplane(*given, p, (0.0, 1.0)))
+        y = np.asarray(project(x, w, offset))
+        corner = project(x, w, offset * 1e3)
+        given = (jnp.asarray(x), jnp.zeros((20, 6)), jnp.asarray(offset))
+        still = jax.jit(lambda *given: project_hyperplane(*given, p, None))(*given)
     np.testing.assert_allclose(np.sum(w * (y - x), axis=1), -offset, atol=1e-7)
     assert y.min() >= 0 and y.max() <= 1
     np.testing.assert_array_equal(still, x)

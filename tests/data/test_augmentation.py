@@ -1,16 +1,17 @@
 """tests: augmentation against slicing in NumPy, its transpose, and sharding."""
 
 import collections
-import functools
 import itertools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from opnorm import data
+
+# Alike in most tests: eager calls compile every operation for every shape.
+SHAPE = (16, 6, 5, 3)
 
 
 def _reference(params: data.Augmentation, images: np.ndarray, pad: int) -> np.ndarray:
@@ -31,26 +32,22 @@ def _crops(
     return np.stack(results)
 
 
-class AugmentationTest(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True)
-    def test_matches_pad_crop_and_mirror(self) -> None:
-        images = np.random.default_rng(0).normal(size=(16, 6, 5, 3)).astype(np.float32)
-        params = data.sample_augmentation(jax.random.key(0), 16, pad=2)
-        apply = self.variant(lambda p, x: data.apply_augmentation(p, x, pad=2))
-        np.testing.assert_array_equal(
-            apply(params, images), _reference(params, images, 2)
-        )
+def test_matches_pad_crop_and_mirror() -> None:
+    images = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    params = data.sample_augmentation(jax.random.key(0), 16, pad=2)
+    np.testing.assert_array_equal(
+        data.apply_augmentation(params, images, pad=2), _reference(params, images, 2)
+    )
 
 
-@pytest.mark.parametrize("pad", [0, 1, 4])
+@pytest.mark.parametrize("pad", [0, 2, 4])
 def test_inverse_is_exactly_the_transpose(pad: int) -> None:
-    shape = (12, 5, 6, 2)
     rng = np.random.default_rng(1)
     # Small integers: the sums are exact, so the identity must be.
-    x, y = (jnp.asarray(rng.integers(-9, 10, shape), jnp.float32) for _ in range(2))
-    params = data.sample_augmentation(jax.random.key(2), 12, pad=pad)
-    forward = data.apply_augmentation(params, x, pad=pad)
-    backward = data.invert_augmentation(params, y, pad=pad)
+    x, y = (rng.integers(-9, 10, SHAPE).astype(np.float32) for _ in range(2))
+    params = data.sample_augmentation(jax.random.key(2), 16, pad=pad)
+    forward = np.asarray(data.apply_augmentation(params, x, pad=pad))
+    backward = np.asarray(data.invert_augmentation(params, y, pad=pad))
     np.testing.assert_array_equal(
         (forward * y).sum((1, 2, 3)), (x * backward).sum((1, 2, 3))
     )
@@ -61,16 +58,16 @@ def test_inverse_is_exactly_the_transpose(pad: int) -> None:
 
 
 def test_inverse_restores_what_the_crop_saw_and_is_zero_elsewhere() -> None:
-    images = np.random.default_rng(0).uniform(1, 2, (20, 8, 8, 3)).astype(np.float32)
-    params = data.sample_augmentation(jax.random.key(0), 20, pad=3)
+    images = np.random.default_rng(0).uniform(1, 2, SHAPE).astype(np.float32)
+    params = data.sample_augmentation(jax.random.key(0), 16, pad=2)
     restored = np.asarray(
         data.invert_augmentation(
-            params, data.apply_augmentation(params, jnp.asarray(images), pad=3), pad=3
+            params, data.apply_augmentation(params, images, pad=2), pad=2
         )
     )
     seen = restored != 0
     np.testing.assert_array_equal(restored[seen], images[seen])
-    rows = 8 - np.abs(np.asarray(params.offsets) - 3)
+    rows = np.array([6, 5]) - np.abs(np.asarray(params.offsets) - 2)
     np.testing.assert_array_equal(seen[..., 0].sum((1, 2)), rows.prod(1))
 
 
@@ -79,15 +76,16 @@ def test_draws_every_offset_and_flips_half() -> None:
     counts = np.bincount(np.asarray(params.offsets).ravel())
     assert len(counts) == 5
     np.testing.assert_allclose(counts / 8000, 0.2, atol=0.03)
-    np.testing.assert_allclose(params.flips.mean(), 0.5, atol=0.03)
-    assert not data.sample_augmentation(jax.random.key(0), 100, flip=False).flips.any()
+    np.testing.assert_allclose(np.mean(params.flips), 0.5, atol=0.03)
+    still = data.sample_augmentation(jax.random.key(0), 4000, flip=False)
+    assert not np.any(still.flips)
 
 
 def test_augment_draws_and_applies_and_keeps_bytes() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (8, 6, 6, 1), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
     key = jax.random.key(3)
-    augmented = data.augment(key, jnp.asarray(images), pad=2)
-    params = data.sample_augmentation(key, 8, pad=2)
+    augmented = data.augment(key, images, pad=2)
+    params = data.sample_augmentation(key, 16, pad=2)
     assert augmented.dtype == jnp.uint8
     np.testing.assert_array_equal(augmented, _reference(params, images, 2))
 
@@ -95,9 +93,9 @@ def test_augment_draws_and_applies_and_keeps_bytes() -> None:
 @pytest.mark.parametrize("flip", [True, False])
 def test_defaults_compose_the_linear_maps_bit_by_bit(flip: bool) -> None:
     """Runs that began before there were other paddings go on as they began."""
-    images = jax.random.uniform(jax.random.key(1), (8, 6, 6, 3))
+    images = np.random.default_rng(1).uniform(size=SHAPE).astype(np.float32)
     key = jax.random.key(5)
-    params = data.sample_augmentation(key, 8, pad=2, flip=flip)
+    params = data.sample_augmentation(key, 16, pad=2, flip=flip)
     np.testing.assert_array_equal(
         data.augment(key, images, pad=2, flip=flip, padding="zero", cutout=0),
         data.apply_augmentation(params, images, pad=2),
@@ -107,20 +105,20 @@ def test_defaults_compose_the_linear_maps_bit_by_bit(flip: bool) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize("padding", ["reflect", "grey"])
 def test_other_paddings_match_numpy(padding: str, dtype: type) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (16, 6, 5, 3)).astype(dtype)
+    images = np.random.default_rng(0).integers(0, 256, SHAPE).astype(dtype)
     grey = 128
     if dtype == np.float32:
         images, grey = images / dtype(255), dtype(128 / 255)
     key = jax.random.key(3)
-    params = data.sample_augmentation(key, 16, pad=3)
-    widths = ((0, 0), (3, 3), (3, 3), (0, 0))
+    params = data.sample_augmentation(key, 16, pad=2)
+    widths = ((0, 0), (2, 2), (2, 2), (0, 0))
     padded = (
         np.pad(images, widths, mode="reflect")
         if padding == "reflect"
         else np.pad(images, widths, constant_values=grey)
     )
     expected = _crops(params, padded, 6, 5)
-    augmented = data.augment(key, jnp.asarray(images), pad=3, padding=padding)
+    augmented = data.augment(key, images, pad=2, padding=padding)
     assert augmented.dtype == dtype
     np.testing.assert_array_equal(augmented, expected)
 
@@ -136,8 +134,8 @@ def test_cutout_paints_a_square_with_the_mean_of_what_it_covers(
     )
     images = images.reshape(150, 8, 7, 3).astype(dtype)
     key = jax.random.key(4)
-    plain = np.asarray(data.augment(key, jnp.asarray(images), pad=0))
-    cut = np.asarray(data.augment(key, jnp.asarray(images), pad=0, cutout=side))
+    plain = np.asarray(data.augment(key, images, pad=0))
+    cut = np.asarray(data.augment(key, images, pad=0, cutout=side))
     assert cut.dtype == dtype
     centres = collections.Counter()
     for before, after in zip(plain, cut, strict=True):
@@ -160,45 +158,56 @@ def test_cutout_paints_a_square_with_the_mean_of_what_it_covers(
 
 
 def test_cutout_leaves_crops_and_flips_as_they_are() -> None:
-    images = jax.random.uniform(jax.random.key(1), (64, 8, 8, 3))
+    images = np.random.default_rng(1).uniform(size=SHAPE).astype(np.float32)
     key = jax.random.key(0)
-    plain = data.augment(key, images, pad=2, padding="reflect")
-    cut = data.augment(key, images, pad=2, padding="reflect", cutout=4)
-    unchanged = np.asarray(plain == cut).all(-1)
-    assert unchanged.sum((1, 2)).min() >= 64 - 16
-    assert (unchanged.sum((1, 2)) == 64 - 16).any()
+    plain = np.asarray(data.augment(key, images, pad=2, padding="reflect"))
+    cut = np.asarray(data.augment(key, images, pad=2, padding="reflect", cutout=4))
+    unchanged = (plain == cut).all(-1)
+    assert unchanged.sum((1, 2)).min() >= 30 - 16
+    assert (unchanged.sum((1, 2)) == 30 - 16).any()
 
 
-@pytest.mark.parametrize("options", [{}, {"padding": "reflect", "cutout": 3}])
-def test_a_sharded_batch_stays_sharded(options: dict) -> None:
+def test_a_sharded_batch_stays_sharded() -> None:
     devices = jax.devices()
     mesh = jax.make_mesh(
         (len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
     )
     sharding = jax.NamedSharding(mesh, jax.P("data"))
-    images = jax.random.uniform(jax.random.key(1), (16, 6, 6, 3))
+    images = np.random.default_rng(1).uniform(size=SHAPE).astype(np.float32)
     key = jax.random.key(0)
-    augment = functools.partial(data.augment, **options)
+
+    def augment(key: jax.Array, images: jax.Array) -> list[jax.Array]:
+        return [
+            data.augment(key, images, pad=2, **options)
+            for options in ({}, {"padding": "reflect", "cutout": 4})
+        ]
+
     step = jax.jit(augment, in_shardings=(None, sharding), out_shardings=sharding)
-    program = step.lower(key, images).compile().as_text() or ""
+    compiled = step.lower(key, images).compile()
+    program = compiled.as_text() or ""
     assert "dynamic-slice" in program or "gather" in program
     for collective in ("all-gather", "all-reduce", "all-to-all"):
         assert collective not in program
-    np.testing.assert_allclose(step(key, images), augment(key, images), rtol=1e-6)
+    for found, expected in zip(
+        compiled(key, jax.device_put(images, sharding)),
+        augment(key, images),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_rejects_negative_padding_and_shapes_that_do_not_fit() -> None:
-    params = data.sample_augmentation(jax.random.key(0), 2)
+    params = data.sample_augmentation(jax.random.key(0), 16, pad=2)
     with pytest.raises(ValueError, match="pad is -1"):
         data.sample_augmentation(jax.random.key(0), 2, pad=-1)
     with pytest.raises(ValueError, match="images has shape"):
-        data.apply_augmentation(params, jnp.zeros((3, 4, 4, 1)))
+        data.apply_augmentation(params, np.zeros((3, 4, 4, 1)))
     with pytest.raises(ValueError, match="images has shape"):
-        data.augment(jax.random.key(0), jnp.zeros((3, 4, 4)))
+        data.augment(jax.random.key(0), np.zeros((16, 4, 4)))
     for option, message in (
         ({"padding": "edge"}, "padding is 'edge'.*zero, reflect, grey"),
         ({"cutout": -1}, "cutout is -1"),
         ({"cutout": 5}, "cutout is 5.* 4"),
     ):
         with pytest.raises(ValueError, match=message):
-            data.augment(jax.random.key(0), jnp.zeros((3, 4, 6, 1)), **option)
+            data.augment(jax.random.key(0), np.zeros((16, 4, 6, 1)), **option)

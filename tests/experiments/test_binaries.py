@@ -11,18 +11,44 @@ import pytest
 from opnorm import training
 
 TINY = [
-    "--model=mlp",
+    "--model=mlp1",
     "--width=8",
     "--train_examples=160",
     "--batch_size=16",
 ]
+SNR = [*TINY, "--method=data_dependent_snr", "--epochs=8", "--checkpoint_every=7"]
+SNR += ["--log_every=1"]
+COMPARED = [*TINY, "--epochs=1", "--seeds=0,1", "--test_examples=40"]
+COMPARED += ["--epsilons=0.25,0.5", "--test_steps=2", "--attack_steps=2"]
+# All batches of attacks have one size, and a program is compiled for each size.
+MEASURED = ["--examples=30", "--batch_size=16", "--p=inf", "--epsilons=0.004,0.02"]
 
 
 @pytest.fixture(scope="module")
 def trained(run, tmp_path_factory):
     """A run directory, to be read only."""
     directory = tmp_path_factory.mktemp("trained") / "run"
-    result = run("train", *TINY, "--epochs=1", f"--run={directory}")
+    result = run("train", *SNR, f"--run={directory}")
+    assert result.returncode == 0, result.stderr
+    return directory
+
+
+@pytest.fixture(scope="module")
+def compared(run, tmp_path_factory):
+    """What the main job wrote, its networks among it, to be read only."""
+    directory = tmp_path_factory.mktemp("compared")
+    result = run("equivalence", *COMPARED, f"--run={directory}")
+    assert result.returncode == 0, result.stderr
+    return directory
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, trained, tmp_path_factory):
+    """A run directory with its evaluation, to be read only."""
+    directory = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(trained, directory, dirs_exist_ok=True)
+    options = [*MEASURED, "--attack=pga num_steps=20", "--check_examples=8"]
+    result = run("evaluate", f"--run={directory}", *options)
     assert result.returncode == 0, result.stderr
     return directory
 
@@ -73,14 +99,10 @@ def test_help_lists_the_flags_with_their_meaning(run):
 
 
 def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(
-    run, start, tmp_path
+    run, start, trained, tmp_path
 ):
-    options = [*TINY, "--method=data_dependent_snr", "--epochs=8"]
-    options += ["--checkpoint_every=7", "--log_every=1"]
-    whole = run("train", *options, f"--run={tmp_path / 'whole'}")
-    assert whole.returncode == 0, whole.stderr
     killed = tmp_path / "killed"
-    process = start("train", *options, f"--run={killed}")
+    process = start("train", *SNR, f"--run={killed}")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         steps = [p for p in (killed / "checkpoints").glob("*") if p.name.isdigit()]
@@ -101,20 +123,18 @@ def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 0xFF
     damaged.write_bytes(bytes(content))
-    resumed = run("train", *options, f"--run={killed}")
+    resumed = run("train", *SNR, f"--run={killed}")
     assert resumed.returncode == 0, resumed.stderr
     assert f"{int(steps[-1].name)}" in resumed.stderr
-    assert_same_parameters(variables(tmp_path / "whole"), variables(killed))
+    assert_same_parameters(variables(trained), variables(killed))
     logged = [line["step"] for line in training.read_metrics(killed)]
     assert logged == list(range(1, 81))
 
 
-def test_the_main_job_runs_small_and_is_repeatable_from_its_directory(run, tmp_path):
-    options = [*TINY, "--epochs=1", "--seeds=0,1", "--test_examples=40"]
-    options += ["--epsilons=0.25,0.5", "--test_steps=2", "--attack_steps=2"]
-    first = run("equivalence", *options, f"--run={tmp_path}")
-    assert first.returncode == 0, first.stderr
-    results = json.loads((tmp_path / "results.json").read_text())
+def test_the_main_job_runs_small_and_is_repeatable_from_its_directory(
+    run, compared, tmp_path
+):
+    results = json.loads((compared / "results.json").read_text())
     assert list(results["methods"]) == [
         "standard",
         "adversarial",
@@ -126,33 +146,31 @@ def test_the_main_job_runs_small_and_is_repeatable_from_its_directory(run, tmp_p
         assert len(method["seeds"]["clean_accuracy"]) == 2
         assert np.all(np.diff(method["singular_values"]["mean"]) <= 0)
     for name in ("accuracy.png", "singular_values.png", "table.md"):
-        assert (tmp_path / name).stat().st_size > 0
-    again = run("equivalence", *options, f"--run={tmp_path}")
+        assert (compared / name).stat().st_size > 0
+    shutil.copytree(compared, tmp_path, dirs_exist_ok=True)
+    again = run("equivalence", *COMPARED, f"--run={tmp_path}")
     assert again.returncode == 0, again.stderr
     repeated = json.loads((tmp_path / "results.json").read_text())
     assert repeated["methods"] == results["methods"]
 
 
-def test_a_trained_network_can_be_evaluated(run, trained, tmp_path):
-    directory = shutil.copytree(trained, tmp_path / "run")
-    options = ["--examples=30", "--attack=pga num_steps=2", "--check_examples=8"]
-    result = run("evaluate", f"--run={directory}", *options)
-    assert result.returncode == 0, result.stderr
-    found = json.loads((directory / "evaluation.json").read_text())
-    curve = found["attacks"]["pga keep=success num_steps=2"]
+def test_a_trained_network_can_be_evaluated(evaluated):
+    found = json.loads((evaluated / "evaluation.json").read_text())
+    curve = found["attacks"]["pga keep=success num_steps=20"]
     assert curve["epsilon"][0] == 0
     assert curve["mean"][0] == pytest.approx(found["clean_accuracy"])
     assert all(np.diff(curve["mean"]) <= 0)
+    assert len(found["checks"]) == 10
     for name in ("accuracy.png", "distances.png", "evaluation.md"):
-        assert (directory / name).stat().st_size > 0
+        assert (evaluated / name).stat().st_size > 0
 
 
 def test_a_killed_and_damaged_evaluation_resumes_to_the_same_numbers(
     run, start, trained, tmp_path
 ):
     options = [f"--run={trained}", "--split=test[100:164]", "--nospectrum"]
-    options += ["--attack=pga num_steps=3", "--attack=fab num_steps=3"]
-    options += ["--attack=square num_queries=60", "--part_size=4", "--batch_size=4"]
+    options += ["--attack=pga num_steps=3", "--attack=deepfool num_steps=3"]
+    options += ["--part_size=4", "--batch_size=4"]
     options += ["--epsilons=0.1,0.3", "--check_examples=0"]
     whole = run("evaluate", *options, f"--out={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
@@ -188,34 +206,33 @@ def test_a_killed_and_damaged_evaluation_resumes_to_the_same_numbers(
     assert first["best_known"] == second["best_known"]
 
 
-def test_a_later_attack_can_only_lower_what_is_best_known(run, trained, tmp_path):
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    options = [f"--run={tmp_path}", "--examples=60", "--nospectrum", "--epsilons=0.3"]
-    options += ["--check_examples=0"]
-
-    def best_known(*more):
-        result = run("evaluate", *options, *more)
-        assert result.returncode == 0, result.stderr
-        card = json.loads((tmp_path / "evaluation.json").read_text())
-        return card["best_known"]["L2"]
-
-    strong = best_known("--attack=apgd num_steps=20")
-    weak = best_known("--attack=uniform_noise")
-    assert weak["mean"] == strong["mean"]
-    assert weak["attacks"] == ["apgd num_steps=20", "uniform_noise"]
-    # Another network's results are not mixed with these.
+def test_a_later_attack_can_only_lower_what_is_best_known(
+    run, evaluated, compared, tmp_path
+):
+    shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)
     card = tmp_path / "evaluation.json"
     baseline = tmp_path / "baseline.json"
+
+    def evaluate(directory, *options):
+        options = [f"--out={tmp_path}", *MEASURED, *options]
+        options += ["--nospectrum", "--check_examples=0"]
+        result = run("evaluate", f"--run={directory}", *options)
+        assert result.returncode == 0, result.stderr
+        return json.loads(card.read_text())
+
+    strong = json.loads(card.read_text())["best_known"]["Linf"]
+    noise = "uniform_noise num_draws=100"
+    found = evaluate(tmp_path, f"--attack={noise}")
+    weak, alone = found["best_known"]["Linf"], found["attacks"][noise]
+    assert weak["mean"] == strong["mean"] != alone["mean"]
+    assert weak["attacks"] == ["pga keep=success num_steps=20", noise]
+    # Another network's results are not mixed with these.
     baseline.write_text(card.read_text())
-    run("train", *TINY, "--epochs=2", f"--run={tmp_path / 'other'}")
-    other = [f"--run={tmp_path / 'other'}", f"--out={tmp_path}", *options[1:]]
-    result = run("evaluate", *other, "--attack=fgm", f"--baseline={baseline}")
-    assert result.returncode == 0, result.stderr
-    found = json.loads(card.read_text())
-    assert found["best_known"]["L2"]["attacks"] == ["fgm"]
-    gained = found["improvement"]
+    other = compared / "standard-seed0"
+    found = evaluate(other, "--attack=fgm", f"--baseline={baseline}")
+    assert found["best_known"]["Linf"]["attacks"] == ["fgm"]
     now, then = (
-        json.loads(file.read_text())["best_known"]["L2"]["mean_distance"]
+        json.loads(file.read_text())["best_known"]["Linf"]["mean_distance"]
         for file in (card, baseline)
     )
-    assert gained["distance_gain"] == pytest.approx(now / then - 1)
+    assert found["improvement"]["distance_gain"] == pytest.approx(now / then - 1)

@@ -14,7 +14,7 @@ from opnorm import data, training
 def trained(tmp_path_factory, save_untrained):
     """A network as it begins, said to be trained on 40 pictures."""
     folder = tmp_path_factory.mktemp("runs") / "one"
-    config = training.Config(model="mlp", width=4, train_examples=40)
+    config = training.Config(model="mlp1", width=4, train_examples=40)
     save_untrained(folder, config, 3)
     return folder
 
@@ -104,7 +104,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path, run):
     done = tmp_path / "step_size-1-seed0"
     done.mkdir()
     (done / "evaluation.json").write_text(json.dumps(measured))
-    options = ["--model=mlp", "--width=4", "--train_examples=64", "--batch_size=16"]
+    options = ["--model=mlp1", "--width=4", "--train_examples=64", "--batch_size=16"]
     options += ["--epochs=1", "--num_steps=2", "--test_examples=20", "--test_steps=2"]
     options += ["--sweep=step_size", "--values=inf,1", f"--run={tmp_path}"]
     result = run("interpolation", *options)

@@ -5,7 +5,7 @@ import json
 TINY = [
     "--presets=roth_cnn7_standard,roth_cnn7_global_snr",
     "--dataset=cifar10_mini",
-    "--model=mlp",
+    "--model=mlp1",
     "--width=8",
     "--train_examples=48",
     "--batch_size=16",

@@ -40,7 +40,7 @@ for line in sys.stdin:
     print(json.dumps(answer), flush=True)
 """
 TINY = [
-    "--model=mlp",
+    "--model=mlp1",
     "--width=8",
     "--train_examples=48",
     "--batch_size=16",

@@ -55,18 +55,17 @@ def test_all_steps_give_the_whole_spectrum(name, d, n):
         found = compiled(8, num_steps=8)(jnp.asarray(a), jax.random.key(0))
         np.testing.assert_allclose(found.values, [values, values], atol=1e-10)
         for vectors in (found.left, found.right):
-            gram = jnp.einsum("bkn,bln->bkl", vectors, vectors)
+            gram = np.einsum("bkn,bln->bkl", vectors, vectors)
             np.testing.assert_allclose(gram, [np.eye(8)] * 2, atol=1e-8)
-        images = jnp.einsum("bdn,bkn->bkd", a, found.right)
-        np.testing.assert_allclose(
-            images, found.values[..., None] * found.left, atol=1e-10
-        )
+        images = np.einsum("bdn,bkn->bkd", a, found.right)
+        expected = np.asarray(found.values)[..., None] * found.left
+        np.testing.assert_allclose(images, expected, atol=1e-10)
 
 
 @hypothesis.settings(max_examples=15, deadline=None)
 @hypothesis.given(
     seed=st.integers(0, 1000),
-    steps=st.sampled_from([2, 5, 12]),
+    steps=st.sampled_from([2, 12]),
     scale=st.integers(-8, 8),
 )
 def test_a_singular_value_lies_within_each_error_bar(seed, steps, scale):
@@ -77,8 +76,9 @@ def test_a_singular_value_lies_within_each_error_bar(seed, steps, scale):
         distance = np.abs(exact[:, None] - np.asarray(found.values)[..., None]).min(-1)
         assert np.all(distance <= found.residual + 1e-12 * exact[:, :1])
         assert np.all(found.values <= exact[:, :2] * (1 + 1e-12))
-        pulled = jnp.einsum("bdn,bkd->bkn", a, found.left)
-        error = jnp.linalg.norm(pulled - found.values[..., None] * found.right, axis=-1)
+        pulled = np.einsum("bdn,bkd->bkn", a, found.left)
+        pulled -= np.asarray(found.values)[..., None] * found.right
+        error = np.linalg.norm(pulled, axis=-1)
         np.testing.assert_allclose(error, found.residual, atol=1e-9 * exact[0, 0])
 
 
@@ -94,10 +94,16 @@ def test_leading_values_are_scipys_in_single_precision():
 def test_it_needs_fewer_steps_than_the_power_method():
     a = np.random.default_rng(0).normal(size=(1, 50, 80)).astype(np.float32)
     exact = np.linalg.norm(a[0], 2)
-    linear_map = linalg.from_matrix(jnp.asarray(a))
-    lanczos = linalg.golub_kahan(linear_map, num_steps=12, key=jax.random.key(0))
-    power = linalg.operator_norm(linear_map, num_steps=24, key=jax.random.key(0))
-    assert exact - lanczos.values[0, 0] < 0.5 * (exact - power.value[0])
+
+    @jax.jit
+    def both(a, key):
+        linear_map = linalg.from_matrix(a)
+        lanczos = linalg.golub_kahan(linear_map, num_steps=12, key=key)
+        power = linalg.operator_norm(linear_map, num_steps=24, key=key)
+        return lanczos.values[0, 0], power.value[0]
+
+    lanczos, power = both(a, jax.random.key(0))
+    assert exact - lanczos < 0.5 * (exact - power)
 
 
 @pytest.mark.parametrize(

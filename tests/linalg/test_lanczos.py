@@ -52,6 +52,15 @@ def spectra():
     )
 
 
+@jax.jit
+def all_extremes(matrix, key):
+    process = linalg.lanczos(linalg.from_matrix(matrix), SIZE, key=key)
+    return {
+        which: linalg.ritz_pairs(process, 3, which=which)
+        for which in ("largest", "smallest", "magnitude")
+    }
+
+
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(values=spectra(), seed=st.integers(0, 100))
 def test_all_steps_give_the_extremes_of_any_spectrum(values, seed):
@@ -59,12 +68,13 @@ def test_all_steps_give_the_extremes_of_any_spectrum(values, seed):
     size = np.abs(exact).max()
     with jax.enable_x64(True):
         a = with_spectrum(values, seed)
+        process = all_extremes(a, jax.random.key(seed))
         for which, wanted in {
             "largest": exact[:3],
             "smallest": exact[::-1][:3],
             "magnitude": exact[np.argsort(-np.abs(exact), kind="stable")][:3],
         }.items():
-            found = compiled(3, which=which, num_steps=SIZE)(a, jax.random.key(seed))
+            found = process[which]
             got, want = np.asarray(found.values), np.asarray([wanted, wanted])
             if which == "magnitude":
                 got, want = np.abs(got), np.abs(want)
@@ -74,15 +84,14 @@ def test_all_steps_give_the_extremes_of_any_spectrum(values, seed):
             images = np.einsum("bmn,bkn->bkm", a, found.vectors)
             error = images - np.asarray(found.values)[..., None] * found.vectors
             assert np.all(np.linalg.norm(error, axis=-1) <= found.residual + 1e-300)
-    single = compiled(3, which="largest", num_steps=SIZE)
-    found = single(a.astype(np.float32), jax.random.key(seed))
+    found = all_extremes(a.astype(np.float32), jax.random.key(seed))["largest"]
     np.testing.assert_allclose(
         found.values, [exact[:3]] * 2, rtol=1e-5, atol=1e-5 * size
     )
 
 
 @hypothesis.settings(max_examples=25, deadline=None)
-@hypothesis.given(seed=st.integers(0, 1000), steps=st.sampled_from([3, 6, 10]))
+@hypothesis.given(seed=st.integers(0, 1000), steps=st.sampled_from([3, 10]))
 def test_an_eigenvalue_lies_within_each_error_bar(seed, steps):
     with jax.enable_x64(True):
         values = np.random.default_rng(seed).normal(size=SIZE)
@@ -139,12 +148,11 @@ def test_the_process_is_matfrees():
 def test_one_process_gives_both_ends():
     with jax.enable_x64(True):
         values = np.linspace(-3, 7, SIZE)
-        process = jax.jit(
-            lambda a, key: linalg.lanczos(linalg.from_matrix(a), SIZE, key=key)
-        )(with_spectrum(values), jax.random.key(0))
+        found = all_extremes(with_spectrum(values), jax.random.key(0))
         for which, expected in {"largest": 7.0, "smallest": -3.0}.items():
-            found = linalg.ritz_pairs(process, which=which)
-            np.testing.assert_allclose(found.values, [[expected]] * 2, rtol=1e-10)
+            np.testing.assert_allclose(
+                found[which].values[:, 0], [expected] * 2, rtol=1e-10
+            )
 
 
 def test_tolerance_stops_early_with_the_error_it_allows():
@@ -156,9 +164,11 @@ def test_tolerance_stops_early_with_the_error_it_allows():
         assert np.all(found.residual <= 1e-4 * 3.0001)
         np.testing.assert_allclose(found.values, 3.0, rtol=1e-4)
         start = found.vectors[:, 0]
-        again = linalg.eigenpairs(
-            linalg.from_matrix(a), num_steps=SIZE, tolerance=1e-3, init=start
-        )
+        again = jax.jit(
+            lambda a, start: linalg.eigenpairs(
+                linalg.from_matrix(a), num_steps=SIZE, tolerance=1e-3, init=start
+            )
+        )(a, start)
         assert again.num_steps == 1
 
 
@@ -246,19 +256,28 @@ def test_quadrature_gives_the_moments_and_the_density(reorthogonalize):
 
 def test_trace_and_frobenius_norm_are_unbiased_with_their_errors():
     with jax.enable_x64(True):
-        a = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 6)))
-        key = jax.random.key(0)
-        mean, error = linalg.trace(linalg.from_matrix(a), num_probes=1000, key=key)
-        assert np.all(np.abs(mean - jnp.trace(a, axis1=1, axis2=2)) < 4 * error)
-        for matrix in (a, a[:, :2], a[:, :, :2]):
-            mean, error = linalg.squared_frobenius_norm(
-                linalg.from_matrix(matrix), num_probes=1000, key=key
-            )
-            exact = jnp.sum(matrix**2, axis=(1, 2))
-            assert np.all(np.abs(mean - exact) <= 4 * error + 1e-9)
+        a = np.random.default_rng(0).normal(size=(2, 6, 6))
+        matrices = (a, a[:, :2], a[:, :, :2])
         diagonal = linalg.from_matrix(jnp.diag(jnp.arange(5.0))[None])
-        np.testing.assert_allclose(linalg.trace(diagonal, key=key).mean, 10)
+        key = jax.random.key(0)
+
+        @jax.jit
+        def estimates(matrices, key):
+            maps = [linalg.from_matrix(matrix) for matrix in matrices]
+            options = {"num_probes": 1000, "key": key}
+            return (
+                linalg.trace(maps[0], **options),
+                linalg.trace(diagonal, key=key).mean,
+                [linalg.squared_frobenius_norm(m, **options) for m in maps],
+            )
+
+        (mean, error), exactly, squared = estimates(matrices, key)
+        assert np.all(np.abs(mean - np.trace(a, axis1=1, axis2=2)) < 4 * error)
+        for matrix, (mean, error) in zip(matrices, squared, strict=True):
+            exact = np.sum(matrix**2, axis=(1, 2))
+            assert np.all(np.abs(mean - exact) <= 4 * error + 1e-9)
+        np.testing.assert_allclose(exactly, 10)
         with pytest.raises(ValueError, match="num_probes is 0"):
             linalg.trace(diagonal, num_probes=0, key=key)
         with pytest.raises(ValueError, match="square"):
-            linalg.trace(linalg.from_matrix(a[:, :2]), key=key)
+            linalg.trace(linalg.from_matrix(jnp.asarray(a[:, :2])), key=key)

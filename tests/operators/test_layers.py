@@ -432,7 +432,7 @@ def test_a_spectrally_normalised_kernel_is_refused():
 
     module, x = Normalised(), jnp.ones((2, 4))
     with pytest.raises(ValueError, match="computed or traced inside"):
-        operators.layers(module, module.init(jax.random.key(0), x), x)
+        operators.layers(module, random_variables(module, x.shape), x)
 
 
 def test_bad_options_are_named():

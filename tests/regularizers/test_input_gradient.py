@@ -30,86 +30,100 @@ def smooth(weight, x):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("p", "dual"), PAIRS)
 def test_a_linear_loss_has_the_norm_of_its_weights(method, p, dual):
+    def value(weight, **options):
+        found = regularizers.gradient_penalty(
+            functools.partial(linear, weight), pictures(), p=p, method=method, **options
+        ).value
+        return found.mean(), found
+
+    @jax.jit
+    def values(weight):
+        slope = functools.partial(jax.grad, has_aux=True)
+        return (
+            slope(value)(weight),
+            slope(functools.partial(value, squared=False))(weight),
+            value(weight, divide_by_size=True)[1],
+        )
+
     with jax.enable_x64(True):
-        weight = jnp.asarray(np.random.default_rng(0).normal(size=10))
-        expected = np.linalg.norm(weight, dual)
-
-        @functools.partial(jax.jit, static_argnums=(1, 2))
-        def value(weight, squared, divided):
-            loss = functools.partial(linear, weight)
-            return regularizers.gradient_penalty(
-                loss,
-                pictures(),
-                p=p,
-                method=method,
-                squared=squared,
-                divide_by_size=divided,
-            ).value
-
-        np.testing.assert_allclose(value(weight, True, False), expected**2 / 2)
-        np.testing.assert_allclose(value(weight, True, True), expected**2 / 20)
-        np.testing.assert_allclose(value(weight, False, False), expected)
-        # Its gradient in the weights is that of the norm.
-        found = jax.grad(lambda w: value(w, False, False)[0])(weight)
-        exact = jax.grad(lambda w: jnp.linalg.norm(w, dual))(weight)
-        np.testing.assert_allclose(found, exact, atol=1e-9)
-        # No gradient, no direction: neither value nor derivative is NaN.
-        zero = jnp.zeros(10)
-        np.testing.assert_array_equal(value(zero, True, False), 0)
-        slope = jax.grad(lambda w: value(w, True, False)[0])(zero)
-        np.testing.assert_array_equal(slope, 0)
+        weight = np.random.default_rng(0).normal(size=10)
+        (_, half_square), (slope, found), divided = values(weight)
+        (slope_at_zero, zero), *_ = values(np.zeros(10))
+    expected = np.linalg.norm(weight, dual)
+    np.testing.assert_allclose(half_square, expected**2 / 2)
+    np.testing.assert_allclose(divided, expected**2 / 20)
+    np.testing.assert_allclose(found, expected)
+    # Its gradient in the weights is that of the norm.
+    exact = {
+        2: weight / expected,
+        1: np.sign(weight),
+        math.inf: np.where(np.abs(weight) == expected, np.sign(weight), 0),
+    }[dual]
+    np.testing.assert_allclose(slope, exact, atol=1e-9)
+    # No gradient, no direction: neither value nor derivative is NaN.
+    np.testing.assert_array_equal(zero, 0)
+    np.testing.assert_array_equal(slope_at_zero, 0)
 
 
 @pytest.mark.parametrize(("p", "dual"), PAIRS)
 def test_differences_tend_to_the_gradients_norm(p, dual):
+    def norm(weight):
+        gradient = jax.grad(lambda x: smooth(weight, x).sum())(pictures())
+        return 0.5 * jnp.linalg.norm(gradient.reshape(3, -1), dual, axis=1) ** 2
+
+    def penalty(method, step, weight):
+        return regularizers.gradient_penalty(
+            functools.partial(smooth, weight), pictures(), p=p, method=method, step=step
+        ).value
+
+    @jax.jit
+    def both(weight):
+        """Values, and slopes of their sum, of the norm and of all penalties."""
+        return [
+            (function(weight), jax.grad(lambda w, f=function: f(w).sum())(weight))
+            for function in (
+                norm,
+                functools.partial(penalty, "double_backpropagation", 0.01),
+                *(
+                    functools.partial(penalty, method, step)
+                    for method in METHODS[:2]
+                    for step in (1e-2, 1e-3)
+                ),
+            )
+        ]
+
     with jax.enable_x64(True):
-        weight = jnp.asarray(np.random.default_rng(1).normal(size=40)) / 3
-        x = pictures()
-
-        def norm(weight):
-            gradient = jax.grad(lambda x: smooth(weight, x).sum())(x)
-            flat = gradient.reshape(3, -1)
-            return 0.5 * jnp.linalg.norm(flat, dual, axis=1) ** 2
-
-        def penalty(weight, method, step):
-            return regularizers.gradient_penalty(
-                functools.partial(smooth, weight), x, p=p, method=method, step=step
-            ).value
-
-        def both(function):
-            return jax.jit(
-                lambda w: (function(w), jax.grad(lambda w: function(w).sum())(w))
-            )(weight)
-
-        exact, slope = both(norm)
-        found, its_slope = both(lambda w: penalty(w, "double_backpropagation", 0.01))
-        np.testing.assert_allclose(found, exact, rtol=1e-10)
-        np.testing.assert_allclose(its_slope, slope, rtol=1e-8, atol=1e-10)
-        for method, order in (("forward", 1), ("central", 2)):
-            errors = []
-            for step in (1e-2, 1e-3):
-                found, its_slope = both(lambda w, s=step, m=method: penalty(w, m, s))
-                errors.append(np.abs(found - exact).max())
-                assert np.abs(its_slope - slope).max() < 20 * step**order
-            np.testing.assert_allclose(np.log10(errors[0] / errors[1]), order, atol=0.2)
+        weight = np.random.default_rng(1).normal(size=40) / 3
+        (exact, slope), double, *differences = jax.tree.map(np.asarray, both(weight))
+    np.testing.assert_allclose(double[0], exact, rtol=1e-10)
+    np.testing.assert_allclose(double[1], slope, rtol=1e-8, atol=1e-10)
+    for order in (1, 2):
+        errors = []
+        for step in (1e-2, 1e-3):
+            found, its_slope = differences.pop(0)
+            errors.append(np.abs(found - exact).max())
+            assert np.abs(its_slope - slope).max() < 20 * step**order
+        np.testing.assert_allclose(np.log10(errors[0] / errors[1]), order, atol=0.2)
 
 
 def test_frobenius_penalty_is_unbiased():
-    with jax.enable_x64(True):
-        weight = jnp.asarray(np.random.default_rng(0).normal(size=(10, 3)))
-
-        def value(weight, key):
-            return regularizers.jacobian_frobenius_penalty(
+    def values(weight, keys):
+        found = jax.vmap(
+            lambda key: regularizers.jacobian_frobenius_penalty(
                 lambda x: x.reshape(len(x), -1) @ weight, pictures(), key=key
             )
+        )(keys)
+        return found.mean(), found
 
+    with jax.enable_x64(True):
+        weight = np.random.default_rng(0).normal(size=(10, 3))
         keys = jax.random.split(jax.random.key(1), 2000)
-        found = jax.jit(jax.vmap(value, (None, 0)))(weight, keys)
-        error = found.std(axis=0) / np.sqrt(len(keys))
-        exact = 0.5 * jnp.sum(weight**2)
-        assert np.all(np.abs(found.mean(axis=0) - exact) < 4 * error)
-        slope = jax.jit(jax.grad(lambda w: jax.vmap(value, (None, 0))(w, keys).mean()))
-        np.testing.assert_allclose(slope(weight), weight, atol=0.2)
+        slope, found = jax.jit(jax.grad(values, has_aux=True))(weight, keys)
+    found = np.asarray(found)
+    error = found.std(axis=0) / np.sqrt(len(keys))
+    exact = 0.5 * np.sum(weight**2)
+    assert np.all(np.abs(found.mean(axis=0) - exact) < 4 * error)
+    np.testing.assert_allclose(slope, weight, atol=0.2)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import jax
@@ -153,25 +152,33 @@ def test_variables_are_read_without_knowing_the_optimiser(tmp_path):
     assert parts["batch_stats"] == {} and metadata["step"] == 1
 
 
-WRITER = """
-import sys
+# Writers are forked from one process, as importing takes longer than they live.
+WRITERS = """
+import json, os, signal, sys
 sys.path.insert(0, {tests!r})
-from test_checkpoints import save, state
+from test_checkpoints import state
 from opnorm.training import checkpoints
-store = checkpoints.CheckpointStore({directory!r})
-found = store.restore(state(0))
-first = 1 if found is None else found.step + 1
-for number in range(first, first + 10_000):
-    store.save(number, state(number), {{}})
+for line in sys.stdin:
+    ended = json.loads(line)
+    child = os.waitpid(ended, 0)[0] if ended else os.fork()
+    if child == 0:
+        signal.alarm(60)
+        store = checkpoints.CheckpointStore({directory!r})
+        found = store.restore(state(0))
+        first = 1 if found is None else found.step + 1
+        for number in range(first, first + 10_000):
+            store.save(number, state(number), {{}})
+    print(child, flush=True)
 """
 
 
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path, serve):
     directory = tmp_path / "checkpoints"
-    code = WRITER.format(tests=os.path.dirname(__file__), directory=str(directory))
+    tests = os.path.dirname(__file__)
+    ask = serve(WRITERS.format(tests=tests, directory=str(directory)))
     reached = 0
     for delay in (0.03, 0.11):
-        process = subprocess.Popen([sys.executable, "-c", code])
+        writer = ask(None)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if any(
@@ -182,8 +189,8 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
                 break
             time.sleep(0.005)
         time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        os.kill(writer, signal.SIGKILL)
+        assert ask(writer) == writer
         found = checkpoints.CheckpointStore(directory).restore(state(0))
         assert found.step > reached
         assert_same(found.state, state(found.step))

@@ -18,9 +18,21 @@ TINY = training.Config(
     seed=3,
     optimizer="sgd",
     learning_rate=0.05,
+    # Half of what a step takes to compile, and nothing here is about it.
+    augment=False,
 )
 DIVIDED = dataclasses.replace(TINY, spectral_norm_bound=0.7)
 CLIPPED = dataclasses.replace(DIVIDED, spectral_norm_method="clip")
+# Of dense layers both forms of the division are one.
+CAREFUL = dataclasses.replace(
+    DIVIDED,
+    spectral_norm_method="normalize_kernels",
+    spectral_norm_steps=100,
+    method="wrm",
+    num_steps=1,
+    epochs=1,
+    accumulation_steps=2,
+)
 
 
 def leaves(tree):
@@ -39,35 +51,27 @@ def train(config, train_set, devices=1, **options):
     )
 
 
-def norms(config, params, shape=(32, 32, 3)):
-    module = training.build_model(config, 10)
-    x = jax.ShapeDtypeStruct((1, *shape), np.float32)
-    found = operators.layers(module, {"params": params}, x, train=False)
-    return np.asarray(operators.layer_norms(found).value)
+def norms(params):
+    return [np.linalg.norm(layer["kernel"], 2) for layer in params.values()]
 
 
 @pytest.fixture(scope="module")
 def whole(train_set):
-    """Uninterrupted runs."""
+    """Uninterrupted runs on one device."""
     return {
         config.spectral_norm_method: train(config, train_set)
-        for config in (DIVIDED, CLIPPED)
+        for config in (DIVIDED, CLIPPED, CAREFUL)
     }
 
 
-def test_layers_have_at_most_the_bound(whole, train_set):
-    free = train(TINY, train_set)
-    assert norms(TINY, free.params).min() > 1
+def test_layers_have_at_most_the_bound(whole):
     # Vectors of 20 steps before the training and one in each of its updates.
-    divided = norms(DIVIDED, whole["normalize"].params)
-    np.testing.assert_allclose(divided, 0.7, rtol=0.03)
-    clipped = norms(CLIPPED, whole["clip"].params)
-    np.testing.assert_allclose(clipped, 0.7, rtol=1e-5)
+    np.testing.assert_allclose(norms(whole["normalize"].params), 0.7, rtol=0.03)
+    np.testing.assert_allclose(norms(whole["clip"].params), 0.7, rtol=1e-5)
+    careful = norms(whole["normalize_kernels"].params)
+    np.testing.assert_allclose(careful, 0.7, rtol=1e-4)
     # What the metrics tell of is the norm that is divided by.
     assert whole["normalize"].metrics["largest_norm"] > 0.9
-    careful = dataclasses.replace(DIVIDED, spectral_norm_steps=100, epochs=1)
-    found = norms(careful, train(careful, train_set).params)
-    np.testing.assert_allclose(found, 0.7, rtol=1e-4)
 
 
 @pytest.mark.parametrize("config", [DIVIDED, CLIPPED], ids=["normalize", "clip"])
@@ -94,23 +98,13 @@ def test_an_interrupted_run_ends_bit_identical_and_is_loaded_bounded(
     assert_identical(begun.params, params)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"method": "wrm", "num_steps": 1},
-        {"spectral_norm_method": "normalize_kernels", "accumulation_steps": 2},
-        {"spectral_norm_method": "clip"},
-    ],
-    ids=lambda options: "-".join(map(str, options.values())),
-)
-def test_one_two_and_eight_devices_train_alike(options, train_set):
-    config = dataclasses.replace(DIVIDED, epochs=1, **options)
-    one = train(config, train_set)
-    for count, sharding in ((2, "replicated"), (8, "fsdp")):
-        more = train(config, train_set, count, parameter_sharding=sharding)
-        np.testing.assert_allclose(more.metrics["loss"], one.metrics["loss"], rtol=1e-5)
-        for a, b in zip(leaves(one.params), leaves(more.params), strict=True):
-            np.testing.assert_allclose(a, b, atol=2e-5)
+@pytest.mark.parametrize("config", [CAREFUL, CLIPPED], ids=["normalize", "clip"])
+def test_one_and_eight_devices_train_alike(config, whole, train_set):
+    one = whole[config.spectral_norm_method]
+    more = train(config, train_set, devices=8, parameter_sharding="fsdp")
+    np.testing.assert_allclose(more.metrics["loss"], one.metrics["loss"], rtol=1e-5)
+    for a, b in zip(leaves(one.params), leaves(more.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 def test_convolutions_are_bounded_for_the_pictures_they_see(train_set):
@@ -118,9 +112,8 @@ def test_convolutions_are_bounded_for_the_pictures_they_see(train_set):
     small = dataclasses.replace(train_set, images=train_set.images[:, 8:24, 8:24])
     result = train(config, small)
     module = training.build_model(config, 10)
-    layers = operators.layers(
-        module, {"params": result.params}, data.to_float(small.images[:1])
-    )
+    x = jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
+    layers = operators.layers(module, {"params": result.params}, x)
     for layer in (layer for layer in layers if layer.kind == "convolution"):
         size = int(np.prod(layer.input_shape))
         images = jax.lax.conv_general_dilated(

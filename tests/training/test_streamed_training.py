@@ -52,8 +52,7 @@ def one_device():
 def test_the_imagenet_recipe_runs_with_progressive_sizes_and_resumes(recipe, tmp_path):
     assert recipe.method == "gradient_regularization"
     stream = training.load_train_set(recipe)
-    # All eight devices; pictures are read by one process.
-    options = {"show_progress": False, "log_every": 1}
+    options = {"mesh": one_device(), "show_progress": False, "log_every": 1}
     result = training.train(
         recipe, directory=tmp_path, train_set=stream, checkpoint_every=3, **options
     )

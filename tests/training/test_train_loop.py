@@ -1,15 +1,24 @@
 """The loop: exact resumption, devices, methods, errors before anything is done."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 
-from opnorm import data, training
+from opnorm import data, regularizers, training
+from opnorm.training import build, methods, network
 
 TINY = training.Config(
-    model="mlp", width=8, epochs=2, batch_size=16, train_examples=48, seed=3
+    model="mlp",
+    width=8,
+    epochs=2,
+    batch_size=16,
+    train_examples=48,
+    seed=3,
+    # Half of what a step takes to compile.
+    augment=False,
 )
 
 
@@ -22,14 +31,18 @@ def assert_identical(first, second):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_run_of_an_earlier_version_goes_on(train_set, tmp_path, interrupt):
-    import json
+@pytest.fixture(scope="module")
+def finished(train_set, tmp_path_factory):
+    """A directory, and the run in it."""
+    directory = tmp_path_factory.mktemp("finished")
+    options = {"train_set": train_set, "show_progress": False}
+    return directory, training.train(TINY, directory=directory, **options)
 
-    config = dataclasses.replace(TINY, epochs=2)
-    whole = training.train(config, train_set=train_set, show_progress=False)
+
+def test_a_run_of_an_earlier_version_goes_on(finished, train_set, tmp_path, interrupt):
     with pytest.raises(KeyboardInterrupt):
         training.train(
-            config,
+            TINY,
             directory=tmp_path,
             train_set=interrupt(train_set, after=4),
             checkpoint_every=2,
@@ -42,15 +55,15 @@ def test_a_run_of_an_earlier_version_goes_on(train_set, tmp_path, interrupt):
         del stored["flags"][name]
     file.write_text(json.dumps(stored))
     again = training.train(
-        config, directory=tmp_path, train_set=train_set, show_progress=False
+        TINY, directory=tmp_path, train_set=train_set, show_progress=False
     )
-    assert_identical(whole.params, again.params)
+    assert_identical(finished[1].params, again.params)
 
 
 def test_a_run_resumed_from_a_checkpoint_ends_bit_identical(
     tmp_path, train_set, interrupt
 ):
-    config = dataclasses.replace(TINY, method="data_dependent_snr")
+    config = dataclasses.replace(TINY, method="data_dependent_snr", augment=True)
     whole = training.train(config, train_set=train_set, show_progress=False)
     first = tmp_path / "run"
     interrupted = interrupt(train_set, after=4)
@@ -77,36 +90,35 @@ def test_a_run_resumed_from_a_checkpoint_ends_bit_identical(
     assert steps == list(range(1, 7))
 
 
-def test_a_finished_run_is_returned_without_training(tmp_path, train_set):
-    first = training.train(
-        TINY, directory=tmp_path, train_set=train_set, show_progress=False
-    )
+def test_a_finished_run_is_returned_without_training(finished, train_set):
+    directory, first = finished
     again = training.train(
-        TINY, directory=tmp_path, train_set=train_set, show_progress=False
+        TINY,
+        directory=directory,
+        train_set=dataclasses.replace(train_set, images=train_set.images[::-1]),
+        show_progress=False,
     )
     assert_identical(first.params, again.params)
 
 
-def test_a_directory_of_another_run_is_refused(tmp_path, train_set):
-    training.train(TINY, directory=tmp_path, train_set=train_set, show_progress=False)
+def test_a_directory_of_another_run_is_refused(finished, train_set):
     other = dataclasses.replace(TINY, learning_rate=0.5)
     with pytest.raises(ValueError, match="learning_rate"):
         training.train(
-            other, directory=tmp_path, train_set=train_set, show_progress=False
+            other, directory=finished[0], train_set=train_set, show_progress=False
         )
 
 
-def test_a_run_can_start_from_another_runs_parameters(tmp_path, train_set):
-    first = training.train(
-        TINY, directory=tmp_path / "a", train_set=train_set, show_progress=False
-    )
-    frozen = dataclasses.replace(
-        TINY, init_from=str(tmp_path / "a"), learning_rate=1e-12, epochs=1
-    )
-    second = training.train(frozen, train_set=train_set, show_progress=False)
+def test_a_run_can_start_from_another_runs_parameters(finished, train_set):
+    directory, first = finished
+    later = dataclasses.replace(TINY, init_from=str(directory))
+    begun = build.initial_state(later, train_set, training.make_plan(later, 48))
+    assert_identical(begun.params, first.params)
+    # Had it not started there, it would have ended there.
+    second = training.train(later, train_set=train_set, show_progress=False)
     for a, b in zip(leaves(first.params), leaves(second.params), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-7)
-    wider = dataclasses.replace(frozen, width=9)
+        assert not np.array_equal(a, b)
+    wider = dataclasses.replace(later, width=9)
     with pytest.raises(ValueError, match="init_from"):
         training.train(wider, train_set=train_set, show_progress=False)
 
@@ -185,85 +197,77 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(train_set):
         training.train(config, train_set=train_set, show_progress=False)
 
 
-def test_interpolation_mixes_the_terms_of_two_methods(train_set):
-    from opnorm.training import methods, network
+def setup(config, train_set, examples):
+    """The method's jitted loss with its arguments but for the state, and a network.
 
-    values = {}
-    for mix in (0.25, 0.5):
-        config = dataclasses.replace(
-            TINY, method="interpolated", mix=mix, weight=3.0, num_steps=2
-        )
-        module = training.build_model(config, 10)
-        params, stats = network.init(module, jax.random.key(0), train_set.image_shape)
-        method = methods.create(config, network.bind(module))
-        state = method.init(params, jax.random.key(1), 48, 10)
-        batch = methods.Batch(
-            data.to_float(train_set.images[:16]), train_set.labels[:16], np.arange(16)
-        )
-        loss = jax.jit(method.loss)
-        values[mix], auxiliary = loss(params, stats, state, batch, jax.random.key(2))
-        assert not np.array_equal(auxiliary.method_state["left"], state["left"])
+    The MLP has no BatchNorm, so both modes are one function.
+    """
+    module = training.build_model(config, 10)
+    params, stats = network.init(module, jax.random.key(0), train_set.image_shape)
+    method = methods.create(config, network.bind(module))
+    batch = methods.Batch(
+        data.to_float(train_set.images[examples]), train_set.labels[examples], examples
+    )
+    state = method.init(params, jax.random.key(1), 48, 10)
+    loss = jax.jit(method.loss)
+
+    def step(state):
+        return loss(params, stats, state, batch, jax.random.key(2))
+
+    return step, state, batch, lambda x: module.apply({"params": params}, x)
+
+
+def losses(logits, labels):
+    return -jax.nn.log_softmax(logits)[np.arange(len(labels)), labels]
+
+
+def test_interpolation_mixes_the_terms_of_two_methods(train_set):
+    config = dataclasses.replace(
+        TINY, method="interpolated", mix=0.25, weight=3.0, num_steps=2
+    )
+    step, state, batch, f = setup(config, train_set, np.arange(16))
+    value, auxiliary = step(state)
+    assert not np.array_equal(auxiliary.method_state["left"], state["left"])
     terms = auxiliary.metrics
-    step = 0.25 * 3.0 * (terms["penalty"] - terms["adversarial_loss"])
-    assert abs(step) > 0.1
-    np.testing.assert_allclose(values[0.5] - values[0.25], step, rtol=1e-4)
+    clean = losses(f(batch.images), batch.labels).mean()
+    assert abs(terms["penalty"] - terms["adversarial_loss"]) > 0.1
+    mixed = 0.75 * terms["adversarial_loss"] + 0.25 * terms["penalty"]
+    np.testing.assert_allclose(value - clean, 3 * mixed, rtol=1e-4)
 
 
 def test_gradient_regularization_adds_the_penalty_of_the_library(train_set):
-    from opnorm import regularizers
-    from opnorm.training import methods, network
-
     config = dataclasses.replace(
         TINY, method="gradient_regularization", weight=2.0, penalty_fraction=1.0
     )
-    module = training.build_model(config, 10)
-    params, stats = network.init(module, jax.random.key(0), train_set.image_shape)
-    batch = methods.Batch(
-        data.to_float(train_set.images[:16]), train_set.labels[:16], np.arange(16)
-    )
-    # The MLP has no BatchNorm, so both modes are one function.
-    net = network.bind(module)
+    step, state, batch, f = setup(config, train_set, np.arange(16))
 
-    def losses(x):
-        logits = net.infer(params, stats, x)
-        return -jax.nn.log_softmax(logits)[np.arange(16), batch.labels]
+    def both(x):
+        def loss(x):
+            return losses(f(x), batch.labels)
 
-    method = methods.create(config, net)
-    value, auxiliary = jax.jit(method.loss)(params, stats, {}, batch, jax.random.key(2))
-    expected = jax.jit(lambda x: regularizers.gradient_penalty(losses, x).value)(
-        batch.images
-    ).mean()
+        return loss(x).mean(), regularizers.gradient_penalty(loss, x).value.mean()
+
+    value, auxiliary = step(state)
+    clean, expected = jax.jit(both)(batch.images)
     np.testing.assert_allclose(auxiliary.metrics["penalty"], expected, rtol=1e-3)
-    clean = losses(batch.images).mean()
     np.testing.assert_allclose(value, clean + 2 * expected, rtol=1e-4)
 
 
 def test_amortized_search_remembers_the_gain_of_each_example(train_set):
-    from opnorm.training import methods, network
-
     config = dataclasses.replace(
-        TINY, method="data_dependent_snr", augment=False, variant="derivative"
+        TINY, method="data_dependent_snr", variant="derivative"
     )
-    module = training.build_model(config, 10)
-    params, stats = network.init(module, jax.random.key(0), train_set.image_shape)
-    method = methods.create(config, network.bind(module))
-    state = method.init(params, jax.random.key(1), 48, 10)
     indices = np.arange(5, 21)
-    batch = methods.Batch(
-        data.to_float(train_set.images[indices]), train_set.labels[indices], indices
-    )
+    step, start, batch, f = setup(config, train_set, indices)
     # With fixed weights its sigma rises to the largest singular value, never above.
-    jacobian = jax.vmap(
-        jax.jacobian(lambda z: module.apply({"params": params}, z[None])[0])
-    )(batch.images)
+    jacobian = jax.jit(jax.vmap(jax.jacrev(lambda z: f(z[None])[0])))(batch.images)
     exact = np.linalg.svd(np.asarray(jacobian).reshape(16, 10, -1), compute_uv=False)
-    gains = []
+    gains, state = [], start
     for _ in range(30):
-        _, auxiliary = method.loss(params, stats, state, batch, jax.random.key(2))
+        _, auxiliary = step(state)
         state = auxiliary.method_state
         gains.append(float(auxiliary.metrics["jacobian_norm"]))
     assert np.all(np.diff(gains) > -1e-4)
     np.testing.assert_allclose(gains[-1], exact[:, 0].mean(), rtol=1e-2)
     untouched = np.setdiff1d(np.arange(48), indices)
-    start = method.init(params, jax.random.key(1), 48, 10)["left"]
-    np.testing.assert_array_equal(state["left"][untouched], start[untouched])
+    np.testing.assert_array_equal(state["left"][untouched], start["left"][untouched])
