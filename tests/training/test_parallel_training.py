@@ -40,7 +40,12 @@ METHODS = [
     {"method": "interpolated", "num_steps": 2, "mix": 0.25},
     # A finite difference divides rounding by its step: with the weight 1 losses differ
     # by more than 1e-5 for some seeds.
-    {"method": "gradient_regularization", "p": float("inf"), "weight": 0.1},
+    {
+        "method": "gradient_regularization",
+        "p": float("inf"),
+        "divide_by_size": True,
+        "weight": 0.1,
+    },
 ]
 
 
