@@ -175,7 +175,8 @@ def max_pool(x: jax.Array) -> jax.Array:
       (B, H // 2, W // 2, C), like ``x``.
     """
     windows = _windows(x)
-    return _largest(*(windows[:, :, i, :, j] for i in range(2) for j in range(2)))
+    rows = _larger(windows[:, :, 0], windows[:, :, 1])
+    return _larger(rows[:, :, :, 0], rows[:, :, :, 1])
 
 
 def average_pool(x: jax.Array) -> jax.Array:
@@ -285,25 +286,6 @@ def local_response_normalization(
     return (wide * (bias + alpha * squares) ** -beta).astype(x.dtype)
 
 
-@jax.custom_jvp
-def _largest(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> jax.Array:
-    """The maximum of four, with a derivative that takes one where several are equal."""
-    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
-
-
-@_largest.defjvp
-def _largest_jvp(
-    primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
-) -> tuple[jax.Array, jax.Array]:
-    # jnp.maximum would keep numbers for the derivatives, four times what comparisons
-    # take, and reduce_window is several times slower backwards on CPU.
-    largest = _largest(*primals)
-    tangent = tangents[-1]
-    for each, its in zip(primals[-2::-1], tangents[-2::-1], strict=True):
-        tangent = jnp.where(each == largest, its, tangent)
-    return largest, tangent
-
-
 def _windows(x: jax.Array) -> jax.Array:
     """2x2 windows, (B, H // 2, 2, W // 2, 2, C): without overlap, a reshape."""
     batch, height, width, channels = x.shape
@@ -326,7 +308,16 @@ def _pool_axis(x: jax.Array, axis: int, padding: int | str) -> jax.Array:
     return _larger(_larger(first, middle), last)
 
 
+@jax.custom_jvp
 def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
     """The maximum, with a derivative that takes one side where both are equal."""
-    # NaN of either side must come out.
-    return jnp.where((a >= b) | (a != a), a, b)
+    return jnp.maximum(a, b)
+
+
+@_larger.defjvp
+def _larger_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # jnp.maximum keeps numbers for the derivatives, four times what a comparison takes.
+    a, b = primals
+    return _larger(a, b), jnp.where(a >= b, *tangents)
