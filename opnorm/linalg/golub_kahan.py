@@ -78,6 +78,7 @@ def golub_kahan(
         raise ValueError(f"num_steps is {num_steps}; it must be from 1 to {most}.")
     if not isinstance(k, int) or not 1 <= k <= steps:
         raise ValueError(f"k is {k}; it must be from 1 to {steps}.")
+    krylov.check_tolerance(tolerance)
     shape = (batch, *linear_map.out_shape)
     start = krylov.start(init, key, shape, float)
     wide = jnp.promote_types(linear_map.dtype, jnp.float32)
@@ -146,8 +147,6 @@ def golub_kahan(
     if tolerance is None:
         carry, done = loops.fori_loop(steps, body, carry), jnp.int32(steps)
     else:
-        if not tolerance > 0:
-            raise ValueError(f"tolerance is {tolerance}; it must be above 0.")
 
         def unfinished(state: Any) -> jax.Array:
             return ~state[2] & (state[1] < steps)

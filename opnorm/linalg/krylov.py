@@ -34,6 +34,12 @@ def start(
     return jax.random.normal(key, shape, dtype)
 
 
+def check_tolerance(tolerance: float | None) -> None:
+    """Raises a ValueError unless ``tolerance`` is None or above 0."""
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance is {tolerance}; it must be above 0.")
+
+
 def extend(
     x: jax.Array, basis: jax.Array, size: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -126,13 +126,12 @@ def eigenpairs(
     """
     steps = min(linear_map.in_size, 2 * k + 20) if num_steps is None else num_steps
     _check_wanted(k, which, steps)
+    krylov.check_tolerance(tolerance)
     state = _start(linear_map, steps, init, key, True)
     body = _step(linear_map, steps, True, key)
     if tolerance is None:
         state = loops.fori_loop(steps, lambda _, s: body(s), state)
     else:
-        if not tolerance > 0:
-            raise ValueError(f"tolerance is {tolerance}; it must be above 0.")
 
         def unfinished(carry: Any) -> jax.Array:
             state, done = carry
