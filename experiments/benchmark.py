@@ -95,10 +95,7 @@ def main() -> None:
             raise ValueError(f"{flag.name} is {flag.value}; at least {smallest}.")
     known = {"attack": _attack_part, "power": _power_part, "train": _train_part}
     known["spectrum"], known["input"] = _spectrum_part, _input_part
-    for name in _NETWORKS.value:
-        if name not in benchmark_networks.FULL:
-            names = ", ".join(benchmark_networks.FULL)
-            raise ValueError(f"networks has {name!r}; it may have {names}.")
+    benchmark_networks.check_names(_NETWORKS.value)
     for part in _PARTS.value:
         if part not in _ALL_PARTS:
             raise ValueError(

@@ -11,7 +11,7 @@ default, a half, is 1.83 standard steps, and the paper's whole batch 2.67.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -159,6 +159,13 @@ def _that_fit(
             continue
         steps[label] = step
     return steps
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises a ValueError unless there is a network of each name."""
+    for name in names:
+        if name not in FULL:
+            raise ValueError(f"networks has {name!r}; it may have {', '.join(FULL)}.")
 
 
 def size_of(name: str, full_size: bool) -> Size:

@@ -104,10 +104,7 @@ _CHIP = flags.DEFINE_enum("chip", "h200", list(CHIPS), "what to compile for")
 
 def main() -> None:
     """Compiles the steps asked for and reports them."""
-    for name in _NETWORKS.value:
-        if name not in benchmark_networks.FULL:
-            names = ", ".join(benchmark_networks.FULL)
-            raise ValueError(f"networks has {name!r}; it may have {names}.")
+    benchmark_networks.check_names(_NETWORKS.value)
     for flag in (_RATE, _BANDWIDTH):
         if flag.value is not None and not 0 < flag.value < float("inf"):
             raise ValueError(f"{flag.name} is {flag.value}; it must be positive.")
