@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-_BYTES = {"pred": 1, "bf16": 2, "s4": 0.5, "u4": 0.5}
 _ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+|f8\w+|c64|c128)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(
@@ -216,13 +215,9 @@ def _size(text: str) -> float:
 
 
 def _width(dtype: str) -> float:
-    if dtype in _BYTES:
-        return _BYTES[dtype]
-    if dtype.startswith("f8"):
-        return 1
+    """Bytes of an entry: the first number in a dtype's name is its bits."""
     bits = re.search(r"\d+", dtype)
-    assert bits is not None
-    return int(bits[0]) / 8
+    return int(bits[0]) / 8 if bits else 1
 
 
 def _dimensions(text: str) -> tuple[int, ...]:

@@ -35,9 +35,9 @@ def start(
 
 
 def check_tolerance(tolerance: float | None) -> None:
-    """Raises a ValueError unless ``tolerance`` is None or above 0."""
+    """Raises a ValueError unless ``tolerance`` is positive or None."""
     if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance is {tolerance}; it must be above 0.")
+        raise ValueError(f"tolerance is {tolerance}; it must be positive or None.")
 
 
 def extend(

@@ -31,7 +31,7 @@ class LinearMap(NamedTuple):
     axes: frozenset[str] = frozenset()
 
     @property
-    def T(self) -> "LinearMap":  # noqa: N802
+    def T(self) -> "LinearMap":
         """The transposed maps, A^T."""
         return LinearMap(
             self.rmatvec,

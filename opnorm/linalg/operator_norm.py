@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from opnorm.linalg import loops, norms, projections
+from opnorm.linalg import krylov, loops, norms, projections
 from opnorm.linalg.linear_map import LinearMap
 
 
@@ -117,8 +117,7 @@ def check_options(
     """Raises ValueError for iteration options out of their range."""
     if not isinstance(num_steps, int) or num_steps < 0:
         raise ValueError(f"num_steps is {num_steps!r}; it must be an int of 0 or more.")
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance is {tolerance}; it must be positive or None.")
+    krylov.check_tolerance(tolerance)
     norms.check_length("step_size", step_size, positive=True)
     if not isinstance(num_restarts, int) or num_restarts < 1:
         raise ValueError(

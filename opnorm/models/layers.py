@@ -47,8 +47,8 @@ def batch_norm(
         use_scale=affine,
         scale_init=scale_init,
         # One pass over the activations in place of two loses digits by cancellation,
-        # fewer than half precision has lost already, and spares a GPU a tenth of the
-        # bytes that a step of ResNet-50 moves.
+        # fewer than half precision has lost already, and spares a GPU one of the passes
+        # over its memory that ResNet-50's step is bound by.
         use_fast_variance=jnp.dtype(dtype).itemsize < 4,
         dtype=dtype,
         param_dtype=param_dtype,
@@ -174,6 +174,7 @@ def max_pool(x: jax.Array) -> jax.Array:
     Returns:
       (B, H // 2, W // 2, C), like ``x``.
     """
+    # Backwards several times faster on CPU than reduce_window.
     windows = _windows(x)
     rows = _larger(windows[:, :, 0], windows[:, :, 1])
     return _larger(rows[:, :, :, 0], rows[:, :, :, 1])

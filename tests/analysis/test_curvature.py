@@ -57,7 +57,10 @@ def dense_in_the_parameters(bound, images, labels, matrix):
         return apply({**bound, "params": unravel(flat)}, images)
 
     if matrix == "hessian":
-        loss = lambda flat: cross_entropy(logits(flat), labels).mean()  # noqa: E731
+
+        def loss(flat):
+            return cross_entropy(logits(flat), labels).mean()
+
         return jax.jacfwd(jax.jacrev(loss))(flat)
     p, jacobian = jax.nn.softmax(logits(flat)), jax.jacrev(logits)(flat)
     inner = jax.vmap(jnp.diag)(p) - jnp.einsum("bd,be->bde", p, p)
