@@ -19,6 +19,8 @@ from absl import app, flags, logging
 # they show in its --help.
 flags.disclaim_key_flags()
 
+_SERIALIZER: flags.ArgumentSerializer[Any] = flags.ArgumentSerializer()
+
 
 def define_config_flags(
     config: type, *, only: tuple[str, ...] | None = None, **defaults: Any
@@ -35,13 +37,36 @@ def define_config_flags(
         if only is not None and field.name not in only:
             continue
         default = defaults.get(field.name, field.default)
-        define: Any = {
-            bool: flags.DEFINE_boolean,
-            int: flags.DEFINE_integer,
-            float: flags.DEFINE_float,
-            str: flags.DEFINE_string,
-        }[plain_type(field.type)]
-        define(field.name, default, helps[field.name])
+        kind = plain_type(field.type)
+        if kind is bool:
+            flags.DEFINE_boolean(field.name, default, helps[field.name])
+            continue
+        parser = {
+            int: flags.IntegerParser,
+            float: flags.FloatParser,
+            str: flags.ArgumentParser,
+        }[kind]()
+        if kind is not field.type:
+            parser = _OrNone(parser)
+        flags.DEFINE(
+            parser, field.name, default, helps[field.name], serializer=_SERIALIZER
+        )
+
+
+class _OrNone(flags.ArgumentParser[Any]):
+    """Reads "none" as None, which takes back what a preset says."""
+
+    def __init__(self, parser: flags.ArgumentParser[Any]) -> None:
+        self._parser = parser
+        self.syntactic_help = f"{parser.syntactic_help or 'a string'} or none"
+
+    def parse(self, argument: Any) -> Any:
+        if isinstance(argument, str) and argument.lower() == "none":
+            return None
+        return self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return f"{self._parser.flag_type()} or none"
 
 
 def define_preset_flags() -> None:
@@ -49,7 +74,8 @@ def define_preset_flags() -> None:
     flags.DEFINE_string(
         "preset",
         None,
-        "a published recipe to start from; flags given beside it replace what it says",
+        "a published recipe to start from; flags given beside it replace what it says, "
+        "and none takes an optional setting back, as in --milestones=none",
     )
     flags.DEFINE_boolean(
         "list_presets", False, "list the presets, or show --preset in full, and exit"

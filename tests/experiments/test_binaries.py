@@ -72,6 +72,7 @@ def assert_same_parameters(first, second):
         ("train", ["--dataset=cifar11", "--run=RUN"], ["dataset", "cifar11"]),
         ("train", ["--dataset=mnist", "--run=RUN", "--data_dir=/nowhere"], ["mnist"]),
         ("train", ["--batch_sise=3"], ["batch_sise"]),
+        ("train", ["--clip_norm=much"], ["clip_norm", "much"]),
         ("evaluate", ["--run=/nowhere/at/all"], ["/nowhere/at/all"]),
         ("evaluate", ["--run=RUN", "--attack=pgd"], ["attack", "pgd", "pga"]),
         ("evaluate", ["--run=RUN", "--attack=pga 10"], ["option=value"]),
@@ -89,6 +90,16 @@ def test_usage_errors_are_one_line_and_exit_code_2(
     for word in words:
         assert word in result.stderr
     assert not directory.exists()
+
+
+def test_none_takes_back_what_a_preset_says(run, tmp_path):
+    flags = ["--preset=roth_cnn7_standard", "--schedule=cosine", "--dataset=cifar10"]
+    flags += ["--data_dir=/nowhere", f"--run={tmp_path / 'run'}"]
+    refused = run("train", *flags)
+    assert "milestones is '80,120', which schedule 'cosine' does not" in refused.stderr
+    allowed = run("train", *flags, "--milestones=none", "--clip_norm=None")
+    assert "milestones" not in allowed.stderr
+    assert "cifar10" in allowed.stderr and "/nowhere" in allowed.stderr
 
 
 def test_help_lists_the_flags_with_their_meaning(run):
