@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.extend import core as jex_core
 
 
 def detach(f: Callable[..., Any], *example_args: Any) -> Callable[..., Any]:
@@ -23,6 +24,22 @@ def detach(f: Callable[..., Any], *example_args: Any) -> Callable[..., Any]:
       A function with the values of ``f`` through which no gradient flows to closed-over
       arrays; it still has derivatives with respect to its arguments.
     """
-    closed, constants = jax.closure_convert(f, *example_args)
-    frozen = [lax.stop_gradient(constant) for constant in constants]
-    return lambda *args: closed(*args, *frozen)
+    # A function of our own: what JAX has traced it knows again by the function's
+    # identity, and what f closes over may have changed since.
+    traced, shapes = jax.make_jaxpr(lambda *args: f(*args), return_shape=True)(
+        *example_args
+    )
+    # Arrays that are no tracers carry no gradient.
+    frozen = [
+        lax.stop_gradient(constant)
+        if isinstance(constant, jax.core.Tracer)
+        else constant
+        for constant in traced.consts
+    ]
+    closed = jex_core.jaxpr_as_fun(jex_core.ClosedJaxpr(traced.jaxpr, frozen))
+    structure = jax.tree.structure(shapes)
+
+    def detached(*args: Any) -> Any:
+        return jax.tree.unflatten(structure, closed(*jax.tree.leaves(args)))
+
+    return detached

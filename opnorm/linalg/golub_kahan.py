@@ -17,8 +17,8 @@ class SingularTriplets(NamedTuple):
       right: ``(B, k, *in_shape)``, orthonormal.
       left: ``(B, k, *out_shape)``, orthonormal.
       residual: ``(B, k)``: some singular value of the map lies within this of each
-        value: ``||A^T u - sigma v||`` with ``A v = sigma u``, and an allowance for
-        rounding.
+        value: a bound of ``||A^T u - sigma v|| + ||A v - sigma u||`` with an allowance
+        for rounding. It is large where ``rmatvec`` is not the adjoint of ``matvec``.
       num_steps: int32 scalar, steps that were taken.
     """
 
@@ -97,12 +97,16 @@ def golub_kahan(
         return krylov.extend(x, basis, size, jax.random.fold_in(restarts, j))
 
     first = start.reshape(batch, d).astype(wide)
-    first, _ = extend(first, jnp.zeros((batch, 1, d), wide), jnp.zeros(()), 0)
+    first, _, _ = extend(first, jnp.zeros((batch, 1, d), wide), jnp.zeros(()), 0)
+    narrowing = krylov.narrowing(wide, linear_map.dtype)
     # A^T U = V B^T with B lower bidiagonal: alpha on, beta below its diagonal.
     carry = (
         jnp.zeros((batch, steps + 1, d), wide).at[:, 0].set(first),
         jnp.zeros((batch, steps, n), wide),
         jnp.zeros((batch, steps), wide),
+        jnp.zeros((batch, steps), wide),
+        # What A^T U and A V have beside V B^T and U B, column by column.
+        jnp.zeros((batch, steps + 1), wide),
         jnp.zeros((batch, steps), wide),
         jnp.zeros((batch,), wide),
         pull(first),
@@ -110,16 +114,23 @@ def golub_kahan(
     carry = jax.tree.map(linear_map.spread, carry)
 
     def body(j: jax.Array, carry: Any) -> Any:
-        us, vs, alphas, betas, size, pulled = carry
-        v, alpha = extend(pulled, vs, size, 2 * j + 1)
+        us, vs, alphas, betas, removed_left, removed_right, size, pulled = carry
+        before = betas[:, jnp.maximum(j - 1, 0)]
+        v, alpha, along = extend(pulled, vs, size, 2 * j + 1)
+        removed = krylov.removed(along, (j - 1, before))
         size = jnp.maximum(size, alpha)
-        u, beta = extend(apply(v), us, size, 2 * j + 2)
+        removed_left = removed_left.at[:, j].set(removed + narrowing * size)
+        u, beta, along = extend(apply(v), us, size, 2 * j + 2)
+        removed = krylov.removed(along, (j, alpha))
         size = jnp.maximum(size, beta)
+        removed_right = removed_right.at[:, j].set(removed + narrowing * size)
         return (
             us.at[:, j + 1].set(u),
             vs.at[:, j].set(v),
             alphas.at[:, j].set(alpha),
             betas.at[:, j].set(beta),
+            removed_left,
+            removed_right,
             size,
             # What the next step begins with tells the error of this one.
             pull(u),
@@ -127,17 +138,27 @@ def golub_kahan(
 
     def decompose(carry: Any, steps_done: Any) -> Any:
         """Singular vectors of B, and the residuals of the leading k."""
-        _, vs, alphas, betas, _, pulled = carry
+        _, vs, alphas, betas, removed_left, removed_right, size, pulled = carry
         rows = jnp.arange(steps)
         small = jnp.zeros((batch, steps + 1, steps), wide)
         small = small.at[:, rows, rows].set(alphas).at[:, rows + 1, rows].set(betas)
         left, values, right = jnp.linalg.svd(small, full_matrices=False)
-        # A V = U B with U of one column more than V, so A v = sigma u holds to
-        # rounding, and what is wrong is A^T u - sigma v, along the direction that
-        # would come next.
-        following = krylov.orthogonalize(pulled, vs)
+        # A V = U B with U of one column more than V, so what is wrong is
+        # A^T u - sigma v, along the direction that would come next, and what
+        # orthogonalisation removed on both sides.
+        following, along = krylov.orthogonalize(pulled, vs)
         final = norms.norm(following, 2.0)[:, None]
+        last = steps_done - 1
+        removed = krylov.removed(along, (last, betas[:, last]))
+        removed = removed + narrowing * size
+        removed_left = removed_left.at[:, steps_done].set(removed)
         residual = final * jnp.abs(left[:, steps_done, :k])
+        residual = residual + jnp.einsum(
+            "bi,bik->bk", removed_left, jnp.abs(left[:, :, :k])
+        )
+        residual = residual + jnp.einsum(
+            "bi,bki->bk", removed_right, jnp.abs(right[:, :k])
+        )
         rounding = krylov.ROUNDING * jnp.finfo(wide).eps
         residual = residual + rounding * values[:, :1]
         # A map that is not finite breaks every step down, which would read as zero.

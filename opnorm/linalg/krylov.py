@@ -42,7 +42,7 @@ def check_tolerance(tolerance: float | None) -> None:
 
 def extend(
     x: jax.Array, basis: jax.Array, size: jax.Array, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Makes the next vector of a basis out of a product with the map.
 
     Args:
@@ -54,23 +54,56 @@ def extend(
 
     Returns:
       A unit vector ``(B, n)`` orthogonal to the basis (zero where the basis spans
-      everything), and what was left of x, ``(B,)``, 0 where that is rounding.
+      everything), what was left of x, ``(B,)``, 0 where that is rounding, and what x
+      had along the rows of the basis, ``(B, m)``.
     """
-    unit, length = normalize(orthogonalize(x, basis), size)
+    left, along = orthogonalize(x, basis)
+    unit, length = normalize(left, size)
     fresh = jax.random.normal(key, x.shape, x.dtype)
     fresh = fresh / jnp.linalg.norm(fresh, axis=1, keepdims=True)
     # What is left of a unit vector in an exhausted space is rounding.
-    fresh, _ = normalize(orthogonalize(fresh, basis), jnp.full_like(length, 10.0))
-    return jnp.where((length > 0)[:, None], unit, fresh), length
+    fresh, _ = orthogonalize(fresh, basis)
+    fresh, _ = normalize(fresh, jnp.full_like(length, 10.0))
+    return jnp.where((length > 0)[:, None], unit, fresh), length, along
 
 
-def orthogonalize(x: jax.Array, basis: jax.Array) -> jax.Array:
-    """x without its components in the rows of the basis; twice is enough."""
-    # At the reduced default precision of some accelerators it would not be.
+def orthogonalize(x: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x without its components in the rows of the basis, and those components."""
+    total = jnp.zeros(basis.shape[:2], x.dtype)
+    # Twice is enough; at the reduced default precision of some accelerators it would
+    # not be.
     for _ in range(2):
         along = jnp.einsum("bin,bn->bi", basis, x, precision="highest")
         x = x - jnp.einsum("bi,bin->bn", along, basis, precision="highest")
-    return x
+        total = total + along
+    return x, total
+
+
+def removed(along: jax.Array, *known: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Bound of what a column of the small matrix is wrong by.
+
+    That is what orthogonalisation took out of a product and the matrix does not hold:
+    rounding for a symmetric map, or for a map and its adjoint. It is counted twice,
+    since it shows above the diagonal alone: below, it cannot be told from the map.
+
+    Args:
+      along: ``(B, m)``, the components that were taken out.
+      *known: pairs of a row of the basis, an int32 scalar, and the component along it
+        that the small matrix holds, ``(B,)``; a row of -1 is none.
+
+    Returns:
+      ``(B,)``.
+    """
+    rows = jnp.arange(along.shape[1])
+    for row, component in known:
+        along = along - jnp.where(rows == row, component[:, None], 0.0)
+    return 2 * norms.norm(along, 2.0)
+
+
+def narrowing(wide: Any, narrow: Any) -> float:
+    """Relative error of products from casting vectors to a map's narrower dtype."""
+    narrower = jnp.finfo(narrow).bits < jnp.finfo(wide).bits
+    return float(jnp.finfo(narrow).eps) if narrower else 0.0
 
 
 def normalize(x: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -18,12 +18,16 @@ class Tridiagonal(NamedTuple):
       diagonal: ``(B, m)``, of T.
       off_diagonal: ``(B, m)``: beside the diagonal of T; the last is ``beta_m``.
       basis: ``(B, m, *shape)``, orthonormal rows of Q; None if they were not kept.
+      removed: ``(B, m)``, bounds of what the columns of T are wrong by, from what
+        orthogonalisation took out of A Q: rounding, unless the map is not symmetric or
+        multiplies with fewer digits. None without a basis.
       num_steps: int32 scalar, how many of the m columns were computed.
     """
 
     diagonal: jax.Array
     off_diagonal: jax.Array
     basis: jax.Array | None
+    removed: jax.Array | None
     num_steps: jax.Array
 
 
@@ -33,8 +37,9 @@ class Eigenpairs(NamedTuple):
     Attributes:
       values: ``(B, k)``, in the order that was asked for.
       vectors: ``(B, k, *shape)``, orthonormal.
-      residual: ``(B, k)``: the map has an eigenvalue within this of each value, by
-        ``||A v - lambda v||`` and an allowance for rounding.
+      residual: ``(B, k)``, a bound of ``||A v - lambda v||`` with an allowance for
+        rounding: a symmetric map has an eigenvalue within this of each value. It is
+        large for a map that is not symmetric.
       num_steps: int32 scalar, products with the map.
     """
 
@@ -139,8 +144,9 @@ def eigenpairs(
 
         def advance(carry: Any) -> Any:
             state = body(carry[0])
-            found = _ritz(state.diagonal, state.off_diagonal, state.step, k, which)
-            values, _, residual = found
+            values, _, residual = _ritz(
+                state.diagonal, state.off_diagonal, state.removed, state.step, k, which
+            )
             enough = state.step >= k
             return state, enough & jnp.all(residual <= tolerance * jnp.abs(values))
 
@@ -167,10 +173,15 @@ def ritz_pairs(
       ValueError: for k or which out of range, or a process that kept no basis.
     """
     _check_wanted(k, which, tridiagonal.diagonal.shape[1])
-    if tridiagonal.basis is None:
+    if tridiagonal.basis is None or tridiagonal.removed is None:
         raise ValueError("tridiagonal has no basis; it needs reorthogonalize=True.")
     values, small, residual = _ritz(
-        tridiagonal.diagonal, tridiagonal.off_diagonal, tridiagonal.num_steps, k, which
+        tridiagonal.diagonal,
+        tridiagonal.off_diagonal,
+        tridiagonal.removed,
+        tridiagonal.num_steps,
+        k,
+        which,
     )
     vectors = jnp.einsum(
         "bmk,bm...->bk...", small, tridiagonal.basis, precision="highest"
@@ -184,6 +195,7 @@ class _State(NamedTuple):
     vectors: jax.Array
     diagonal: jax.Array
     off_diagonal: jax.Array
+    removed: jax.Array
     size: jax.Array
     step: jax.Array
 
@@ -201,12 +213,13 @@ def _start(
     wide = jnp.promote_types(linear_map.dtype, jnp.float32)
     start = krylov.start(init, key, shape, wide).reshape(batch, n).astype(wide)
     empty = jnp.zeros((batch, 1, n), wide)
-    first, _ = krylov.extend(start, empty, jnp.zeros((), wide), _restart(key, n))
+    first, _, _ = krylov.extend(start, empty, jnp.zeros((), wide), _restart(key, n))
     vectors = jnp.zeros((batch, num_steps + 1 if keep else 2, n), wide)
     numbers = jnp.zeros((batch, num_steps), wide)
     spread = linear_map.spread
     return _State(
         spread(vectors.at[:, 0 if keep else 1].set(first)),
+        spread(numbers),
         spread(numbers),
         spread(numbers),
         spread(jnp.zeros((batch,), wide)),
@@ -218,19 +231,27 @@ def _step(
     linear_map: LinearMap, num_steps: int, keep: bool, key: jax.Array | None
 ) -> Any:
     batch, n = linear_map.batch_size, linear_map.in_size
+    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    narrowing = krylov.narrowing(wide, linear_map.dtype)
 
     def advance(state: _State) -> _State:
         j = state.step
         current = state.vectors[:, j] if keep else state.vectors[:, 1]
         shaped = current.reshape(batch, *linear_map.in_shape).astype(linear_map.dtype)
         product = linear_map.matvec(shaped).reshape(batch, n).astype(current.dtype)
-        alpha = jnp.einsum("bn,bn->b", current, product, precision="highest")
         size = jnp.maximum(state.size, norms.norm(product, 2.0))
+        before = state.off_diagonal[:, jnp.maximum(j - 1, 0)]
+        removed = jnp.zeros_like(size)
         if keep:
-            vector, beta = krylov.extend(product, state.vectors, size, _restart(key, j))
+            vector, beta, along = krylov.extend(
+                product, state.vectors, size, _restart(key, j)
+            )
+            alpha = along[:, j]
+            removed = krylov.removed(along, (j, alpha), (j - 1, before))
+            removed = removed + narrowing * size
             vectors = state.vectors.at[:, j + 1].set(vector)
         else:
-            before = state.off_diagonal[:, jnp.maximum(j - 1, 0)]
+            alpha = jnp.einsum("bn,bn->b", current, product, precision="highest")
             product = product - alpha[:, None] * current
             product = product - before[:, None] * state.vectors[:, 0]
             vector, beta = krylov.normalize(product, size)
@@ -239,6 +260,7 @@ def _step(
             vectors,
             state.diagonal.at[:, j].set(alpha),
             state.off_diagonal.at[:, j].set(beta),
+            state.removed.at[:, j].set(removed),
             size,
             j + 1,
         )
@@ -249,12 +271,13 @@ def _step(
 def _finish(
     linear_map: LinearMap, num_steps: int, state: _State, keep: bool
 ) -> Tridiagonal:
-    basis = None
+    basis, removed = None, None
     if keep:
+        removed = state.removed
         basis = state.vectors[:, :num_steps].reshape(
             linear_map.batch_size, num_steps, *linear_map.in_shape
         )
-    return Tridiagonal(state.diagonal, state.off_diagonal, basis, state.step)
+    return Tridiagonal(state.diagonal, state.off_diagonal, basis, removed, state.step)
 
 
 def _restart(key: jax.Array | None, number: Any) -> jax.Array:
@@ -302,7 +325,12 @@ def tridiagonal_eigh(
 
 
 def _ritz(
-    diagonal: jax.Array, off_diagonal: jax.Array, step: jax.Array, k: int, which: str
+    diagonal: jax.Array,
+    off_diagonal: jax.Array,
+    removed: jax.Array,
+    step: jax.Array,
+    k: int,
+    which: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The k wanted Ritz values, their vectors ``(B, m, k)`` in T, and residuals."""
     m = diagonal.shape[1]
@@ -318,6 +346,7 @@ def _ritz(
         jnp.where((jnp.arange(m) == step - 1)[:, None], vectors, 0.0), axis=1
     )
     residual = jnp.abs(last[:, None] * final)
+    residual = residual + jnp.einsum("bm,bmk->bk", removed, jnp.abs(vectors))
     residual = residual + krylov.ROUNDING * jnp.finfo(values.dtype).eps * size
     keys = {"largest": values, "smallest": -values, "magnitude": jnp.abs(values)}
     order = jnp.where(values > 2 * size, -jnp.inf, keys[which])

@@ -95,7 +95,8 @@ def canonicalize_convolutions(fun: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def canonical(*args: Any) -> Any:
-        traced, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
+        # A function of our own, as in detach: JAX would not trace fun again.
+        traced, shapes = jax.make_jaxpr(lambda *a: fun(*a), return_shape=True)(*args)
         if not _has_convolution(traced):
             return fun(*args)
         outputs = _evaluate(traced, jax.tree.leaves(args))

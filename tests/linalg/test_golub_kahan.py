@@ -82,6 +82,27 @@ def test_a_singular_value_lies_within_each_error_bar(seed, steps, scale):
         np.testing.assert_allclose(error, found.residual, atol=1e-9 * exact[0, 0])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_error_bars_hold_for_matrices_of_few_digits(dtype):
+    matrix = jnp.asarray(with_spectrum(np.linspace(3, 1, 8), 8, 30), dtype)
+    exact = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
+    found = compiled(3, num_steps=8)(matrix, jax.random.key(0))
+    error = np.abs(found.values - exact[:, :3])
+    assert np.any(error > 1e-4)
+    assert np.all(error <= found.residual)
+
+
+def test_a_wrong_adjoint_widens_the_error_bars():
+    matrix = with_spectrum(np.linspace(3, 1, 8), 8, 30)
+    right = linalg.from_matrix(jnp.asarray(matrix))
+    wrong = right._replace(rmatvec=lambda u: 2 * right.rmatvec(u) + 1)
+    found = linalg.golub_kahan(wrong, 2, num_steps=8, key=jax.random.key(0))
+    exact = np.linalg.svd(matrix, compute_uv=False)
+    nearest = np.abs(found.values[:, :, None] - exact[:, None]).min(axis=-1)
+    assert np.all(nearest > 1)
+    assert np.all(nearest <= found.residual)
+
+
 def test_leading_values_are_scipys_in_single_precision():
     a = np.random.default_rng(0).normal(size=(60, 200)).astype(np.float32)
     found = compiled(3, num_steps=40)(jnp.asarray(a), jax.random.key(0))

@@ -101,6 +101,35 @@ def test_an_eigenvalue_lies_within_each_error_bar(seed, steps):
         assert np.all(distance <= found.residual)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_error_bars_hold_for_maps_of_few_digits(dtype):
+    matrix = jnp.asarray(with_spectrum(np.linspace(-3, 4, SIZE)), dtype)
+    wide = np.asarray(matrix, np.float64)
+
+    # Rounds inside, and says nothing of it in its dtype.
+    def multiply(x):
+        return jnp.einsum("bij,bj->bi", matrix, x.astype(dtype)).astype(jnp.float32)
+
+    hidden = linalg.LinearMap(multiply, multiply, 2, (SIZE,), (SIZE,), jnp.float32)
+    for linear_map in (linalg.from_matrix(matrix), hidden):
+        found = linalg.eigenpairs(linear_map, 2, num_steps=SIZE, key=jax.random.key(0))
+        vectors = np.asarray(found.vectors, np.float64)
+        values = np.asarray(found.values, np.float64)
+        images = np.einsum("bij,bkj->bki", wide, vectors)
+        error = np.linalg.norm(images - values[..., None] * vectors, axis=-1)
+        assert np.all(error > 1e-4)
+        assert np.all(error <= found.residual)
+
+
+def test_a_map_that_is_not_symmetric_has_wide_error_bars():
+    matrix = np.random.default_rng(0).normal(size=(2, SIZE, SIZE))
+    found = compiled(3, num_steps=SIZE)(jnp.asarray(matrix), jax.random.key(0))
+    images = np.einsum("bij,bkj->bki", matrix, found.vectors)
+    error = np.linalg.norm(images - found.values[..., None] * found.vectors, axis=-1)
+    assert np.all(error > 1)
+    assert np.all(error <= found.residual)
+
+
 def test_extremes_are_scipys():
     rng = np.random.default_rng(0)
     a = rng.normal(size=(200, 200))

@@ -1,5 +1,8 @@
 """Loops whose convolutions are rewritten compute what plain loops compute."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,6 +135,35 @@ def test_while_loops_are_rewritten_too():
 
     _, found = linalg.while_loop(lambda c: c[0] < 3, body, (0, x))
     np.testing.assert_allclose(found, ascend(x, kernel), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda f, x: linalg.detach(f, x)(x),
+        lambda f, x: linalg.canonicalize_convolutions(f)(x),
+    ],
+)
+def test_a_function_that_closes_over_other_arrays_is_traced_again(of):
+    x, kernel = inputs()
+    closed_over = {"kernel": kernel}
+
+    def f(x):
+        return conv(x, closed_over["kernel"])
+
+    before = of(f, x)
+    closed_over["kernel"] = 2 * kernel
+    np.testing.assert_allclose(of(f, x), 2 * before, rtol=1e-4)
+
+
+def test_what_was_detached_is_not_kept_alive():
+    x, kernel = inputs()
+    closed_over = [2 * kernel]
+    alive = weakref.ref(closed_over[0])
+    linalg.detach(lambda x: conv(x, closed_over[0]), x)(x)
+    closed_over.clear()
+    gc.collect()
+    assert alive() is None
 
 
 def test_detached_functions_pass_no_gradient_to_what_they_close_over():
