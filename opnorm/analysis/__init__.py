@@ -1,4 +1,22 @@
-"""analysis: measurements of a trained network. Imports linalg, operators, attacks."""
+"""analysis: measurements of a trained network. Imports linalg, operators, attacks.
+
+A network is given as ``apply(variables, x)`` and its variables, and ``apply`` must be
+pure: it is compiled once, with the values that it closes over at that time, and found
+again by being the same object. Whatever may change must be in ``variables``. Where
+weights outside of them are changed in place, results go on being those of the old ones,
+**without an error**. So a Flax NNX module is taken apart first::
+
+    module.eval()
+    graph = nnx.graphdef(module)
+
+    def apply(state, x):
+        return nnx.merge(graph, state)(x)
+
+    analysis.evaluate_accuracy(apply, nnx.state(module), images, labels)
+
+The same holds for attacks and losses. Each should be one object, and not a new function
+each time, which would be compiled each time.
+"""
 
 from opnorm.analysis.accuracy import (
     Accuracy,

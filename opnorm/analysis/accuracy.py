@@ -3,8 +3,9 @@
 A network is given as ``apply(variables, x) -> logits`` and its variables, so that one
 compiled function serves every network of the same shape, every epsilon, and every
 batch: the last batch is filled up, and what filled it is left out of the results.
-Functions are compiled once per ``apply`` and ``attack``, which should therefore each be
-one object and not a new lambda each time.
+Functions are compiled once per ``apply`` and ``attack``, which must therefore be pure
+(:mod:`opnorm.analysis` says how), and should each be one object and not a new lambda
+each time.
 """
 
 import functools
@@ -70,8 +71,9 @@ def evaluate_accuracy(
     """Computes the accuracy on clean examples.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode.
-      variables: first argument of ``apply``.
+      apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode; pure,
+        see :mod:`opnorm.analysis`.
+      variables: first argument of ``apply``: all of the network that may change.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       labels: ``(N,)`` int.
       batch_size: examples per compiled call.
@@ -79,6 +81,9 @@ def evaluate_accuracy(
     Raises:
       ValueError: for no examples, or labels or a batch size that do not fit.
     """
+    robustness.check_examples(images, labels, batch_size)
+    size = min(batch_size, len(images))
+    robustness.check_labels(apply, variables, images, labels, size)
     hits = in_batches(_hits(apply), variables, (images, labels), batch_size)
     return _accuracy(hits)
 
@@ -97,8 +102,9 @@ def robust_accuracy(
     """Computes the part of the examples right at x and after an attack, by budget.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode.
-      variables: first argument of ``apply``.
+      apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode; pure,
+        see :mod:`opnorm.analysis`.
+      variables: first argument of ``apply``: all of the network that may change.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       labels: ``(N,)`` int, which the attack leaves.
       attack: ``epsilon -> attack``; epsilon is traced, so all share one compilation.
@@ -144,6 +150,10 @@ def perturbations(
     Arguments and errors are those of :func:`robust_accuracy`.
     """
     linalg.check_length("epsilon", epsilon)
+    robustness.check_examples(images, labels, batch_size)
+    if attack(jnp.float32(epsilon)).needs_classes:
+        size = min(batch_size, len(images))
+        robustness.check_labels(apply, variables, images, labels, size)
     return in_batches(
         _perturbed(apply, attack),
         variables,
@@ -164,8 +174,9 @@ def jacobian_spectrum(
     """Computes the leading singular values of ``d logits / d pixels`` per example.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, d)``, in inference mode.
-      variables: first argument of ``apply``.
+      apply: ``(variables, (B, ...)) -> (B, d)``, in inference mode; pure,
+        see :mod:`opnorm.analysis`.
+      variables: first argument of ``apply``: all of the network that may change.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       k: how many values; None for all min(d, n).
       batch_size: examples per compiled call.
@@ -192,8 +203,9 @@ def jacobian_norms(
     """Computes ``||d logits / d pixels||_{p,q}`` per example.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, d)``, in inference mode.
-      variables: first argument of ``apply``.
+      apply: ``(variables, (B, ...)) -> (B, d)``, in inference mode; pure,
+        see :mod:`opnorm.analysis`.
+      variables: first argument of ``apply``: all of the network that may change.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       p: exponent of the input norm, in [1, inf].
       q: exponent of the output norm, in [1, inf].

@@ -18,7 +18,9 @@ import numpy as np
 
 from opnorm import linalg, operators
 from opnorm.analysis import accuracy, margins
-from opnorm.analysis.robustness import Apply
+from opnorm.analysis.robustness import Apply, check_examples, check_labels
+from opnorm.attacks import attack as attack_lib
+from opnorm.attacks import losses
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -56,6 +58,9 @@ def probability_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Returns:
       ``(B,)``, in [-1, 1].
 
+    Raises:
+      ValueError: for shapes or labels that do not fit.
+
     Source: Finlay & Oberman, the modified Carlini-Wagner loss.
     """
     p, own = _probabilities(logits, labels)
@@ -80,7 +85,8 @@ def log_sum_exp_margin(
       ``(B,)``.
 
     Raises:
-      ValueError: for a temperature that is not positive.
+      ValueError: for a temperature that is not positive, or shapes or labels that do
+        not fit.
     """
     linalg.check_length("temperature", temperature, positive=True)
     p, own = _probabilities(logits, labels)
@@ -108,7 +114,8 @@ def soft_margin(
       ``(B,)``.
 
     Raises:
-      ValueError: for a temperature that is not positive.
+      ValueError: for a temperature that is not positive, or shapes or labels that do
+        not fit.
     """
     linalg.check_length("temperature", temperature, positive=True)
     p, own = _probabilities(logits, labels)
@@ -130,10 +137,12 @@ def top_k_margin(logits: jax.Array, labels: jax.Array, *, k: int = 5) -> jax.Arr
       ``(B,)``.
 
     Raises:
-      ValueError: for a k that is not between 1 and K - 1.
+      ValueError: for a k that is not between 1 and K - 1, or shapes or labels that do
+        not fit.
 
     Source: Finlay & Oberman, for ImageNet.
     """
+    attack_lib.check_labels(labels, len(logits), logits)
     _check_rank(k, logits.shape[1])
     p, own = _probabilities(logits, labels)
     return jax.lax.top_k(p, k + 1)[0][:, -1] - own
@@ -154,12 +163,25 @@ def label_and_rival(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.
       ``(B, 2)``.
 
     Raises:
-      ValueError: for a k that is not between 1 and K - 1.
+      ValueError: for a k that is not between 1 and K - 1, or shapes or labels that do
+        not fit.
     """
+    attack_lib.check_labels(labels, len(logits), logits)
     _check_rank(k, logits.shape[1])
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     rest = _others(logits, labels, -jnp.inf)
     return jnp.concatenate([own, jax.lax.top_k(rest, k)[0][:, -1:]], axis=1)
+
+
+# A loss of the caller's may read its labels as it likes.
+_OF_CLASSES: tuple[Loss, ...] = (
+    probability_margin,
+    log_sum_exp_margin,
+    soft_margin,
+    top_k_margin,
+    margins.margin,
+    *losses.NAMED.values(),
+)
 
 
 def lipschitz_bound(loss: Any, largest_slope: Any) -> np.ndarray:
@@ -258,10 +280,11 @@ def loss_regularity(
     with an error bar. On piecewise linear networks they miss what happens at kinks.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, K)`` logits, in inference mode.
-      variables: first argument of ``apply``.
+      apply: ``(variables, (B, ...)) -> (B, K)`` logits, in inference mode; pure,
+        see :mod:`opnorm.analysis`.
+      variables: first argument of ``apply``: all of the network that may change.
       images: ``(N, ...)``, uint8 or float in [0, 1].
-      labels: ``(N,)`` int.
+      labels: ``(N,)`` int; for a loss of the caller's, what it takes.
       loss: ``(logits, labels) -> (B,)``; one object, not a new lambda each time.
       p: exponent of the norm of perturbations; the gradient is measured in its dual.
       num_steps: products with the Hessian for each sample; 0 leaves the curvature
@@ -274,7 +297,8 @@ def loss_regularity(
 
     Raises:
       ValueError: for a number of steps below 0, a radius and a number of samples that
-        do not go together, a bad batch size, or no examples.
+        do not go together, a bad batch size, no examples, or labels that do not fit a
+        loss of the library's.
 
     Source: Finlay & Oberman, Table 3.
     """
@@ -289,6 +313,11 @@ def loss_regularity(
             f"radius is {radius} and num_samples {num_samples}; sampling a ball needs "
             "a positive radius and at least 2 samples."
         )
+    check_examples(images, labels, batch_size)
+    named = loss.func if isinstance(loss, functools.partial) else loss
+    if named in _OF_CLASSES:
+        size = min(batch_size, len(images))
+        check_labels(apply, variables, images, labels, size)
     measure = _regularity(apply, loss, p, num_steps, num_samples)
     return Regularity(
         *accuracy.in_batches(
@@ -337,6 +366,7 @@ def _regularity(
 
 
 def _probabilities(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    attack_lib.check_labels(labels, len(logits), logits)
     p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
     return p, jnp.take_along_axis(p, labels[:, None], axis=1)[:, 0]
 

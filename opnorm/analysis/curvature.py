@@ -18,7 +18,7 @@ from opnorm import linalg, operators
 from opnorm.analysis import accuracy
 from opnorm.analysis.averages import Average, average
 from opnorm.analysis.feature_spectrum import reporting_progress
-from opnorm.analysis.robustness import Apply, check_examples
+from opnorm.analysis.robustness import Apply, check_examples, check_labels
 from opnorm.attacks import losses
 from opnorm.linalg.lanczos import tridiagonal_eigh
 
@@ -84,8 +84,9 @@ def input_curvature(
     Jacobian gives all of it: one backward pass for each logit.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, d)`` logits, in inference mode.
-      variables: first argument of ``apply``.
+      apply: ``(variables, (B, ...)) -> (B, d)`` logits, in inference mode; pure,
+        see :mod:`opnorm.analysis`.
+      variables: first argument of ``apply``: all of the network that may change.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       labels: ``(N,)`` int.
       batch_size: examples per compiled call.
@@ -98,6 +99,7 @@ def input_curvature(
     """
     check_examples(images, labels, batch_size)
     size = min(batch_size, len(images))
+    check_labels(apply, variables, images, labels, size)
     compiled = reporting_progress(_curvature(apply), len(images), size, on_progress)
     found = accuracy.in_batches(compiled, variables, (images, labels), size)
     return InputCurvature(*found)
@@ -125,7 +127,8 @@ def parameter_spectrum(
 
     Args:
       apply: ``(variables, (B, ...)) -> (B, d)`` logits, in inference mode: on running
-        statistics BatchNorm keeps the rows independent.
+        statistics BatchNorm keeps the rows independent. Pure, see
+        :mod:`opnorm.analysis`.
       variables: the Hessian is in what it has as "params"; the rest is constant.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       labels: ``(N,)`` int.
@@ -138,7 +141,8 @@ def parameter_spectrum(
       on_progress: called with the part of the probes that is behind, in [0, 1].
 
     Raises:
-      ValueError: for no examples, an option out of range or variables without "params".
+      ValueError: for no examples, labels that do not fit, an option out of range or
+        variables without "params".
 
     Source: Golub & Welsch 1969; Ubaru, Chen & Saad 2017; Ghorbani, Krishnan & Xiao 2019
     for networks.
@@ -155,7 +159,9 @@ def parameter_spectrum(
     n = sum(leaf.size for leaf in jax.tree.leaves(params))
     if not 1 <= num_steps <= n:
         raise ValueError(f"num_steps is {num_steps}; it must be from 1 to {n}.")
-    shards = jax.device_put(_shards(images, labels, batch_size))
+    shards = _shards(images, labels, batch_size)
+    check_labels(apply, variables, images, labels, shards["label"].shape[1])
+    shards = jax.device_put(shards)
     process = reporting_progress(
         _process(apply, matrix, num_steps), num_probes, 1, on_progress
     )

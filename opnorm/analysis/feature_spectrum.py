@@ -57,8 +57,9 @@ def singular_values(
     values below about 3e-4 of the largest would be rounding in float32.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, d)``, in inference mode: features or logits.
-      variables: first argument of ``apply``.
+      apply: ``(variables, (B, ...)) -> (B, d)``, features or logits, in inference
+        mode; pure, see :mod:`opnorm.analysis`.
+      variables: first argument of ``apply``: all of the network that may change.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       batch_size: most examples per compiled call.
       max_bytes: most bytes for Jacobians and their decompositions at a time; the
@@ -94,8 +95,9 @@ def alignment_by_rank(
     """Computes how perturbations align with each right singular vector at x.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, d)``, in inference mode: features or logits.
-      variables: first argument of ``apply``.
+      apply: ``(variables, (B, ...)) -> (B, d)``, features or logits, in inference
+        mode; pure, see :mod:`opnorm.analysis`.
+      variables: first argument of ``apply``: all of the network that may change.
       images: ``(N, ...)``, x, uint8 or float in [0, 1]; the Jacobian is taken here.
       perturbations: P arrays ``(N, ...)`` float, at least one.
       batch_size: most examples per compiled call.

@@ -57,8 +57,9 @@ def deviation_from_linearity(
     ``relative`` does.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, d)``, in inference mode: logits or features.
-      variables: first argument of ``apply``.
+      apply: ``(variables, (B, ...)) -> (B, d)``, logits or features, in inference
+        mode; pure, see :mod:`opnorm.analysis`.
+      variables: first argument of ``apply``: all of the network that may change.
       images: ``(N, ...)``, x, uint8 or float in [0, 1].
       perturbations: ``(N, ...)`` float, z, in [0, 1] pixel units.
       batch_size: examples per compiled call.
@@ -90,8 +91,9 @@ def activation_agreement(
 
     Args:
       preactivations: ``(variables, (B, ...)) ->`` any pytree of arrays ``(B, ...)``,
-        what enters the ReLUs, in inference mode.
-      variables: first argument of ``preactivations``.
+        what enters the ReLUs, in inference mode; pure, see :mod:`opnorm.analysis`.
+      variables: first argument of ``preactivations``: all of the network that may
+        change.
       images: ``(N, ...)``, x, uint8 or float in [0, 1].
       perturbations: ``(N, ...)`` float, z, in [0, 1] pixel units.
       batch_size: examples per compiled call.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from opnorm import linalg
+from opnorm.attacks import attack as attack_lib
 from opnorm.attacks import losses
 from opnorm.operators.jacobian import BatchFunction
 
@@ -25,11 +26,12 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
       ``(B,)``, at least float32; ``z_y`` if there is one class.
 
     Raises:
-      ValueError: for shapes that do not fit.
+      ValueError: for shapes or labels that do not fit.
 
     Source: "Towards Understanding the Regularization of Adversarial Robustness on
     Neural Networks", 2020, Definition 3.
     """
+    attack_lib.check_labels(labels, len(logits), logits)
     return -losses.margin(logits, labels)
 
 
@@ -131,9 +133,18 @@ def gradient_norms(
       ``(B,)``, at least float32, in loss per unit of x.
 
     Raises:
-      ValueError: for p outside [1, inf], and as the loss.
+      ValueError: for p outside [1, inf], labels that do not fit one of
+        :mod:`opnorm.attacks.losses`, and as the loss.
 
     Source: Farnia et al. 2019, Fig. 2b.
     """
-    gradient = jax.grad(lambda z: jnp.sum(loss(f(z), labels)))(x)
+    named = loss in losses.NAMED.values()
+
+    def total(z: jax.Array) -> jax.Array:
+        logits = f(z)
+        if named:
+            attack_lib.check_labels(labels, len(x), logits)
+        return jnp.sum(loss(logits, labels))
+
+    gradient = jax.grad(total)(x)
     return linalg.norm(gradient, linalg.conjugate_exponent(p))

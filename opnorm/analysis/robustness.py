@@ -74,8 +74,9 @@ def attack_examples(
     An example that the network gets wrong at x is not attacked.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode.
-      variables: first argument of ``apply``.
+      apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode; pure,
+        see :mod:`opnorm.analysis`.
+      variables: first argument of ``apply``: all of the network that may change.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       labels: ``(N,)`` int, the classes to leave or, if targeted, to reach.
       attack: ``epsilon -> attack`` with epsilon ``(B,)``, traced; should be one object
@@ -102,13 +103,15 @@ def attack_examples(
         raise ValueError(f"index has shape {index.shape}; it must be ({count},).")
     if budgets.ndim != 1 or not len(budgets):
         raise ValueError(f"epsilons is {epsilons}; it must be a list, not empty.")
+    sizes = batch_sizes(batch_size)
+    check_labels(apply, variables, images, labels, sizes[0])
     pool = _Pool(
         images=images,
         labels=np.asarray(labels, np.int32),
         number=np.asarray(index, np.int32),
         example=np.tile(np.arange(count), len(budgets)),
         epsilon=np.repeat(budgets, count),
-        sizes=batch_sizes(batch_size),
+        sizes=sizes,
         place=_Placement(),
         key=key,
     )
@@ -172,6 +175,20 @@ def check_examples(images: np.ndarray, labels: np.ndarray, batch_size: int) -> N
         raise ValueError(f"images has dtype {pixels}; it must be uint8 or float.")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+
+
+def check_labels(
+    apply: Apply, variables: Any, images: np.ndarray, labels: np.ndarray, size: int
+) -> None:
+    """Raises ValueError unless the labels are classes of the network.
+
+    The network is traced, on a batch of ``size`` examples, at most once for each
+    ``apply`` and shape.
+    """
+    pixels = np.float32 if images.dtype == np.uint8 else images.dtype
+    x = jax.ShapeDtypeStruct((size, *images.shape[1:]), pixels)
+    logits = jax.eval_shape(apply, variables, x)
+    attack_lib.check_labels(np.asarray(labels), len(images), logits)
 
 
 def batch_sizes(batch_size: int) -> tuple[int, ...]:

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import attacks
-from opnorm.analysis.robustness import Apply, attack_examples, check_examples
+from opnorm.analysis.robustness import (
+    Apply,
+    attack_examples,
+    check_examples,
+    check_labels,
+)
 
 # Differences of paired examples below this many standard errors are chance.
 _ERRORS = 2.0
@@ -57,8 +62,9 @@ def sanity_checks(
     are paired by example, and fail beyond two standard errors.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode.
-      variables: first argument of ``apply``.
+      apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode; pure,
+        see :mod:`opnorm.analysis`.
+      variables: first argument of ``apply``: all of the network that may change.
       images: ``(N, ...)``, uint8 or float in [0, 1]; a hundred examples tell enough.
       labels: ``(N,)`` int.
       p: exponent of the norm, in [1, inf].
@@ -80,6 +86,7 @@ def sanity_checks(
     has no counterpart: whether a compiled function does so cannot be told.
     """
     check_examples(images, labels, batch_size)
+    check_labels(apply, variables, images, labels, batch_size)
     found = _basic_checks(apply, variables, images, labels, batch_size)
     reach = 0.5 * math.prod(images.shape[1:]) ** (1 / p)
 

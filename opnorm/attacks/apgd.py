@@ -233,6 +233,7 @@ def apgd(
         targeted=targeted,
         check=attack_lib.check_keys,
         takes_start=True,
+        any_labels=keep == "loss" and not isinstance(loss, str),
     )
     return Attack(name=stage.name, p=p, stages=(stage,))
 

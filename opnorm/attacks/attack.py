@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from opnorm import linalg
@@ -76,6 +77,8 @@ class Stage:
       targeted: whether ``labels`` are to be reached.
       check: raises ValueError for data that the search cannot use, before ``init``.
       takes_start: whether the search begins at ``problem.start`` if there is one.
+      any_labels: whether ``labels`` need not be classes of the network: where nothing
+        looks at them, or only a loss of the caller's, which may read them as it likes.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Stage:
     targeted: bool = False
     check: Callable[[Problem], None] | None = None
     takes_start: bool = False
+    any_labels: bool = False
 
     def advance(
         self,
@@ -195,8 +199,8 @@ class Attack:
 
         Raises:
           ValueError: for a missing key, inputs that are not float or empty, labels that
-            are not ``(B,)`` ints, keys or a start of another shape, a start that the
-            attack has no use for.
+            are not ``(B,)`` ints or, where they are known (not traced), not classes of
+            f, keys or a start of another shape, a start that the attack has no use for.
         """
         return self._run(f, x, labels, key, start, judge=self.joined).x_adv
 
@@ -215,6 +219,11 @@ class Attack:
         """
         return self._run(f, x, labels, key, start, judge=True)
 
+    @property
+    def needs_classes(self) -> bool:
+        """Whether labels that are not classes of the network would mean nothing."""
+        return self.joined or not all(stage.any_labels for stage in self.stages)
+
     def _run(
         self,
         f: BatchFunction,
@@ -230,8 +239,11 @@ class Attack:
         for stage in self.stages:
             if stage.check is not None:
                 stage.check(problem)
+        frozen = linalg.detach(f, problem.x)
+        if self.needs_classes and known(labels):
+            check_labels(labels, len(x), jax.eval_shape(frozen, problem.x))
         # One program where it is called eagerly, not hundreds of one operation.
-        search = functools.partial(self._search, linalg.detach(f, problem.x), judge)
+        search = functools.partial(self._search, frozen, judge)
         return jax.jit(search)(problem)
 
     def _search(self, f: BatchFunction, judge: bool, problem: Problem) -> AttackResult:
@@ -290,11 +302,7 @@ def make_problem(
             f"x has shape {x.shape} and dtype {x.dtype}; it must be (B, ...) and "
             "floating point, with at least one example."
         )
-    if labels.shape != x.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(
-            f"labels has shape {labels.shape} and dtype {labels.dtype}; it must be "
-            f"({x.shape[0]},) and integer."
-        )
+    check_labels(labels, x.shape[0])
     if start is not None:
         if start.shape != x.shape:
             raise ValueError(f"start has shape {start.shape}; it must be {x.shape}.")
@@ -341,6 +349,42 @@ def fold_in(keys: jax.Array, data: Any) -> jax.Array:
 def like(mask: jax.Array, array: jax.Array) -> jax.Array:
     """A mask ``(B,)`` with as many axes as the array."""
     return mask.reshape(mask.shape + (1,) * (array.ndim - 1))
+
+
+def known(labels: Any) -> bool:
+    """Whether the values are at hand: not traced, nor on devices of other processes."""
+    if isinstance(labels, jax.core.Tracer):
+        return False
+    return not isinstance(labels, jax.Array) or labels.is_fully_addressable
+
+
+def check_labels(labels: Any, count: int, logits: Any = None) -> None:
+    """Raises ValueError unless labels are ``(count,)`` ints and classes of the network.
+
+    Args:
+      labels: array.
+      count: how many there must be.
+      logits: ``(B, K)``, an array or its shape and dtype; None where it is not known.
+        The classes are checked where the labels are :func:`known`.
+    """
+    if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels has shape {labels.shape} and dtype {labels.dtype}; it must be "
+            f"({count},) and integer."
+        )
+    if logits is None:
+        return
+    shape = getattr(logits, "shape", type(logits))
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise ValueError(f"the logits have shape {shape}; it must be (B, K).")
+    if count and known(labels):
+        values, classes = np.asarray(labels), shape[1]
+        low, high = values.min(), values.max()
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"labels has values from {low} to {high}; the network has {classes} "
+                f"classes, so they must be from 0 to {classes - 1}."
+            )
 
 
 def check_keys(problem: Problem) -> None:

@@ -234,6 +234,7 @@ def pga(
         targeted=targeted,
         check=check,
         takes_start=True,
+        any_labels=keep == "last" and (period == 0 or loss not in tuple(losses.NAMED)),
     )
     return Attack(name="pga", p=p, stages=(stage,))
 
@@ -310,6 +311,7 @@ def gaussian_noise(
         step=lambda f, problem, state, i: state,
         finish=lambda problem, state: attack_lib.clip(problem.x + state, bounds),
         check=attack_lib.check_keys,
+        any_labels=True,
     )
     return Attack(name="gaussian_noise", p=p, stages=(stage,))
 

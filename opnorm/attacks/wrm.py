@@ -75,6 +75,7 @@ def wrm(
         init=init,
         step=step,
         finish=lambda problem, z: z,
+        any_labels=not isinstance(loss, str),
     )
     return Attack(name="wrm", p=2.0, stages=(stage,), budget=False)
 

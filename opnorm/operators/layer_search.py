@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import tracers
 from flax.linen.linear import canonicalize_padding
 from jax import lax
 
@@ -25,7 +26,7 @@ class Call(NamedTuple):
       input: what it was given, to be compared by identity only.
       output: what it returned, likewise.
       num_uses: how many operations take the output, the network's own result counted
-        as one; 0 of a BatchNorm.
+        as one.
     """
 
     kind: str
@@ -47,65 +48,79 @@ def search(
       module, variables, x, call_options: as :func:`opnorm.operators.layers`.
 
     Raises:
-      ValueError: for modules and options that cannot be written as a ``Call``.
+      ValueError: for modules and options that cannot be written as a ``Call``, and for
+        parameters of two or more dimensions that are used but are no call's kernel.
     """
     variables = nn.meta.unbox(variables)
+    params = variables.get("params", {})
     calls: list[Call] = []
+    kernels: set[str] = set()
 
-    def note(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        if context.method_name != "__call__":
-            return next_fun(*args, **kwargs)
-        if isinstance(module, nn.BatchNorm):
-            _check_running(module, args, kwargs)
-        output = next_fun(*args, **kwargs)
-        call = _call(module, variables, args, kwargs, output)
-        if call is not None:
-            calls.append(call)
-        return output
+    def run(params: Any, batch: jax.Array) -> Any:
+        trace = tracers.current_trace()
 
-    def run(batch: jax.Array) -> Any:
+        def note(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            module = context.module
+            kind = next((k for of, k in KINDS.items() if isinstance(module, of)), None)
+            if kind is None or context.method_name != "__call__":
+                return next_fun(*args, **kwargs)
+            if tracers.current_trace() != trace:
+                raise ValueError(
+                    f"module {_name(module)!r} is called in a transformation inside "
+                    "the network (as nn.scan, nn.RNN, nn.cond, nn.remat, nn.vmap), "
+                    "which does not tell how often; it must be called without one."
+                )
+            if kind == "batch_norm":
+                _check_running(module, args, kwargs)
+            output = next_fun(*args, **kwargs)
+            if kind != "batch_norm":
+                _check_kernel(module, params)
+            calls.append(_call(kind, module, variables, args, kwargs, output))
+            kernels.add("/".join((*module.path, "kernel")))
+            return output
+
         with nn.intercept_methods(note):
-            result = module.apply(variables, batch, **call_options)
-        # Those of a BatchNorm may belong to an inner trace, as that of nn.remat.
-        return [call.output for call in calls if call.kind != "batch_norm"], result
+            result = module.apply(
+                {**variables, "params": params}, batch, **call_options
+            )
+        return [call.output for call in calls], result
 
-    jaxpr = jax.make_jaxpr(run)(x).jaxpr
-    # What is computed during the run must not leave it.
-    found = [call._replace(kernel=call.kernel()) for call in calls]
-    linear = [i for i, call in enumerate(found) if call.kind != "batch_norm"]
-    results = jaxpr.outvars[len(linear) :]
-    for i, variable in zip(linear, jaxpr.outvars, strict=False):
-        takers = [*(equation.invars for equation in jaxpr.eqns), results]
-        num_uses = sum(any(v is variable for v in taken) for taken in takers)
-        found[i] = found[i]._replace(num_uses=num_uses)
-    return found
+    jaxpr = jax.make_jaxpr(run)(params, x).jaxpr
+    takers = [
+        *(equation.invars for equation in jaxpr.eqns),
+        jaxpr.outvars[len(calls) :],
+    ]
+
+    def num_uses(variable: Any) -> int:
+        return sum(any(v is variable for v in taken) for taken in takers)
+
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (place, _), variable in zip(leaves, jaxpr.invars, strict=False):
+        path = jax.tree_util.keystr(place, simple=True, separator="/")
+        # What is added leaves the Jacobian as it is.
+        counted = path in kernels or path.split("/")[-1] == "bias"
+        if variable.aval.ndim >= 2 and not counted and num_uses(variable):
+            raise ValueError(
+                f"parameter {path!r} of {type(module).__name__} has shape "
+                f"{variable.aval.shape} and is used by no layer that can be listed; "
+                f"layers may be {', '.join(known.__name__ for known in KINDS)}."
+            )
+    return [
+        # What is computed during the run must not leave it.
+        call._replace(kernel=call.kernel(), num_uses=num_uses(variable))
+        for call, variable in zip(calls, jaxpr.outvars, strict=False)
+    ]
 
 
 def _call(
-    module: nn.Module, variables: Any, args: Any, kwargs: Any, output: Any
-) -> Call | None:
+    kind: str, module: Any, variables: Any, args: Any, kwargs: Any, output: Any
+) -> Call:
     name = _name(module)
-    kind = next((k for of, k in KINDS.items() if isinstance(module, of)), None)
-    parameters = module.variables.get("params", {})
-    if kind is None:
-        if hasattr(parameters.get("kernel"), "shape"):
-            raise ValueError(
-                f"module {name!r} is a {type(module).__name__} with a kernel; layers "
-                f"may be {', '.join(known.__name__ for known in KINDS)}."
-            )
-        return None
     given = args[0] if args else kwargs["x" if kind == "batch_norm" else "inputs"]
     if kind == "batch_norm":
         factors = _factors(module, name, variables)
         return Call(kind, name, factors, given.shape[1:], {}, given, output)
-    kernel = _leaf(variables, "params", module.path, "kernel")
-    if parameters["kernel"] is not kernel:
-        raise ValueError(
-            f"module {name!r} has a kernel that is computed or traced inside the "
-            "network (as by nn.SpectralNorm, nn.scan, nn.remat); it must be a leaf of "
-            "variables."
-        )
+    kernel = _leaf(variables["params"], module.path, "kernel")
     if kind == "dense":
         shape = given.shape[1:] if given.ndim > 1 else given.shape
         return Call(kind, name, lambda: kernel, shape, {}, given, output)
@@ -145,6 +160,14 @@ def _options(module: Any, name: str, axes: int) -> dict[str, Any]:
     }
 
 
+def _check_kernel(module: Any, params: Any) -> None:
+    if module.variables["params"]["kernel"] is not _leaf(params, module.path, "kernel"):
+        raise ValueError(
+            f"module {_name(module)!r} has a kernel that is computed inside the "
+            "network (as by nn.SpectralNorm); it must be a leaf of variables."
+        )
+
+
 def _check_running(module: Any, args: Any, kwargs: Any) -> None:
     given = args[1] if len(args) > 1 else kwargs.get("use_running_average")
     running = module.use_running_average if given is None else given
@@ -158,13 +181,13 @@ def _check_running(module: Any, args: Any, kwargs: Any) -> None:
 
 def _factors(module: Any, name: str, variables: Any) -> Callable[[], jax.Array]:
     """``gamma / sqrt(running variance + epsilon)``, at least float32."""
-    variance = _leaf(variables, "batch_stats", module.path, "var")
+    variance = _leaf(variables["batch_stats"], module.path, "var")
     if variance.ndim != 1 or module.axis != -1:
         raise ValueError(
             f"module {name!r} is a BatchNorm with axis {module.axis}; it must be -1."
         )
     gamma = (
-        _leaf(variables, "params", module.path, "scale") if module.use_scale else 1.0
+        _leaf(variables["params"], module.path, "scale") if module.use_scale else 1.0
     )
     wide = jnp.promote_types(variance.dtype, jnp.float32)
     return lambda: gamma * lax.rsqrt(variance.astype(wide) + module.epsilon)
@@ -174,8 +197,7 @@ def _name(module: Any) -> str:
     return "/".join(module.path) or type(module).__name__
 
 
-def _leaf(variables: Any, collection: str, path: Sequence[str], name: str) -> Any:
-    tree = variables[collection]
+def _leaf(tree: Any, path: Sequence[str], name: str) -> Any:
     for part in path:
         tree = tree[part]
     return tree[name]

@@ -85,10 +85,14 @@ def layers(
     """Finds every nn.Conv, nn.Dense and nn.BatchNorm call of a network, in order.
 
     The network runs abstractly: nothing is computed but the folded kernels. A module
-    that is called twice is there twice.
+    that is called twice is there twice. Every parameter of two or more dimensions that
+    the network uses is a kernel of some layer, unless it is called "bias"; other
+    parameters are **not counted**, such as the scales of LayerNorm and GroupNorm, and
+    neither is what has no parameters: normalisation, pooling, activations, sums.
 
     Args:
-      module: a Flax module, called as ``module(x, **call_options)``.
+      module: a Flax linen module (``flax.linen.Module``; nnx is not supported), called
+        as ``module(x, **call_options)``.
       variables: its variables, ``{"params": ..., "batch_stats": ...}``.
       x: ``(B, ...)``, an array or a ``jax.ShapeDtypeStruct``.
       batch_norm: what becomes of ``gamma / sqrt(running variance + epsilon)``. "fold":
@@ -102,12 +106,18 @@ def layers(
       The layers in order of their calls.
 
     Raises:
-      ValueError: for an unknown ``batch_norm``, a network without layers, one whose
-        kernels are not all those of nn.Conv and nn.Dense or are computed inside it
-        (nn.SpectralNorm, nn.scan, nn.remat; our models are cloned with
-        ``rematerialize=False``), and for input dilation, reflected padding, or a
-        BatchNorm on batch statistics or on another axis than the last.
+      ValueError: for a module that is not Flax linen, an unknown ``batch_norm``, a
+        network without layers, one with a parameter of two or more dimensions that
+        belongs to none of them (nn.ConvTranspose, nn.Embed, a matrix of its own), one
+        whose kernels are computed inside it (nn.SpectralNorm) or whose layers are
+        called in a transformation (nn.scan, nn.RNN, nn.remat, nn.vmap; our models are
+        cloned with ``rematerialize=False``), and for input dilation, reflected padding,
+        or a BatchNorm on batch statistics or on another axis than the last.
     """
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"module is {type(module).__name__}; it must be a Flax linen module."
+        )
     if batch_norm not in BATCH_NORM:
         raise ValueError(
             f"batch_norm is {batch_norm!r}; it may be {', '.join(BATCH_NORM)}."
@@ -272,8 +282,8 @@ def log_lipschitz_bound(
     bounds a network that is a chain of these layers with 1-Lipschitz functions between
     them: ReLU, max- or average-pooling without overlap, flattening. It is **not valid
     for residual networks** or other branches, for overlapping max-pooling (3x3 windows
-    with stride 2 have constant 2), or for LayerNorm, GroupNorm and attention, none of
-    which :func:`layers` lists.
+    with stride 2 have constant 2), or for LayerNorm, GroupNorm and attention: what
+    :func:`layers` does not list is not counted.
 
     Args:
       layers: all of the chain, of :func:`layers` with ``batch_norm`` "fold" (tighter)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from opnorm import linalg
+from opnorm import linalg, operators
 from opnorm.regularizers.data_dependent import BatchFunction, Penalty
 
 METHODS = ("forward", "central", "double_backpropagation")
@@ -104,7 +104,7 @@ def gradient_penalty(
       loss: batch function ``(B, ...) -> (B,)`` with independent rows, at least float32.
         A network that computes in half precision makes differences of rounding:
         use "double_backpropagation" for it, or float32.
-      x: ``(B, ...)`` float.
+      x: ``(B, ...)`` float, at least float32 for a difference.
       p: exponent of the attack's norm, in [1, inf]; the gradient is measured in its
         conjugate.
       method: one of the above.
@@ -132,11 +132,18 @@ def gradient_penalty(
     out = jax.eval_shape(loss, x)
     if out.shape != x.shape[:1]:
         raise ValueError(f"loss returns {out}; it must return shape {x.shape[:1]}.")
-    if method != "double_backpropagation" and out.dtype.itemsize < 4:
-        raise ValueError(
-            f"loss returns {out.dtype}, in which a difference over a step of {step} is "
-            "rounding; return float32, or use method 'double_backpropagation'."
-        )
+    if method != "double_backpropagation":
+        if x.dtype.itemsize < 4:
+            raise ValueError(
+                f"x has dtype {x.dtype}, in which a step of {step} is rounding; give "
+                "float32, or use method 'double_backpropagation'."
+            )
+        if out.dtype.itemsize < 4:
+            raise ValueError(
+                f"loss returns {out.dtype}, in which a difference over a step of "
+                f"{step} is rounding; return float32, or use method "
+                "'double_backpropagation'."
+            )
 
     def total(x: jax.Array) -> jax.Array:
         return jnp.sum(loss(x))
@@ -176,7 +183,8 @@ def jacobian_frobenius_penalty(
       ``(B,)``, at least float32.
 
     Raises:
-      ValueError: for num_projections below 1.
+      ValueError: for num_projections below 1, and as
+        :func:`opnorm.operators.jacobian_map`.
 
     Source: Hoffman, Roberts & Yaida 2019.
     """
@@ -184,10 +192,11 @@ def jacobian_frobenius_penalty(
         raise ValueError(
             f"num_projections is {num_projections!r}; it must be an int of 1 or more."
         )
-    outputs, pull = jax.vjp(f, x)
+    jacobian = operators.jacobian_map(f, x)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    outputs = jnp.zeros((len(x), jacobian.out_size), wide)
     total = jnp.zeros(len(x))
     for each in jax.random.split(key, num_projections):
-        u = linalg.sample_sphere(each, outputs, 2.0)
-        (pulled,) = pull(u)
+        pulled = jacobian.rmatvec(linalg.sample_sphere(each, outputs, 2.0))
         total = total + linalg.inner(pulled, pulled)
-    return 0.5 * outputs.shape[1] * total / num_projections
+    return 0.5 * jacobian.out_size * total / num_projections

@@ -61,8 +61,9 @@ def init_spectral_vectors(
         so that the bound would not bind at first.
 
     Returns:
-      One vector for each layer, keyed by its name: of the shape of the layer's input
-      ("operator"), or of ``taps C_in`` numbers ("kernel"); float like the kernel.
+      One vector for each layer, keyed by its name: ``(1, *input_shape)`` of a
+      convolution for "operator", ``(1, taps C_in)`` for "kernel", ``(1, C_in)`` of a
+      dense layer; float like the kernel.
 
     Raises:
       ValueError: as :func:`spectral_normalize`.
@@ -112,7 +113,7 @@ def spectral_normalize(
     Raises:
       ValueError: for a bound that is not positive, an unknown form, ``num_steps`` below
         1, no layers, a layer that is called twice or whose kernel is not in ``params``,
-        or vectors of other layers.
+        or vectors of other layers, another form or another size of pictures.
 
     Source: Farnia et al. 2019, Eq. 9, Algorithm 1 ("operator") and Appendix A.1
     ("kernel").
@@ -125,6 +126,12 @@ def spectral_normalize(
         raise ValueError(
             f"vectors has the layers {sorted(vectors)}; layers are {sorted(constant)}."
         )
+    for name, linear in constant.items():
+        if jnp.shape(vectors[name]) != (1, *linear.in_shape):
+            raise ValueError(
+                f"vectors has shape {jnp.shape(vectors[name])} for {name!r}; for these "
+                f"layers and form {form!r} it must be {(1, *linear.in_shape)}."
+            )
     vectors = _refine(constant, lax.stop_gradient(vectors), num_steps - 1)
     norms, refined, divided = {}, {}, {}
     for layer in _placed(params, layers):

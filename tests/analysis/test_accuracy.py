@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from opnorm import analysis, attacks
 
@@ -73,7 +74,8 @@ def test_robust_accuracy_is_the_closed_form_of_an_affine_network() -> None:
 
 
 def test_one_compilation_serves_checkpoints_epsilons_and_batches() -> None:
-    traced = chex.assert_max_traces(n=1)(lambda weight, x: linear(weight, x))
+    # Once to be compiled, and once for the number of classes.
+    traced = chex.assert_max_traces(n=2)(lambda weight, x: linear(weight, x))
     weights = [W, 2 * W, -W]
     for weight in weights:
         analysis.evaluate_accuracy(traced, weight, IMAGES, LABELS, batch_size=4)
@@ -166,6 +168,73 @@ def test_the_norms_of_a_linear_network_are_those_of_its_matrix(p, q) -> None:
         np.testing.assert_allclose(np.linalg.norm(right, p, axis=1), 1, rtol=1e-5)
         gain = np.linalg.norm(right @ W, q, axis=1)
         np.testing.assert_allclose(gain, found.values, rtol=1e-5)
+
+
+def test_an_nnx_module_is_followed_by_the_recipe() -> None:
+    module = nnx.Linear(6, 3, use_bias=False, rngs=nnx.Rngs(0))
+    module.eval()
+    graph = nnx.graphdef(module)
+
+    def apply(state, x):
+        return nnx.merge(graph, state)(x.reshape(len(x), -1))
+
+    for weight in (W, -W, 2 * W):
+        module.kernel[...] = jnp.asarray(weight)
+        state = nnx.state(module)
+        found = analysis.evaluate_accuracy(apply, state, IMAGES, LABELS)
+        hits = (IMAGES.reshape(11, 6) @ weight).argmax(axis=1) == LABELS
+        np.testing.assert_array_equal(found.correct, hits)
+        values = analysis.singular_values(apply, state, IMAGES[:2])
+        expected = np.linalg.svd(weight, compute_uv=False)
+        np.testing.assert_allclose(values, [expected] * 2, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            LABELS + 1,
+            "labels has values from 1 to 3; the network has 3 classes.*0 to 2",
+        ),
+        (LABELS - 3, "labels has values from -3 to -1"),
+        (LABELS.astype(float), "labels has shape .11,. and dtype float64.*integer"),
+        (np.eye(3)[LABELS], "labels has shape .11, 3. and dtype float64.*integer"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, message) -> None:
+    budget = {"epsilons": [0.1]}, {"epsilon": 0.1}
+    for measure, options in (
+        (analysis.evaluate_accuracy, {}),
+        (analysis.robust_accuracy, budget[0] | {"attack": fgm}),
+        (analysis.perturbations, budget[1] | {"attack": fgm}),
+        (analysis.loss_regularity, {}),
+        (analysis.loss_regularity, {"loss": attacks.cross_entropy}),
+        (
+            analysis.loss_regularity,
+            {"loss": functools.partial(analysis.top_k_margin, k=2)},
+        ),
+        (analysis.input_curvature, {}),
+        (analysis.sanity_checks, {"p": 2.0, "epsilon": 0.1}),
+    ):
+        if measure not in (analysis.evaluate_accuracy, analysis.input_curvature):
+            options = options | {"key": jax.random.key(0)}
+        with pytest.raises(ValueError, match=message):
+            measure(linear, W, IMAGES, labels, **options)
+    with pytest.raises(ValueError, match=message):
+        analysis.parameter_spectrum(
+            lambda variables, x: linear(variables["params"], x),
+            {"params": W},
+            IMAGES,
+            labels,
+            num_steps=2,
+            key=jax.random.key(0),
+        )
+
+
+def test_a_network_that_returns_no_logits_is_refused() -> None:
+    for apply in (lambda w, x: x @ w[:2], lambda w, x: linear(w, x)[:, 0]):
+        with pytest.raises(ValueError, match="logits have shape .*must be .B, K."):
+            analysis.evaluate_accuracy(apply, W, IMAGES, LABELS)
 
 
 def test_bad_arguments_are_refused_by_name() -> None:

@@ -164,3 +164,19 @@ def test_bounds_of_a_linear_network_are_those_in_closed_form():
     # The slope at pictures far from the boundary is no bound of that near it.
     far = analysis.lipschitz_bound(found.loss, found.gradient_norm[2])
     assert analysis.violations(far, distance) == 0.75
+
+
+def test_a_loss_of_the_callers_may_take_other_targets():
+    def squares(logits, targets):
+        return (logits[:, 0] - targets) ** 2
+
+    weight = np.asarray([3.0, -1.0, 0.5, 2.0], np.float32)
+    x = np.random.default_rng(0).uniform(size=(4, 2, 2)).astype(np.float32)
+    targets = np.asarray([0.5, -2.0, 7.0, 100.0], np.float32)
+    found = analysis.loss_regularity(
+        linear, weight, x, targets, loss=squares, num_steps=0, key=jax.random.key(0)
+    )
+    apart = x.reshape(4, 4) @ weight - targets
+    np.testing.assert_allclose(found.loss, apart**2, rtol=1e-5)
+    slope = 2 * np.abs(apart) * np.linalg.norm(weight)
+    np.testing.assert_allclose(found.gradient_norm, slope, rtol=1e-5)

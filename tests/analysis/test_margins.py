@@ -20,8 +20,32 @@ def test_margin_is_the_label_over_the_best_of_the_others():
     np.testing.assert_array_equal(found, MARGINS)
     np.testing.assert_array_equal(found, -attacks.margin(LOGITS, LABELS))
     assert analysis.margin(jnp.asarray(LOGITS, jnp.bfloat16), LABELS).dtype == "float32"
-    with pytest.raises(ValueError, match="logits and labels"):
+    with pytest.raises(ValueError, match="labels has shape .2,."):
         analysis.margin(LOGITS, LABELS[:2])
+    assert analysis.margin(LOGITS[:0], LABELS[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS + 1, "labels has values from 1 to 3; the network has 3 classes"),
+        (LABELS - 1, "labels has values from -1 to 1"),
+        (LABELS.astype(np.float32), "labels has shape .4,. and dtype float32"),
+        (np.eye(3, dtype=int)[LABELS], "labels has shape .4, 3. and dtype int64"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused_by_every_margin(labels, message):
+    for margin in (
+        analysis.margin,
+        analysis.probability_margin,
+        analysis.log_sum_exp_margin,
+        analysis.soft_margin,
+        lambda logits, labels: analysis.top_k_margin(logits, labels, k=2),
+        analysis.label_and_rival,
+        lambda x, labels: analysis.gradient_norms(lambda x: x, x, labels),
+    ):
+        with pytest.raises(ValueError, match=message):
+            margin(LOGITS, labels)
 
 
 def test_ramp_loss_falls_from_one_at_zero_to_none_at_gamma():

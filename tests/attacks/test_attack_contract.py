@@ -337,6 +337,56 @@ def test_bad_options_are_refused_by_name(options, name) -> None:
         attacks.pga(**({"p": 2.0, "epsilon": 0.1} | options))
 
 
+def test_labels_that_only_a_loss_of_the_callers_reads_may_be_any() -> None:
+    x, rows = points(), np.array([7, -2, 9])
+    table = {7: [1.0, 0.0, 0.0, 2.0], -2: [0.0, 3.0, 0.0, 0.0], 9: [1.0, 1.0, 1.0, 1.0]}
+    wanted = np.array([table[row] for row in rows], np.float32)
+
+    def loss(logits, labels):
+        hit = labels[:, None] == jnp.asarray(list(table))
+        return jnp.sum(logits * (hit @ jnp.asarray(list(table.values()))), axis=1)
+
+    attack = attacks.fgm(p=2.0, epsilon=0.1, loss=loss, bounds=None)
+    found = attack(lambda z: z[:, :4], x, rows)
+    steps = 0.1 * wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
+    np.testing.assert_allclose((found - x)[:, :4], steps, atol=1e-6)
+    price = attacks.wrm(penalty=10.0, num_steps=0, loss=loss)
+    moved = price(lambda z: z[:, :4], x, rows) - x
+    np.testing.assert_allclose(moved[:, :4], 0.1 * wanted, atol=1e-6)
+    options = {"p": 2.0, "epsilon": 0.1}
+    for free in (
+        attacks.pga(loss="logit_distance", **options),
+        attacks.uniform_noise(**options),
+        attacks.gaussian_noise(**options),
+        attacks.apgd(loss=loss, keep="loss", **options),
+    ):
+        assert not free.needs_classes
+    for bound in (
+        attacks.pga(loss=loss, keep="success", **options),
+        attacks.uniform_noise(num_draws=2, **options),
+        attacks.apgd(loss=loss, **options),
+        attacks.wrm(gamma=1.0),
+    ):
+        assert bound.needs_classes
+    # What is joined is judged by the labels.
+    with pytest.raises(ValueError, match="labels has values from -2 to 9"):
+        attacks.best_distance([attack])(lambda z: z[:, :4], x, rows)
+
+
+def test_what_labels_are_costs_no_second_look_at_the_network() -> None:
+    calls = []
+
+    def f(z):
+        calls.append(z)
+        return network(z)
+
+    x, attack = points(), attacks.fgm(p=2.0, epsilon=0.1)
+    for labels in (np.arange(3), jnp.arange(3)):
+        jax.make_jaxpr(lambda z, y=labels: attack(f, z, y))(x)
+    jax.make_jaxpr(functools.partial(attack, f))(x, np.arange(3))
+    assert len(calls) == 3
+
+
 def test_bad_data_are_refused_by_name() -> None:
     x, labels, key = jnp.zeros((2, 6)), jnp.zeros(2, int), jax.random.key(0)
     attack = attacks.pga(p=2.0, epsilon=0.1)
@@ -344,6 +394,9 @@ def test_bad_data_are_refused_by_name() -> None:
         ((x, labels), "key is None"),
         ((x, labels[:1], key), "labels has"),
         ((x, labels.astype(float), key), "labels has"),
+        ((x, jax.nn.one_hot(labels, 4), key), "labels has shape .2, 4. and dtype"),
+        ((x, labels + jnp.arange(2) * 4, key), "from 0 to 4; the network has 4 class"),
+        ((x, np.array([-1, 3]), key), "from -1 to 3.*must be from 0 to 3"),
         ((x.astype(jnp.uint8), labels, key), "x has"),
         ((x[:0], labels[:0], key), "x has"),
     ]:

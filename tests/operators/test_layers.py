@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from opnorm import linalg, models, operators
 
@@ -406,9 +407,61 @@ def test_options_of_convolutions_are_translated():
     np.testing.assert_array_equal(layer.kernel, mask)
 
 
+class Matrices(nn.Module):
+    """Matrices of its own: one is added, one never used, a method multiplies by one."""
+
+    def setup(self):
+        draw = nn.initializers.ones
+        self.bias = self.param("bias", draw, (5, 4))
+        self.spare = self.param("spare", draw, (4, 4))
+        self.w = self.param("w", lambda _: {"inner": jnp.ones((4, 4))})
+        self.norm = nn.LayerNorm()
+        self.dense = nn.Dense(3)
+
+    def multiplied(self, x):
+        return self.dense(x @ self.w["inner"])
+
+    def __call__(self, x):
+        return self.dense(self.norm(x + self.bias))
+
+
+def test_matrices_that_are_added_or_not_used_are_no_layers():
+    (layer,) = one(Matrices)
+    assert layer.name == "Matrices_0/dense"
+
+
+class Repeated(nn.Module):
+    """A body for nn.scan."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.Dense(4)(x), None
+
+
+def scan():
+    wrap = nn.scan(
+        Repeated, variable_broadcast="params", split_rngs={"params": False}, length=3
+    )
+    return lambda x: wrap()(x, None)
+
+
+def vmap():
+    axes = {"variable_axes": {"params": None}, "split_rngs": {"params": False}}
+    return nn.vmap(nn.Dense, in_axes=1, **axes)(3)
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [
+        (lambda: Matrices().multiplied, r"'Matrices_0/w/inner' .* \(4, 4\)"),
+        (lambda: nn.Embed(5, 4).attend, r"'Embed_0/embedding' .* \(5, 4\)"),
+        (scan, "'ScanRepeated_0/Dense_0' is called in a transformation"),
+        (lambda: nn.RNN(nn.SimpleCell(4)), "is called in a transformation"),
+        (vmap, "is called in a transformation"),
+        (
+            lambda: nn.remat(nn.BatchNorm)(use_running_average=True),
+            "is called in a transformation",
+        ),
         (lambda: nn.DenseGeneral(3), "DenseGeneral"),
         (lambda: nn.ConvTranspose(3, (3,)), "ConvTranspose"),
         (lambda: nn.Conv(3, 3, padding="REFLECT"), "padding"),
@@ -431,11 +484,13 @@ def test_a_spectrally_normalised_kernel_is_refused():
             return nn.SpectralNorm(nn.Dense(3))(x, update_stats=False)
 
     module, x = Normalised(), jnp.ones((2, 4))
-    with pytest.raises(ValueError, match="computed or traced inside"):
+    with pytest.raises(ValueError, match="computed inside"):
         operators.layers(module, random_variables(module, x.shape), x)
 
 
 def test_bad_options_are_named():
+    with pytest.raises(ValueError, match="module is Sequential; it must be .* linen"):
+        operators.layers(nnx.Sequential(), {}, jnp.ones((2, 4)))
     with pytest.raises(ValueError, match="batch_norm"):
         found(batch_norm="none")
     for function in (operators.singular_value_std, operators.log_spectral_complexity):

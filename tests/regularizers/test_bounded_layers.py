@@ -225,6 +225,11 @@ def test_clipping_bounds_every_layer(network):
         ({"num_steps": 0}, "num_steps is 0; it must be at least 1"),
         ({"form": "matrix"}, "form is 'matrix'; it may be operator, kernel"),
         ({"vectors": {}}, r"vectors has the layers \[\]"),
+        ({"form": "kernel"}, r"'first'; .* 'kernel' it must be \(1, 18\)"),
+        (
+            {"vectors": {n: np.ones((1, 18)) for n in ("first", "second", "last")}},
+            r"\(1, 18\) for 'first'; .* 'operator' it must be \(1, 6, 5, 2\)",
+        ),
         ({"layers": ()}, "layers has no convolution or dense layer"),
         ({"params": {"other": {"kernel": np.ones((2, 2))}}}, "kernels of .'other'."),
     ],

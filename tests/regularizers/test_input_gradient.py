@@ -126,6 +126,30 @@ def test_frobenius_penalty_is_unbiased():
     np.testing.assert_allclose(slope, weight, atol=0.2)
 
 
+def test_frobenius_penalty_runs_under_shard_map():
+    # Orthogonal columns of length 2: every direction gives the norm itself.
+    weight = 2 * np.eye(10, 3, dtype=np.float32)
+
+    def penalty(x, key):
+        return regularizers.jacobian_frobenius_penalty(
+            lambda x: x.reshape(len(x), -1) @ weight, x, num_projections=2, key=key
+        )
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.P("data")
+    run = jax.shard_map(penalty, mesh=mesh, in_specs=(rows, jax.P()), out_specs=rows)
+    found = jax.jit(run)(np.ones((16, 2, 5), np.float32), jax.random.key(0))
+    np.testing.assert_allclose(found, np.full(16, 6.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("f", [lambda x: x, lambda x: x.sum(axis=(1, 2))])
+def test_frobenius_penalty_refuses_outputs_of_another_rank(f):
+    with pytest.raises(ValueError, match=r"f returns.*shape \(3, d\)"):
+        regularizers.jacobian_frobenius_penalty(
+            f, pictures(jnp.float32), key=jax.random.key(0)
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -144,8 +168,16 @@ def test_bad_options_are_refused(options, message):
 def test_what_cannot_be_differenced_is_refused():
     x = pictures(jnp.bfloat16)
     loss = functools.partial(linear, jnp.ones(10, jnp.bfloat16))
-    with pytest.raises(ValueError, match="bfloat16.*double_backpropagation"):
-        regularizers.gradient_penalty(loss, x)
+    with pytest.raises(ValueError, match="loss returns bfloat16.*backpropagation"):
+        regularizers.gradient_penalty(
+            lambda x: loss(x.astype(jnp.bfloat16)), pictures(jnp.float32)
+        )
+    for method in METHODS[:2]:
+        # The step is lost before a loss in float32 sees it.
+        with pytest.raises(ValueError, match="x has dtype bfloat16.*backpropagation"):
+            regularizers.gradient_penalty(
+                lambda x: linear(jnp.ones(10), x.astype(jnp.float32)), x, method=method
+            )
     found = regularizers.gradient_penalty(loss, x, method="double_backpropagation")
     np.testing.assert_allclose(found.value, 5.0, rtol=0.02)
     with pytest.raises(ValueError, match="loss returns"):
