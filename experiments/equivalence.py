@@ -78,7 +78,7 @@ def main() -> None:
     train_set, test_set = measure.load_splits(
         next(iter(configs.values())), _TEST_EXAMPLES.value, download=_DOWNLOAD.value
     )
-    run = training.RunDirectory.create(
+    run = measure.create_run_directory(
         _RUN.value,
         {
             "seeds": list(seeds),
@@ -86,8 +86,8 @@ def main() -> None:
             "epsilons": list(epsilons),
             "test_examples": _TEST_EXAMPLES.value,
             "test_steps": _TEST_STEPS.value,
-            "configs": [dataclasses.asdict(config) for config in configs.values()],
         },
+        list(configs.values()),
     )
     measured: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for (method, seed), config in configs.items():

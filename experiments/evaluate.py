@@ -110,6 +110,7 @@ def main() -> None:
         image_size=training.image_size(config, _DATASET.value),
     )
     test_set = test_set.slice(first, last).slice(0, _EXAMPLES.value)
+    measure.check_fit(_RUN.value, config, params, batch_stats, test_set)
     apply, variables = measure.bind(config, params, batch_stats, test_set.num_classes)
     identity = evaluation.fingerprint(params, batch_stats, test_set)
     out = training.RunDirectory(_OUT.value or _RUN.value)
@@ -211,6 +212,8 @@ def main() -> None:
             batch_size=_BATCH_SIZE.value,
             seed=_SEED.value,
         )
+    # An earlier version gave a job's measurement the name of this card.
+    measure.rename_measured(out.path)
     out.write_json("evaluation.json", card)
     out.write_text("evaluation.md", evaluation.table(card))
     _draw(out, card, nearest, config.epsilon if config.p == p else None)

@@ -3,7 +3,9 @@
 import ast
 import functools
 import hashlib
+import inspect
 import json
+import math
 import os
 import time
 import zipfile
@@ -20,6 +22,14 @@ from experiments import cli
 from opnorm import analysis, attacks, data, training
 
 _FIELDS = ("success", "distance", "steps", "stage")
+# Options of attacks that are not given with their names, and why.
+_GIVEN_ELSEWHERE = {
+    "p": "the norm is given with --p",
+    "epsilon": "budgets are given with --epsilons",
+    "bounds": "attacked pictures stay in [0, 1]",
+    "targeted": "attacks here lead away from the true classes",
+}
+_WORDS = {"true": True, "false": False, "none": None, "inf": math.inf}
 
 
 class AttackSpec(NamedTuple):
@@ -38,13 +48,15 @@ class AttackSpec(NamedTuple):
 
 
 def parse_attack(text: str) -> AttackSpec:
-    """Reads ``"pga num_steps=20 loss=dlr"``.
+    """Reads ``"pga num_steps=20 loss=dlr random_start=false"``.
 
     PGA keeps the first misclassified point unless told otherwise: a reported accuracy
     counts an example as standing only if no iterate breaks it.
 
     Raises:
-      ValueError: for a word that is not ``option=value``, or an unknown attack.
+      ValueError: for a word that is not ``option=value``, an unknown attack, an option
+        that it does not have or that is given elsewhere, or a value of another kind
+        than the option's default.
     """
     name, *words = text.split() or [""]
     options: dict[str, Any] = {}
@@ -55,15 +67,55 @@ def parse_attack(text: str) -> AttackSpec:
                 f"attack is {text!r}; after its name come option=value pairs with "
                 "spaces between."
             )
-        try:
-            options[option] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[option] = float(value) if value == "inf" else value
+        options[option] = _read_value(value)
     if name not in attacks.NAMES:
         raise ValueError(f"attack is {name!r}; it may be {', '.join(attacks.NAMES)}.")
+    _check_options(name, options)
     if name == "pga":
         options.setdefault("keep", "success")
     return AttackSpec(name, tuple(sorted(options.items())))
+
+
+def _read_value(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError):
+        return text
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(getattr(attacks, name)).parameters
+    known = [option for option in parameters if option not in _GIVEN_ELSEWHERE]
+    for option, value in options.items():
+        if option in _GIVEN_ELSEWHERE:
+            raise ValueError(
+                f"attack {name} is given {option}={value}; {_GIVEN_ELSEWHERE[option]}."
+            )
+        if option not in known:
+            raise ValueError(
+                f"attack {name} has no option {option!r}; it has {', '.join(known)}."
+            )
+        default = parameters[option].default
+        if isinstance(default, str):
+            fits, wanted = isinstance(value, str), "a name"
+        elif isinstance(default, bool):
+            fits, wanted = value in (True, False), "true or false"
+        else:
+            fits = isinstance(value, int | float) and not isinstance(value, bool)
+            wanted = "a number"
+            if default is None:
+                fits, wanted = fits or value is None, "a number or none"
+        if not fits:
+            raise ValueError(
+                f"attack {name} is given {option}={value}; it must be {wanted}."
+            )
+    if name == "wrm" and not {"gamma", "penalty"} & set(options):
+        raise ValueError(
+            "attack wrm is given no price of the squared length; write one behind its "
+            "name, such as 'wrm gamma=2'."
+        )
 
 
 @functools.cache
@@ -152,7 +204,8 @@ def attack_in_parts(
 
     Returns:
       "success", "distance", "steps", "stage", each ``(E, N)``, and "seconds", of this
-      process and of those before it.
+      process and of those before it. Distances of an attack with a budget are at most
+      that: rounding of the difference between two pictures may have put them above.
     """
     budgets = [float(e) for e in epsilons] if has_budget(spec) else [0.0]
     pieces: list[dict[str, np.ndarray]] = []
@@ -196,6 +249,9 @@ def attack_in_parts(
         name: np.concatenate([piece[name] for piece in pieces], axis=1)
         for name in _FIELDS
     }
+    if has_budget(spec):
+        nearest = np.minimum(whole["distance"], np.array(budgets)[:, None])
+        whole["distance"] = np.where(whole["success"], nearest, whole["distance"])
     whole["seconds"] = float(sum(piece["seconds"] for piece in pieces))
     return whole
 

@@ -143,7 +143,7 @@ def main() -> None:
         training.check_devices(plan, jax.device_count(), config.accumulation_steps)
     settings = settings._replace(top_k=_top_k(pictures.num_classes))
     attacked = min(_EXAMPLES.value, len(pictures))
-    run = training.RunDirectory.create(
+    run = measure.create_run_directory(
         Path(_OUT.value) / measure.norm_name(settings.p),
         {
             **settings._asdict(),
@@ -151,8 +151,8 @@ def main() -> None:
             "test_examples": len(pictures),
             "examples": attacked,
             "runs": _RUN.value,
-            "configs": [dataclasses.asdict(each.config) for each in chosen],
         },
+        [each.config for each in chosen],
     )
     found: dict[rows.Row, list[dict[str, Any]]] = {}
     for number, each in enumerate(chosen, start=1):
@@ -264,6 +264,7 @@ def _measure(
     run: training.RunDirectory,
 ) -> dict[str, Any]:
     config, params, batch_stats, metadata = training.load_run(each.directory)
+    measure.check_fit(str(each.directory), config, params, batch_stats, pictures)
     bound = measure.bind(config, params, batch_stats, pictures.num_classes)
     found = measuring.measure(
         *bound,

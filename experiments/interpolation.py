@@ -83,7 +83,7 @@ def main() -> None:
     )
     data.steps_per_epoch(flags.FLAGS.batch_size, len(train_set))
     path = Path(_RUN.value or f"runs/interpolation-{_SWEEP.value}")
-    run = training.RunDirectory.create(
+    run = measure.create_run_directory(
         path,
         {
             "sweep": _SWEEP.value,
@@ -91,8 +91,8 @@ def main() -> None:
             "seeds": list(seeds),
             "test_examples": _TEST_EXAMPLES.value,
             "test_steps": _TEST_STEPS.value,
-            "configs": [dataclasses.asdict(config) for config in configs.values()],
         },
+        list(configs.values()),
     )
     measured: dict[float, list[dict[str, Any]]] = {value: [] for value in values}
     for number, ((value, seed), config) in enumerate(configs.items(), start=1):

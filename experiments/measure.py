@@ -1,7 +1,9 @@
 """experiments: the measurements of one trained network that several binaries report."""
 
+import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,11 @@ import numpy as np
 
 from opnorm import analysis, attacks, data, training
 from opnorm.training import Config, build_model
+from opnorm.training import network as network_lib
+
+_MEASURED = "measured.json"
+# What it was called before; experiments.evaluate writes another card of that name.
+_MEASURED_BEFORE = "evaluation.json"
 
 
 def measure(
@@ -149,6 +156,94 @@ def check_alike(configs: Mapping[str, Config], fields: Sequence[str]) -> None:
                 )
 
 
+def check_fit(
+    run: str, config: Config, params: Any, batch_stats: Any, examples: data.Dataset
+) -> None:
+    """Raises a ValueError unless a network takes the examples; nothing is computed.
+
+    Args:
+      run: what an error calls the network.
+      config: what it was trained with.
+      params: its parameters.
+      batch_stats: its BatchNorm statistics.
+      examples: pictures and classes that it is to be measured on.
+    """
+    needed = jax.eval_shape(
+        lambda key: network_lib.init(
+            build_model(config, examples.num_classes), key, examples.image_shape
+        ),
+        jax.random.key(0),
+    )
+    there, here = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in ((params, batch_stats), needed)
+    )
+    differing = sorted(n for n in there | here if there.get(n) != here.get(n))
+    if differing:
+        # The first part says which of the two trees it is in.
+        shapes = "; ".join(
+            f"{name.split('/', 1)[1]} is {there.get(name)} there and would be "
+            f"{here.get(name)}"
+            for name in differing
+        )
+        raise ValueError(
+            f"run {run}, trained on {config.dataset}, does not take {examples.name}: "
+            f"pictures of {examples.image_shape} and {examples.num_classes} classes; "
+            f"{shapes}."
+        )
+
+
+def create_run_directory(
+    path: str | Path, settings: Mapping[str, Any], configs: Sequence[Config]
+) -> training.RunDirectory:
+    """Makes the directory of a job of several networks, or opens the same job's.
+
+    Args:
+      path: where.
+      settings: what decides the result besides the networks; they say how many
+        networks there are and in which order.
+      configs: of the networks.
+
+    Raises:
+      ValueError: if the directory holds another job, naming what differs; or as
+        ``RunDirectory.create``.
+    """
+    given = [dataclasses.asdict(config) for config in configs]
+    run = training.RunDirectory.create(
+        path, {**settings, "configs": given}, may_differ=("configs",)
+    )
+    default = dataclasses.asdict(Config())
+    changes: dict[str, str] = {}
+    for stored, config in zip(run.flags()["configs"], given, strict=True):
+        # Fields that did not exist yet when the directory was made.
+        for name, there in (default | stored).items():
+            here = config.get(name)
+            # JSON holds no infinity; it is kept as text.
+            if isinstance(here, float) and math.isinf(here):
+                here = str(here)
+            if there != here:
+                changes.setdefault(name, f"{name} is {there} there and {here} here")
+    if changes:
+        raise ValueError(f"{path} holds another run: {'; '.join(changes.values())}.")
+    return run
+
+
+def rename_measured(directory: Path) -> None:
+    """Renames what an earlier version of :func:`train_and_measure` has written."""
+    before = directory / _MEASURED_BEFORE
+    if (directory / _MEASURED).exists() or not before.exists():
+        return
+    try:
+        found = json.loads(before.read_text())
+    except ValueError:
+        return
+    if {"accuracy", "training_seconds"} <= set(found):
+        before.replace(directory / _MEASURED)
+
+
 def train_and_measure(
     config: Config,
     directory: Path,
@@ -162,7 +257,7 @@ def train_and_measure(
 
     Args:
       config: of the network; its seed is that of the measuring attack too.
-      directory: run directory; gets evaluation.json, which is read if it is there.
+      directory: run directory; gets measured.json, which is read if it is there.
       train_set: what to train on.
       test_set: what to measure on.
       epsilons: lengths of the measuring attack, in [0, 1] pixel units.
@@ -171,7 +266,8 @@ def train_and_measure(
     Returns:
       As :func:`measure`, and "training_seconds" and "measuring_seconds".
     """
-    cached = directory / "evaluation.json"
+    rename_measured(directory)
+    cached = directory / _MEASURED
     if cached.exists():
         known: dict[str, Any] = json.loads(cached.read_text())
         return known
@@ -192,7 +288,7 @@ def train_and_measure(
     )
     found["training_seconds"] = trained - start
     found["measuring_seconds"] = time.monotonic() - trained
-    training.RunDirectory(directory).write_json("evaluation.json", found)
+    training.RunDirectory(directory).write_json(_MEASURED, found)
     return found
 
 

@@ -146,7 +146,7 @@ def open_runs(folder: str, examples: int) -> Comparison:
     for run, name, found in zip(directories, labels, loaded, strict=True):
         config, params, batch_stats, metadata = found
         variables = {"params": params, "batch_stats": batch_stats}
-        _check_shapes(run, config, variables, pictures)
+        measure.check_fit(run, config, params, batch_stats, pictures)
         source = {"run": run, "step": metadata["step"], "method": config.method}
         functions = bind(training.build_model(config, pictures.num_classes))
         networks.append(Network(name, config, functions, variables, source))
@@ -268,20 +268,3 @@ def _labels(directories: Sequence[str], configs: Sequence[Config]) -> list[str]:
         f"{method} ({ending})" if methods.count(method) > 1 else method
         for method, ending in zip(methods, endings, strict=True)
     ]
-
-
-def _check_shapes(
-    run: str, config: Config, variables: dict[str, Any], examples: data.Dataset
-) -> None:
-    module = training.build_model(config, examples.num_classes)
-    expected = jax.eval_shape(
-        lambda key: network_lib.init(module, key, examples.image_shape),
-        jax.random.key(0),
-    )
-    found = (variables["params"], variables["batch_stats"])
-    shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (expected, found)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"run {run} does not take {examples.name}: pictures of "
-            f"{examples.image_shape} and {examples.num_classes} classes."
-        )

@@ -238,7 +238,7 @@ def _train_and_measure(
         return measuring.measure(config, result.params, result.batch_stats, pictures)
 
     found = measuring.cached(
-        each.directory / "evaluation.json", _settings(pictures), compute
+        each.directory / "measured.json", _settings(pictures), compute
     )
     bound = config.spectral_norm_bound
     return {

@@ -116,7 +116,7 @@ def cached(
     """
     if file.exists():
         known: dict[str, Any] = json.loads(file.read_text())
-        if known["settings"] == settings:
+        if known.get("settings") == settings:
             return known
     found = {"settings": settings, **compute()}
     training.RunDirectory(file.parent).write_json(file.name, found)

@@ -20,6 +20,7 @@ import numpy as np
 from opnorm import linalg, operators
 from opnorm.analysis import robustness
 from opnorm.analysis.robustness import Apply, AttackFactory
+from opnorm.attacks import attack as attack_lib
 
 
 class Accuracy(NamedTuple):
@@ -117,10 +118,12 @@ def robust_accuracy(
 
     Raises:
       ValueError: for no examples, labels or a batch size that do not fit, images that
-        are neither uint8 nor float, or a negative budget.
+        are neither uint8 nor float, a negative budget, or a targeted attack.
 
     Source: Roth et al. 2020, Fig. 3.
     """
+    if robustness.make_pattern(attack).stages[0].targeted:
+        raise ValueError("attack is targeted; its labels would be classes to reach.")
     attacked = robustness.attack_examples(
         apply,
         variables,
@@ -151,7 +154,7 @@ def perturbations(
     """
     linalg.check_length("epsilon", epsilon)
     robustness.check_examples(images, labels, batch_size)
-    if attack(jnp.float32(epsilon)).needs_classes:
+    if robustness.make_pattern(attack).needs_classes:
         size = min(batch_size, len(images))
         robustness.check_labels(apply, variables, images, labels, size)
     return in_batches(
@@ -230,7 +233,8 @@ def jacobian_norms(
 def _hits(apply: Apply) -> Callable[..., Any]:
     @jax.jit
     def hits(variables: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
-        return jnp.argmax(apply(variables, to_pixels(x)), axis=1) == labels
+        logits = apply(variables, to_pixels(x))
+        return ~attack_lib.decided(logits, labels, targeted=False)
 
     return hits
 

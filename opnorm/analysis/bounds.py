@@ -304,10 +304,8 @@ def loss_regularity(
     """
     p = linalg.check_exponent("p", p)
     linalg.check_length("radius", radius)
-    if not isinstance(num_steps, int) or num_steps < 0:
-        raise ValueError(f"num_steps is {num_steps!r}; it must be 0 or more.")
-    if not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples!r}; it must be 1 or more.")
+    num_steps = linalg.check_count("num_steps", num_steps, 0)
+    num_samples = linalg.check_count("num_samples", num_samples, 1)
     if (radius > 0) != (num_samples > 1):
         raise ValueError(
             f"radius is {radius} and num_samples {num_samples}; sampling a ball needs "
@@ -377,8 +375,7 @@ def _others(values: jax.Array, labels: jax.Array, filler: float) -> jax.Array:
 
 
 def _check_rank(k: int, num_classes: int) -> None:
-    if not isinstance(k, int) or not 1 <= k < num_classes:
-        raise ValueError(f"k is {k!r}; it must be from 1 to {num_classes - 1}.")
+    linalg.check_count("k", k, 1, num_classes - 1)
 
 
 def _room(loss: Any) -> np.ndarray:

@@ -92,7 +92,8 @@ def attack_examples(
 
     Raises:
       ValueError: for no examples, labels, index or a batch size that do not fit, images
-        that are neither uint8 nor float, a negative budget, and as the attack.
+        that are neither uint8 nor float or outside the attack's bounds, a key that is
+        not typed, a negative budget, and as the attack.
     """
     budgets = np.asarray(epsilons, np.float32)
     linalg.check_length("epsilons", budgets)
@@ -103,6 +104,11 @@ def attack_examples(
         raise ValueError(f"index has shape {index.shape}; it must be ({count},).")
     if budgets.ndim != 1 or not len(budgets):
         raise ValueError(f"epsilons is {epsilons}; it must be a list, not empty.")
+    linalg.check_key(key)
+    pattern = make_pattern(attack)
+    if images.dtype != np.uint8:
+        for stage in pattern.stages:
+            attack_lib.check_inside(images, stage.bounds)
     sizes = batch_sizes(batch_size)
     check_labels(apply, variables, images, labels, sizes[0])
     pool = _Pool(
@@ -116,7 +122,6 @@ def attack_examples(
         key=key,
     )
     variables = pool.place.replicate(variables)
-    pattern = attack(jnp.zeros(1))
     targeted = pattern.stages[0].targeted
     judge = functools.partial(_judged(apply, targeted), variables)
     at_input = np.zeros(count, bool)
@@ -175,6 +180,20 @@ def check_examples(images: np.ndarray, labels: np.ndarray, batch_size: int) -> N
         raise ValueError(f"images has dtype {pixels}; it must be uint8 or float.")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+
+
+def make_pattern(attack: AttackFactory) -> attack_lib.Attack:
+    """The attack that a factory makes, for what does not depend on the budget.
+
+    Raises:
+      ValueError: for an attack in place of a factory.
+    """
+    if isinstance(attack, attack_lib.Attack):
+        raise ValueError(
+            f"attack is the attack {attack.name}; it must be a function of epsilon "
+            "that returns one."
+        )
+    return attack(jnp.zeros(1))
 
 
 def check_labels(

@@ -74,7 +74,7 @@ def apgd(
         ("num_restarts", num_restarts),
         ("num_targets", num_targets),
     ):
-        attack_lib.check_count(name, value, 1)
+        linalg.check_count(name, value, 1)
     attack_lib.check_bounds(bounds)
     named = (*losses.NAMED, "dlr_targeted")
     if isinstance(loss, str) and loss not in named:
@@ -224,6 +224,7 @@ def apgd(
     stage = Stage(
         name=f"apgd_{loss if isinstance(loss, str) else 'custom'}",
         num_steps=targets * num_restarts * period,
+        bounds=bounds,
         init=init,
         step=step,
         finish=lambda problem, state: attack_lib.clip(

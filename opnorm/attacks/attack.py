@@ -77,6 +77,7 @@ class Stage:
       targeted: whether ``labels`` are to be reached.
       check: raises ValueError for data that the search cannot use, before ``init``.
       takes_start: whether the search begins at ``problem.start`` if there is one.
+      bounds: the box (low, high) that x must lie in, or None.
       any_labels: whether ``labels`` need not be classes of the network: where nothing
         looks at them, or only a loss of the caller's, which may read them as it likes.
     """
@@ -90,6 +91,7 @@ class Stage:
     targeted: bool = False
     check: Callable[[Problem], None] | None = None
     takes_start: bool = False
+    bounds: Bounds = None
     any_labels: bool = False
 
     def advance(
@@ -199,8 +201,9 @@ class Attack:
 
         Raises:
           ValueError: for a missing key, inputs that are not float or empty, labels that
-            are not ``(B,)`` ints or, where they are known (not traced), not classes of
-            f, keys or a start of another shape, a start that the attack has no use for.
+            are not ``(B,)`` ints, keys or a start of another shape, a start that the
+            attack has no use for; and where values are known (not traced), for labels
+            that are not classes of f and inputs outside the bounds.
         """
         return self._run(f, x, labels, key, start, judge=self.joined).x_adv
 
@@ -237,6 +240,7 @@ class Attack:
         if start is not None and not any(stage.takes_start for stage in self.stages):
             raise ValueError(f"start was given, and {self.name} begins at x.")
         for stage in self.stages:
+            check_inside(problem.x, stage.bounds)
             if stage.check is not None:
                 stage.check(problem)
         frozen = linalg.detach(f, problem.x)
@@ -297,6 +301,11 @@ def make_problem(
     Raises:
       ValueError: as for :meth:`Attack.__call__`.
     """
+    for name, array in (("x", x), ("labels", labels)):
+        if not hasattr(array, "dtype"):
+            raise ValueError(
+                f"{name} is a {type(array).__name__}; it must be an array."
+            )
     if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 2 or x.size == 0:
         raise ValueError(
             f"x has shape {x.shape} and dtype {x.dtype}; it must be (B, ...) and "
@@ -308,14 +317,7 @@ def make_problem(
             raise ValueError(f"start has shape {start.shape}; it must be {x.shape}.")
         start = lax.stop_gradient(start).astype(x.dtype)
     if key is not None:
-        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            raise ValueError(
-                f"key has dtype {key.dtype}; it must be a typed key (jax.random.key)."
-            )
-        if key.shape not in ((), x.shape[:1]):
-            raise ValueError(
-                f"key has shape {key.shape}; it must be () or ({x.shape[0]},)."
-            )
+        linalg.check_key(key, x.shape[0])
         if key.shape == ():
             key = fold_in(key, jnp.arange(x.shape[0]))
     return Problem(lax.stop_gradient(x), labels, key, start)
@@ -336,8 +338,12 @@ def finish(stage: Stage, problem: Problem, state: State) -> jax.Array:
 
 
 def decided(logits: jax.Array, labels: jax.Array, targeted: bool) -> jax.Array:
-    """Whether the decision, the argmax, is what the attack wants, ``(B,)`` bool."""
-    return (jnp.argmax(logits, axis=1) == labels) == targeted
+    """Whether the decision, the argmax, is what the attack wants, ``(B,)`` bool.
+
+    A row with NaN decides for no class; argmax would take the first NaN.
+    """
+    sound = ~jnp.any(jnp.isnan(logits), axis=1)
+    return (sound & (jnp.argmax(logits, axis=1) == labels)) == targeted
 
 
 def fold_in(keys: jax.Array, data: Any) -> jax.Array:
@@ -351,11 +357,28 @@ def like(mask: jax.Array, array: jax.Array) -> jax.Array:
     return mask.reshape(mask.shape + (1,) * (array.ndim - 1))
 
 
-def known(labels: Any) -> bool:
+def known(array: Any) -> bool:
     """Whether the values are at hand: not traced, nor on devices of other processes."""
-    if isinstance(labels, jax.core.Tracer):
+    if isinstance(array, jax.core.Tracer):
         return False
-    return not isinstance(labels, jax.Array) or labels.is_fully_addressable
+    return not isinstance(array, jax.Array) or array.is_fully_addressable
+
+
+def check_inside(x: Any, bounds: Bounds) -> None:
+    """Raises ValueError unless x is in the box, where it is :func:`known`.
+
+    Clipping an input from outside into the box would leave the budget.
+    """
+    if bounds is None or not known(x):
+        return
+    low, high = float(x.min()), float(x.max())
+    slack = 1e-6 * max(map(abs, bounds))
+    if low < bounds[0] - slack or high > bounds[1] + slack:
+        raise ValueError(
+            f"x has values from {low:g} to {high:g}, outside of the attack's bounds "
+            f"{tuple(bounds)}; give it in these units, or other bounds and lengths in "
+            "the units of x."
+        )
 
 
 def check_labels(labels: Any, count: int, logits: Any = None) -> None:
@@ -391,12 +414,6 @@ def check_keys(problem: Problem) -> None:
     """Raises ValueError if the search draws random numbers and has no key."""
     if problem.keys is None:
         raise ValueError("key is None; this attack draws random numbers and needs one.")
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raises ValueError unless the value is an int of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be an int of {least} or more.")
 
 
 def check_bounds(bounds: Bounds) -> None:

@@ -72,8 +72,8 @@ def boundary(
     p = inf is ours.
     """
     p = attack_lib.check_norm(p, (2.0, math.inf))
-    attack_lib.check_count("num_steps", num_steps, 1)
-    attack_lib.check_count("num_tries", num_tries, 1)
+    linalg.check_count("num_steps", num_steps, 1)
+    linalg.check_count("num_tries", num_tries, 1)
     _check_share("spherical_step", spherical_step)
     _check_share("source_step", source_step)
     attack_lib.check_box(bounds)
@@ -176,6 +176,7 @@ def boundary(
     stage = Stage(
         name="boundary",
         num_steps=num_steps,
+        bounds=bounds,
         init=init,
         step=step,
         finish=finish,

@@ -56,8 +56,8 @@ def carlini_wagner(
 
     Source: Carlini & Wagner 2017, section V (f_6) and VI.
     """
-    attack_lib.check_count("num_steps", num_steps, 1)
-    attack_lib.check_count("num_searches", num_searches, 1)
+    linalg.check_count("num_steps", num_steps, 1)
+    linalg.check_count("num_searches", num_searches, 1)
     for name, value in (
         ("learning_rate", learning_rate),
         ("initial_constant", initial_constant),
@@ -170,6 +170,7 @@ def carlini_wagner(
     stage = Stage(
         name="carlini_wagner",
         num_steps=num_searches * num_steps,
+        bounds=bounds,
         init=init,
         step=step,
         finish=lambda problem, state: state["best"],

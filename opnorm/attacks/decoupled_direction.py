@@ -43,7 +43,7 @@ def decoupled_direction(
 
     Source: Rony et al. 2019, Algorithm 1, without its rounding to 256 levels.
     """
-    attack_lib.check_count("num_steps", num_steps, 1)
+    linalg.check_count("num_steps", num_steps, 1)
     _check_fraction("gamma", gamma)
     linalg.check_length("initial_epsilon", initial_epsilon, positive=True)
     attack_lib.check_box(bounds)
@@ -82,7 +82,7 @@ def decoupled_direction(
         moved = attack_lib.clip(x + moved, bounds) - x
         return {**new, "delta": moved, "epsilon": epsilon}
 
-    return _attack("decoupled_direction", 2.0, num_steps, init, step, targeted)
+    return _attack("decoupled_direction", 2.0, num_steps, init, step, targeted, bounds)
 
 
 def fast_minimum_norm(
@@ -116,7 +116,7 @@ def fast_minimum_norm(
     Source: Pintor et al. 2021, Algorithm 1.
     """
     p = attack_lib.check_norm(p, (1.0, 2.0, math.inf))
-    attack_lib.check_count("num_steps", num_steps, 1)
+    linalg.check_count("num_steps", num_steps, 1)
     _check_fraction("gamma", gamma)
     attack_lib.check_box(bounds)
     conjugate = linalg.conjugate_exponent(p)
@@ -153,15 +153,22 @@ def fast_minimum_norm(
         moved = attack_lib.confine(x, moved, p, epsilon, bounds)
         return {**new, "delta": moved, "epsilon": epsilon}
 
-    return _attack("fast_minimum_norm", p, num_steps, init, step, targeted)
+    return _attack("fast_minimum_norm", p, num_steps, init, step, targeted, bounds)
 
 
 def _attack(
-    name: str, p: float, num_steps: int, init: Any, step: Any, targeted: bool
+    name: str,
+    p: float,
+    num_steps: int,
+    init: Any,
+    step: Any,
+    targeted: bool,
+    bounds: Bounds,
 ) -> Attack:
     stage = Stage(
         name=name,
         num_steps=num_steps + 1,
+        bounds=bounds,
         init=init,
         step=step,
         finish=lambda problem, state: state["best"],

@@ -46,8 +46,8 @@ def deepfool(
     pictures come ever nearer to the boundary and never cross it.
     """
     p = attack_lib.check_norm(p, (2.0, math.inf))
-    attack_lib.check_count("num_steps", num_steps, 1)
-    attack_lib.check_count("num_candidates", num_candidates, 2)
+    linalg.check_count("num_steps", num_steps, 1)
+    linalg.check_count("num_candidates", num_candidates, 2)
     linalg.check_length("overshoot", overshoot)
     attack_lib.check_bounds(bounds)
     conjugate = linalg.conjugate_exponent(p)
@@ -108,6 +108,7 @@ def deepfool(
     stage = Stage(
         name="deepfool",
         num_steps=num_steps + 1,
+        bounds=bounds,
         init=init,
         step=step,
         finish=finish,

@@ -107,8 +107,9 @@ def best_distance(attacks: Sequence[Attack]) -> Attack:
 
 
 def _check_alike(attacks: Sequence[Attack]) -> None:
-    if not attacks:
-        raise ValueError("attacks is empty; at least one is needed.")
+    if isinstance(attacks, Attack) or not attacks:
+        given = "an attack" if isinstance(attacks, Attack) else "empty"
+        raise ValueError(f"attacks is {given}; it must be a list of at least one.")
     if len({attack.p for attack in attacks}) > 1:
         norms = ", ".join(f"{attack.name} p = {attack.p:g}" for attack in attacks)
         raise ValueError(f"attacks measure different norms ({norms}); one is needed.")

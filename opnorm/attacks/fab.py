@@ -57,8 +57,8 @@ def fab(
     if epsilon is not None:
         linalg.check_length("epsilon", epsilon)
         epsilon = lax.stop_gradient(epsilon)
-    attack_lib.check_count("num_steps", num_steps, 1)
-    attack_lib.check_count("num_targets", num_targets, 1)
+    linalg.check_count("num_steps", num_steps, 1)
+    linalg.check_count("num_targets", num_targets, 1)
     attack_lib.check_box(bounds)
 
     def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
@@ -128,6 +128,7 @@ def fab(
     stage = Stage(
         name="fab_t",
         num_steps=num_targets * num_steps,
+        bounds=bounds,
         init=init,
         step=step,
         finish=finish,

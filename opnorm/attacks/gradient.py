@@ -102,8 +102,8 @@ def pga(
         function ``(logits (B, K), labels (B,)) -> (B,)``.
       q: exponent of "logit_distance".
       targeted: descend the loss towards the labels instead.
-      bounds: box (low, high) that inputs stay in, or None. x must lie in it, or the
-        result may leave the budget.
+      bounds: box (low, high) that inputs stay in, or None. x must lie in it: clipping
+        would leave the budget. That is checked where x is not traced.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -116,8 +116,8 @@ def pga(
     linalg.check_length("momentum", momentum)
     if step_size is not None:
         linalg.check_length("step_size", step_size, positive=True)
-    attack_lib.check_count("num_steps", num_steps, 0)
-    attack_lib.check_count("num_restarts", num_restarts, 1)
+    linalg.check_count("num_steps", num_steps, 0)
+    linalg.check_count("num_restarts", num_restarts, 1)
     attack_lib.check_bounds(bounds)
     named = (*losses.NAMED, "logit_distance")
     if isinstance(loss, str) and loss not in named:
@@ -227,6 +227,7 @@ def pga(
     stage = Stage(
         name="pga",
         num_steps=num_restarts * period,
+        bounds=bounds,
         init=init,
         step=step,
         finish=finish,
@@ -307,6 +308,7 @@ def gaussian_noise(
     stage = Stage(
         name="gaussian_noise",
         num_steps=0,
+        bounds=bounds,
         init=init,
         step=lambda f, problem, state, i: state,
         finish=lambda problem, state: attack_lib.clip(problem.x + state, bounds),

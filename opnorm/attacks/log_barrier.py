@@ -76,10 +76,10 @@ def log_barrier(
     Algorithm 1; the bisection is ours.
     """
     p = attack_lib.check_norm(p, (2.0, math.inf))
-    attack_lib.check_count("num_outer", num_outer, 1)
-    attack_lib.check_count("num_inner", num_inner, 1)
-    attack_lib.check_count("final_bisections", final_bisections, 0)
-    attack_lib.check_count("num_tries", num_tries, 1)
+    linalg.check_count("num_outer", num_outer, 1)
+    linalg.check_count("num_inner", num_inner, 1)
+    linalg.check_count("final_bisections", final_bisections, 0)
+    linalg.check_count("num_tries", num_tries, 1)
     _check_between("step_size", step_size, math.inf)
     _check_between("initial_weight", initial_weight, math.inf)
     _check_between("temperature", temperature, math.inf)
@@ -175,6 +175,7 @@ def log_barrier(
     stage = Stage(
         name="log_barrier",
         num_steps=num_tries + num_outer * num_inner + final_bisections,
+        bounds=bounds,
         init=init,
         step=step,
         finish=finish,

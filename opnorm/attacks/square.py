@@ -56,7 +56,7 @@ def square(
     """
     p = attack_lib.check_norm(p, (1.0, 2.0, math.inf))
     linalg.check_length("epsilon", epsilon)
-    attack_lib.check_count("num_queries", num_queries, 1)
+    linalg.check_count("num_queries", num_queries, 1)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction}; it must be in (0, 1].")
     attack_lib.check_bounds(bounds)
@@ -115,6 +115,7 @@ def square(
     stage = Stage(
         name="square",
         num_steps=num_queries + 1,
+        bounds=bounds,
         init=init,
         step=step,
         finish=lambda problem, state: attack_lib.clip(

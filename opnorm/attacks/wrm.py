@@ -49,7 +49,7 @@ def wrm(
     2019, Eq. 7 (penalty).
     """
     reach = 0.5 / _price(gamma, penalty)
-    attack_lib.check_count("num_steps", num_steps, 0)
+    linalg.check_count("num_steps", num_steps, 0)
     attack_lib.check_bounds(bounds)
     chosen = _named(loss)
 
@@ -72,6 +72,7 @@ def wrm(
         takes_start=True,
         name="wrm",
         num_steps=num_steps + 1,
+        bounds=bounds,
         init=init,
         step=step,
         finish=lambda problem, z: z,

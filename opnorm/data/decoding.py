@@ -29,13 +29,17 @@ def open_picture(encoded: bytes, name: str) -> Iterator[Any]:
         more than 8 bits per channel.
     """
     # Loaded here: `import opnorm` decodes nothing.
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError("it has more than 8 bits per channel")
             yield image
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{name} cannot be read as a picture: its format is not known."
+        ) from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} cannot be read as a picture: {error}.") from error
 

@@ -5,7 +5,6 @@ read without TensorFlow.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -70,7 +69,7 @@ class FolderPictures:
 
     def __getitem__(self, index: int) -> Picture:
         file = self._listing.files[index]
-        return Picture(Path(file).read_bytes(), int(self._listing.labels[index]), file)
+        return Picture(folder.read(file), int(self._listing.labels[index]), file)
 
     def labels(self, indices: np.ndarray) -> np.ndarray:
         """The labels of some examples, (n,) int32."""

@@ -55,12 +55,11 @@ def load(path: str, split: str) -> Dataset:
     Raises:
       FileNotFoundError: if the folder, the split or a picture in it does not exist.
       ValueError: naming the file, if a picture is damaged or its size differs; naming
-        the class, if the test split has one that the training split lacks.
+        the class, if the test split has one that the training split lacks, or one has
+        no pictures to train on.
     """
     listing = list_pictures(path, split)
-    pictures = [
-        decoding.decode(Path(file).read_bytes(), file) for file in listing.files
-    ]
+    pictures = [decoding.decode(read(file), file) for file in listing.files]
     return Dataset(
         images=decoding.stack(pictures, listing.files),
         labels=listing.labels,
@@ -83,7 +82,7 @@ def list_pictures(path: str, split: str) -> Listing:
     Raises:
       FileNotFoundError: if the folder, the split or a picture in it does not exist.
       ValueError: naming the class, if the test split has one that the training split
-        lacks.
+        lacks, or one has no pictures to train on.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -109,9 +108,12 @@ def list_pictures(path: str, split: str) -> Listing:
     unknown = sorted(set(_folder_names(split_root)) - set(class_names))
     if unknown:
         raise ValueError(f"{split_root / unknown[0]} is a class that train lacks.")
-    files, labels = [], []
+    files, labels, empty = [], [], []
     for label, class_name in enumerate(class_names):
-        for file in _picture_files(split_root / class_name):
+        found = _picture_files(split_root / class_name)
+        if not found:
+            empty.append(split_root / class_name)
+        for file in found:
             if hashed and _is_test(class_name, file) != (split == "test"):
                 continue
             files.append(str(split_root / class_name / file))
@@ -121,10 +123,24 @@ def list_pictures(path: str, split: str) -> Listing:
             f"dataset folder {root} has no pictures for split {split!r}; expected"
             f" <class>/<picture> with one of {', '.join(decoding.EXTENSIONS)}."
         )
+    # A class need not be among the test pictures.
+    if empty and (hashed or split == "train"):
+        raise ValueError(
+            f"{empty[0]} is a class without pictures; remove it, or put some there "
+            f"({', '.join(decoding.EXTENSIONS)})."
+        )
     order = interleave_classes(labels)
     return Listing(
         [files[i] for i in order], np.array(labels, np.int32)[order], class_names
     )
+
+
+def read(file: str) -> bytes:
+    """Reads a file that holds a picture; ValueError if it is empty."""
+    encoded = Path(file).read_bytes()
+    if not encoded:
+        raise ValueError(f"{file} cannot be read as a picture: it is empty.")
+    return encoded
 
 
 def describe(path: str) -> str:

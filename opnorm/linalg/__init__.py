@@ -3,6 +3,7 @@
 The leading axis of every array is the batch; the rest of an example is one vector.
 """
 
+from opnorm.linalg.checks import check_count, check_key
 from opnorm.linalg.convolution import (
     convolution_frobenius_norm,
     convolution_map,
@@ -30,7 +31,13 @@ from opnorm.linalg.lanczos import (
     lanczos,
     ritz_pairs,
 )
-from opnorm.linalg.linear_map import LinearMap, compose, from_matrix
+from opnorm.linalg.linear_map import (
+    LinearMap,
+    adjoint_error,
+    compose,
+    from_matrix,
+    identity,
+)
 from opnorm.linalg.loops import (
     canonicalize_convolutions,
     fast_convolutions,
@@ -74,8 +81,11 @@ __all__ = [
     "SingularTriplets",
     "SpectralDensity",
     "Tridiagonal",
+    "adjoint_error",
     "canonicalize_convolutions",
+    "check_count",
     "check_exponent",
+    "check_key",
     "check_length",
     "circular_singular_values",
     "clip_circular_singular_values",
@@ -94,6 +104,7 @@ __all__ = [
     "fori_loop",
     "from_matrix",
     "golub_kahan",
+    "identity",
     "inner",
     "kernel_matrix_norm",
     "kernel_matrix_singular_values",

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from opnorm.linalg import checks
 from opnorm.linalg import convolution_spectrum as spectrum
 from opnorm.linalg.convolution import Geometry, Padding, as_map, geometry, scale
 from opnorm.linalg.golub_kahan import golub_kahan
@@ -184,8 +185,7 @@ def _check(method: str = "svd", num_iterations: int = 1, num_steps: int = 1) -> 
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it may be {', '.join(METHODS)}.")
     for name, number in (("num_iterations", num_iterations), ("num_steps", num_steps)):
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} is {number!r}; it must be an int of 1 or more.")
+        checks.check_count(name, number, 1)
 
 
 def _norm(

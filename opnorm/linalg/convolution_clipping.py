@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from opnorm.linalg import checks, loops
 from opnorm.linalg import convolution_spectrum as spectrum
-from opnorm.linalg import loops
 from opnorm.linalg.convolution import Geometry, geometry, scale
 from opnorm.linalg.convolution_bounds import convolution_upper_bound
 from opnorm.linalg.norms import check_length
@@ -105,10 +105,7 @@ def clip_circular_singular_values(
     Source: Sedghi et al. 2019, Section 3; alternating projections.
     """
     check_length("bound", bound, positive=True)
-    if not isinstance(num_iterations, int) or num_iterations < 1:
-        raise ValueError(
-            f"num_iterations is {num_iterations!r}; it must be an int of 1 or more."
-        )
+    num_iterations = checks.check_count("num_iterations", num_iterations, 1)
     where = _geometry(kernel, sizes, kernel_dilation, groups)
     periodic = spectrum.grid(where.sizes, where.strides)
     scaled, size = scale(kernel)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from opnorm.linalg import krylov, loops, norms
+from opnorm.linalg import checks, krylov, loops, norms
 from opnorm.linalg.linear_map import LinearMap
 
 
@@ -73,11 +73,10 @@ def golub_kahan(
     """
     d, n, batch = linear_map.out_size, linear_map.in_size, linear_map.batch_size
     most = min(d, n)
+    k = checks.check_count("k", k, 1, most)
     steps = min(most, 2 * k + 5) if num_steps is None else num_steps
-    if not isinstance(steps, int) or not 1 <= steps <= most:
-        raise ValueError(f"num_steps is {num_steps}; it must be from 1 to {most}.")
-    if not isinstance(k, int) or not 1 <= k <= steps:
-        raise ValueError(f"k is {k}; it must be from 1 to {steps}.")
+    steps = checks.check_count("num_steps", steps, 1, most)
+    checks.check_count("k", k, 1, steps)
     krylov.check_tolerance(tolerance)
     shape = (batch, *linear_map.out_shape)
     start = krylov.start(init, key, shape, float)

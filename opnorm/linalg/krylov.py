@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from opnorm.linalg import norms
+from opnorm.linalg import checks, norms
 
 # What the rounding of a product with the map may hide, in units of its norm.
 ROUNDING = 20.0
@@ -23,8 +23,11 @@ def start(
       dtype: of random vectors.
 
     Raises:
-      ValueError: if neither is given, or init has another shape.
+      ValueError: if neither is given, for a key that is not typed, or if init has
+        another shape.
     """
+    if key is not None:
+        checks.check_key(key)
     if init is not None:
         if init.shape != shape:
             raise ValueError(f"init has shape {init.shape}; it must be {shape}.")

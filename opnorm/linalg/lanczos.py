@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from opnorm.linalg import krylov, loops, norms
+from opnorm.linalg import checks, krylov, loops, norms
 from opnorm.linalg.linear_map import LinearMap
 
 ENDS = ("largest", "smallest", "magnitude")
@@ -291,18 +291,13 @@ def check_steps(linear_map: LinearMap, num_steps: int) -> None:
             f"linear_map goes from {linear_map.in_shape} to {linear_map.out_shape}; "
             "it must be symmetric."
         )
-    if not isinstance(num_steps, int) or not 1 <= num_steps <= linear_map.in_size:
-        raise ValueError(
-            f"num_steps is {num_steps!r}; it must be an int from 1 to "
-            f"{linear_map.in_size}."
-        )
+    checks.check_count("num_steps", num_steps, 1, linear_map.in_size)
 
 
 def _check_wanted(k: int, which: str, num_steps: int) -> None:
     if which not in ENDS:
         raise ValueError(f"which is {which!r}; it may be {', '.join(ENDS)}.")
-    if not isinstance(k, int) or not 1 <= k <= num_steps:
-        raise ValueError(f"k is {k!r}; it must be from 1 to num_steps, {num_steps}.")
+    checks.check_count("k", k, 1, num_steps)
 
 
 def tridiagonal_eigh(

@@ -5,6 +5,7 @@ The leading axis of an array is the batch; the rest of each example is one vecto
 
 import functools
 import math
+import numbers
 from typing import Any
 
 import jax
@@ -17,9 +18,11 @@ def check_exponent(name: str, p: Any) -> float:
 
     Args:
       name: what the error calls the argument.
-      p: a Python number; exponents are static under ``jit``.
+      p: a number of Python or NumPy, not an array; exponents are static under
+        ``jit``.
     """
-    if isinstance(p, bool) or not isinstance(p, int | float) or not p >= 1:
+    is_number = isinstance(p, numbers.Real) and not isinstance(p, bool)
+    if not is_number or not p >= 1:
         raise ValueError(f"{name} is {p!r}; it must be a number in [1, inf].")
     return float(p)
 

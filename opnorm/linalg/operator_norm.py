@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from opnorm.linalg import krylov, loops, norms, projections
+from opnorm.linalg import checks, krylov, loops, norms, projections
 from opnorm.linalg.linear_map import LinearMap
 
 
@@ -73,13 +73,17 @@ def operator_norm(
       with NaN has value NaN and finite vectors.
 
     Raises:
-      ValueError: for an argument out of its range, a missing key, or an ``init`` of
-        another shape.
+      ValueError: for an argument out of its range, a key that is missing or not typed,
+        or an ``init`` of another shape.
 
     Source: Roth et al. 2020, Eqs. 8-12 and 30-35.
     """
     p, q = norms.check_exponent("p", p), norms.check_exponent("q", q)
-    check_options(num_steps, tolerance, step_size, num_restarts)
+    num_steps, num_restarts = check_options(
+        num_steps, tolerance, step_size, num_restarts
+    )
+    if key is not None:
+        checks.check_key(key)
     shape = (linear_map.batch_size, *linear_map.in_shape)
     if init is not None and init.shape != shape:
         raise ValueError(f"init has shape {init.shape}; it must be {shape}.")
@@ -113,16 +117,16 @@ def check_options(
     tolerance: float | None,
     step_size: float | jax.Array,
     num_restarts: int,
-) -> None:
-    """Raises ValueError for iteration options out of their range."""
-    if not isinstance(num_steps, int) or num_steps < 0:
-        raise ValueError(f"num_steps is {num_steps!r}; it must be an int of 0 or more.")
+) -> tuple[int, int]:
+    """Returns num_steps and num_restarts as ints.
+
+    Raises:
+      ValueError: for iteration options out of their range.
+    """
+    num_steps = checks.check_count("num_steps", num_steps, 0)
     krylov.check_tolerance(tolerance)
     norms.check_length("step_size", step_size, positive=True)
-    if not isinstance(num_restarts, int) or num_restarts < 1:
-        raise ValueError(
-            f"num_restarts is {num_restarts!r}; it must be an int of 1 or more."
-        )
+    return num_steps, checks.check_count("num_restarts", num_restarts, 1)
 
 
 def evaluate(linear_map: LinearMap, right: jax.Array, p: float, q: float) -> Any:

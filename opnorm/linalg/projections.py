@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
-from opnorm.linalg import norms
+from opnorm.linalg import checks, norms
 
 # In float32, over p from 1.01 to 500 and radii from 1e-30 to 0.999999 of the norm, more
 # than 26 steps for the multiplier or 8 for its entries improved nothing any further.
@@ -35,7 +36,8 @@ def project_ball(x: jax.Array, p: float, radius: float | jax.Array) -> jax.Array
       radius: scalar or ``(B,)``, at least 0.
 
     Returns:
-      Shape and dtype of ``x``; points inside are returned as they are.
+      Shape and dtype of ``x``; points inside are returned as they are. An example
+      with NaN keeps NaN.
 
     Raises:
       ValueError: for p outside [1, inf], a negative radius, or one of another shape.
@@ -73,13 +75,15 @@ def project_ball_box(
       Shape and dtype of ``x``. Not differentiable beyond the clipping.
 
     Raises:
-      ValueError: for another p, or a radius as in :func:`project_ball`.
+      ValueError: for another p, a radius as in :func:`project_ball`, or a box without
+        zero; traced bounds are not known yet, and are not checked.
 
     Source: Croce & Hein 2021, Proposition 2.1, for p = 1.
     """
     p = norms.check_exponent("p", p)
     if p not in (1, 2, math.inf):
         raise ValueError(f"p is {p:g}; it must be 1, 2 or inf.")
+    _check_box(low, high)
     flat, limit = _prepare(x, radius)
     lowest = _prepare(jnp.broadcast_to(low, x.shape).astype(x.dtype), 0.0)[0]
     highest = _prepare(jnp.broadcast_to(high, x.shape).astype(x.dtype), 0.0)[0]
@@ -138,7 +142,7 @@ def project_sphere(
       radius: scalar or ``(B,)``, at least 0.
 
     Returns:
-      Shape and dtype of ``x``, of p-norm ``radius``.
+      Shape and dtype of ``x``, of p-norm ``radius``; NaN for an example with NaN.
 
     Raises:
       ValueError: for p outside [1, inf], a negative radius, or one of another shape.
@@ -165,12 +169,14 @@ def sample_ball(
       Shape and dtype of ``like``.
 
     Raises:
-      ValueError: as :func:`project_ball`.
+      ValueError: as :func:`project_ball`, and for a key that is not typed or of another
+        shape.
 
     Source: Barthe, Guédon, Mendelson & Naor 2005 (generalised normal variables).
     """
     p = norms.check_exponent("p", p)
     flat, limit = _prepare(like, radius)
+    checks.check_key(key, len(like))
     if key.ndim == 1:
         draw = jax.vmap(lambda key, row, r: sample_ball(key, row[None], p, r)[0])
         return _restore(draw(key, flat, limit[:, 0]), like)
@@ -191,10 +197,12 @@ def sample_sphere(key: jax.Array, like: jax.Array, p: float) -> jax.Array:
       Shape and dtype of ``like``.
 
     Raises:
-      ValueError: for p outside [1, inf].
+      ValueError: for p outside [1, inf], or a key that is not typed or of another
+        shape.
     """
     p = norms.check_exponent("p", p)
     flat, _ = _prepare(like, 1.0)
+    checks.check_key(key, len(like))
     if key.ndim == 1:
         draw = jax.vmap(lambda key, row: sample_sphere(key, row[None], p)[0])
         return _restore(draw(key, flat), like)
@@ -223,7 +231,8 @@ def _project_ball(flat: jax.Array, limit: jax.Array, p: float) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=2)
 def _project_sphere(flat: jax.Array, limit: jax.Array, p: float) -> jax.Array:
     size = norms.norm(flat, p)[:, None]
-    outside = lax.stop_gradient(size) >= limit
+    # NaN counts as outside: clipped, it stays, where pushing out would replace it.
+    outside = ~(lax.stop_gradient(size) < limit)
     ball = _project_ball(flat, limit, p)
     # What is not selected must not put NaN into the gradient.
     inner, inner_size = jnp.where(outside, 0.0, flat), jnp.where(outside, 0.0, size)
@@ -286,6 +295,22 @@ def _prepare(x: jax.Array, radius: float | jax.Array) -> tuple[jax.Array, jax.Ar
     return flat, jnp.broadcast_to(limit.reshape(-1, 1), (x.shape[0], 1))
 
 
+def _check_box(low: Any, high: Any) -> None:
+    for name, bound, sign, allowed in (
+        ("low", low, 1, "at most 0"),
+        ("high", high, -1, "at least 0"),
+    ):
+        if isinstance(bound, jax.core.Tracer):
+            continue
+        # In pieces on several hosts, none of which knows the whole.
+        if isinstance(bound, jax.Array) and not bound.is_fully_addressable:
+            continue
+        wrong = sign * np.asarray(bound) > 0
+        if np.any(wrong):
+            value = np.asarray(bound)[wrong][0]
+            raise ValueError(f"{name} is {value}; it must be {allowed} everywhere.")
+
+
 def _restore(flat: jax.Array, like: jax.Array) -> jax.Array:
     return flat.reshape(like.shape).astype(like.dtype)
 
@@ -311,7 +336,8 @@ def _direction(flat: jax.Array, p: float) -> jax.Array:
     """Rows divided by their p-norms, those of zero replaced by a fixed one."""
     # Scaled first: the derivative of x / ||x|| divides by ||x||^2, which may underflow.
     scale = lax.stop_gradient(norms.norm(flat, math.inf))[:, None]
-    alive = scale > 0
+    # Unlike > 0, it keeps NaN.
+    alive = scale != 0
     ratio = jnp.where(alive, flat / jnp.where(alive, scale, 1.0), 1.0)
     return ratio / norms.norm(ratio, p)[:, None]
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from opnorm.linalg import loops, norms
+from opnorm.linalg import checks, loops, norms
 from opnorm.linalg.lanczos import check_steps, lanczos, tridiagonal_eigh
 from opnorm.linalg.linear_map import LinearMap
 
@@ -95,11 +95,14 @@ def spectral_density(
       Nodes and weights of every probe.
 
     Raises:
-      ValueError: for options out of range, and as :func:`lanczos`.
+      ValueError: for options out of range, a key that is not typed, and as
+        :func:`lanczos`.
 
     Source: Golub & Welsch 1969; Ubaru, Chen & Saad 2017.
     """
-    _check_probes(num_probes)
+    num_probes = checks.check_count("num_probes", num_probes, 1)
+    num_steps = checks.check_count("num_steps", num_steps, 1)
+    checks.check_key(key)
     keys = jax.random.split(key, num_probes)
     batch = linear_map.batch_size
     check_steps(linear_map, num_steps)
@@ -134,7 +137,8 @@ def trace(linear_map: LinearMap, *, num_probes: int = 10, key: jax.Array) -> Est
       ``(B,)`` estimates without bias; exact for diagonal maps.
 
     Raises:
-      ValueError: for maps that are not square, or num_probes below 1.
+      ValueError: for maps that are not square, num_probes below 1, or a key that is
+        not typed.
 
     Source: Hutchinson 1989.
     """
@@ -162,7 +166,7 @@ def squared_frobenius_norm(
       ``(B,)`` estimates without bias.
 
     Raises:
-      ValueError: for num_probes below 1.
+      ValueError: for num_probes below 1, or a key that is not typed.
 
     Source: Hutchinson 1989.
     """
@@ -179,7 +183,8 @@ def _probe(
     num_probes: int,
     key: jax.Array,
 ) -> Estimate:
-    _check_probes(num_probes)
+    num_probes = checks.check_count("num_probes", num_probes, 1)
+    checks.check_key(key)
     keys = jax.random.split(key, num_probes)
 
     def probe(number: jax.Array, found: jax.Array) -> jax.Array:
@@ -207,10 +212,3 @@ def _average(samples: jax.Array) -> Estimate:
         spread / (count - 1) / count if count > 1 else jnp.full_like(mean, jnp.nan)
     )
     return Estimate(mean, jnp.sqrt(variance))
-
-
-def _check_probes(num_probes: int) -> None:
-    if not isinstance(num_probes, int) or num_probes < 1:
-        raise ValueError(
-            f"num_probes is {num_probes!r}; it must be an int of 1 or more."
-        )

@@ -239,8 +239,8 @@ def _check(scheme: str, given: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {value}; scheme {scheme!r} does not take it.")
         if name != "attack_steps":
             linalg.check_length(name, value, positive=name in OPTIONS["wrm"])
-        elif not isinstance(value, int) or value < 1:
-            raise ValueError(f"attack_steps is {value!r}; it must be 1 or more.")
+        else:
+            linalg.check_count(name, value, 1)
     if scheme == "wrm" and (given["gamma"] is None) == (given["penalty"] is None):
         raise ValueError(
             f"gamma is {given['gamma']} and penalty is {given['penalty']}; exactly one "

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from opnorm import linalg
@@ -31,17 +32,20 @@ def input_hessian_map(loss: BatchFunction, x: jax.Array) -> linalg.LinearMap:
       :func:`opnorm.linalg.eigenpairs`, :func:`opnorm.linalg.spectral_density`.
 
     Raises:
-      ValueError: for an x that is not float or has no example, or a loss that does not
-        return ``(B,)``.
+      ValueError: for an x that is not float or has no batch axis or no example, or a
+        loss that does not return ``(B,)`` float.
 
     Source: Finlay & Oberman, the curvature bounds; Pearlmutter 1994.
     """
-    if jax.eval_shape(loss, x).shape != x.shape[:1]:
+    jacobian.check_input(x)
+    out = jax.eval_shape(loss, x)
+    if getattr(out, "shape", None) != x.shape[:1] or not jnp.issubdtype(
+        out.dtype, jnp.floating
+    ):
         raise ValueError(
-            f"loss returns {jax.eval_shape(loss, x)}; it must return one number for "
-            f"each example, of shape {x.shape[:1]}."
+            f"loss returns {out}; it must return one floating point number for each "
+            f"example, of shape {x.shape[:1]}."
         )
-    jacobian.check(lambda x: loss(x)[:, None], x)
     axes = varying_axes(x)
     _, push = jax.linearize(jax.grad(lambda x: jnp.sum(loss(x))), x)
 
@@ -61,6 +65,10 @@ def cross_entropy_hessian(f: BatchFunction, x: jax.Array) -> linalg.Eigenpairs:
     matrix give every eigenvalue that is not zero, at most d - 1. For a network with
     smooth nonlinearities it is the Gauss-Newton part of the Hessian, which is positive
     semidefinite; the rest, ``sum_k (p_k - y_k) Hessian of f_k``, is missing.
+
+    Every call outside ``jit`` compiles anew, since what ``f`` closes over may have
+    changed: for repeated use wrap the call in ``jax.jit``, with the network's variables
+    among the arguments.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` of logits, with independent rows.
@@ -118,13 +126,15 @@ def parameter_hessian(
 
     Each product passes over all batches, one after another. To spread them over
     devices, put ``batches`` on a mesh with the second axis sharded and the parameters
-    replicated, and use the map under ``jit``.
+    replicated, and use the map under ``jit``. The axes of the mesh must be of the type
+    ``jax.sharding.AxisType.Auto``; :func:`jax.make_mesh` makes others unless it is told
+    so.
 
     Args:
       loss: ``(params, batch) -> scalar``, the mean over a batch. Rows have to be
         independent for the result to be that of the data set: BatchNorm on running
         statistics.
-      params: pytree of float arrays.
+      params: pytree of float arrays or numbers.
       batches: pytree of arrays ``(S, b, ...)``: S batches of equal size.
 
     Returns:
@@ -158,7 +168,7 @@ def gauss_newton(
     Args:
       f: ``(params, batch) -> logits``.
       loss: ``(logits, batch) -> scalar``, the mean over a batch.
-      params: pytree of float arrays.
+      params: pytree of float arrays or numbers.
       batches: pytree of arrays ``(S, b, ...)``: S batches of equal size.
 
     Returns:
@@ -185,10 +195,16 @@ def gauss_newton(
 def _over_batches(
     product: Callable[[Any, Any, Any], Any], params: Any, batches: Any
 ) -> ParameterMap:
-    leaves = jax.tree.leaves(params)
-    if not leaves or not all(jnp.issubdtype(a.dtype, jnp.floating) for a in leaves):
-        kinds = sorted({str(a.dtype) for a in leaves})
-        raise ValueError(f"params has leaves of {kinds}; they must be floating point.")
+    kinds = {
+        a.dtype if hasattr(a, "dtype") else np.asarray(a).dtype
+        for a in jax.tree.leaves(params)
+    }
+    if not kinds or not all(jnp.issubdtype(kind, jnp.floating) for kind in kinds):
+        raise ValueError(
+            f"params has leaves of {sorted(map(str, kinds))}; they must be floating "
+            "point."
+        )
+    params, batches = jax.tree.map(jnp.asarray, (params, batches))
     counts = {jnp.shape(a)[:1] for a in jax.tree.leaves(batches)}
     if len(counts) != 1 or counts & {(), (0,)}:
         raise ValueError(

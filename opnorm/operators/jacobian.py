@@ -26,8 +26,8 @@ def jacobian_map(f: BatchFunction, x: jax.Array) -> linalg.LinearMap:
       The map from perturbations ``(B, ...)`` to changes of the outputs ``(B, d)``.
 
     Raises:
-      ValueError: for an x that is not float or has no example, or an f that does not
-        return ``(B, d)``.
+      ValueError: for an x that is not float or has no batch axis or no example, or an f
+        that does not return ``(B, d)`` float with d at least 1.
 
     Source: Roth et al. 2020, Eqs. 1-2.
     """
@@ -75,6 +75,10 @@ def dense_jacobian(
 
     It takes d transposed passes, or n forward ones if n < d. The passes run one after
     another, so the working memory is that of one pass beside the result.
+
+    Every call outside ``jit`` compiles anew, since what ``f`` closes over may have
+    changed: for repeated use wrap the call in ``jax.jit``, with the network's variables
+    among the arguments.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` with independent rows.
@@ -158,18 +162,34 @@ def materialize(linear_map: linalg.LinearMap) -> jax.Array:
 
 def check(f: BatchFunction, x: jax.Array) -> int:
     """Returns d, or raises ValueError if f and x break the contract."""
+    check_input(x)
+    out = jax.eval_shape(f, x)
+    if (
+        len(getattr(out, "shape", ())) != 2
+        or out.shape[0] != x.shape[0]
+        or out.shape[1] == 0
+        or not jnp.issubdtype(out.dtype, jnp.floating)
+    ):
+        raise ValueError(
+            f"f returns {out}; it must return a floating point array of shape "
+            f"({x.shape[0]}, d), d at least 1."
+        )
+    return out.shape[1]
+
+
+def check_input(x: jax.Array) -> None:
+    """Raises ValueError unless x is a floating point batch."""
     if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x has dtype {getattr(x, 'dtype', type(x))}; it must be floating point "
             "(pixels in [0, 1])."
         )
-    if x.ndim < 2 or x.size == 0:
+    if x.ndim < 2:
+        raise ValueError(
+            f"x has shape {x.shape}, and a batch axis is missing; it must be (B, ...), "
+            "for one example x[None]."
+        )
+    if x.size == 0:
         raise ValueError(
             f"x has shape {x.shape}; it must be (B, ...) with at least one example."
         )
-    out = jax.eval_shape(f, x)
-    if len(getattr(out, "shape", ())) != 2 or out.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"f returns {out}; it must return an array of shape ({x.shape[0]}, d)."
-        )
-    return out.shape[1]

@@ -52,6 +52,12 @@ def jacobian_norm(
     constant, whose gradient is that of the norm (envelope theorem). That costs one
     more forward pass. Second derivatives of the value are wrong.
 
+    Every call outside ``jit`` compiles anew, since what ``f`` closes over may have
+    changed: for repeated use wrap the call in ``jax.jit``, with the network's variables
+    among the arguments. The axes of a mesh that ``x`` is spread over must be of the
+    type ``jax.sharding.AxisType.Auto``; :func:`jax.make_mesh` makes others unless it is
+    told so.
+
     Args:
       f: batch function ``(B, ...) -> (B, d)`` with independent rows.
       x: ``(B, ...)`` float, in [0, 1] pixel units.
@@ -72,12 +78,17 @@ def jacobian_norm(
 
     Raises:
       ValueError: for an unknown method, an option out of range or that the method does
-        not have, a missing start, and as :func:`opnorm.operators.jacobian_map`.
+        not have, a missing start, a key that is not typed, and as
+        :func:`opnorm.operators.jacobian_map`.
 
     Source: Roth et al. 2020, Eqs. 6-13.
     """
     p, q = linalg.check_exponent("p", p), linalg.check_exponent("q", q)
-    check_options(num_steps, tolerance, step_size, num_restarts)
+    num_steps, num_restarts = check_options(
+        num_steps, tolerance, step_size, num_restarts
+    )
+    if key is not None:
+        linalg.check_key(key)
     d = jacobian.check(f, x)
     euclidean = p == q == 2
     power = not isinstance(step_size, jax.core.Tracer) and step_size == math.inf
@@ -142,6 +153,10 @@ def singular_triplets(
 ) -> linalg.SingularTriplets:
     """Computes the leading k singular triplets of each example's Jacobian.
 
+    Every call outside ``jit`` compiles anew, as with :func:`jacobian_norm`: for
+    repeated use wrap the call in ``jax.jit``, with the network's variables among the
+    arguments.
+
     Args:
       f: batch function ``(B, ...) -> (B, d)`` with independent rows.
       x: ``(B, ...)`` float.
@@ -156,13 +171,16 @@ def singular_triplets(
       ``residual`` ``(B, k)``. They carry no gradient.
 
     Raises:
-      ValueError: for an unknown method, k or num_steps out of range, and as
-        :func:`opnorm.operators.jacobian_map`.
+      ValueError: for an unknown method, k or num_steps out of range, a key that is not
+        typed, and as :func:`opnorm.operators.jacobian_map`.
     """
     d = jacobian.check(f, x)
     most = min(d, math.prod(x.shape[1:]))
-    if not isinstance(k, int) or not 1 <= k <= most:
-        raise ValueError(f"k is {k!r}; it must be from 1 to {most}.")
+    k = linalg.check_count("k", k, 1, most)
+    if num_steps is not None:
+        num_steps = linalg.check_count("num_steps", num_steps, 1)
+    if key is not None:
+        linalg.check_key(key)
     if method not in ("auto", "dense", "golub_kahan"):
         raise ValueError(f"method is {method!r}; it may be auto, dense or golub_kahan.")
     steps = min(most, 2 * k + 5) if num_steps is None else num_steps

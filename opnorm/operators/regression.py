@@ -44,14 +44,14 @@ def regressed_jacobian(
       ``(B, d, *x.shape[1:])``, of least norm where the fit is not unique.
 
     Raises:
-      ValueError: for num_samples below 2, a radius that is not positive, and as
-        :func:`opnorm.operators.jacobian_map`.
+      ValueError: for num_samples below 2, a radius that is not positive, a key that is
+        not typed, and as :func:`opnorm.operators.jacobian_map`.
 
     Source: Roth et al. 2020, section 7.9.
     """
     d = jacobian.check(f, x)
-    if not isinstance(num_samples, int) or num_samples < 2:
-        raise ValueError(f"num_samples is {num_samples!r}; it must be an int above 1.")
+    num_samples = linalg.check_count("num_samples", num_samples, 2)
+    linalg.check_key(key)
     if not 0 < radius < math.inf:
         raise ValueError(f"radius is {radius}; it must be positive and finite.")
     batch, shape = len(x), x.shape[1:]

@@ -188,10 +188,7 @@ def jacobian_frobenius_penalty(
 
     Source: Hoffman, Roberts & Yaida 2019.
     """
-    if not isinstance(num_projections, int) or num_projections < 1:
-        raise ValueError(
-            f"num_projections is {num_projections!r}; it must be an int of 1 or more."
-        )
+    num_projections = linalg.check_count("num_projections", num_projections, 1)
     jacobian = operators.jacobian_map(f, x)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     outputs = jnp.zeros((len(x), jacobian.out_size), wide)

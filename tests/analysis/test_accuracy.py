@@ -256,3 +256,24 @@ def test_bad_arguments_are_refused_by_name() -> None:
             epsilons=[-0.1],
             key=jax.random.key(0),
         )
+
+
+def test_attacks_that_robust_accuracy_cannot_count_are_refused() -> None:
+    measure = functools.partial(
+        analysis.robust_accuracy, linear, W, epsilons=[0.1], key=jax.random.key(0)
+    )
+
+    def targeted(epsilon):
+        return attacks.fgm(p=math.inf, epsilon=epsilon, targeted=True)
+
+    with pytest.raises(ValueError, match="attack is targeted"):
+        measure(IMAGES, LABELS, attack=targeted)
+    with pytest.raises(ValueError, match="attack is the attack pga"):
+        measure(IMAGES, LABELS, attack=attacks.pga(p=2, epsilon=0.1))
+    with pytest.raises(ValueError, match="outside of the attack's bounds"):
+        measure(2 * IMAGES - 1, LABELS, attack=fgm)
+    raw = jax.random.PRNGKey(0)
+    with pytest.raises(ValueError, match="typed key"):
+        analysis.robust_accuracy(
+            linear, W, IMAGES, LABELS, attack=fgm, epsilons=[0.1], key=raw
+        )

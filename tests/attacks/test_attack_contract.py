@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opnorm import attacks
+from opnorm.attacks import attack as attack_lib
 
 P = [1.0, 1.5, 2.0, 3.0, math.inf]
 FIRST = np.random.default_rng(1).normal(size=(6, 7))
@@ -408,3 +409,48 @@ def test_bad_data_are_refused_by_name() -> None:
         attacks.deepfool()(network, x, labels, start=x)
     with pytest.raises(ValueError, match="logit_distance"):
         attacks.fgm(p=2.0, epsilon=0.1, loss="logit_distance")(network, x, labels)
+
+
+def test_inputs_outside_the_box_are_refused_unless_there_is_none():
+    def f(x):
+        return jnp.stack([x.sum(1), -x.sum(1)], axis=1)
+
+    x, labels = jnp.array([[0.5, -0.25]]), jnp.zeros(1, int)
+    options = {"p": math.inf, "epsilon": 0.1, "num_steps": 2, "random_start": False}
+    with pytest.raises(ValueError, match=r"x has values from -0.25 to 0.5, outside"):
+        attacks.pga(**options)(f, x, labels)
+    for bounds in (None, (-1.0, 1.0)):
+        moved = attacks.pga(**options, bounds=bounds)(f, x, labels)
+        np.testing.assert_allclose(jnp.abs(moved - x), 0.1, rtol=1e-5)
+
+
+def test_a_network_of_nan_decides_for_no_class():
+    logits = jnp.array([[math.nan, 0.0], [1.0, math.nan], [1.0, 0.0]])
+    labels = jnp.array([0, 1, 0])
+    np.testing.assert_array_equal(
+        attack_lib.decided(logits, labels, targeted=False), [True, True, False]
+    )
+    np.testing.assert_array_equal(
+        attack_lib.decided(logits, labels, targeted=True), [False, False, True]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": 0}, "key is 0"),
+        ({"labels": [0]}, "labels is a list"),
+        ({"x": [[0.5]]}, "x is a list"),
+    ],
+)
+def test_what_is_no_array_is_named(change, message):
+    given = {"x": jnp.full((1, 1), 0.5), "labels": jnp.zeros(1, int)}
+    given |= {"key": jax.random.key(0)} | change
+    attack = attacks.pga(p=2, epsilon=0.1, num_steps=1)
+    with pytest.raises(ValueError, match=message):
+        attack(lambda x: jnp.concatenate([x, -x], axis=1), **given)
+
+
+def test_an_attack_in_place_of_several_is_refused():
+    with pytest.raises(ValueError, match="attacks is an attack"):
+        attacks.best_distance(attacks.deepfool())

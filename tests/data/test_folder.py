@@ -82,8 +82,30 @@ def test_names_a_picture_that_is_damaged(tmp_path: Path) -> None:
     whole = (tmp_path / "train" / "a" / "0.png").read_bytes()
     for content in (b"", b"no picture", whole[: len(whole) // 2]):
         (tmp_path / "train" / "a" / "1.png").write_bytes(content)
-        with pytest.raises(ValueError, match=r"a/1\.png cannot be read"):
+        with pytest.raises(ValueError, match=r"a/1\.png cannot be read") as error:
             data.load(f"folder:{tmp_path}", split="train")
+        assert ("it is empty" in str(error.value)) == (content == b"")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_names_a_class_without_pictures(tmp_path: Path, split: str) -> None:
+    for index in range(20):
+        _write(tmp_path / "all" / "b" / f"{index}.png", seed=index)
+        _write(tmp_path / "divided" / split / "b" / f"{index}.png", seed=index)
+    (tmp_path / "divided" / split / "a").mkdir()
+    (tmp_path / "all" / "a").mkdir()
+    (tmp_path / "all" / "a" / "0.gif").write_bytes(b"not one of the formats")
+    with pytest.raises(ValueError, match=r"all/a is a class without pictures; .*\.png"):
+        data.load(f"folder:{tmp_path / 'all'}", split=split)
+    if split == "train":
+        with pytest.raises(ValueError, match="divided/train/a is a class without"):
+            data.load(f"folder:{tmp_path / 'divided'}", split=split)
+        with pytest.raises(ValueError, match="divided/train/a is a class without"):
+            data.open_stream(f"image_folder:{tmp_path / 'divided'}", split=split)
+    else:
+        # Test pictures may lack a class.
+        found = data.load(f"folder:{tmp_path / 'divided'}", split=split)
+        assert found.class_names == ("a", "b") and set(found.labels) == {1}
 
 
 def test_names_a_picture_of_another_size_or_depth(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from opnorm import training
 
@@ -75,7 +76,6 @@ def assert_same_parameters(first, second):
         ("train", ["--clip_norm=much"], ["clip_norm", "much"]),
         ("evaluate", ["--run=/nowhere/at/all"], ["/nowhere/at/all"]),
         ("evaluate", ["--run=RUN", "--attack=pgd"], ["attack", "pgd", "pga"]),
-        ("evaluate", ["--run=RUN", "--attack=pga 10"], ["option=value"]),
         ("evaluate", ["--run=RUN", "--split=test[a:b]"], ["split", "test[a:b]"]),
         ("equivalence", ["--run=RUN", "--methods=magic"], ["methods", "magic"]),
     ],
@@ -143,7 +143,7 @@ def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(
 
 
 def test_the_main_job_runs_small_and_is_repeatable_from_its_directory(
-    run, compared, tmp_path
+    run, compared, evaluated, tmp_path
 ):
     results = json.loads((compared / "results.json").read_text())
     assert list(results["methods"]) == [
@@ -159,6 +159,8 @@ def test_the_main_job_runs_small_and_is_repeatable_from_its_directory(
     for name in ("accuracy.png", "singular_values.png", "table.md"):
         assert (compared / name).stat().st_size > 0
     shutil.copytree(compared, tmp_path, dirs_exist_ok=True)
+    # As if one of its networks had been evaluated.
+    shutil.copy(evaluated / "evaluation.json", tmp_path / "standard-seed0")
     again = run("equivalence", *COMPARED, f"--run={tmp_path}")
     assert again.returncode == 0, again.stderr
     repeated = json.loads((tmp_path / "results.json").read_text())
@@ -174,6 +176,20 @@ def test_a_trained_network_can_be_evaluated(evaluated):
     assert len(found["checks"]) == 10
     for name in ("accuracy.png", "distances.png", "evaluation.md"):
         assert (evaluated / name).stat().st_size > 0
+
+
+def test_a_network_is_evaluated_on_pictures_that_it_takes_only(run, trained, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+        picture.save(tmp_path / split / "a" / "0.png")
+    out = tmp_path / "out"
+    flags = [f"--dataset=folder:{tmp_path}", f"--out={out}"]
+    result = run("evaluate", f"--run={trained}", *flags)
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert "pictures of (8, 8, 3) and 1 classes" in result.stderr
+    assert not out.exists()
 
 
 def test_a_killed_and_damaged_evaluation_resumes_to_the_same_numbers(

@@ -103,13 +103,14 @@ def test_an_interrupted_sweep_goes_on(tmp_path, run):
     }
     done = tmp_path / "step_size-1-seed0"
     done.mkdir()
+    # Its name in earlier versions.
     (done / "evaluation.json").write_text(json.dumps(measured))
     options = ["--model=mlp1", "--width=4", "--train_examples=64", "--batch_size=16"]
     options += ["--epochs=1", "--num_steps=2", "--test_examples=20", "--test_steps=2"]
     options += ["--sweep=step_size", "--values=inf,1", f"--run={tmp_path}"]
     result = run("interpolation", *options)
     assert result.returncode == 0, result.stderr
-    assert [file.name for file in done.iterdir()] == ["evaluation.json"]
+    assert [file.name for file in done.iterdir()] == ["measured.json"]
     results = json.loads((tmp_path / "results.json").read_text())
     first, second = results["points"]
     assert first["value"] == 1 and second["value"] == "inf"

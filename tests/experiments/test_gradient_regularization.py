@@ -121,6 +121,15 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
         np.mean(distance <= epsilon) for epsilon in settings.epsilons
     ]
     assert summed["bounds"]["lipschitz"]["violations"] == 0
+    # Points of budget 1/255 lie within it, although float32 puts some farther away.
+    x = np.arange(255, dtype=np.float32) / np.float32(255)
+    rounded = np.sort((x + np.float32(1 / 255)) - x)[-20:]
+    assert rounded.max() > (1 + 1e-6) / 255
+    summed = gradient_regularization_measure.summary(
+        found._replace(distance=rounded),
+        settings._replace(epsilons=(0.999 / 255, 1 / 255)),
+    )
+    assert list(summed["error_at"].values()) == [0, 1]
 
     def forbidden(*_):
         raise AssertionError("what is saved was computed again")

@@ -108,7 +108,15 @@ def test_conjugate_exponents():
         assert linalg.conjugate_exponent(p) == pytest.approx(dual)
 
 
-@pytest.mark.parametrize("p", (0.5, -1, math.nan, "2", True, None))
+@pytest.mark.parametrize("p", (np.int64(2), np.float32(2), np.float64(2), 2))
+def test_exponents_of_numpy_are_numbers(p):
+    found = linalg.check_exponent("p", p)
+    assert type(found) is float and found == 2
+
+
+@pytest.mark.parametrize(
+    "p", (0.5, -1, math.nan, "2", True, np.True_, np.float32(0.5), None)
+)
 def test_exponents_outside_the_range_are_refused(p):
     with pytest.raises(ValueError, match="p is .*\\[1, inf\\]"):
         linalg.norm(jnp.ones((2, 2)), p)

@@ -182,6 +182,8 @@ class TestVariants(chex.TestCase):
         ({"tolerance": 0.0}, "tolerance"),
         ({"step_size": -1.0}, "step_size"),
         ({"num_restarts": 0}, "num_restarts"),
+        ({"num_steps": True}, "num_steps is True"),
+        ({"num_restarts": 2.0}, "num_restarts is 2.0"),
         ({"init": jnp.ones((1, 2))}, "init has shape"),
         ({"init": jnp.ones((3, 7)), "num_restarts": 2}, "key is None"),
     ],

@@ -171,6 +171,20 @@ def test_many_entries_keep_the_budget_in_float32() -> None:
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        (0.1, 1.0, "low is 0.1; it must be at most 0"),
+        (-1.0, -0.5, "high is -0.5; it must be at least 0"),
+        (np.eye(2, 3), 1.0, "low is 1.0"),
+        (-jnp.ones((2, 3)), -jnp.eye(2, 3), "high is -1.0"),
+    ],
+)
+def test_boxes_without_zero_are_refused(low, high, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        linalg.project_ball_box(jnp.ones((2, 3)), 2.0, 1.0, low, high)
+
+
+@pytest.mark.parametrize(
     ("p", "radius", "message"),
     [(3.0, 1.0, "p is 3; it must be 1, 2 or inf"), (1.0, -1.0, "radius is -1")],
 )

@@ -102,6 +102,15 @@ def test_zero_and_zero_radius(p):
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.parametrize("other", (3.0, 0.1))
+def test_nan_is_not_projected_away(p, other):
+    # Whatever else the example holds, inside the ball and outside.
+    x = jnp.array([[math.nan, other, 0.0]])
+    assert np.isnan(linalg.project_ball(x, p, 1.0)).any()
+    assert np.isnan(linalg.project_sphere(x, p, 1.0)).any()
+
+
+@pytest.mark.parametrize("p", EXPONENTS)
 @pytest.mark.parametrize("size", (1e-20, 1e20))
 def test_huge_and_tiny_points(p, size):
     x = jnp.array([[3.0, -1.0, 0.5]])
@@ -177,8 +186,9 @@ def test_derivatives_are_those_of_finite_differences(p):
         np.testing.assert_allclose(returned, np.vdot(pulled, pushed), rtol=1e-10)
         assert np.all(np.isfinite(inner))
         zero = (np.zeros_like(x), np.ones(2))
-        at_zero = everything(zero, directions, np.ones_like(x))[2][0]
+        _, _, (at_zero, _), inner = everything(zero, directions, np.ones_like(x))
         np.testing.assert_array_equal(at_zero, 1)
+        assert np.all(np.isfinite(inner))
 
 
 @pytest.mark.parametrize("p", (1.0, 1.5, 2.0, 4.0, math.inf))

@@ -190,5 +190,43 @@ def test_bad_inputs_are_refused():
     with pytest.raises(ValueError, match="batches has first axes"):
         uneven = {"x": batches["x"], "y": batches["y"][:2]}
         operators.parameter_hessian(loss, params, uneven)
-    with pytest.raises(ValueError, match="loss returns"):
-        operators.input_hessian_map(lambda x: network(params, x), pictures()[0])
+    with pytest.raises(ValueError, match="params has leaves of .*<U1"):
+        operators.parameter_hessian(loss, {"a": "x"}, batches)
+    x = pictures()[0]
+    for wrong in (
+        lambda x: network(params, x),
+        lambda x: jnp.argmax(network(params, x), axis=1),
+        lambda x: (network(params, x)[:, 0],),
+    ):
+        with pytest.raises(ValueError, match="loss returns"):
+            operators.input_hessian_map(wrong, x)
+    with pytest.raises(ValueError, match="a batch axis is missing"):
+        operators.input_hessian_map(lambda x: x, x[0, 0])
+
+
+def test_numbers_are_parameters_too():
+    batches = np.float32([[1.0, 2.0], [3.0, 4.0]])
+    params = {"scale": 2.0, "shift": np.float32(0.5)}
+
+    def f(params, batch):
+        return params["scale"] * batch + params["shift"] ** 2
+
+    def mean_square(outputs, batch):
+        return jnp.mean(outputs**2)
+
+    def loss(params, batch):
+        return mean_square(f(params, batch), batch)
+
+    def columns(matrix):
+        return [matrix.map.matvec(jnp.eye(2)[i : i + 1])[0] for i in range(2)]
+
+    hessian = columns(operators.parameter_hessian(loss, params, batches))
+    middle = columns(operators.gauss_newton(f, mean_square, params, batches))
+    # Of mean((a x + b^2)^2): the outputs' derivatives are x and 2 b, and only b bends.
+    x = batches.ravel()
+    rows = np.stack([x, np.full(4, 2 * params["shift"])])
+    expected = 2 * rows @ rows.T / 4
+    np.testing.assert_allclose(middle, expected, rtol=1e-5)
+    outputs = params["scale"] * x + params["shift"] ** 2
+    expected[1, 1] += np.mean(2 * outputs) * 2
+    np.testing.assert_allclose(hessian, expected, rtol=1e-5)

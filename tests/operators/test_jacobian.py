@@ -326,12 +326,53 @@ class TestVariants(chex.TestCase):
         ({"method": "iterative"}, "key is None"),
         ({"init": jnp.ones(3)}, "init has shape"),
         ({"num_steps": 2.5}, "num_steps"),
+        ({"num_steps": True}, "num_steps is True"),
+        ({"key": 0}, "key is 0; it must be a typed key"),
     ],
 )
 def test_bad_options_are_refused(options, message):
     f, x, _ = conv_network()
     with pytest.raises(ValueError, match=message):
         operators.jacobian_norm(f, x, **options)
+
+
+@pytest.mark.parametrize("method", ("dense", "golub_kahan", "iterative"))
+def test_keys_that_are_not_typed_are_refused(method):
+    # Of two examples, as a raw key has two numbers.
+    x, key = jnp.ones((2, 3)), jax.random.PRNGKey(0)
+    with pytest.raises(ValueError, match="key has dtype uint32; it must be a typed"):
+        operators.jacobian_norm(jnp.sin, x, method=method, key=key)
+    if method != "iterative":
+        with pytest.raises(ValueError, match="key has dtype uint32"):
+            operators.singular_triplets(jnp.sin, x, method=method, key=key)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k is 0; it must be an int from 1 to 3"),
+        ({"k": 4}, "k is 4; it must be an int from 1 to 3"),
+        ({"k": True}, "k is True"),
+        ({"num_steps": 2.0}, "num_steps is 2.0"),
+        ({"method": "magic"}, "method is 'magic'"),
+    ],
+)
+def test_bad_options_of_singular_triplets_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        operators.singular_triplets(jnp.sin, jnp.ones((2, 3)), **options)
+
+
+def test_counts_and_exponents_of_numpy_are_numbers():
+    def found(x):
+        two = np.int64(2)
+        options = {"p": np.float32(2), "q": two, "num_steps": two}
+        norm = operators.jacobian_norm(
+            jnp.sin, x, method="golub_kahan", key=jax.random.key(0), **options
+        )
+        return norm.value, operators.singular_triplets(jnp.sin, x, two).values
+
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(found, jnp.ones((4, 3))))
+    assert shapes == ((4,), (4, 2))
 
 
 @pytest.mark.parametrize(
@@ -345,6 +386,34 @@ def test_bad_inputs_are_refused(x):
 def test_functions_that_break_the_contract_are_refused():
     with pytest.raises(ValueError, match="f returns"):
         operators.jacobian_norm(jnp.sum, jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match="a batch axis is missing"):
+        operators.jacobian_norm(lambda z: z, jnp.ones(6))
+
+
+@pytest.mark.parametrize(
+    "f",
+    (
+        lambda x: jnp.round(x).astype(int),
+        lambda x: x > 0,
+        lambda x: x * 1j,
+        lambda x: x[:, :0],
+    ),
+    ids=("integer", "bool", "complex", "empty"),
+)
+@pytest.mark.parametrize(
+    "call",
+    (
+        operators.jacobian_norm,
+        operators.singular_triplets,
+        operators.dense_jacobian,
+        operators.jacobian_map,
+        lambda f, x: operators.directional_derivative(f, x, x),
+        operators.cross_entropy_hessian,
+    ),
+)
+def test_outputs_without_derivatives_are_refused(call, f):
+    with pytest.raises(ValueError, match="f returns .*floating point.*d at least 1"):
+        call(f, jnp.ones((2, 3)))
 
 
 def test_norms_and_their_gradients_under_shard_map():

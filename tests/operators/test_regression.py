@@ -51,6 +51,8 @@ def test_few_samples_see_only_the_span_of_the_noise():
     [
         ({"num_samples": 1, "radius": 0.1}, "num_samples is 1"),
         ({"radius": 0.0}, "radius is 0"),
+        ({"num_samples": 2.5, "radius": 0.1}, "num_samples is 2.5"),
+        ({"key": 0, "radius": 0.1}, "key is 0; it must be a typed key"),
     ],
 )
 def test_bad_options_are_refused(options, message):

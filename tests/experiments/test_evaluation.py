@@ -1,0 +1,171 @@
+"""What evaluations and jobs of several networks read, merge and refuse."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import evaluation, measure
+from opnorm import attacks, data, training
+from opnorm.training import Config, network
+
+
+def random_pictures(count, side, num_classes):
+    draws = np.random.default_rng(0)
+    return data.Dataset(
+        draws.integers(0, 256, (count, side, side, 3)).astype(np.uint8),
+        draws.integers(0, num_classes, count).astype(np.int32),
+        tuple(map(str, range(num_classes))),
+        "drawn",
+        "drawn pictures",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("pga random_start=false", {"random_start": False, "keep": "success"}),
+        ("pga random_start=TRUE keep=last", {"random_start": True, "keep": "last"}),
+        ("pga step_size=None", {"step_size": None, "keep": "success"}),
+        ("pga step_size=none", {"step_size": None, "keep": "success"}),
+        ("pga step_size=inf q=1.5", {"step_size": math.inf, "q": 1.5}),
+        ("apgd loss=dlr num_steps=3", {"loss": "dlr", "num_steps": 3}),
+        ("wrm gamma=2", {"gamma": 2}),
+        ("wrm penalty=4.0", {"penalty": 4.0}),
+        ("decoupled_direction initial_epsilon=0.5", {"initial_epsilon": 0.5}),
+    ],
+)
+def test_options_of_attacks_are_read_as_what_they_are(text, options):
+    found = evaluation.parse_attack(text)
+    assert found.name == text.split()[0]
+    for name, value in options.items():
+        read = dict(found.options)[name]
+        assert read == value and type(read) is type(value)
+    evaluation.factory(found, 2.0)(np.ones(1, np.float32))
+
+
+def test_every_attack_is_read_with_its_own_defaults():
+    for name in attacks.NAMES:
+        text = "wrm gamma=2" if name == "wrm" else name
+        assert evaluation.parse_attack(text).name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pga 10", ["'pga 10'", "option=value"]),
+        ("pga targeted=True", ["targeted=True", "away from the true classes"]),
+        ("pga bounds=None", ["bounds=None", "stay in [0, 1]"]),
+        ("pga bounds=(0,2)", ["bounds=(0, 2)", "stay in [0, 1]"]),
+        ("deepfool p=inf", ["p=inf", "--p"]),
+        ("fab epsilon=3", ["epsilon=3", "--epsilons"]),
+        ("fgm name=other", ["fgm", "no option 'name'", "it has loss."]),
+        ("pga steps=3", ["no option 'steps'", "num_steps"]),
+        ("pga random_start=off", ["random_start=off", "true or false"]),
+        ("pga random_start=none", ["random_start=None", "true or false"]),
+        ("pga num_steps=ten", ["num_steps=ten", "a number."]),
+        ("pga num_steps=true", ["num_steps=True", "a number."]),
+        ("pga num_steps=[3]", ["num_steps=[3]", "a number."]),
+        ("pga step_size=1/255", ["step_size=1/255", "a number or none"]),
+        ("pga loss=3", ["loss=3", "a name"]),
+        ("wrm", ["wrm", "such as 'wrm gamma=2'"]),
+        ("wrm num_steps=3", ["such as 'wrm gamma=2'"]),
+    ],
+)
+def test_options_that_an_attack_may_not_be_given_are_refused(text, words):
+    with pytest.raises(ValueError, match="attack") as error:
+        evaluation.parse_attack(text)
+    for word in words:
+        assert word in str(error.value)
+
+
+def two_classes(variables, x):
+    z = x.reshape(len(x), -1) @ variables["w"]
+    return jax.numpy.stack([z, -z], axis=1)
+
+
+def test_what_an_attack_broke_within_a_budget_is_known_to_fall_within_it(tmp_path):
+    pictures = random_pictures(64, 4, 2)
+    weight = np.random.default_rng(1).normal(size=48).astype(np.float32)
+    epsilons = [1 / 255, 0.05]
+    found = evaluation.attack_in_parts(
+        two_classes,
+        {"w": weight - weight.mean()},
+        pictures,
+        evaluation.parse_attack("fgm"),
+        p=math.inf,
+        epsilons=epsilons,
+        batch_size=64,
+        part_size=64,
+        seed=0,
+        parts=evaluation.Parts(tmp_path),
+        identity="",
+    )
+    fell = found["success"]
+    right = found["distance"][0] > 0
+    assert fell[0][right].any() and not fell[1].all()
+    np.testing.assert_array_equal(fell, found["distance"] <= np.c_[epsilons])
+    assert np.all(np.isinf(found["distance"][~fell]))
+
+
+def test_networks_are_measured_on_pictures_that_they_take_only():
+    config = Config(model="mlp1", width=8)
+    params, batch_stats = jax.eval_shape(
+        lambda key: network.init(training.build_model(config, 3), key, (4, 4, 3)),
+        jax.random.key(0),
+    )
+    given = ("runs/a", config, params, batch_stats)
+    measure.check_fit(*given, random_pictures(2, 4, 3))
+    with pytest.raises(ValueError, match=r"a, trained on cifar10_mini, .* drawn") as e:
+        measure.check_fit(*given, random_pictures(2, 4, 5))
+    assert "and 5 classes" in str(e.value)
+    assert "kernel is (8, 3) there and would be (8, 5)" in str(e.value)
+    with pytest.raises(ValueError, match=r"\(5, 5, 3\) and 3") as e:
+        measure.check_fit(*given, random_pictures(2, 5, 3))
+    assert "kernel is (48, 8) there and would be (75, 8)" in str(e.value)
+
+
+def test_another_job_in_a_directory_is_told_by_what_differs(tmp_path):
+    configs = [Config(method="adversarial", step_size=s) for s in (0.1, math.inf)]
+
+    def create(seeds=(0,), **changes):
+        changed = [dataclasses.replace(config, **changes) for config in configs]
+        return measure.create_run_directory(tmp_path, {"seeds": list(seeds)}, changed)
+
+    before = create().flags()
+    assert [config["step_size"] for config in before["configs"]] == [0.1, "inf"]
+    assert create().flags() == before
+    for changes, words in (
+        ({"epochs": 7, "clip_norm": 1.0}, "clip_norm is None there and 1.0 here; epo"),
+        ({"step_size": 0.1}, "run: step_size is inf there and 0.1 here."),
+        ({"seeds": (1,)}, r"run: seeds is \[0\] there and \[1\] here."),
+    ):
+        with pytest.raises(ValueError, match=words):
+            create(**changes)
+    # As a version would have made it that did not have the field.
+    file = tmp_path / "flags.json"
+    card = json.loads(file.read_text())
+    for config in card["flags"]["configs"]:
+        del config["cutout"]
+    file.write_text(json.dumps(card))
+    create()
+    with pytest.raises(ValueError, match="run: cutout is 0 there and 8 here"):
+        create(cutout=8)
+
+
+def test_only_a_jobs_own_measurement_gets_its_present_name(tmp_path):
+    before, now = tmp_path / "evaluation.json", tmp_path / "measured.json"
+    job = {"accuracy": {"mean": [0.5]}, "training_seconds": 1.0}
+    for text in ('{"attacks": {}, "clean_accuracy": 0.5}', "not JSON"):
+        before.write_text(text)
+        measure.rename_measured(tmp_path)
+        assert before.read_text() == text and not now.exists()
+    before.write_text(json.dumps(job))
+    measure.rename_measured(tmp_path)
+    assert json.loads(now.read_text()) == job and not before.exists()
+    before.write_text(json.dumps(job | {"examples": 3}))
+    measure.rename_measured(tmp_path)
+    assert json.loads(now.read_text()) == job and before.exists()
