@@ -203,8 +203,7 @@ def create_run_directory(
 
     Args:
       path: where.
-      settings: what decides the result besides the networks; they say how many
-        networks there are and in which order.
+      settings: what decides the result besides the networks.
       configs: of the networks.
 
     Raises:
@@ -215,9 +214,15 @@ def create_run_directory(
     run = training.RunDirectory.create(
         path, {**settings, "configs": given}, may_differ=("configs",)
     )
+    held = run.flags()["configs"]
+    if len(held) != len(given):
+        raise ValueError(
+            f"{path} holds another run: of {len(held)} networks there and "
+            f"{len(given)} here."
+        )
     default = dataclasses.asdict(Config())
     changes: dict[str, str] = {}
-    for stored, config in zip(run.flags()["configs"], given, strict=True):
+    for stored, config in zip(held, given, strict=True):
         # Fields that did not exist yet when the directory was made.
         for name, there in (default | stored).items():
             here = config.get(name)

@@ -47,7 +47,8 @@ class AttackResult(NamedTuple):
 
     Attributes:
       x_adv: shape and dtype of the inputs: inside the bounds and the budget.
-      success: ``(B,)`` bool: the network decides at ``x_adv`` as the attack wants.
+      success: ``(B,)`` bool: the network decides at ``x_adv`` as the attack wants, or
+        returns NaN, unless a class is to be reached.
       distance: ``(B,)``, ``||x_adv - x||_p``, at least float32. Where an attack that
         looks for the nearest point fails it returns x, at distance 0: look at
         ``success`` first.

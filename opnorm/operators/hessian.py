@@ -38,7 +38,7 @@ def input_hessian_map(loss: BatchFunction, x: jax.Array) -> linalg.LinearMap:
     Source: Finlay & Oberman, the curvature bounds; Pearlmutter 1994.
     """
     jacobian.check_input(x)
-    out = jax.eval_shape(loss, x)
+    out = jax.eval_shape(lambda x: loss(x), x)
     if getattr(out, "shape", None) != x.shape[:1] or not jnp.issubdtype(
         out.dtype, jnp.floating
     ):

@@ -163,7 +163,8 @@ def materialize(linear_map: linalg.LinearMap) -> jax.Array:
 def check(f: BatchFunction, x: jax.Array) -> int:
     """Returns d, or raises ValueError if f and x break the contract."""
     check_input(x)
-    out = jax.eval_shape(f, x)
+    # A function of our own, as in linalg.detach: f may close over another network now.
+    out = jax.eval_shape(lambda x: f(x), x)
     if (
         len(getattr(out, "shape", ())) != 2
         or out.shape[0] != x.shape[0]

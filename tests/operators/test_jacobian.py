@@ -500,3 +500,15 @@ def test_auto_counts_forward_passes_when_inputs_are_few():
     assert found.num_steps == 0
     exact = np.linalg.norm(mlp_matrices(params, x), 2, axis=(1, 2))
     np.testing.assert_allclose(found.value, exact, rtol=1e-4)
+
+
+def test_a_network_replaced_by_one_of_other_outputs_is_looked_at_again():
+    closed_over = {"w": jnp.ones((3, 2))}
+
+    def f(x):
+        return x @ closed_over["w"]
+
+    x = jnp.ones((1, 3))
+    assert operators.dense_jacobian(f, x).shape == (1, 2, 3)
+    closed_over["w"] = jnp.ones((3, 4))
+    assert operators.dense_jacobian(f, x).shape == (1, 4, 3)
