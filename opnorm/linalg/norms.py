@@ -41,6 +41,8 @@ def check_length(name: str, value: Any, *, positive: bool = False) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     lengths = np.asarray(value)
+    if lengths.dtype.kind in "OSU":
+        raise ValueError(f"{name} is {value!r}; it must be a number or an array.")
     good = lengths > 0 if positive else (lengths >= 0) & np.isfinite(lengths)
     if not np.all(good):
         allowed = "positive" if positive else "finite and at least 0"

@@ -61,15 +61,17 @@ def search(
 
         def note(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
             module = context.module
-            kind = next((k for of, k in KINDS.items() if isinstance(module, of)), None)
-            if kind is None or context.method_name != "__call__":
+            base = next((of for of in KINDS if isinstance(module, of)), None)
+            if base is None or context.method_name != "__call__":
                 return next_fun(*args, **kwargs)
+            kind = KINDS[base]
             if tracers.current_trace() != trace:
                 raise ValueError(
                     f"module {_name(module)!r} is called in a transformation inside "
                     "the network (as nn.scan, nn.RNN, nn.cond, nn.remat, nn.vmap), "
                     "which does not tell how often; it must be called without one."
                 )
+            _check_methods(module, base)
             if kind == "batch_norm":
                 _check_running(module, args, kwargs)
             output = next_fun(*args, **kwargs)
@@ -158,6 +160,18 @@ def _options(module: Any, name: str, axes: int) -> dict[str, Any]:
         "kernel_dilation": dilation,
         "groups": module.feature_group_count,
     }
+
+
+def _check_methods(module: Any, base: type) -> None:
+    """Refuses a subclass that may use its kernel otherwise, such as standardised."""
+    kinds = type(module).__mro__
+    for kind in kinds[: kinds.index(base)]:
+        for name in ("__call__", "param"):
+            if name in vars(kind):
+                raise ValueError(
+                    f"module {_name(module)!r} is a {kind.__name__}, which has a "
+                    f"{name} of its own; it must be that of {base.__name__}."
+                )
 
 
 def _check_kernel(module: Any, params: Any) -> None:

@@ -109,7 +109,8 @@ def layers(
       ValueError: for a module that is not Flax linen, an unknown ``batch_norm``, a
         network without layers, one with a parameter of two or more dimensions that
         belongs to none of them (nn.ConvTranspose, nn.Embed, a matrix of its own), one
-        whose kernels are computed inside it (nn.SpectralNorm) or whose layers are
+        whose kernels are computed inside it (nn.SpectralNorm, a subclass of a layer
+        with a ``__call__`` or ``param`` of its own) or whose layers are
         called in a transformation (nn.scan, nn.RNN, nn.remat, nn.vmap; our models are
         cloned with ``rematerialize=False``), and for input dilation, reflected padding,
         or a BatchNorm on batch statistics or on another axis than the last.

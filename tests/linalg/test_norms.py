@@ -133,3 +133,9 @@ class TestVariants(chex.TestCase):
         x = jax.random.normal(jax.random.key(0), (3, 2, 2))
         found = self.variant(lambda x: linalg.norm(linalg.dual_map(x, 3.0), 1.5))(x)
         np.testing.assert_allclose(found, np.ones_like(found), rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", ["8/255", None])
+def test_a_length_that_is_no_number_is_named(value):
+    with pytest.raises(ValueError, match="epsilon is .*; it must be a number"):
+        linalg.check_length("epsilon", value)

@@ -430,6 +430,14 @@ def test_matrices_that_are_added_or_not_used_are_no_layers():
     assert layer.name == "Matrices_0/dense"
 
 
+class Standardised(nn.Dense):
+    """Weight standardisation: the kernel that multiplies is not the parameter."""
+
+    def param(self, name, *args, **options):
+        value = super().param(name, *args, **options)
+        return 10 * value if name == "kernel" else value
+
+
 class Repeated(nn.Module):
     """A body for nn.scan."""
 
@@ -462,6 +470,7 @@ def vmap():
             lambda: nn.remat(nn.BatchNorm)(use_running_average=True),
             "is called in a transformation",
         ),
+        (lambda: Standardised(3), "Standardised, which has a param of its own"),
         (lambda: nn.DenseGeneral(3), "DenseGeneral"),
         (lambda: nn.ConvTranspose(3, (3,)), "ConvTranspose"),
         (lambda: nn.Conv(3, 3, padding="REFLECT"), "padding"),
