@@ -74,7 +74,7 @@ def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> No
         axes.set_xlabel("eigenvalue")
     panels[0].set_ylim(_FEWEST, 3 * found["parameters"])
     panels[0].set_ylabel("number of eigenvalues around")
-    _save(figure, panels, out, "parameter_spectrum")
+    figures.save_panels(figure, panels, out.figure_path("parameter_spectrum"))
 
 
 def draw_input_curvature(
@@ -118,7 +118,7 @@ def draw_input_curvature(
         axes.set_xlim(0, 100)
     for axes in panels[-2:]:
         axes.set_xlabel("pictures with less (%)")
-    _save(figure, panels, out, "input_curvature")
+    figures.save_panels(figure, panels, out.figure_path("input_curvature"))
 
 
 def draw_sweep(
@@ -180,18 +180,3 @@ def _locator() -> Any:
     from matplotlib import ticker
 
     return ticker.LogLocator(subs=(1, 2, 5), numticks=12)
-
-
-def _save(
-    figure: Any, panels: Sequence[Any], out: training.RunDirectory, name: str
-) -> None:
-    """Saves panels that are too full for a legend inside."""
-    for axes in panels:
-        figures.finish(axes)
-        axes.get_legend().remove()
-    lines, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8
-    )
-    figure.savefig(out.figure_path(name), dpi=150)
-    figures.pyplot().close(figure)

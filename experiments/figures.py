@@ -262,11 +262,13 @@ def save_panels(
             known.setdefault(text, handle)
         finish(axes)
         axes.get_legend().remove()
+    # In inches, of a label at this font size with its line.
+    width = 0.55 + 0.056 * max(map(len, known), default=0)
     figure.legend(
         list(known.values()),
         list(known),
         loc="outside lower center",
-        ncols=columns or max(1, min(len(known), int(figure.get_figwidth() / 1.8))),
+        ncols=columns or max(1, min(len(known), int(figure.get_figwidth() / width))),
         frameon=False,
         fontsize=8,
     )

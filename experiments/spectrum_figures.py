@@ -52,7 +52,7 @@ def draw_spectra(
         )
         panels[0].set_ylim(low / 1.5, 1.5 * highest)
         panels[0].set_ylabel(f"singular value ({quantity} per pixel unit)")
-        _save(figure, panels, out, f"spectrum_{quantity}")
+        figures.save_panels(figure, panels, out.figure_path(f"spectrum_{quantity}"))
 
 
 def draw_alignment_by_rank(
@@ -93,7 +93,7 @@ def draw_alignment_by_rank(
         axes.set_xlabel("rank of the singular vector")
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel("absolute alignment")
-    _save(figure, panels, out, "alignment_by_rank")
+    figures.save_panels(figure, panels, out.figure_path("alignment_by_rank"))
 
 
 def draw_alignment_by_length(
@@ -130,7 +130,7 @@ def draw_alignment_by_length(
     axes.set_ylabel("absolute cosine")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    _save(figure, panels, out, f"alignment_by_length_{norm}")
+    figures.save_panels(figure, panels, out.figure_path(f"alignment_by_length_{norm}"))
 
 
 def draw_linearity(
@@ -181,7 +181,7 @@ def draw_linearity(
     _mark(panels, training_epsilons)
     for axes in panels[-2:]:
         axes.set_xlabel("length $\\|z\\|_2$ (pixels in [0, 1])")
-    _save(figure, panels, out, f"linearity_{norm}")
+    figures.save_panels(figure, panels, out.figure_path(f"linearity_{norm}"))
 
 
 def draw_activations(
@@ -227,7 +227,7 @@ def draw_activations(
     _mark(panels, training_epsilons)
     figure.supylabel("units in the same state (%)", fontsize=10)
     panels[0].set_ylim(top=100)
-    _save(figure, panels, out, "activations")
+    figures.save_panels(figure, panels, out.figure_path("activations"))
 
 
 class Styles:
@@ -317,15 +317,3 @@ def _mark(panels: Sequence[Any], training_epsilons: Sequence[float]) -> None:
 def source_line(results: Mapping[str, Any], count: str = "examples") -> str:
     """Says which data the results are of, and how many pictures."""
     return f"{results['data']}, {results[count]} pictures"
-
-
-def _save(
-    figure: Any, panels: Sequence[Any], out: training.RunDirectory, name: str
-) -> None:
-    """Finishes the panels and writes the figure into the results' directory."""
-    for axes in panels:
-        figures.finish(axes)
-        if axes is not panels[0]:
-            axes.get_legend().remove()
-    figure.savefig(out.figure_path(name), dpi=150)
-    figures.pyplot().close(figure)
