@@ -21,7 +21,7 @@ class Row(NamedTuple):
     """One attack in every library.
 
     Attributes:
-      ours: as :func:`experiments.evaluation.parse_attack` reads it.
+      ours: as :func:`experiments.attack_specs.parse_attack` reads it.
       p: norm.
       peers: the others.
     """

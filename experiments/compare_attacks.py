@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import cli, evaluation, measure, torch_cnn7
+from experiments import attack_specs, cli, measure, torch_cnn7
 from experiments.attack_peers import ROWS, Peer
 from opnorm import analysis, data, linalg, training
 
@@ -60,7 +60,7 @@ def main() -> None:
     ):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1.")
-    specs = {name: evaluation.parse_attack(ROWS[name].ours) for name in names}
+    specs = {name: attack_specs.parse_attack(ROWS[name].ours) for name in names}
     torch, *_ = (cli.import_optional(name, "oracles") for name in _LIBRARIES)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     config, params, batch_stats, _ = training.load_run(_RUN.value)
@@ -139,7 +139,7 @@ def _ours(
     apply: Any,
     variables: Any,
     test_set: data.Dataset,
-    spec: evaluation.AttackSpec,
+    spec: attack_specs.AttackSpec,
     p: float,
     epsilon: float,
 ) -> Callable[[], np.ndarray]:
@@ -149,7 +149,7 @@ def _ours(
             variables,
             test_set.images,
             test_set.labels,
-            attack=evaluation.factory(spec, p),
+            attack=attack_specs.factory(spec, p),
             epsilons=[epsilon],
             batch_size=_BATCH_SIZE.value,
             key=jax.random.key(_SEED.value),
@@ -165,11 +165,11 @@ def _every_step(
     apply: Any,
     variables: Any,
     test_set: data.Dataset,
-    spec: evaluation.AttackSpec,
+    spec: attack_specs.AttackSpec,
     p: float,
     epsilon: float,
 ) -> Callable[[], np.ndarray]:
-    attack = evaluation.factory(spec, p)(epsilon)
+    attack = attack_specs.factory(spec, p)(epsilon)
     keys = jax.random.split(jax.random.key(_SEED.value), len(test_set))
 
     @jax.jit

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, evaluation, figures, measure
+from experiments import attack_specs, cli, evaluation, figures, measure
 from opnorm import analysis, data, training
 
 _RUN = flags.DEFINE_string(
@@ -86,7 +86,7 @@ def main() -> None:
         raise ValueError(
             f"epsilons are {epsilons}; each must be finite and at least 0, one above."
         )
-    specs = [evaluation.parse_attack(text) for text in _ATTACK.value]
+    specs = [attack_specs.parse_attack(text) for text in _ATTACK.value]
     split, first, last = cli.parse_split(_SPLIT.value)
     baseline = None
     if _BASELINE.value:
@@ -96,7 +96,7 @@ def main() -> None:
     if not p >= 1:
         raise ValueError(f"p is {p}; it must be in [1, inf].")
     for spec in specs:
-        evaluation.factory(spec, p)(np.float32(epsilons[0]))
+        attack_specs.factory(spec, p)(np.float32(epsilons[0]))
     norm = measure.norm_name(p)
     if baseline is not None and norm not in baseline.get("best_known", {}):
         raise ValueError(f"baseline {_BASELINE.value} has no {norm} distances.")
@@ -141,7 +141,7 @@ def main() -> None:
             identity=identity,
         )
         nearest = np.minimum(nearest, found["distance"].min(axis=0))
-        if not evaluation.has_budget(spec):
+        if not attack_specs.has_budget(spec):
             cards[str(spec)] = evaluation.distance_card(
                 found["distance"][0], epsilons, found["seconds"]
             )

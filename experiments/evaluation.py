@@ -1,139 +1,23 @@
 """experiments: the parts of an evaluation: saved pieces, result card, table."""
 
-import ast
-import functools
 import hashlib
-import inspect
 import json
-import math
 import os
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
-from experiments import cli
-from opnorm import analysis, attacks, data, training
+from experiments import attack_specs, cli
+from opnorm import analysis, data, training
 
 _FIELDS = ("success", "distance", "steps", "stage")
-# Options of attacks that are not given with their names, and why.
-_GIVEN_ELSEWHERE = {
-    "p": "the norm is given with --p",
-    "epsilon": "budgets are given with --epsilons",
-    "bounds": "attacked pictures stay in [0, 1]",
-    "targeted": "attacks here lead away from the true classes",
-}
-_WORDS = {"true": True, "false": False, "none": None, "inf": math.inf}
-
-
-class AttackSpec(NamedTuple):
-    """An attack as it was asked for.
-
-    Attributes:
-      name: in the registry of attacks.
-      options: its options, sorted by name.
-    """
-
-    name: str
-    options: tuple[tuple[str, Any], ...]
-
-    def __str__(self) -> str:
-        return " ".join([self.name, *(f"{k}={v}" for k, v in self.options)])
-
-
-def parse_attack(text: str) -> AttackSpec:
-    """Reads ``"pga num_steps=20 loss=dlr random_start=false"``.
-
-    PGA keeps the first misclassified point unless told otherwise: a reported accuracy
-    counts an example as standing only if no iterate breaks it.
-
-    Raises:
-      ValueError: for a word that is not ``option=value``, an unknown attack, an option
-        that it does not have or that is given elsewhere, or a value of another kind
-        than the option's default.
-    """
-    name, *words = text.split() or [""]
-    options: dict[str, Any] = {}
-    for word in words:
-        option, equals, value = word.partition("=")
-        if not (option and equals and value):
-            raise ValueError(
-                f"attack is {text!r}; after its name come option=value pairs with "
-                "spaces between."
-            )
-        options[option] = _read_value(value)
-    if name not in attacks.NAMES:
-        raise ValueError(f"attack is {name!r}; it may be {', '.join(attacks.NAMES)}.")
-    _check_options(name, options)
-    if name == "pga":
-        options.setdefault("keep", "success")
-    return AttackSpec(name, tuple(sorted(options.items())))
-
-
-def _read_value(text: str) -> Any:
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError):
-        return text
-
-
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(getattr(attacks, name)).parameters
-    known = [option for option in parameters if option not in _GIVEN_ELSEWHERE]
-    for option, value in options.items():
-        if option in _GIVEN_ELSEWHERE:
-            raise ValueError(
-                f"attack {name} is given {option}={value}; {_GIVEN_ELSEWHERE[option]}."
-            )
-        if option not in known:
-            raise ValueError(
-                f"attack {name} has no option {option!r}; it has {', '.join(known)}."
-            )
-        default = parameters[option].default
-        if isinstance(default, str):
-            fits, wanted = isinstance(value, str), "a name"
-        elif isinstance(default, bool):
-            fits, wanted = value in (True, False), "true or false"
-        else:
-            fits = isinstance(value, int | float) and not isinstance(value, bool)
-            wanted = "a number"
-            if default is None:
-                fits, wanted = fits or value is None, "a number or none"
-        if not fits:
-            raise ValueError(
-                f"attack {name} is given {option}={value}; it must be {wanted}."
-            )
-    if name == "wrm" and not {"gamma", "penalty"} & set(options):
-        raise ValueError(
-            "attack wrm is given no price of the squared length; write one behind its "
-            "name, such as 'wrm gamma=2'."
-        )
-
-
-@functools.cache
-def factory(spec: AttackSpec, p: float) -> Callable[[Any], attacks.Attack]:
-    """``epsilon -> attack``: one object for each attack, so that it compiles once."""
-    budget = has_budget(spec)
-
-    def make(epsilon: Any) -> attacks.Attack:
-        return attacks.make(
-            spec.name, p=p, epsilon=epsilon if budget else None, **dict(spec.options)
-        )
-
-    return make
-
-
-def has_budget(spec: AttackSpec) -> bool:
-    """Whether the attack is run at each epsilon, or looks for the nearest point."""
-    return attacks.needs_budget(spec.name)
 
 
 def fingerprint(params: Any, batch_stats: Any, test_set: data.Dataset) -> str:
@@ -190,7 +74,7 @@ def attack_in_parts(
     apply: Any,
     variables: Any,
     test_set: data.Dataset,
-    spec: AttackSpec,
+    spec: attack_specs.AttackSpec,
     *,
     p: float,
     epsilons: Sequence[float],
@@ -207,7 +91,7 @@ def attack_in_parts(
       process and of those before it. Distances of an attack with a budget are at most
       that: rounding of the difference between two pictures may have put them above.
     """
-    budgets = [float(e) for e in epsilons] if has_budget(spec) else [0.0]
+    budgets = [float(e) for e in epsilons] if attack_specs.has_budget(spec) else [0.0]
     pieces: list[dict[str, np.ndarray]] = []
     count = len(test_set)
     with training.Progress(count, description=str(spec), unit="example") as progress:
@@ -233,7 +117,7 @@ def attack_in_parts(
                     variables,
                     test_set.images[start:stop],
                     test_set.labels[start:stop],
-                    attack=factory(spec, p),
+                    attack=attack_specs.factory(spec, p),
                     epsilons=budgets,
                     batch_size=batch_size,
                     key=jax.random.key(seed),
@@ -249,7 +133,7 @@ def attack_in_parts(
         name: np.concatenate([piece[name] for piece in pieces], axis=1)
         for name in _FIELDS
     }
-    if has_budget(spec):
+    if attack_specs.has_budget(spec):
         nearest = np.minimum(whole["distance"], np.array(budgets)[:, None])
         whole["distance"] = np.where(whole["success"], nearest, whole["distance"])
     whole["seconds"] = float(sum(piece["seconds"] for piece in pieces))
@@ -258,7 +142,7 @@ def attack_in_parts(
 
 def budget_card(
     found: Mapping[str, Any],
-    spec: AttackSpec,
+    spec: attack_specs.AttackSpec,
     p: float,
     epsilons: Sequence[float],
     correct: np.ndarray,
@@ -282,7 +166,7 @@ def budget_card(
         "mean_steps": found["steps"].mean(axis=1).tolist(),
         "seconds": found["seconds"],
     }
-    stages = factory(spec, p)(np.zeros(1)).stages
+    stages = attack_specs.factory(spec, p)(np.zeros(1)).stages
     if len(stages) > 1:
         # What stands after each attack of the ensemble, budgets taken one by one.
         card["after"] = {

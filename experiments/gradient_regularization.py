@@ -37,6 +37,7 @@ import numpy as np
 from absl import flags
 
 from experiments import (
+    attack_specs,
     cli,
     evaluation,
     gradient_regularization_attacks,
@@ -198,7 +199,7 @@ def _settings() -> Settings:
     settings = Settings(
         p=p,
         attacks=tuple(
-            evaluation.parse_attack(text) for text in _ATTACK.value or _ATTACKS[p]
+            attack_specs.parse_attack(text) for text in _ATTACK.value or _ATTACKS[p]
         ),
         epsilons=epsilons,
         largest=_LARGEST[p] if largest is None else largest,

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import evaluation
+from experiments import attack_specs, evaluation
 from opnorm import analysis, data, training
 from opnorm.analysis import accuracy, robustness
 from opnorm.attacks import attack as attack_lib
@@ -40,7 +40,7 @@ class Settings(NamedTuple):
     """
 
     p: float
-    attacks: tuple[evaluation.AttackSpec, ...]
+    attacks: tuple[attack_specs.AttackSpec, ...]
     epsilons: tuple[float, ...]
     largest: float
     halvings: int
@@ -66,7 +66,7 @@ def check(settings: Settings) -> None:
     if not settings.attacks:
         raise ValueError("attack is not given; at least one is needed.")
     for spec in settings.attacks:
-        evaluation.factory(spec, settings.p)(np.ones(1, np.float32))
+        attack_specs.factory(spec, settings.p)(np.ones(1, np.float32))
 
 
 def _check_epsilons(epsilons: Sequence[float], largest: float) -> None:
@@ -160,7 +160,7 @@ def _nearest(
         attack = _attack(apply, spec, settings.p, settings.top_k)
 
         own = np.where(right, np.inf, 0.0).astype(np.float32)
-        budget = evaluation.has_budget(spec)
+        budget = attack_specs.has_budget(spec)
         for rows, epsilon in _bisection(own, settings) if budget else _once(own):
             for batch, filled in robustness.fill(rows, sizes):
                 given = (
@@ -208,12 +208,12 @@ def _bisection(
 
 @functools.lru_cache(maxsize=32)
 def _attack(
-    apply: Any, spec: evaluation.AttackSpec, p: float, top_k: int
+    apply: Any, spec: attack_specs.AttackSpec, p: float, top_k: int
 ) -> Callable[..., Any]:
     """One attack of a batch: its points, and how far they are, inf where it failed."""
-    make = evaluation.factory(spec, p)
+    make = attack_specs.factory(spec, p)
     stages = make(np.ones(1, np.float32)).stages
-    begins = not evaluation.has_budget(spec) and any(s.takes_start for s in stages)
+    begins = not attack_specs.has_budget(spec) and any(s.takes_start for s in stages)
 
     @jax.jit
     def attacked(

@@ -19,8 +19,7 @@ import numpy as np
 from opnorm import linalg, operators
 from opnorm.analysis import accuracy, margins
 from opnorm.analysis.robustness import Apply, check_examples, check_labels
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import losses
+from opnorm.attacks import checks, losses
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -142,7 +141,7 @@ def top_k_margin(logits: jax.Array, labels: jax.Array, *, k: int = 5) -> jax.Arr
 
     Source: Finlay & Oberman, for ImageNet.
     """
-    attack_lib.check_labels(labels, len(logits), logits)
+    checks.check_labels(labels, len(logits), logits)
     _check_rank(k, logits.shape[1])
     p, own = _probabilities(logits, labels)
     return jax.lax.top_k(p, k + 1)[0][:, -1] - own
@@ -166,7 +165,7 @@ def label_and_rival(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.
       ValueError: for a k that is not between 1 and K - 1, or shapes or labels that do
         not fit.
     """
-    attack_lib.check_labels(labels, len(logits), logits)
+    checks.check_labels(labels, len(logits), logits)
     _check_rank(k, logits.shape[1])
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     rest = _others(logits, labels, -jnp.inf)
@@ -364,7 +363,7 @@ def _regularity(
 
 
 def _probabilities(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    attack_lib.check_labels(labels, len(logits), logits)
+    checks.check_labels(labels, len(logits), logits)
     p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
     return p, jnp.take_along_axis(p, labels[:, None], axis=1)[:, 0]
 

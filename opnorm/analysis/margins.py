@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from opnorm import linalg
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import losses
+from opnorm.attacks import checks, losses
 from opnorm.operators.jacobian import BatchFunction
 
 
@@ -31,7 +30,7 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Source: "Towards Understanding the Regularization of Adversarial Robustness on
     Neural Networks", 2020, Definition 3.
     """
-    attack_lib.check_labels(labels, len(logits), logits)
+    checks.check_labels(labels, len(logits), logits)
     return -losses.margin(logits, labels)
 
 
@@ -143,7 +142,7 @@ def gradient_norms(
     def total(z: jax.Array) -> jax.Array:
         logits = f(z)
         if named:
-            attack_lib.check_labels(labels, len(x), logits)
+            checks.check_labels(labels, len(x), logits)
         return jnp.sum(loss(logits, labels))
 
     gradient = jax.grad(total)(x)

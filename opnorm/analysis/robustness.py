@@ -19,6 +19,7 @@ import numpy as np
 
 from opnorm import attacks, linalg
 from opnorm.attacks import attack as attack_lib
+from opnorm.attacks import checks
 
 Apply = Callable[[Any, jax.Array], jax.Array]
 AttackFactory = Callable[[Any], attacks.Attack]
@@ -108,7 +109,7 @@ def attack_examples(
     pattern = make_pattern(attack)
     if images.dtype != np.uint8:
         for stage in pattern.stages:
-            attack_lib.check_inside(images, stage.bounds)
+            checks.check_inside(images, stage.bounds)
     sizes = batch_sizes(batch_size)
     check_labels(apply, variables, images, labels, sizes[0])
     pool = _Pool(
@@ -207,7 +208,7 @@ def check_labels(
     pixels = np.float32 if images.dtype == np.uint8 else images.dtype
     x = jax.ShapeDtypeStruct((size, *images.shape[1:]), pixels)
     logits = jax.eval_shape(apply, variables, x)
-    attack_lib.check_labels(np.asarray(labels), len(images), logits)
+    checks.check_labels(np.asarray(labels), len(images), logits)
 
 
 def batch_sizes(batch_size: int) -> tuple[int, ...]:

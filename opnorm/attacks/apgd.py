@@ -11,8 +11,9 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import losses
-from opnorm.attacks.attack import Attack, BatchFunction, Bounds, Problem, Stage, like
+from opnorm.attacks import checks, losses
+from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks.checks import Bounds
 
 # Croce & Hein 2020, section 3: part of the steps that must improve, momentum.
 _RHO = 0.75
@@ -67,7 +68,7 @@ def apgd(
 
     Source: Croce & Hein 2020, Algorithm 1; Croce & Hein 2021, Algorithm 1, for p = 1.
     """
-    p = attack_lib.check_norm(p, (1.0, 2.0, math.inf))
+    p = checks.check_norm(p, (1.0, 2.0, math.inf))
     linalg.check_length("epsilon", epsilon)
     for name, value in (
         ("num_steps", num_steps),
@@ -75,7 +76,7 @@ def apgd(
         ("num_targets", num_targets),
     ):
         linalg.check_count(name, value, 1)
-    attack_lib.check_bounds(bounds)
+    checks.check_bounds(bounds)
     named = (*losses.NAMED, "dlr_targeted")
     if isinstance(loss, str) and loss not in named:
         raise ValueError(f"loss is {loss!r}; it may be {', '.join(named)}.")

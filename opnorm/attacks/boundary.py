@@ -7,7 +7,9 @@ import jax.numpy as jnp
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks.attack import Attack, BatchFunction, Bounds, Problem, Stage, like
+from opnorm.attacks import checks
+from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks.checks import Bounds
 
 _HALVINGS = 10
 # Brendel et al. 2018, section 2.3, with the constants of their code: how many of the
@@ -71,12 +73,12 @@ def boundary(
     Algorithm 1. Here every example draws its own directions and adapts its own steps;
     p = inf is ours.
     """
-    p = attack_lib.check_norm(p, (2.0, math.inf))
+    p = checks.check_norm(p, (2.0, math.inf))
     linalg.check_count("num_steps", num_steps, 1)
     linalg.check_count("num_tries", num_tries, 1)
     _check_share("spherical_step", spherical_step)
     _check_share("source_step", source_step)
-    attack_lib.check_box(bounds)
+    checks.check_box(bounds)
     assert bounds is not None
     low, high = bounds
 

@@ -8,8 +8,9 @@ import optax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import losses
-from opnorm.attacks.attack import Attack, BatchFunction, Bounds, Problem, Stage, like
+from opnorm.attacks import checks, losses
+from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks.checks import Bounds
 
 # The inputs are pulled this far off the faces of the box, where tanh has no inverse.
 _INSIDE = 0.999999
@@ -64,7 +65,7 @@ def carlini_wagner(
     ):
         linalg.check_length(name, value, positive=True)
     linalg.check_length("confidence", confidence)
-    attack_lib.check_box(bounds)
+    checks.check_box(bounds)
     assert bounds is not None
     middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
     optimizer = optax.adam(learning_rate)

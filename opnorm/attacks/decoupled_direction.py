@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import losses
-from opnorm.attacks.attack import Attack, BatchFunction, Bounds, Problem, Stage, like
+from opnorm.attacks import checks, losses
+from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks.checks import Bounds
 
 # An estimate that is exact ends on the boundary itself, where nothing is decided.
 _BEYOND = 1.01
@@ -46,7 +47,7 @@ def decoupled_direction(
     linalg.check_count("num_steps", num_steps, 1)
     _check_fraction("gamma", gamma)
     linalg.check_length("initial_epsilon", initial_epsilon, positive=True)
-    attack_lib.check_box(bounds)
+    checks.check_box(bounds)
 
     def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
         state = _initial_state(f, problem, targeted, bounds)
@@ -115,10 +116,10 @@ def fast_minimum_norm(
 
     Source: Pintor et al. 2021, Algorithm 1.
     """
-    p = attack_lib.check_norm(p, (1.0, 2.0, math.inf))
+    p = checks.check_norm(p, (1.0, 2.0, math.inf))
     linalg.check_count("num_steps", num_steps, 1)
     _check_fraction("gamma", gamma)
-    attack_lib.check_box(bounds)
+    checks.check_box(bounds)
     conjugate = linalg.conjugate_exponent(p)
 
     def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:

@@ -8,7 +8,9 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks.attack import Attack, BatchFunction, Bounds, Problem, Stage, like
+from opnorm.attacks import checks
+from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks.checks import Bounds
 
 _LEAST_STEP = 1e-4
 
@@ -45,11 +47,11 @@ def deepfool(
     the 1e-4 by which every step is lengthened: without it about a hundredth of the
     pictures come ever nearer to the boundary and never cross it.
     """
-    p = attack_lib.check_norm(p, (2.0, math.inf))
+    p = checks.check_norm(p, (2.0, math.inf))
     linalg.check_count("num_steps", num_steps, 1)
     linalg.check_count("num_candidates", num_candidates, 2)
     linalg.check_length("overshoot", overshoot)
-    attack_lib.check_bounds(bounds)
+    checks.check_bounds(bounds)
     conjugate = linalg.conjugate_exponent(p)
 
     def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:

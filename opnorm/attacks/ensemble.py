@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import jax
 
-from opnorm.attacks import attack as attack_lib
+from opnorm.attacks import checks
 from opnorm.attacks.apgd import apgd
-from opnorm.attacks.attack import Attack, Bounds
+from opnorm.attacks.attack import Attack
+from opnorm.attacks.checks import Bounds
 from opnorm.attacks.fab import fab
 from opnorm.attacks.square import square
 
@@ -43,7 +44,7 @@ def auto_attack(
     Source: Croce & Hein 2020, "Reliable evaluation of adversarial robustness with an
     ensemble of diverse parameter-free attacks"; Croce & Hein 2021 for p = 1.
     """
-    p = attack_lib.check_norm(p, (1.0, 2.0, math.inf))
+    p = checks.check_norm(p, (1.0, 2.0, math.inf))
     sparse = p == 1
     attacks = [
         apgd(

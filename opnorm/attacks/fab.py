@@ -9,7 +9,9 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks.attack import Attack, BatchFunction, Bounds, Problem, Stage, like
+from opnorm.attacks import checks
+from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks.checks import Bounds
 
 # Croce & Hein 2020 (FAB), section 4: largest pull to the input, overshoot, way back.
 _LARGEST_PULL = 0.1
@@ -53,13 +55,13 @@ def fab(
     Source: Croce & Hein 2020, "Minimally distorted adversarial examples with a fast
     adaptive boundary attack", Algorithm 1; targets as in their AutoAttack.
     """
-    p = attack_lib.check_norm(p, (1.0, 2.0, math.inf))
+    p = checks.check_norm(p, (1.0, 2.0, math.inf))
     if epsilon is not None:
         linalg.check_length("epsilon", epsilon)
         epsilon = lax.stop_gradient(epsilon)
     linalg.check_count("num_steps", num_steps, 1)
     linalg.check_count("num_targets", num_targets, 1)
-    attack_lib.check_box(bounds)
+    checks.check_box(bounds)
 
     def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
         x, labels = problem.x, problem.labels

@@ -11,8 +11,9 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import losses
-from opnorm.attacks.attack import Attack, BatchFunction, Bounds, Problem, Stage, like
+from opnorm.attacks import checks, losses
+from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks.checks import Bounds
 
 
 def fgm(
@@ -118,7 +119,7 @@ def pga(
         linalg.check_length("step_size", step_size, positive=True)
     linalg.check_count("num_steps", num_steps, 0)
     linalg.check_count("num_restarts", num_restarts, 1)
-    attack_lib.check_bounds(bounds)
+    checks.check_bounds(bounds)
     named = (*losses.NAMED, "logit_distance")
     if isinstance(loss, str) and loss not in named:
         raise ValueError(f"loss is {loss!r}; it may be {', '.join(named)}.")
@@ -294,7 +295,7 @@ def gaussian_noise(
     """
     p = linalg.check_exponent("p", p)
     linalg.check_length("epsilon", epsilon)
-    attack_lib.check_bounds(bounds)
+    checks.check_bounds(bounds)
 
     def init(f: BatchFunction, problem: Problem) -> jax.Array:
         del f

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks.attack import Attack, BatchFunction, Bounds, Problem, Stage, like
+from opnorm.attacks import checks
+from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks.checks import Bounds
 
 # A move shorter than this ends a round, and the noise that a start is looked for with
 # grows by this factor a try, from this size on: the constants of the paper's code.
@@ -75,7 +77,7 @@ def log_barrier(
     Source: Finlay, Pooladian & Oberman 2019, "The LogBarrier adversarial attack",
     Algorithm 1; the bisection is ours.
     """
-    p = attack_lib.check_norm(p, (2.0, math.inf))
+    p = checks.check_norm(p, (2.0, math.inf))
     linalg.check_count("num_outer", num_outer, 1)
     linalg.check_count("num_inner", num_inner, 1)
     linalg.check_count("final_bisections", final_bisections, 0)
@@ -85,7 +87,7 @@ def log_barrier(
     _check_between("temperature", temperature, math.inf)
     _check_between("decay", decay, 1.0)
     _check_between("backtrack", backtrack, 1.0)
-    attack_lib.check_bounds(bounds)
+    checks.check_bounds(bounds)
 
     def attempt(problem: Problem, tries: jax.Array) -> jax.Array:
         assert problem.keys is not None

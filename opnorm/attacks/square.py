@@ -10,8 +10,9 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import losses
-from opnorm.attacks.attack import Attack, BatchFunction, Bounds, Problem, Stage, like
+from opnorm.attacks import checks, losses
+from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks.checks import Bounds
 
 # Andriushchenko et al. 2020, section 5: where the changed part of the picture halves.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -54,12 +55,12 @@ def square(
     Unlike the published code, squares also reach the last row and column, and every
     example draws its own.
     """
-    p = attack_lib.check_norm(p, (1.0, 2.0, math.inf))
+    p = checks.check_norm(p, (1.0, 2.0, math.inf))
     linalg.check_length("epsilon", epsilon)
     linalg.check_count("num_queries", num_queries, 1)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction}; it must be in (0, 1].")
-    attack_lib.check_bounds(bounds)
+    checks.check_bounds(bounds)
     radius = lax.stop_gradient(epsilon)
 
     def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:

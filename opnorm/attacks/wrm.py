@@ -6,8 +6,9 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import losses
-from opnorm.attacks.attack import Attack, BatchFunction, Bounds, Problem, Stage
+from opnorm.attacks import checks, losses
+from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage
+from opnorm.attacks.checks import Bounds
 
 
 def wrm(
@@ -50,7 +51,7 @@ def wrm(
     """
     reach = 0.5 / _price(gamma, penalty)
     linalg.check_count("num_steps", num_steps, 0)
-    attack_lib.check_bounds(bounds)
+    checks.check_bounds(bounds)
     chosen = _named(loss)
 
     def init(f: BatchFunction, problem: Problem) -> jax.Array:
@@ -154,7 +155,7 @@ def residual(
       ValueError: for an option that :func:`wrm` refuses.
     """
     reach, chosen = 0.5 / _price(gamma, penalty), _named(loss)
-    attack_lib.check_bounds(bounds)
+    checks.check_bounds(bounds)
     _, _, gradient = attack_lib.value_and_gradient(
         f, lambda logits: chosen(logits, labels), x_adv
     )

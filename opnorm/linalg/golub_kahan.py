@@ -66,8 +66,8 @@ def golub_kahan(
       vectors.
 
     Raises:
-      ValueError: for k, num_steps or tolerance out of range, no start, or one
-        of another shape.
+      ValueError: for k, num_steps or tolerance out of range, no start or one of another
+        shape, or a key that is not typed.
 
     Source: Golub & Kahan 1965.
     """

@@ -84,8 +84,8 @@ def lanczos(
       The tridiagonal matrices, with the basis if it was orthogonalised.
 
     Raises:
-      ValueError: for maps that are not square, num_steps out of range, no start, or one
-        of another shape.
+      ValueError: for maps that are not square, num_steps out of range, no start or one
+        of another shape, or a key that is not typed.
 
     Source: Lanczos 1950; Paige 1972.
     """

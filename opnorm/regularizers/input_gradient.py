@@ -183,7 +183,7 @@ def jacobian_frobenius_penalty(
       ``(B,)``, at least float32.
 
     Raises:
-      ValueError: for num_projections below 1, and as
+      ValueError: for num_projections below 1, a key that is not typed, and as
         :func:`opnorm.operators.jacobian_map`.
 
     Source: Hoffman, Roberts & Yaida 2019.

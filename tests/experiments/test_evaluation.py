@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import evaluation, measure
+from experiments import attack_specs, evaluation, measure
 from opnorm import attacks, data, training
 from opnorm.training import Config, network
 
@@ -39,18 +39,18 @@ def random_pictures(count, side, num_classes):
     ],
 )
 def test_options_of_attacks_are_read_as_what_they_are(text, options):
-    found = evaluation.parse_attack(text)
+    found = attack_specs.parse_attack(text)
     assert found.name == text.split()[0]
     for name, value in options.items():
         read = dict(found.options)[name]
         assert read == value and type(read) is type(value)
-    evaluation.factory(found, 2.0)(np.ones(1, np.float32))
+    attack_specs.factory(found, 2.0)(np.ones(1, np.float32))
 
 
 def test_every_attack_is_read_with_its_own_defaults():
     for name in attacks.NAMES:
         text = "wrm gamma=2" if name == "wrm" else name
-        assert evaluation.parse_attack(text).name == name
+        assert attack_specs.parse_attack(text).name == name
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_every_attack_is_read_with_its_own_defaults():
 )
 def test_options_that_an_attack_may_not_be_given_are_refused(text, words):
     with pytest.raises(ValueError, match="attack") as error:
-        evaluation.parse_attack(text)
+        attack_specs.parse_attack(text)
     for word in words:
         assert word in str(error.value)
 
@@ -95,7 +95,7 @@ def test_what_an_attack_broke_within_a_budget_is_known_to_fall_within_it(tmp_pat
         two_classes,
         {"w": weight - weight.mean()},
         pictures,
-        evaluation.parse_attack("fgm"),
+        attack_specs.parse_attack("fgm"),
         p=math.inf,
         epsilons=epsilons,
         batch_size=64,

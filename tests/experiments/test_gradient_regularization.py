@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import (
+    attack_specs,
     evaluation,
     gradient_regularization_attacks,
     gradient_regularization_measure,
@@ -75,7 +76,7 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
     largest = float(np.quantile(distance, 0.8))
     settings = gradient_regularization_attacks.Settings(
         p=p,
-        attacks=tuple(evaluation.parse_attack(text) for text in attacks),
+        attacks=tuple(attack_specs.parse_attack(text) for text in attacks),
         epsilons=(largest / 8, largest / 3),
         largest=largest,
         halvings=8,

@@ -1,0 +1,87 @@
+"""attacks: checks of the labels, inputs and options that attacks take."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opnorm import linalg
+
+Bounds = tuple[float, float] | None
+
+
+def known(array: Any) -> bool:
+    """Whether the values are at hand: not traced, nor on devices of other processes."""
+    if isinstance(array, jax.core.Tracer):
+        return False
+    return not isinstance(array, jax.Array) or array.is_fully_addressable
+
+
+def check_inside(x: Any, bounds: Bounds) -> None:
+    """Raises ValueError unless x is in the box, where it is :func:`known`.
+
+    Clipping an input from outside into the box would leave the budget.
+    """
+    if bounds is None or not known(x):
+        return
+    low, high = float(x.min()), float(x.max())
+    slack = 1e-6 * max(map(abs, bounds))
+    if low < bounds[0] - slack or high > bounds[1] + slack:
+        raise ValueError(
+            f"x has values from {low:g} to {high:g}, outside of the attack's bounds "
+            f"{tuple(bounds)}; give it in these units, or other bounds and lengths in "
+            "the units of x."
+        )
+
+
+def check_labels(labels: Any, count: int, logits: Any = None) -> None:
+    """Raises ValueError unless labels are ``(count,)`` ints and classes of the network.
+
+    Args:
+      labels: array.
+      count: how many there must be.
+      logits: ``(B, K)``, an array or its shape and dtype; None where it is not known.
+        The classes are checked where the labels are :func:`known`.
+    """
+    if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels has shape {labels.shape} and dtype {labels.dtype}; it must be "
+            f"({count},) and integer."
+        )
+    if logits is None:
+        return
+    shape = getattr(logits, "shape", type(logits))
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise ValueError(f"the logits have shape {shape}; it must be (B, K).")
+    if count and known(labels):
+        values, classes = np.asarray(labels), shape[1]
+        low, high = values.min(), values.max()
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"labels has values from {low} to {high}; the network has {classes} "
+                f"classes, so they must be from 0 to {classes - 1}."
+            )
+
+
+def check_bounds(bounds: Bounds) -> None:
+    """Raises ValueError unless the bounds are None or low < high."""
+    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+        raise ValueError(f"bounds is {bounds}; it must be (low, high) or None.")
+
+
+def check_box(bounds: Bounds) -> None:
+    """Raises ValueError unless the bounds are a finite box."""
+    check_bounds(bounds)
+    if bounds is None or not all(map(math.isfinite, bounds)):
+        raise ValueError(f"bounds is {bounds}; this attack needs a finite (low, high).")
+
+
+def check_norm(p: float, allowed: tuple[float, ...]) -> float:
+    """Raises ValueError unless p is among the norms that an attack knows."""
+    p = linalg.check_exponent("p", p)
+    if p not in allowed:
+        known = ", ".join(f"{q:g}" for q in allowed)
+        raise ValueError(f"p is {p:g}; this attack knows {known}.")
+    return p
