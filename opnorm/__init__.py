@@ -18,6 +18,7 @@ from opnorm import (
     regularizers,
     training,
 )
+from opnorm.models import network
 
 try:
     __version__ = metadata.version("opnorm")
@@ -31,6 +32,7 @@ __all__ = [
     "data",
     "linalg",
     "models",
+    "network",
     "operators",
     "regularizers",
     "training",

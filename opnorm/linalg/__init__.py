@@ -45,6 +45,12 @@ from opnorm.linalg.loops import (
     while_loop,
 )
 from opnorm.linalg.matrix_norm import MatrixNorm, matrix_norm
+from opnorm.linalg.networks import (
+    Network,
+    network_program,
+    place_network,
+    prepare_network,
+)
 from opnorm.linalg.norms import (
     check_exponent,
     check_length,
@@ -77,6 +83,7 @@ __all__ = [
     "Estimate",
     "LinearMap",
     "MatrixNorm",
+    "Network",
     "OperatorNorm",
     "SingularTriplets",
     "SpectralDensity",
@@ -110,8 +117,11 @@ __all__ = [
     "kernel_matrix_singular_values",
     "lanczos",
     "matrix_norm",
+    "network_program",
     "norm",
     "operator_norm",
+    "place_network",
+    "prepare_network",
     "project_ball",
     "project_ball_box",
     "project_sphere",

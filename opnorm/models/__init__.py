@@ -11,6 +11,7 @@ from opnorm.models.elu_net import ELUNet
 from opnorm.models.fixup import FixupResNet
 from opnorm.models.inception import Inception
 from opnorm.models.mlp import MLP
+from opnorm.models.network import Network, network
 from opnorm.models.normalization import STATISTICS
 from opnorm.models.outputs import Outputs
 from opnorm.models.registry import NAMES, create
@@ -29,6 +30,7 @@ __all__ = [
     "Inception",
     "MLP",
     "NAMES",
+    "Network",
     "STATISTICS",
     "Outputs",
     "ResNeXt34",
@@ -37,5 +39,6 @@ __all__ = [
     "WideResNet",
     "WideResNet50",
     "create",
+    "network",
     "smooth_relu",
 ]

@@ -1,0 +1,176 @@
+"""Networks as arguments of compiled programs.
+
+A network is any callable ``f(x)``. One that is also a JAX pytree, such as
+``jax.tree_util.Partial(apply, variables)``, a Flax NNX module or an Equinox module,
+shows its arrays: they become arguments of a compiled program, and the program is used
+again for every network of the same structure. A plain function hides the arrays that it
+closes over, and they may change between two calls, so it is traced again each time.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Network = Callable[..., Any]
+
+
+class Prepared:
+    """A plain function for the length of one measurement, which calls it often.
+
+    Programs of the function are compiled once and released with this object, so that
+    neither they nor the arrays in the function outlive the measurement.
+
+    Args:
+      f: the function. It must not change while this object is in use.
+    """
+
+    def __init__(self, f: Network) -> None:
+        self._f = f
+        self._programs: dict[Hashable, Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        return self._f(*args)
+
+    def program(
+        self, fun: Callable[..., Any], options: tuple[tuple[str, Any], ...]
+    ) -> Callable[..., Any]:
+        """Returns ``fun(f, *args, **options)`` as a compiled function of ``args``."""
+        if (fun, options) not in self._programs:
+            self._programs[fun, options] = _fresh(fun, self._f, dict(options))
+        return self._programs[fun, options]
+
+
+def prepare_network(f: Network) -> Network:
+    """Returns a network whose programs are compiled once for all calls that follow.
+
+    A callable pytree comes back as it is. A plain function is wrapped, so that it is
+    traced once for each program and not once for each batch.
+
+    Args:
+      f: ``(B, ...) -> (B, d)``, a callable pytree or a plain function.
+
+    Raises:
+      ValueError: if f cannot be called.
+    """
+    if not callable(f):
+        raise ValueError(
+            f"f is a {type(f).__name__}; it must be a function of a batch, or a pytree "
+            "that can be called, such as jax.tree_util.Partial(apply, variables)."
+        )
+    if isinstance(f, Prepared) or _split(f) is not None:
+        return f
+    return Prepared(f)
+
+
+def place_network(f: Network, put: Callable[[Any], Any]) -> Network:
+    """Returns a network with ``put`` applied to its arrays, such as a ``device_put``.
+
+    The arrays that a plain function closes over stay where they are.
+
+    Args:
+      f: as :func:`prepare_network` returns it.
+      put: a function of a tuple of arrays.
+    """
+    parts = None if isinstance(f, Prepared) else _split(f)
+    return f if parts is None else parts.structure.join(put(parts.arrays))
+
+
+def network_program(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles ``fun(f, *arrays, **options)`` for a network f; a decorator.
+
+    The compiled program is kept where f is a callable pytree: for all networks of the
+    same structure, arrays of the same shapes, and equal options. It is traced anew in
+    each call where f is a plain function that :func:`prepare_network` has not seen, and
+    where an argument is traced, since a program around this one is compiled then.
+
+    Args:
+      fun: a pure function. Its options must be hashable, and are compared with ``==``.
+
+    Returns:
+      A function of the same arguments; options are given by keyword.
+    """
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def shared(
+        structure: _Structure,
+        options: tuple[tuple[str, Any], ...],
+        arrays: tuple[Any, ...],
+        *args: Any,
+    ) -> Any:
+        return fun(structure.join(arrays), *args, **dict(options))
+
+    @functools.wraps(fun)
+    def call(f: Network, *args: Any, **options: Any) -> Any:
+        ordered = tuple(sorted(options.items()))
+        if isinstance(f, Prepared):
+            return f.program(fun, ordered)(*args)
+        parts = _split(f)
+        if parts is None or _is_traced((parts.arrays, args)):
+            return _fresh(fun, f, options)(*args)
+        return shared(parts.structure, ordered, parts.arrays, *args)
+
+    return call
+
+
+@dataclasses.dataclass(frozen=True)
+class _Structure:
+    """All of a callable pytree but its arrays; hashable.
+
+    Attributes:
+      treedef: of the pytree.
+      others: the leaves that are not arrays, such as an activation function, by their
+        position.
+    """
+
+    treedef: Any
+    others: tuple[tuple[int, Any], ...]
+
+    def join(self, arrays: tuple[Any, ...]) -> Network:
+        """Returns the network with the given arrays."""
+        others = dict(self.others)
+        given = iter(arrays)
+        count = len(arrays) + len(others)
+        leaves = [others[i] if i in others else next(given) for i in range(count)]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+class _Parts(NamedTuple):
+    structure: _Structure
+    arrays: tuple[Any, ...]
+
+
+def _split(f: Network) -> _Parts | None:
+    """The structure and the arrays of a callable pytree; None for a plain function."""
+    leaves, treedef = jax.tree.flatten(f)
+    if len(leaves) == 1 and leaves[0] is f:
+        return None
+    kept = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
+    others = tuple(
+        (i, leaf)
+        for i, (leaf, is_array) in enumerate(zip(leaves, kept, strict=True))
+        if not is_array
+    )
+    structure = _Structure(treedef, others)
+    try:
+        hash(structure)
+    except TypeError:
+        return None
+    arrays = tuple(
+        leaf for leaf, is_array in zip(leaves, kept, strict=True) if is_array
+    )
+    return _Parts(structure, arrays)
+
+
+def _fresh(
+    fun: Callable[..., Any], f: Network, options: dict[str, Any]
+) -> Callable[..., Any]:
+    """A program that nothing else shares: JAX knows functions by their identity."""
+    return jax.jit(lambda *args: fun(f, *args, **options))
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
