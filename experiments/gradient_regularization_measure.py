@@ -8,6 +8,7 @@ bounds are made of, are taken over all test images.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -234,9 +235,7 @@ def improvement_ratio(
     return evaluation.improvement(cards[0], cards[1], "")["ratio"]
 
 
-def ratio_error(
-    distances: np.ndarray, before: np.ndarray, largest: float
-) -> float | None:
+def ratio_error(distances: np.ndarray, before: np.ndarray, largest: float) -> float:
     """Computes the standard error over images of a ratio of means over seeds.
 
     Errors and distances of both rows are means over the same images, which makes them
@@ -249,8 +248,8 @@ def ratio_error(
       largest: the distance that an image counts with that no attack broke.
 
     Returns:
-      The standard error; None where a ratio does not exist without some image, because
-      the two clean errors are equal.
+      The standard error; inf where the two clean errors are equal without some image,
+      so that the ratio does not exist.
 
     Source: Efron & Stein 1981 for the jackknife.
     """
@@ -262,7 +261,7 @@ def ratio_error(
             means += [np.minimum(kept, largest).mean(), np.mean(kept == 0)]
         ratio = improvement_ratio(*map(float, means))
         if ratio is None:
-            return None
+            return math.inf
         left_out.append(ratio)
     spread = np.sum((np.array(left_out) - np.mean(left_out)) ** 2)
     return float(np.sqrt(spread * (len(left_out) - 1) / len(left_out)))

@@ -140,10 +140,11 @@ def _errors(network: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str,
         )
     ratio, ratios = network["ratio"], network["ratios"]
     shown = "" if ratio is None else f"{ratio:.2f}"
-    if network.get("ratio_error") is not None:
+    if ratio is not None:
         shown += f" ± {network['ratio_error']:.2f}"
     if ratio is not None and len(ratios) > 1:
-        shown += f" ({' / '.join(_number(value, '.2f') for value in ratios)})"
+        seeds = (_number(value, ".2f") or "none" for value in ratios)
+        shown += f" ({' / '.join(seeds)})"
     digits = 3 if results["norm"] == "L2" else 4
     return cells | {
         "mean distance": _cell(network, "distance", 1, digits),
