@@ -44,8 +44,9 @@ def text(results: Mapping[str, Any], paper: Table | None) -> str:
         "",
         "The ratio is the relative gain in mean distance over the relative rise of the "
         "clean error, both against the undefended network; its error is the jackknife's"
-        " standard error over images. Where the clean error rises little, the ratio "
-        "divides by noise and says nothing; it is left out where nothing rises.",
+        " standard error over images, and infinite where the clean error would not "
+        "change without one of them. Where the clean error changes little, the ratio "
+        "divides by noise and says nothing; a seed has none where nothing changes.",
         "",
         f"Nearest points by {', '.join(results['attacks'])}.",
         "",
