@@ -365,7 +365,8 @@ def _summarize(
     networks: dict[str, dict[str, Any]], largest: float
 ) -> dict[str, dict[str, Any]]:
     """Adds to each row the mean and the spread of its networks, and what was won."""
-    before = networks.get(gradient_regularization_paper.UNDEFENDED, {}).get("seeds")
+    undefended = networks.get(gradient_regularization_paper.UNDEFENDED)
+    before = undefended["seeds"] if undefended else []
     summaries = {}
     for name, row in networks.items():
         measured = row["seeds"]
@@ -388,7 +389,7 @@ def _summarize(
             "ratios": [
                 _ratio(one, other)
                 for one in measured
-                for other in before or ()
+                for other in before
                 if one["seed"] == other["seed"]
             ],
             "seeds": measured,

@@ -258,17 +258,18 @@ def _curvature(apply: Apply) -> Callable[..., Any]:
         # The last of d values is zero but for rounding where there are d pixels.
         few = math.prod(pixels.shape[1:]) < logits.shape[1]
         lowest = pairs.values[:, -1]
-        found = InputCurvature(
-            largest=pairs.values[:, 0],
-            trace=jnp.sum(pairs.values, axis=1),
-            gradient_norm=linalg.norm(gradient, 2.0),
-            sigma=top.values[:, 0],
-            smallest=lowest if few else jnp.zeros_like(lowest),
-            error=pairs.residual[:, 0],
-            trace_error=jnp.zeros_like(lowest),
-            curved=operators.is_curved(f, pixels, key=key),
-        )
-        return found, pairs
+        # NumPy arrays once they leave the batches.
+        found: dict[str, Any] = {
+            "largest": pairs.values[:, 0],
+            "trace": jnp.sum(pairs.values, axis=1),
+            "gradient_norm": linalg.norm(gradient, 2.0),
+            "sigma": top.values[:, 0],
+            "smallest": lowest if few else jnp.zeros_like(lowest),
+            "error": pairs.residual[:, 0],
+            "trace_error": jnp.zeros_like(lowest),
+            "curved": operators.is_curved(f, pixels, key=key),
+        }
+        return InputCurvature(**found), pairs
 
     return curvature
 
@@ -307,14 +308,16 @@ def _whole_curvature(
         # Probes of the difference alone: the rest of the trace is known exactly.
         rest = hessian - hessian._replace(matvec=product, rmatvec=product)
         estimate = _trace(rest, num_probes, probe_key)
-        bent = found._replace(
-            largest=largest.values[:, 0],
-            trace=found.trace + estimate.mean,
-            smallest=smallest.values[:, 0],
-            error=jnp.maximum(largest.residual, smallest.residual)[:, 0],
-            trace_error=estimate.standard_error,
+        bent: dict[str, Any] = {
+            "largest": largest.values[:, 0],
+            "trace": found.trace + estimate.mean,
+            "smallest": smallest.values[:, 0],
+            "error": jnp.maximum(largest.residual, smallest.residual)[:, 0],
+            "trace_error": estimate.standard_error,
+        }
+        return jax.tree.map(
+            lambda a, b: jnp.where(found.curved, a, b), found._replace(**bent), found
         )
-        return jax.tree.map(lambda a, b: jnp.where(found.curved, a, b), bent, found)
 
     return whole
 

@@ -169,8 +169,8 @@ def cross_entropy_gauss_newton(f: BatchFunction, x: jax.Array) -> linalg.Eigenpa
     def decompose(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return _gauss_newton_pairs(linalg.detach(f, x), x)
 
-    found = lax.stop_gradient(jax.jit(decompose)(lax.stop_gradient(x)))
-    return _with_residuals(*found, d)
+    values, vectors = lax.stop_gradient(jax.jit(decompose)(lax.stop_gradient(x)))
+    return _with_residuals(values, vectors, d)
 
 
 def _gauss_newton_pairs(f: BatchFunction, x: jax.Array) -> tuple[jax.Array, jax.Array]:
