@@ -159,7 +159,8 @@ def draw_sweep(
     places = [v if math.isfinite(v) else 2 * max(finite) for v in values]
     for name, label in labels.items():
         mean, error = (
-            100 * np.asarray([point[name][part] for point in points])
+            # A standard error that is not known may be None.
+            100 * np.asarray([point[name][part] for point in points], float)
             for part in ("mean", "standard_error")
         )
         figures.band(axes, label, np.asarray(places), mean, error)
