@@ -25,7 +25,7 @@ _UNITS = {
 # Decades that a curvature is drawn over: the surest images have next to none.
 _DECADES = 6
 # Decades on either side of zero, where some values are negative.
-_SIGNED_DECADES = 3
+_SIGNED_DECADES = 2
 # Less than this part of one eigenvalue is not drawn.
 _FEWEST = 0.05
 
@@ -100,8 +100,13 @@ def draw_input_curvature(
         sharey="none",
     )
     style = spectrum_figures.Styles(names)
+    curved = any(
+        network["inputs"]["curved"] for network in results["networks"].values()
+    )
     for axes, (quantity, title) in zip(panels, QUANTITIES.items(), strict=True):
         highest, lowest = 0.0, 0.0
+        if quantity == "trace" and curved:
+            title = f"{title}, partly by {results['num_probes']} random probes"
         axes.set_title(title, fontsize=9)
         for name in names:
             found = results["networks"][name]["inputs"][quantity]
