@@ -208,6 +208,23 @@ def main() -> None:
 
 def _summarize_again(directory: Path) -> None:
     """Sums up the values by image of a results.json, and writes the files anew."""
+    own: tuple[Any, ...] = (
+        _OUT,
+        _RUN,
+        _ROWS,
+        _SEEDS,
+        _TEST_EXAMPLES,
+        _EXAMPLES,
+        _TOP_K,
+        _ATTACK,
+    )
+    own += (_EPSILONS_FLAG, _LARGEST_FLAG, _HALVINGS, _LANCZOS, _BATCH, _PART)
+    for name in ("preset", *rows.FIELDS, *(flag.name for flag in own)):
+        if flags.FLAGS[name].present:
+            raise ValueError(
+                f"{name} is {flags.FLAGS[name].value}; it is of a measurement, and "
+                "summarize measures nothing."
+            )
     results = _read_results(directory)
     epsilons, largest = results["epsilons"], results["largest"]
     for network in results["networks"].values():

@@ -316,11 +316,16 @@ def test_results_are_summed_up_again_from_the_values_by_image(trained, run, tmp_
     known = again["git_revision"] is not None
     assert ("summed up at revision" in rest) == known
     (tmp_path / "results.json").write_text('{"networks": []}')
-    for folder in (tmp_path, tmp_path / "none"):
-        result = run("gradient_regularization", f"--summarize={folder}")
+    for folder, more, words in (
+        (tmp_path, [], f"summarize is {tmp_path}; its results.json is not of this"),
+        (tmp_path / "none", [], f"summarize is {tmp_path / 'none'}; it has no"),
+        (tmp_path, ["--epsilons=0.1"], "epsilons is ['0.1']; it is of a measurement"),
+        (tmp_path, ["--p=inf"], "p is inf; it is of a measurement"),
+    ):
+        result = run("gradient_regularization", f"--summarize={folder}", *more)
         assert result.returncode == 2
         assert len(result.stderr.strip().splitlines()) == 1
-        assert f"summarize is {folder}" in result.stderr
+        assert words in result.stderr
 
 
 def test_a_usage_error_is_one_line_and_writes_nothing(tmp_path, run):
