@@ -138,6 +138,12 @@ _SUMMARIZE = flags.DEFINE_string(
     "summarize", None, "directory of results to sum up again, without measuring"
 )
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
+# Flags that --summarize has no use for, beside those of training.
+_OF_MEASUREMENTS = (
+    *("out", "run", "rows", "seeds", "preset", "test_examples", "examples", "top_k"),
+    *("attack", "epsilons", "largest_budget", "halvings", "lanczos_steps"),
+    *("test_batch_size", "part_size", "download"),
+)
 
 
 def main() -> None:
@@ -208,18 +214,7 @@ def main() -> None:
 
 def _summarize_again(directory: Path) -> None:
     """Sums up the values by image of a results.json, and writes the files anew."""
-    own: tuple[Any, ...] = (
-        _OUT,
-        _RUN,
-        _ROWS,
-        _SEEDS,
-        _TEST_EXAMPLES,
-        _EXAMPLES,
-        _TOP_K,
-        _ATTACK,
-    )
-    own += (_EPSILONS_FLAG, _LARGEST_FLAG, _HALVINGS, _LANCZOS, _BATCH, _PART)
-    for name in ("preset", *rows.FIELDS, *(flag.name for flag in own)):
+    for name in (*_OF_MEASUREMENTS, *rows.FIELDS):
         if flags.FLAGS[name].present:
             raise ValueError(
                 f"{name} is {flags.FLAGS[name].value}; it is of a measurement, and "
