@@ -9,13 +9,16 @@ For one run, or several to compare:
 - the eigenvalue density of the Hessian, and of its Gauss-Newton part, of the mean
   cross-entropy of training pictures in all parameters, with both ends of the spectrum
   and the trace;
-- at each of --examples test pictures the largest eigenvalue and the trace of the
+- at each of --examples test images the extreme eigenvalues and the trace of the
   Hessian of the cross-entropy in the input, the length of its gradient, and the largest
   singular value of the logits' Jacobian.
 
-BatchNorm uses its running statistics and pictures are not augmented, so the loss is a
-mean over pictures. The Hessian in the input is exact for piecewise linear networks,
-which all models here are. Writes results.json and figures.
+BatchNorm uses its running statistics and images are not augmented, so the loss is a
+mean over images. Each network is tried at each image: where it is piecewise linear, the
+Hessian in the input is exact; elsewhere (smooth ReLU, ELU, response normalisation) its
+eigenvalues are those of --num_steps Lanczos steps, with error bounds, and its trace is
+an estimate from --num_probes random probes, with standard errors. Writes results.json
+and figures.
 """
 
 from typing import Any
@@ -40,11 +43,14 @@ flags.DEFINE_integer(
 _TRAIN_EXAMPLES = flags.DEFINE_integer(
     "train_examples",
     400,
-    "training pictures that the Hessian in the parameters is of, among those that all "
+    "training images that the Hessian in the parameters is of, among those that all "
     "runs were trained on; 0 to leave it out",
 )
 _PROBES = flags.DEFINE_integer(
-    "num_probes", 4, "random probes of the Hessian, at least 2 for error bars"
+    "num_probes",
+    4,
+    "random probes of the Hessian in the parameters, and of the trace of that in the "
+    "input where a network is not piecewise linear; at least 2 for error bars",
 )
 
 # Densities are of asinh(eigenvalue / scale), logarithmic beyond the scale both ways:
@@ -115,28 +121,41 @@ def _training_pictures(comparison: networks.Comparison, count: int) -> data.Data
 
 
 def _inputs(network: networks.Network, examples: data.Dataset) -> dict[str, Any]:
-    """Summaries of each quantity over the examples."""
+    """Summaries of each quantity over the examples, and how sure the Hessians are."""
     with training.Progress(
-        len(examples), description=f"{network.name}: inputs", unit="picture"
+        len(examples), description=f"{network.name}: inputs", unit="image"
     ) as progress:
         found = analysis.input_curvature(
             network.functions.logits,
             network.variables,
             examples.images,
             examples.labels,
+            num_steps=flags.FLAGS.num_steps,
+            num_probes=_PROBES.value,
             batch_size=flags.FLAGS.batch_size,
+            key=jax.random.key(flags.FLAGS.seed),
             on_progress=lambda part: progress.update(round(part * len(examples))),
         )
-    percentages = np.arange(101)
-    return {
-        quantity: {
-            **networks.averaged(values),
-            "median": float(np.median(values)),
-            "maximum": float(values.max()),
-            "percentiles": np.percentile(values, percentages).tolist(),
-        }
-        for quantity, values in found._asdict().items()
+    values = found._asdict()
+    quantities = (*curvature_figures.QUANTITIES, "smallest")
+    return {name: _distribution(values[name]) for name in quantities} | {
+        "curved": float(found.curved.mean()),
+        "eigenvalue_error": _mean_and_maximum(found.error),
+        "trace_error": _mean_and_maximum(found.trace_error),
     }
+
+
+def _distribution(values: np.ndarray) -> dict[str, Any]:
+    return {
+        **networks.averaged(values),
+        "median": float(np.median(values)),
+        "maximum": float(values.max()),
+        "percentiles": np.percentile(values, np.arange(101)).tolist(),
+    }
+
+
+def _mean_and_maximum(values: np.ndarray) -> dict[str, float]:
+    return {"mean": float(values.mean()), "maximum": float(values.max())}
 
 
 def _parameters(
@@ -222,15 +241,29 @@ def _parameter_table(results: dict[str, Any]) -> str:
 def _input_table(results: dict[str, Any]) -> str:
     rows = []
     for name, network in results["networks"].items():
+        inputs = network["inputs"]
         row = {"network": spectrum_figures.label(name)}
-        for quantity, found in network["inputs"].items():
-            meaning = curvature_figures.QUANTITIES[quantity]
+        for quantity, meaning in curvature_figures.QUANTITIES.items():
+            found = inputs[quantity]
             row[f"{meaning}: mean"] = _with_error(found)
             if quantity == "largest":
                 row["median"] = f"{found['median']:.3g}"
                 row["maximum"] = f"{found['maximum']:.3g}"
+        row["smallest eigenvalue: mean"] = _with_error(inputs["smallest"])
+        row["Hessian"] = _accuracy(inputs)
         rows.append(row)
     return cli.table(rows)
+
+
+def _accuracy(inputs: dict[str, Any]) -> str:
+    """How the Hessians in the input were found, and how sure they are."""
+    if not inputs["curved"]:
+        return "exact: piecewise linear"
+    return (
+        f"not piecewise linear at {inputs['curved']:.1%}: eigenvalues within "
+        f"{inputs['eigenvalue_error']['maximum']:.1g}, standard error of a trace "
+        f"{inputs['trace_error']['mean']:.1g}"
+    )
 
 
 def _within(end: dict[str, float]) -> str:

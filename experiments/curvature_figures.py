@@ -22,8 +22,10 @@ _UNITS = {
     "gradient_norm": "per pixel unit",
     "sigma": "logits per pixel unit",
 }
-# Decades that a curvature is drawn over: the surest pictures have next to none.
+# Decades that a curvature is drawn over: the surest images have next to none.
 _DECADES = 6
+# Decades on either side of zero, where some values are negative.
+_SIGNED_DECADES = 2
 # Less than this part of one eigenvalue is not drawn.
 _FEWEST = 0.05
 
@@ -80,7 +82,10 @@ def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> No
 def draw_input_curvature(
     out: training.RunDirectory, results: Mapping[str, Any]
 ) -> None:
-    """Draws each quantity in the inputs, pictures in rising order.
+    """Draws each quantity in the inputs, images in rising order.
+
+    Axes are logarithmic; where a network that is not piecewise linear has a negative
+    eigenvalue or trace, they are so in both directions from zero.
 
     Args:
       out: gets input_curvature.png.
@@ -95,8 +100,13 @@ def draw_input_curvature(
         sharey="none",
     )
     style = spectrum_figures.Styles(names)
+    curved = any(
+        network["inputs"]["curved"] for network in results["networks"].values()
+    )
     for axes, (quantity, title) in zip(panels, QUANTITIES.items(), strict=True):
-        highest = 0.0
+        highest, lowest = 0.0, 0.0
+        if quantity == "trace" and curved:
+            title = f"{title}, partly by {results['num_probes']} random probes"
         axes.set_title(title, fontsize=9)
         for name in names:
             found = results["networks"][name]["inputs"][quantity]
@@ -108,16 +118,20 @@ def draw_input_curvature(
                 linestyle=line,
                 label=spectrum_figures.label(name),
             )
-            highest = max(highest, found["maximum"])
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(_locator())
+            highest, lowest = max(highest, values[-1]), min(lowest, values[0])
+        if lowest < 0:
+            width = max(highest, -lowest) / 10**_SIGNED_DECADES
+            axes.set_yscale("asinh", linear_width=width)
+        else:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(_locator())
+            axes.set_ylim(bottom=max(axes.get_ylim()[0], highest / 10**_DECADES))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.minorticks_off()
         axes.set_ylabel(_UNITS[quantity], fontsize=8)
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], highest / 10**_DECADES))
         axes.set_xlim(0, 100)
     for axes in panels[-2:]:
-        axes.set_xlabel("pictures with less (%)")
+        axes.set_xlabel("images with less (%)")
     figures.save_panels(figure, panels, out.figure_path("input_curvature"))
 
 
@@ -150,7 +164,8 @@ def draw_sweep(
     places = [v if math.isfinite(v) else 2 * max(finite) for v in values]
     for name, label in labels.items():
         mean, error = (
-            100 * np.asarray([point[name][part] for point in points])
+            # A standard error that is not known may be None.
+            100 * np.asarray([point[name][part] for point in points], float)
             for part in ("mean", "standard_error")
         )
         figures.band(axes, label, np.asarray(places), mean, error)

@@ -13,15 +13,21 @@ Adversarial training sees perturbed pictures only; the penalty is lambda times h
 squared 2-norm of the gradient, against Linf the squared 1-norm over the number of
 pixels.
 
-Measures, in the norm --p: the clean error; how far the nearest adversarial example is
-that any of several attacks finds (PGA over many budgets, Carlini-Wagner in L2,
-Boundary, LogBarrier; see gradient_regularization_measure.py) and the error within some
-distances; what slope and curvature of the loss promise to be the least distance, and
-how often an attack came nearer than that, since the promise rests on maxima over test
-pictures; the improvement ratio over the undefended network with ReLU.
+Measures, in the norm --p and all on the same --examples images: the clean error; how
+far the nearest adversarial example is that any of several attacks finds (PGA over many
+budgets, Carlini-Wagner in L2, Boundary, LogBarrier; see
+gradient_regularization_measure.py) and the error within some distances; what slope and
+curvature of the loss promise to be the least distance, and how often an attack came
+nearer than that, since the promise rests on maxima over --test_examples images; the
+improvement ratio over the undefended network with ReLU.
 
 Networks are kept in networks/ of --out, results in L2/ or Linf/: results.json,
-tables.md and figures. Interrupted, it goes on where it ended.
+tables.md and figures. Interrupted, it goes on where it ended. With
+
+  python -m experiments.gradient_regularization --summarize=DIRECTORY
+
+nothing is trained or measured: errors, distances, bounds and ratios are computed again
+from the values by image in DIRECTORY/results.json, and the files are written anew.
 """
 
 import dataclasses
@@ -90,9 +96,13 @@ _ROWS = flags.DEFINE_list(
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "seeds, one network per row each")
 _TEST_EXAMPLES = flags.DEFINE_integer(
-    "test_examples", 400, "test pictures for the clean error, slopes and bounds"
+    "test_examples", 400, "test images that slopes and curvatures are measured at"
 )
-_EXAMPLES = flags.DEFINE_integer("examples", 100, "how many of them are attacked")
+_EXAMPLES = flags.DEFINE_integer(
+    "examples",
+    100,
+    "how many of them are attacked: errors, distances and bounds are of these",
+)
 _TOP_K = flags.DEFINE_integer(
     "top_k",
     None,
@@ -124,11 +134,23 @@ _BATCH = flags.DEFINE_integer("test_batch_size", 100, "pictures per compiled cal
 _PART = flags.DEFINE_integer(
     "part_size", 500, "attacked pictures after which results are saved"
 )
+_SUMMARIZE = flags.DEFINE_string(
+    "summarize", None, "directory of results to sum up again, without measuring"
+)
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
+# Flags that --summarize has no use for, beside those of training.
+_OF_MEASUREMENTS = (
+    *("out", "run", "rows", "seeds", "preset", "test_examples", "examples", "top_k"),
+    *("attack", "epsilons", "largest_budget", "halvings", "lanczos_steps"),
+    *("test_batch_size", "part_size", "download"),
+)
 
 
 def main() -> None:
     """Trains and measures every network, writes and prints the results."""
+    if _SUMMARIZE.value is not None:
+        _summarize_again(Path(_SUMMARIZE.value))
+        return
     began, revision = time.monotonic(), training.git_revision()
     settings = _settings()
     for flag in (_EXAMPLES, _TEST_EXAMPLES):
@@ -155,15 +177,23 @@ def main() -> None:
         },
         [each.config for each in chosen],
     )
-    found: dict[rows.Row, list[dict[str, Any]]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for number, each in enumerate(chosen, start=1):
         name = f"network {number} of {len(chosen)}: {each.directory}"
         print(name, file=sys.stderr)
         if train_set is not None:
             _train(each, train_set)
-        found.setdefault(each.row, []).append(
-            _measure(each, pictures, attacked, settings, run)
+        row = found.setdefault(
+            each.row.name(settings.p),
+            {
+                "label": each.row.label(settings.p),
+                "kind": each.row.kind,
+                "weight": each.row.weight,
+                "smooth": each.row.smooth,
+                "seeds": [],
+            },
         )
+        row["seeds"].append(_measure(each, pictures, attacked, settings, run))
     results = {
         "data": pictures.description,
         "norm": measure.norm_name(settings.p),
@@ -173,18 +203,74 @@ def main() -> None:
         "examples": attacked,
         "environment": training.environment(),
         "git_revision": revision,
-        "networks": _summarize(found, settings.p),
+        "networks": _summarize(found, settings.largest),
         "seconds": time.monotonic() - began,
     }
     paper = gradient_regularization_paper.table_for(pictures, results["norm"])
     results["paper"] = paper._asdict() if paper else None
+    _write(run, results, paper)
+    print(f"written to {run.path} in {time.monotonic() - began:.0f} s")
+
+
+def _summarize_again(directory: Path) -> None:
+    """Sums up the values by image of a results.json, and writes the files anew."""
+    for name in (*_OF_MEASUREMENTS, *rows.FIELDS):
+        if flags.FLAGS[name].present:
+            raise ValueError(
+                f"{name} is {flags.FLAGS[name].value}; it is of a measurement, and "
+                "summarize measures nothing."
+            )
+    results = _read_results(directory)
+    epsilons, largest = results["epsilons"], results["largest"]
+    for network in results["networks"].values():
+        network["seeds"] = [
+            measuring.of_images(one, epsilons, largest) for one in network["seeds"]
+        ]
+    results["networks"] = _summarize(results["networks"], largest)
+    results["summary_revision"] = training.git_revision()
+    paper = results["paper"]
+    if paper is not None:
+        lines = tuple(gradient_regularization_paper.Row(*row) for row in paper["rows"])
+        paper = gradient_regularization_paper.Table(
+            paper["setting"], lines, tuple(paper["epsilons"])
+        )
+    _write(training.RunDirectory(directory), results, paper)
+    print(f"written to {directory}")
+
+
+def _read_results(directory: Path) -> dict[str, Any]:
+    file = directory / "results.json"
+    try:
+        results = json.loads(file.read_text())
+        for name in ("epsilons", "largest", "paper", "networks"):
+            if name not in results:
+                raise ValueError(f"it has no {name!r}")
+        for network in results["networks"].values():
+            for one in network["seeds"]:
+                _ = one["distances"], one["bounds"]
+    except FileNotFoundError:
+        raise ValueError(
+            f"summarize is {directory}; it has no results.json of this binary."
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"summarize is {directory}; its results.json is not of this binary: "
+            f"{error}."
+        ) from error
+    return results
+
+
+def _write(
+    run: training.RunDirectory,
+    results: dict[str, Any],
+    paper: gradient_regularization_paper.Table | None,
+) -> None:
     run.write_json("results.json", results)
     text = gradient_regularization_tables.text(results, paper)
     run.write_text("tables.md", text)
     gradient_regularization_figures.draw_errors(run, results)
     gradient_regularization_figures.draw_bounds(run, results)
     print(text)
-    print(f"written to {run.path} in {time.monotonic() - began:.0f} s")
 
 
 def _settings() -> Settings:
@@ -287,32 +373,44 @@ def _measure(
     }
 
 
-def _summarize(found: dict[rows.Row, list[dict[str, Any]]], p: float) -> dict[str, Any]:
-    """Each row's networks, their mean and spread, and what was won."""
-    before = found.get(rows.Row("undefended", None, None, False))
+def _summarize(
+    networks: dict[str, dict[str, Any]], largest: float
+) -> dict[str, dict[str, Any]]:
+    """Adds to each row the mean and the spread of its networks, and what was won."""
+    undefended = networks.get(gradient_regularization_paper.UNDEFENDED)
+    before = undefended["seeds"] if undefended else []
     summaries = {}
-    for row, measured in found.items():
+    for name, row in networks.items():
+        measured = row["seeds"]
         mean = _combined(measured, np.mean)
-        spread = None
+        spread, ratio, error = None, None, None
         if len(measured) > 1:
             spread = _combined(measured, lambda values: np.std(values, ddof=1))
-        summaries[row.name(p)] = {
-            "label": row.label(p),
-            "kind": row.kind,
-            "weight": row.weight,
-            "smooth": row.smooth,
+        if before:
+            ratio = _ratio(mean, _combined(before, np.mean))
+        if ratio is not None:
+            error = measuring.ratio_error(
+                _distances(measured), _distances(before), largest
+            )
+        summaries[name] = {
+            **row,
             "mean": mean,
             "spread": spread,
-            "ratio": _ratio(mean, _combined(before, np.mean)) if before else None,
+            "ratio": ratio,
+            "ratio_error": error,
             "ratios": [
                 _ratio(one, other)
                 for one in measured
-                for other in before or ()
+                for other in before
                 if one["seed"] == other["seed"]
             ],
             "seeds": measured,
         }
     return summaries
+
+
+def _distances(measured: list[dict[str, Any]]) -> np.ndarray:
+    return np.array([one["distances"] for one in measured], np.float64)
 
 
 def _ratio(one: dict[str, Any], other: dict[str, Any]) -> float | None:

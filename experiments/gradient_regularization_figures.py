@@ -30,7 +30,7 @@ def draw_errors(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
     networks = results["networks"]
     norm = results["norm"]
     figure, axes = figures.new_figure(
-        f"Error within a distance of {results['examples']} test pictures\n"
+        f"Error within a distance of {results['examples']} test images\n"
         f"{_source(results)}"
     )
     colors = _colors(networks)
@@ -72,8 +72,8 @@ def draw_bounds(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
     shown = smooth or networks
     figure, (left, right) = spectrum_figures.draw_panels(
         f"Bounds on the {results['norm']} distance of {results['examples']} test "
-        f"pictures\n{_source(results)}",
-        ("bounds by picture", "errors"),
+        f"images\n{_source(results)}",
+        ("bounds by image", "errors"),
         sharey="none",
     )
     colors = _colors(networks)
@@ -104,7 +104,7 @@ def draw_bounds(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
         left.set_ylim(*limits)
         right.set_xlim(*limits)
     left.set_yscale("log")
-    left.set_xlabel("pictures with less (%)")
+    left.set_xlabel("images with less (%)")
     left.set_ylabel(f"{results['norm']} distance (pixels in [0, 1])")
     left.set_xlim(0, 100)
     right.set_xscale("log")

@@ -1,12 +1,15 @@
-"""experiments: what experiments.gradient_regularization measures of a network.
+"""Measures one network for experiments.gradient_regularization.
 
-How far the nearest misclassified points are that attacks find, and what slope and
-curvature of the margin promise to be the least distance. A picture that no attack has
-broken counts as being as far as the largest budget tried, and how many do is reported.
+The results are the distances of the nearest misclassified points that attacks find, and
+the least distances that slope and curvature of the margin promise. Errors, distances
+and bounds are of the attacked images, all of the same ones, and are computed from the
+values by image that results.json holds. Only the largest slope and curvature, which
+bounds are made of, are taken over all test images.
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +37,7 @@ _ROUNDING = float(np.finfo(np.float32).eps)
 
 
 class Measured(NamedTuple):
-    """What is measured of a network on N pictures, the first A of them attacked.
+    """What is measured of a network on N images, the first A of them attacked.
 
     Attributes:
       right: ``(N,)`` bool.
@@ -120,27 +123,17 @@ def measure(
 
 def summary(found: Measured, settings: Settings) -> dict[str, Any]:
     """Sums up what was measured, as plain numbers and lists."""
-    right, distance = found.right[: len(found.distance)], found.distance
-    capped = np.minimum(distance, settings.largest)
-    mean = analysis.average(capped)
+    attacked = len(found.distance)
+    right = found.right[:attacked]
     # A later attack, which may begin at the best point, has to find a nearer one.
-    winner = np.where(np.isinf(distance), -1, found.by_attack.argmin(axis=0))
+    winner = np.where(np.isinf(found.distance), -1, found.by_attack.argmin(axis=0))
     slope = found.slope.gradient_norm
     bounds = {
         "lipschitz": analysis.lipschitz_bound(found.slope.loss, slope.max()),
         **_curvature_bounds(found.curved),
     }
-    return {
-        "clean_error": 1 - float(found.right.mean()),
-        "distance": float(mean.mean),
-        "standard_error": float(mean.standard_error),
-        "median": float(np.median(capped)),
-        "unbroken": float(np.isinf(distance).mean()),
-        "error_at": {
-            f"{epsilon:g}": float(np.mean(distance <= epsilon * (1 + 1e-6) + _ROUNDING))
-            for epsilon in settings.epsilons
-        },
-        "distances": [float(f"{value:.6g}") for value in distance],
+    card = {
+        "distances": _listed(found.distance),
         "attacks": {
             str(spec): {
                 "found": _part(np.isfinite(found.by_attack[place])[right]),
@@ -162,15 +155,64 @@ def summary(found: Measured, settings: Settings) -> dict[str, Any]:
             for name, regularity in found.curved.items()
         },
         "bounds": {
-            name: {
-                "mean": float(bound.mean()),
-                "standard_error": float(analysis.average(bound).standard_error),
-                "violations": analysis.violations(bound[: len(right)], distance),
-                "values": [float(f"{value:.6g}") for value in bound[: len(right)]],
-            }
+            name: {"values": _listed(bound[:attacked])}
             for name, bound in bounds.items()
         },
     }
+    return of_images(card, settings.epsilons, settings.largest)
+
+
+def of_images(
+    card: Mapping[str, Any], epsilons: Sequence[float], largest: float
+) -> dict[str, Any]:
+    """Computes errors, distances and bounds from the values by image of a summary.
+
+    Args:
+      card: of :func:`summary`, or of an earlier results.json: "distances", and "values"
+        of each of "bounds". Other entries are kept.
+      epsilons: errors are computed within these distances.
+      largest: the distance that an image counts with that no attack broke.
+
+    Returns:
+      The card with "clean_error", "distance", "standard_error", "median", "unbroken"
+      and "error_at", all of the same images, and each bound with "mean",
+      "standard_error" and "violations".
+    """
+    distance = np.asarray(card["distances"], np.float64)
+    capped = np.minimum(distance, largest)
+    mean = analysis.average(capped)
+    return {
+        **card,
+        # An image that is wrong already is at distance 0, and no other is.
+        "clean_error": float(np.mean(distance == 0)),
+        "distance": float(mean.mean),
+        "standard_error": float(mean.standard_error),
+        "median": float(np.median(capped)),
+        "unbroken": float(np.isinf(distance).mean()),
+        "error_at": {
+            f"{epsilon:g}": float(np.mean(distance <= epsilon * (1 + 1e-6) + _ROUNDING))
+            for epsilon in epsilons
+        },
+        "bounds": {
+            name: _bound(np.asarray(bound["values"], np.float64), distance)
+            for name, bound in card["bounds"].items()
+        },
+    }
+
+
+def _bound(values: np.ndarray, distance: np.ndarray) -> dict[str, Any]:
+    mean = analysis.average(values)
+    return {
+        "mean": float(mean.mean),
+        "standard_error": float(mean.standard_error),
+        "violations": analysis.violations(values, distance),
+        "values": _listed(values),
+    }
+
+
+def _listed(values: np.ndarray) -> list[float]:
+    """Numbers with the nine digits that tell every float32 from its neighbours."""
+    return [float(f"{value:.9g}") for value in values]
 
 
 def improvement_ratio(
@@ -178,15 +220,51 @@ def improvement_ratio(
 ) -> float | None:
     """Computes the gain in distance over the rise of the clean error, both relative.
 
-    None where the errors are equal, or the network before has none or no distance.
+    All four numbers must be of the same images.
 
-    Source: Finlay & Oberman, section 4: ``R_mu / R_e``.
+    Returns:
+      ``R_mu / R_e``; None where the errors are equal, or the network before has no
+      error or no distance.
+
+    Source: Finlay & Oberman, section 4.
     """
     cards = [
         {"best_known": {"": {"mean_distance": mu}}, "clean_accuracy": 1 - e}
         for mu, e in ((distance, error), (distance_before, error_before))
     ]
     return evaluation.improvement(cards[0], cards[1], "")["ratio"]
+
+
+def ratio_error(distances: np.ndarray, before: np.ndarray, largest: float) -> float:
+    """Computes the standard error over images of a ratio of means over seeds.
+
+    Errors and distances of both rows are means over the same images, which makes them
+    rise and fall together. The jackknife takes this into account: it leaves out one
+    image after another, of all networks at once.
+
+    Args:
+      distances: ``(S, A)``, 0 where a network is wrong, inf where no attack succeeded.
+      before: ``(S', A)``, those of the undefended networks.
+      largest: the distance that an image counts with that no attack broke.
+
+    Returns:
+      The standard error; inf where the two clean errors are equal without some image,
+      so that the ratio does not exist.
+
+    Source: Efron & Stein 1981 for the jackknife.
+    """
+    left_out = []
+    for image in range(distances.shape[1]):
+        means = []
+        for each in (distances, before):
+            kept = np.delete(each, image, axis=1)
+            means += [np.minimum(kept, largest).mean(), np.mean(kept == 0)]
+        ratio = improvement_ratio(*map(float, means))
+        if ratio is None:
+            return math.inf
+        left_out.append(ratio)
+    spread = np.sum((np.array(left_out) - np.mean(left_out)) ** 2)
+    return float(np.sqrt(spread * (len(left_out) - 1) / len(left_out)))
 
 
 def _curvature_bounds(

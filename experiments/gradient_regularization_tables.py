@@ -1,5 +1,6 @@
-"""experiments: the tables of experiments.gradient_regularization, as Markdown."""
+"""The tables of experiments.gradient_regularization, as Markdown."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,12 +21,15 @@ def text(results: Mapping[str, Any], paper: Table | None) -> str:
     norm, networks = results["norm"], results["networks"]
     seeds = max(len(network["seeds"]) for network in networks.values())
     top = "" if results["top_k"] == 1 else f", top-{results['top_k']} error"
+    count, later = results["examples"], results.get("summary_revision")
     lines = [
         f"# Gradient regularisation, {norm}",
         "",
-        f"{results['data']}{top}; {results['test_examples']} test pictures, "
-        f"{results['examples']} of them attacked; distances in [0, 1] pixel units. "
-        f"Revision {results['git_revision']}.",
+        f"{results['data']}{top}. Errors, distances and bounds are of the same {count} "
+        f"test images, which all networks were attacked at; slopes and curvatures were "
+        f"measured at {results['test_examples']} test images, these among them. "
+        f"Distances are in [0, 1] pixel units. Revision {results['git_revision']}"
+        + (f", summed up at revision {later}." if later else "."),
         "",
         (
             "Means over the seeds, with the standard deviation over them, and each "
@@ -33,8 +37,16 @@ def text(results: Mapping[str, Any], paper: Table | None) -> str:
             if seeds > 1
             else "One seed; "
         )
-        + "the standard error is that over pictures, of which a wrong one counts as at "
-        f"distance 0, and one that no attack broke as at {results['largest']:g}.",
+        + "the column 'standard error' is that of the mean distance over images, of "
+        "which a wrong one counts as at distance 0, and one that no attack broke as at "
+        f"{results['largest']:g}. The standard error of an error over {count} images "
+        f"is up to {50 / math.sqrt(count):.1f} points.",
+        "",
+        "The ratio is the relative gain in mean distance over the relative rise of the "
+        "clean error, both against the undefended network; its error is the jackknife's"
+        " standard error over images, and infinite where the clean error would not "
+        "change without one of them. Where the clean error changes little, the ratio "
+        "divides by noise and says nothing; a seed has none where nothing changes.",
         "",
         f"Nearest points by {', '.join(results['attacks'])}.",
         "",
@@ -59,10 +71,11 @@ def text(results: Mapping[str, Any], paper: Table | None) -> str:
         "",
         "## Bounds on the distance, and how often an attack came nearer",
         "",
-        "Means over all test pictures. L and C are the largest slope and curvature at "
-        "any of them, not at all points, so that the bounds are no certificates: "
-        "'nearer' is the part of the attacked pictures for which a misclassified point "
-        "is known that is nearer than promised, be it the picture itself.",
+        "Means over the attacked images. L and C are the largest slope and curvature "
+        f"at any of the {results['test_examples']} test images, not at all points, so "
+        "that the bounds are no certificates: 'nearer' is the part of the attacked "
+        "images for which a misclassified point is known that is nearer than promised, "
+        "be it the image itself.",
         "",
         cli.table(
             [
@@ -78,7 +91,7 @@ def text(results: Mapping[str, Any], paper: Table | None) -> str:
         "Norm of the gradient of the margin (Carlini-Wagner's loss of probabilities) "
         f"dual to {norm}, and where the network is smooth the largest eigenvalue of "
         "the Hessian of what stands for it, with its sign and in modulus: mean and "
-        "largest over the test pictures.",
+        f"largest over the {results['test_examples']} test images.",
         "",
         cli.table(
             [
@@ -91,9 +104,9 @@ def text(results: Mapping[str, Any], paper: Table | None) -> str:
         "",
         "## Which attack found the nearest point",
         "",
-        "Part of the pictures that the network gets right for which the attack found a "
-        "point, and for which it was the first to find the nearest of all. Boundary "
-        "and LogBarrier begin at the nearest point of those before them.",
+        "Part of the attacked images that the network gets right for which the attack "
+        "found a point, and for which it was the first to find the nearest of all. "
+        "Boundary and LogBarrier begin at the nearest point of those before them.",
         "",
         cli.table(
             [
@@ -128,8 +141,11 @@ def _errors(network: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str,
         )
     ratio, ratios = network["ratio"], network["ratios"]
     shown = "" if ratio is None else f"{ratio:.2f}"
+    if ratio is not None:
+        shown += f" ± {network['ratio_error']:.2f}"
     if ratio is not None and len(ratios) > 1:
-        shown += f" ({' / '.join(_number(value, '.2f') for value in ratios)})"
+        seeds = (_number(value, ".2f") or "none" for value in ratios)
+        shown += f" ({' / '.join(seeds)})"
     digits = 3 if results["norm"] == "L2" else 4
     return cells | {
         "mean distance": _cell(network, "distance", 1, digits),

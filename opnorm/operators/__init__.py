@@ -8,9 +8,11 @@ from opnorm.operators.capacity import (
 )
 from opnorm.operators.hessian import (
     ParameterMap,
+    cross_entropy_gauss_newton,
     cross_entropy_hessian,
     gauss_newton,
     input_hessian_map,
+    is_curved,
     parameter_hessian,
 )
 from opnorm.operators.jacobian import (
@@ -38,12 +40,14 @@ __all__ = [
     "LayerNorms",
     "ParameterMap",
     "SpectralComplexity",
+    "cross_entropy_gauss_newton",
     "cross_entropy_hessian",
     "dense_jacobian",
     "dense_jacobian_chunks",
     "directional_derivative",
     "gauss_newton",
     "input_hessian_map",
+    "is_curved",
     "jacobian_map",
     "jacobian_norm",
     "layer_map",

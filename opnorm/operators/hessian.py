@@ -57,18 +57,100 @@ def input_hessian_map(loss: BatchFunction, x: jax.Array) -> linalg.LinearMap:
     return linear_map
 
 
-def cross_entropy_hessian(f: BatchFunction, x: jax.Array) -> linalg.Eigenpairs:
-    """Computes the input Hessian of the cross-entropy of each example, whole.
+def is_curved(f: BatchFunction, x: jax.Array, *, key: jax.Array) -> jax.Array:
+    """Finds out at which examples a network is not piecewise linear.
 
-    For a piecewise linear network it is ``J^T (diag p - p p^T) J`` with the softmax p,
-    whatever the label, so that d transposed passes and one decomposition of a (d, n)
-    matrix give every eigenvalue that is not zero, at most d - 1. For a network with
-    smooth nonlinearities it is the Gauss-Newton part of the Hessian, which is positive
-    semidefinite; the rest, ``sum_k (p_k - y_k) Hessian of f_k``, is missing.
+    The second derivative of a random combination of the outputs along a random
+    direction is exactly zero where every output is linear around the example, and not
+    zero with probability one where an output is not. This takes one product with a
+    Hessian; XLA removes the product from the program of a piecewise linear network.
+
+    Args:
+      f: batch function ``(B, ...) -> (B, d)`` with independent rows.
+      x: ``(B, ...)`` float.
+      key: typed key of the combination and of the direction.
+
+    Returns:
+      ``(B,)`` bool: true where the Hessian of some output is not zero, or not finite.
+
+    Raises:
+      ValueError: for a key that is not typed, and as
+        :func:`opnorm.operators.jacobian_map`.
+    """
+    d = jacobian.check(f, x)
+    linalg.check_key(key)
+    weight_key, direction_key = jax.random.split(key)
+    weights = jax.random.normal(weight_key, (len(x), d))
+
+    def combined(z: jax.Array) -> jax.Array:
+        outputs = f(z)
+        return jnp.sum(weights.astype(outputs.dtype) * outputs, axis=1)
+
+    direction = jax.random.normal(direction_key, x.shape, x.dtype)
+    product = input_hessian_map(combined, x).matvec(direction)
+    return jnp.any(product.reshape(len(x), -1) != 0, axis=1)
+
+
+def cross_entropy_hessian(f: BatchFunction, x: jax.Array) -> linalg.Eigenpairs:
+    """Computes the input Hessian of a piecewise linear network's cross-entropy, whole.
+
+    It is ``J^T (diag p - p p^T) J`` with the softmax p, whatever the label, so that d
+    transposed passes and one decomposition of a (d, n) matrix give every eigenvalue
+    that is not zero, at most d - 1. A network with smooth nonlinearities (ELU, a smooth
+    ReLU, response normalisation) has the further part ``sum_k (p_k - y_k) Hessian of
+    f_k``, which depends on the label. Such a network is refused: see
+    :func:`input_hessian_map` for its Hessian and :func:`cross_entropy_gauss_newton` for
+    the part above alone.
 
     Every call outside ``jit`` compiles anew, since what ``f`` closes over may have
     changed: for repeated use wrap the call in ``jax.jit``, with the network's variables
     among the arguments.
+
+    Args:
+      f: batch function ``(B, ...) -> (B, d)`` of logits, with independent rows,
+        piecewise linear.
+      x: ``(B, ...)`` float.
+
+    Returns:
+      min(d, n) eigenpairs, largest first; the rest of the spectrum is zero. Under
+      ``jit``, where nothing can be refused, values and residuals are NaN at examples
+      where ``f`` is not piecewise linear.
+
+    Raises:
+      ValueError: for a network that is not piecewise linear at some example, and as
+        :func:`opnorm.operators.jacobian_map`.
+
+    Source: Schraudolph 2002 for the factors.
+    """
+    d = jacobian.check(f, x)
+
+    def decompose(x: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
+        fixed = linalg.detach(f, x)
+        return *_gauss_newton_pairs(fixed, x), is_curved(fixed, x, key=key)
+
+    # The key is an argument, so that XLA does not compute with its numbers while it
+    # compiles.
+    found = jax.jit(decompose)(lax.stop_gradient(x), jax.random.key(0))
+    values, vectors, curved = lax.stop_gradient(found)
+    if not isinstance(curved, jax.core.Tracer) and curved.any():
+        raise ValueError(
+            f"f is not piecewise linear at {int(curved.sum())} of the {len(x)} "
+            "examples, where the Hessian depends on the label too; it must be "
+            "piecewise linear. operators.input_hessian_map takes any loss, and "
+            "operators.cross_entropy_gauss_newton gives the Gauss-Newton part."
+        )
+    values = jnp.where(curved[:, None], jnp.nan, values)
+    return _with_residuals(values, vectors, d)
+
+
+def cross_entropy_gauss_newton(f: BatchFunction, x: jax.Array) -> linalg.Eigenpairs:
+    """Computes the Gauss-Newton part of the cross-entropy's input Hessian, whole.
+
+    ``J^T (diag p - p p^T) J`` with the softmax p, positive semidefinite and the Fisher
+    matrix of each example. For a piecewise linear network it is the Hessian, see
+    :func:`cross_entropy_hessian`; for others it may be far from it.
+
+    Every call outside ``jit`` compiles anew, as that of :func:`cross_entropy_hessian`.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` of logits, with independent rows.
@@ -80,28 +162,35 @@ def cross_entropy_hessian(f: BatchFunction, x: jax.Array) -> linalg.Eigenpairs:
     Raises:
       ValueError: as :func:`opnorm.operators.jacobian_map`.
 
-    Source: Schraudolph 2002 for the factors.
+    Source: Schraudolph 2002.
     """
     d = jacobian.check(f, x)
 
     def decompose(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        matrix = jacobian.materialize(jacobian.jacobian_map(linalg.detach(f, x), x))
-        matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
-        p = jax.nn.softmax(f(x).astype(matrix.dtype))
-        # diag p - p p^T = S S^T with S = (I - p 1^T) diag(sqrt p): centred rows.
-        mean = jnp.einsum("bd,bdn->bn", p, matrix, precision="highest")
-        centred = jnp.sqrt(p)[..., None] * (matrix - mean[:, None])
-        _, values, right = jnp.linalg.svd(centred, full_matrices=False)
-        return values**2, right
+        return _gauss_newton_pairs(linalg.detach(f, x), x)
 
-    values, right = lax.stop_gradient(jax.jit(decompose)(lax.stop_gradient(x)))
+    values, vectors = lax.stop_gradient(jax.jit(decompose)(lax.stop_gradient(x)))
+    return _with_residuals(values, vectors, d)
+
+
+def _gauss_newton_pairs(f: BatchFunction, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues ``(B, k)``, largest first, and vectors ``(B, k, ...)``."""
+    matrix = jacobian.materialize(jacobian.jacobian_map(f, x))
+    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    p = jax.nn.softmax(f(x).astype(matrix.dtype))
+    # diag p - p p^T = S S^T with S = (I - p 1^T) diag(sqrt p): centred rows.
+    mean = jnp.einsum("bd,bdn->bn", p, matrix, precision="highest")
+    centred = jnp.sqrt(p)[..., None] * (matrix - mean[:, None])
+    _, values, right = jnp.linalg.svd(centred, full_matrices=False)
+    return values**2, right.reshape(len(x), right.shape[1], *x.shape[1:])
+
+
+def _with_residuals(
+    values: jax.Array, vectors: jax.Array, num_steps: int
+) -> linalg.Eigenpairs:
     rounding = 20 * jnp.finfo(values.dtype).eps * values[:, :1]
-    return linalg.Eigenpairs(
-        values,
-        right.reshape(len(x), right.shape[1], *x.shape[1:]),
-        jnp.broadcast_to(rounding, values.shape),
-        jnp.int32(d),
-    )
+    residual = jnp.broadcast_to(rounding, values.shape)
+    return linalg.Eigenpairs(values, vectors, residual, jnp.int32(num_steps))
 
 
 class ParameterMap(NamedTuple):

@@ -12,11 +12,43 @@ from opnorm import data, training
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, save_untrained):
-    """A network as it begins, said to be trained on 40 pictures."""
+    """A smooth network as it begins, said to be trained on 40 images."""
     folder = tmp_path_factory.mktemp("runs") / "one"
-    config = training.Config(model="mlp1", width=4, train_examples=40)
+    config = training.Config(
+        model="mlp1", width=4, activation="smooth_relu", train_examples=40
+    )
     save_untrained(folder, config, 3)
     return folder
+
+
+def hessians_in_the_input(module, params, x, labels):
+    """Extreme eigenvalues and traces ``(6,)``, from the four hidden units alone."""
+
+    def hidden(x):
+        return module.apply({"params": params}, x, outputs="all").preactivations[0]
+
+    h, rows = jax.jit(lambda x: (hidden(x), jax.jacrev(lambda x: hidden(x).sum(0))(x)))(
+        x
+    )
+    h = np.asarray(h, np.float64)
+    # The first layer is affine: the same rows for every image.
+    rows = np.asarray(rows, np.float64).swapaxes(0, 1).reshape(len(h), 4, -1)
+    z = np.clip(h + 0.5, 0, 1)
+    slope, bend = 3 * z**2 - 2 * z**3, 6 * z - 6 * z**2
+    value = np.where(np.abs(h) < 0.5, z**3 - z**4 / 2, np.maximum(h, 0))
+    kernel, bias = (np.asarray(params["logits"][n], float) for n in ("kernel", "bias"))
+    logits = value @ kernel + bias
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    found = []
+    for i, label in enumerate(labels):
+        outer = slope[i][:, None] * kernel
+        middle = outer @ (np.diag(p[i]) - np.outer(p[i], p[i])) @ outer.T
+        middle += np.diag(bend[i] * (kernel @ (p[i] - np.eye(10)[label])))
+        triangle = np.linalg.qr(rows[i].T, mode="r")
+        found.append(np.linalg.eigvalsh(triangle @ middle @ triangle.T))
+    found = np.array(found)
+    return np.maximum(found[:, -1], 0), np.minimum(found[:, 0], 0), found.sum(axis=1)
 
 
 def test_curvature_measures_parameters_and_inputs(trained, run):
@@ -24,7 +56,8 @@ def test_curvature_measures_parameters_and_inputs(trained, run):
     more = ["--batch_size=8", "--num_probes=2"]
     result = run("curvature", *options, "--num_steps=6", *more)
     assert result.returncode == 0, result.stderr
-    assert "standard: inputs: picture 6/6" in result.stderr
+    assert "standard: inputs: image 6/6" in result.stderr
+    assert "not piecewise linear at 100.0%: eigenvalues within" in result.stdout
     assert "gauss-newton: probe 2/2" in result.stderr
     assert "| standard | Gauss-Newton" in result.stdout
     out = trained / "curvature"
@@ -65,8 +98,19 @@ def test_curvature_measures_parameters_and_inputs(trained, run):
     assert steep["mean"] == pytest.approx(lengths.mean(), rel=1e-4)
     assert steep["median"] == pytest.approx(np.median(lengths), rel=1e-4)
     assert steep["maximum"] == steep["percentiles"][100]
-    largest, bent = found["inputs"]["largest"], found["inputs"]["trace"]
-    assert 0 < largest["mean"] < bent["mean"]
+    inputs = found["inputs"]
+    largest, smallest, traces = hessians_in_the_input(
+        module, params, data.to_float(pictures.images), pictures.labels
+    )
+    # Four units: six Lanczos steps reach every eigenvalue that is not zero.
+    assert smallest.min() < 0 < largest.min() and inputs["curved"] == 1
+    for name, expected in (("largest", largest), ("smallest", smallest)):
+        assert inputs[name]["mean"] == pytest.approx(expected.mean(), rel=1e-3)
+        most = pytest.approx(expected.max(), rel=1e-3, abs=1e-6 * largest.max())
+        assert inputs[name]["maximum"] == most
+    assert inputs["eigenvalue_error"]["maximum"] < 1e-3 * largest.max()
+    deviation = inputs["trace"]["mean"] - traces.mean()
+    assert abs(deviation) < 4 * inputs["trace_error"]["maximum"]
     fisher = found["gauss_newton"]
     assert fisher["parameters"] == size
     estimate = fisher["trace"]

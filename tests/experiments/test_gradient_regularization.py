@@ -47,6 +47,34 @@ def test_improvement_ratios_are_those_of_the_papers_columns(name):
     )
 
 
+def test_the_error_of_a_ratio_is_that_over_images():
+    rng = np.random.default_rng(3)
+    wrong_before, wrong = 0.3, 0.5
+
+    def draw(count, chance, length):
+        # The same images for two seeds, so that these agree on which are hard.
+        hard = rng.uniform(size=count) < chance
+        far = length * rng.gamma(2, 0.5, (2, count))
+        return np.where(hard, 0.0, far)
+
+    def ratio(after, before):
+        means = []
+        for each in (after, before):
+            means += [each.mean(), np.mean(each == 0)]
+        return gradient_regularization_measure.improvement_ratio(*means)
+
+    def pair():
+        return draw(400, wrong, 4.0), draw(400, wrong_before, 1.0)
+
+    draws = [ratio(*pair()) for _ in range(300)]
+    found = gradient_regularization_measure.ratio_error(*pair(), largest=math.inf)
+    assert found == pytest.approx(np.std(draws), rel=0.3)
+    # One image decides whether the clean error rises.
+    before, after = np.array([[[0.0, 1, 1]], [[0.0, 0, 1]]])
+    found = gradient_regularization_measure.ratio_error(after, before, largest=8.0)
+    assert found == math.inf
+
+
 def linear(variables, x):
     """The third class follows the second, which is the first's rival, one behind."""
     z = x.reshape(len(x), -1) @ variables["params"]["w"]
@@ -66,6 +94,8 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
     weight = np.random.default_rng(0).normal(size=48).astype(np.float32)
     weight /= np.linalg.norm(weight, 2 if p == 2 else 1)
     draws = np.random.default_rng(1).integers(64, 192, (20, 4, 4, 3)).astype(np.uint8)
+    # One is wrong already.
+    draws[2] = np.where(weight < 0, 191, 64).reshape(4, 4, 3)
     pictures = data.Dataset(
         draws, np.zeros(20, np.int32), ("a", "b", "c"), "random", "random pictures"
     )
@@ -121,7 +151,23 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
     assert list(summed["error_at"].values()) == [
         np.mean(distance <= epsilon) for epsilon in settings.epsilons
     ]
+    assert summed["clean_error"] == np.mean(distance == 0)
     assert summed["bounds"]["lipschitz"]["violations"] == 0
+    # With fewer attacked, everything in a row is of these, and the slope of all.
+    fewer = gradient_regularization_measure.summary(
+        found._replace(distance=found.distance[:5], by_attack=found.by_attack[:, :5]),
+        settings,
+    )
+    assert np.mean(distance[:5] == 0) not in (0, summed["clean_error"])
+    assert fewer["clean_error"] == np.mean(distance[:5] == 0)
+    assert fewer["clean_error"] <= min(fewer["error_at"].values())
+    assert fewer["distance"] == pytest.approx(
+        np.minimum(distance[:5], largest).mean(), abs=largest / 200
+    )
+    assert fewer["slope"] == summed["slope"]
+    bound = summed["bounds"]["lipschitz"]["values"][:5]
+    assert fewer["bounds"]["lipschitz"]["values"] == bound
+    assert fewer["bounds"]["lipschitz"]["mean"] == pytest.approx(np.mean(bound))
     # Points of budget 1/255 lie within it, although float32 puts some farther away.
     x = np.arange(255, dtype=np.float32) / np.float32(255)
     rounded = np.sort((x + np.float32(1 / 255)) - x)[-20:]
@@ -198,7 +244,7 @@ def test_a_run_writes_what_it_measured_beside_the_papers_numbers(trained):
         values, slopes = np.asarray(values), np.asarray(slopes).reshape(48, -1)
         slopes = np.linalg.norm(slopes, axis=1)
         found = results["networks"][name]["seeds"][0]
-        assert found["clean_error"] == pytest.approx(np.mean(values > 0))
+        assert found["clean_error"] == pytest.approx(np.mean(values[:24] > 0))
         assert found["slope"]["max"] == pytest.approx(slopes.max(), rel=1e-4)
         distances = np.asarray(found["distances"], float)
         np.testing.assert_array_equal(distances == 0, values[:24] > 0)
@@ -206,7 +252,7 @@ def test_a_run_writes_what_it_measured_beside_the_papers_numbers(trained):
         bound = np.maximum(-values, 0) / slopes.max()
         lipschitz = found["bounds"]["lipschitz"]
         np.testing.assert_allclose(lipschitz["values"], bound[:24], rtol=1e-3)
-        assert lipschitz["mean"] == pytest.approx(bound.mean(), rel=1e-4)
+        assert lipschitz["mean"] == pytest.approx(bound[:24].mean(), rel=1e-4)
         for kept in found["bounds"].values():
             nearer = np.asarray(kept["values"]) > distances * (1 + 1e-5)
             assert kept["violations"] == pytest.approx(nearer.mean())
@@ -248,6 +294,38 @@ def test_trained_networks_are_taken_as_they_are(trained, run):
         expected = first["undefended"]["seeds"][0][name]
         assert again["undefended"]["seeds"][0][name] == expected
     assert not (copy / "networks").exists()
+
+
+def test_results_are_summed_up_again_from_the_values_by_image(trained, run, tmp_path):
+    written = (trained[0] / "L2" / "results.json").read_text()
+    results = json.loads(written)
+    for network in results["networks"].values():
+        # As earlier versions did it, over other images.
+        network["mean"]["clean_error"] = network["seeds"][0]["clean_error"] = 0.99
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    result = run("gradient_regularization", f"--summarize={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert again.pop("summary_revision") == again["git_revision"]
+    assert again == json.loads(written)
+    for name in ("errors.png", "bounds.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    first, *_ = (trained[0] / "L2" / "tables.md").read_text().split("Revision")
+    kept, _, rest = (tmp_path / "tables.md").read_text().partition("Revision")
+    assert kept == first
+    known = again["git_revision"] is not None
+    assert ("summed up at revision" in rest) == known
+    (tmp_path / "results.json").write_text('{"networks": []}')
+    for folder, more, words in (
+        (tmp_path, [], f"summarize is {tmp_path}; its results.json is not of this"),
+        (tmp_path / "none", [], f"summarize is {tmp_path / 'none'}; it has no"),
+        (tmp_path, ["--epsilons=0.1"], "epsilons is ['0.1']; it is of a measurement"),
+        (tmp_path, ["--p=inf"], "p is inf; it is of a measurement"),
+    ):
+        result = run("gradient_regularization", f"--summarize={folder}", *more)
+        assert result.returncode == 2
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert words in result.stderr
 
 
 def test_a_usage_error_is_one_line_and_writes_nothing(tmp_path, run):

@@ -1,12 +1,15 @@
 """Hessians in inputs and parameters against dense second derivatives."""
 
+import chex
+import flax.linen as nn
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opnorm import linalg, operators
+from opnorm import linalg, models, operators
+from opnorm.models import layers
 
 
 def network(params, x, nonlinearity=jax.nn.relu):
@@ -69,19 +72,70 @@ def test_the_input_hessians_are_the_dense_ones(nonlinearity):
         top = np.linalg.eigvalsh(exact)
         np.testing.assert_allclose(pairs.values[:, 0], top[:, -1], rtol=1e-10)
 
-        gauss_newton = operators.cross_entropy_hessian(
-            lambda x: network(params, x, nonlinearity), x
-        )
+        def f(x):
+            return network(params, x, nonlinearity)
+
+        gauss_newton = operators.cross_entropy_gauss_newton(f, x)
         vectors = gauss_newton.vectors.reshape(4, 3, 6)
         rebuilt = jnp.einsum("bk,bkm,bkn->bmn", gauss_newton.values, vectors, vectors)
         if nonlinearity is jax.nn.relu:
             np.testing.assert_allclose(rebuilt, exact, atol=1e-10)
             np.testing.assert_allclose(gauss_newton.values[:, :2], top[:, :-3:-1])
+            whole = operators.cross_entropy_hessian(f, x)
+            chex.assert_trees_all_close(whole, gauss_newton, rtol=1e-12, atol=1e-14)
         else:
             # What is missing bends the other way too.
             assert np.abs(rebuilt - exact).max() > 1e-3
+            with pytest.raises(ValueError, match="f is not piecewise linear at 4 of"):
+                operators.cross_entropy_hessian(f, x)
+            # Nothing can be refused there, and nothing wrong is returned.
+            under_jit = jax.jit(lambda x: operators.cross_entropy_hessian(f, x))(x)
+            assert np.isnan(under_jit.values).all()
+            assert np.isnan(under_jit.residual).all()
         # Centred by the softmax, the rows of J have a dependency.
         np.testing.assert_allclose(gauss_newton.values[:, 2], 0, atol=1e-12)
+
+
+def test_networks_are_tried_for_curvature():
+    kernel = jax.random.normal(jax.random.key(5), (3, 3, 2, 4))
+    # The last example is too large for the corner of the smooth ReLU.
+    x = jax.random.uniform(jax.random.key(6), (3, 4, 4, 2)).at[2].mul(1e6)
+
+    def convolved(x):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def normalized(x):
+        norm = nn.BatchNorm(use_running_average=True)
+        return norm.apply(norm.init(jax.random.key(0), x), x)
+
+    linear = (jax.nn.relu, jnp.abs, layers.max_pool, normalized, jnp.sign)
+    curved = (
+        jax.nn.elu,
+        layers.local_response_normalization,
+        jax.nn.softmax,
+        jnp.square,
+    )
+
+    @jax.jit
+    def tried(x):
+        return [
+            operators.is_curved(
+                # Something linear in pieces behind each, as in a network.
+                lambda x, f=f: jnp.abs(f(convolved(x))).sum(axis=1)[:, 0],
+                x,
+                key=jax.random.key(7),
+            )
+            for f in (*linear, *curved, models.smooth_relu)
+        ]
+
+    found = np.asarray(tried(x))
+    assert not found[: len(linear)].any()
+    assert found[len(linear) : -1, :2].all()
+    np.testing.assert_array_equal(found[-1], [True, True, False])
+    with pytest.raises(ValueError, match="key"):
+        operators.is_curved(lambda x: x, x.reshape(3, -1), key=None)
 
 
 def data_set(shards=3, batch=8):

@@ -409,6 +409,8 @@ def test_functions_that_break_the_contract_are_refused():
         operators.jacobian_map,
         lambda f, x: operators.directional_derivative(f, x, x),
         operators.cross_entropy_hessian,
+        operators.cross_entropy_gauss_newton,
+        lambda f, x: operators.is_curved(f, x, key=jax.random.key(0)),
     ),
 )
 def test_outputs_without_derivatives_are_refused(call, f):
