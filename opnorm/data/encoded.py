@@ -86,7 +86,8 @@ class ImagenetPictures:
 
     Raises:
       FileNotFoundError: if the split is not prepared there; it says how to prepare it.
-      ValueError: if it is prepared in a format without random access.
+      ValueError: if it is prepared in a format without random access, or as
+        :func:`opnorm.data.tfds_source.open_prepared`.
     """
 
     description = "ImageNet (ILSVRC 2012)"
@@ -116,7 +117,7 @@ class ImagenetPictures:
                 f" --out_dir=/other/{IMAGENET}/{prepared.name}`, then"
                 " --data_dir=/other."
             )
-        builder = tfds.builder_from_directory(str(prepared))
+        builder = tfds_source.open_prepared(prepared)
         self._split = _IMAGENET_SPLITS[split]
         if self._split not in builder.info.splits:
             raise FileNotFoundError(
