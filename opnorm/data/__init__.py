@@ -12,6 +12,7 @@ from opnorm.data.augmentation import (
     invert_augmentation,
     sample_augmentation,
 )
+from opnorm.data.checking import check_images, check_splits
 from opnorm.data.dataset import Dataset, randomize_labels, to_float
 from opnorm.data.prefetching import prefetch
 from opnorm.data.sampling import batch_indices, epoch_permutation, steps_per_epoch
@@ -28,7 +29,9 @@ __all__ = [
     "apply_augmentation",
     "augment",
     "batch_indices",
+    "check_images",
     "check_name",
+    "check_splits",
     "epoch_permutation",
     "invert_augmentation",
     "is_streamed",

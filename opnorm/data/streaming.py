@@ -191,7 +191,7 @@ class Stream:
         num_threads: int | None,
     ) -> Iterator[Batch]:
         if num_threads is None:
-            num_threads = _num_cores()
+            num_threads = num_cores()
         _check_at_least("num_threads", num_threads, 1)
         if not len(tasks):
             return iter(())
@@ -348,7 +348,8 @@ def _assemble(
         decoded.close()
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
