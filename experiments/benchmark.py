@@ -13,7 +13,6 @@ that is ended early has written what it measured.
 import functools
 import statistics
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -156,7 +155,7 @@ def _write(
         },
     )
     text = f"{table}\n\n{seconds}"
-    (Path(run.path) / "table.md").write_text(f"{text}\n")
+    run.write_text("table.md", f"{text}\n")
     return text
 
 

@@ -19,7 +19,6 @@ give measured ones. Writes roofline.json and table.md into --run after every ste
 import collections
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -302,7 +301,7 @@ def _write(
             "steps": found,
         },
     )
-    (Path(run.path) / "table.md").write_text(f"{text}\n")
+    run.write_text("table.md", f"{text}\n")
     return text
 
 

@@ -5,6 +5,7 @@ Imports every other room. Orbax is imported when a checkpoint is written or read
 
 from opnorm.training.build import build_model, load_run, load_train_set
 from opnorm.training.config import COMPUTE_DTYPES, METHODS, Config
+from opnorm.training.files import write_whole
 from opnorm.training.hosts import ProcessLost, is_writer
 from opnorm.training.hosts import initialize as initialize_hosts
 from opnorm.training.loop import TrainResult, train
@@ -16,6 +17,7 @@ from opnorm.training.preemption import Preempted
 from opnorm.training.progress import Progress
 from opnorm.training.run_directory import (
     RunDirectory,
+    as_json,
     environment,
     git_revision,
     read_metrics,
@@ -47,6 +49,7 @@ __all__ = [
     "RunDirectory",
     "TrainResult",
     "TrainState",
+    "as_json",
     "bind",
     "build_model",
     "check_devices",
@@ -68,4 +71,5 @@ __all__ = [
     "state_shardings",
     "train",
     "validate",
+    "write_whole",
 ]

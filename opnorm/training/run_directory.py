@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from opnorm.training import files
+
 _FLAGS = "flags.json"
 _METRICS = "metrics.jsonl"
 
@@ -31,6 +33,18 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+
+    @classmethod
+    def for_results(cls, path: str | os.PathLike[str]) -> "RunDirectory":
+        """Opens a directory to write results into; makes nothing yet.
+
+        Raises:
+          ValueError: if ``path`` is a file, or a folder in it is a symbolic link.
+        """
+        if Path(path).exists() and not Path(path).is_dir():
+            raise ValueError(f"{path} is a file, not the directory of a run.")
+        files.check_links(path)
+        return cls(path)
 
     @classmethod
     def create(
@@ -52,12 +66,10 @@ class RunDirectory:
 
         Raises:
           ValueError: if the directory belongs to a run with other flags, or its flags
-            cannot be read.
+            cannot be read, or as :meth:`for_results`.
         """
-        run = cls(path)
-        if run.path.exists() and not run.path.is_dir():
-            raise ValueError(f"{path} is a file, not the directory of a run.")
-        given = json.loads(json.dumps(_plain(dict(flags))))
+        run = cls.for_results(path)
+        given = as_json(dict(flags))
         if (run.path / _FLAGS).exists():
             stored = _plain(dict(defaults or {})) | run.flags()
             names = sorted((set(given) | set(stored)) - set(may_differ))
@@ -97,7 +109,8 @@ class RunDirectory:
     def log(self, step: int, **scalars: Any) -> None:
         """Appends a line of metrics; what is written survives a kill of the process."""
         line = json.dumps(_plain({"step": step, **scalars}))
-        with (self.path / _METRICS).open("ab+") as stream:
+        file, opener = self.path / _METRICS, files.open_without_link
+        with open(file, "ab+", opener=opener) as stream:
             # A kill may have cut the last line short; do not write on behind it.
             if stream.tell():
                 stream.seek(-1, os.SEEK_END)
@@ -120,20 +133,21 @@ class RunDirectory:
     def truncate_metrics(self, step: int) -> None:
         """Drops lines after ``step``, which a resumed run will write again."""
         file = self.path / _METRICS
+        if file.is_symlink() and not file.exists():
+            file.unlink()
         if file.exists():
             kept = [line for line in self.read_metrics() if line["step"] <= step]
-            _write(file, "".join(json.dumps(line) + "\n" for line in kept))
+            files.write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file whole or not at all; non-finite numbers become strings."""
-        self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_plain(value), indent=2, allow_nan=False)
-        _write(self.path / name, text + "\n")
+        self.write_text(name, text + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file whole or not at all."""
         self.path.mkdir(parents=True, exist_ok=True)
-        _write(self.path / name, text)
+        files.write_whole(self.path / name, text)
 
     def figure_path(self, name: str) -> Path:
         """Returns where the figure called ``name`` belongs."""
@@ -183,6 +197,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+def as_json(value: Any) -> Any:
+    """Returns a value as it is when it was written as JSON and read again.
+
+    Arrays become lists and numbers, tuples lists, numbers that are not finite strings.
+    """
+    return json.loads(json.dumps(_plain(value)))
+
+
 def _plain(value: Any) -> Any:
     """Arrays as numbers and lists, non-finite numbers as strings."""
     if isinstance(value, Mapping):
@@ -199,12 +221,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
-
-
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
