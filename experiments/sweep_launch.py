@@ -289,19 +289,19 @@ def _train_and_measure(
 ) -> dict[str, Any]:
     config = point.config
     start = time.monotonic()
-    result = training.train(
-        config,
-        directory=point.directory,
-        train_set=_train_set(_source(config), download),
-        download=download,
-    )
-    trained = time.monotonic()
+    train_set = _train_set(_source(config), download)
+    # Before hours of training, not after them.
     test_set = _test_set(
         _source(config),
         training.image_size(config),
         measurement.test_examples,
         download,
     )
+    data.check_splits(train_set, test_set)
+    result = training.train(
+        config, directory=point.directory, train_set=train_set, download=download
+    )
+    trained = time.monotonic()
     apply, variables = measure.bind(
         config, result.params, result.batch_stats, test_set.num_classes
     )
