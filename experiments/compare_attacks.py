@@ -65,7 +65,7 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     config, params, batch_stats, _ = training.load_run(_RUN.value)
     test_set = data.load(
-        config.dataset,
+        measure.dataset_name(None, config),
         split="test",
         limit=_EXAMPLES.value,
         image_size=training.image_size(config),
@@ -73,6 +73,7 @@ def main() -> None:
     apply, variables = measure.bind(config, params, batch_stats, test_set.num_classes)
     network = torch_cnn7.build(params, batch_stats)
     difference = _check_networks(apply, variables, network, test_set)
+    training.RunDirectory.for_results(_OUT.value or _RUN.value)
     out = training.RunDirectory(_OUT.value or f"{_RUN.value}/comparison")
 
     rows: list[dict[str, Any]] = []

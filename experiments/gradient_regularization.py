@@ -39,12 +39,12 @@ from absl import flags
 from experiments import (
     attack_specs,
     cli,
-    evaluation,
     gradient_regularization_attacks,
     gradient_regularization_figures,
     gradient_regularization_paper,
     gradient_regularization_tables,
     measure,
+    pieces,
 )
 from experiments import gradient_regularization_measure as measuring
 from experiments import gradient_regularization_rows as rows
@@ -124,6 +124,7 @@ _BATCH = flags.DEFINE_integer("test_batch_size", 100, "pictures per compiled cal
 _PART = flags.DEFINE_integer(
     "part_size", 500, "attacked pictures after which results are saved"
 )
+pieces.define_fresh_flag()
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 
 
@@ -140,8 +141,10 @@ def main() -> None:
     train_set = None
     if not _RUN.value:
         train_set = training.load_train_set(config, download=_DOWNLOAD.value)
+        data.check_splits(train_set, pictures)
         plan = training.make_plan(config, len(train_set))
         training.check_devices(plan, jax.device_count(), config.accumulation_steps)
+    training.RunDirectory.for_results(_OUT.value)
     settings = settings._replace(top_k=_top_k(pictures.num_classes))
     attacked = min(_EXAMPLES.value, len(pictures))
     run = measure.create_run_directory(
@@ -155,6 +158,7 @@ def main() -> None:
         },
         [each.config for each in chosen],
     )
+    parts = pieces.Parts(run.path / "measured", fresh=flags.FLAGS.fresh)
     found: dict[rows.Row, list[dict[str, Any]]] = {}
     for number, each in enumerate(chosen, start=1):
         name = f"network {number} of {len(chosen)}: {each.directory}"
@@ -162,7 +166,7 @@ def main() -> None:
         if train_set is not None:
             _train(each, train_set)
         found.setdefault(each.row, []).append(
-            _measure(each, pictures, attacked, settings, run)
+            _measure(each, pictures, attacked, settings, parts)
         )
     results = {
         "data": pictures.description,
@@ -174,6 +178,7 @@ def main() -> None:
         "environment": training.environment(),
         "git_revision": revision,
         "networks": _summarize(found, settings.p),
+        "reused_pieces": parts.reused,
         "seconds": time.monotonic() - began,
     }
     paper = gradient_regularization_paper.table_for(pictures, results["norm"])
@@ -184,6 +189,8 @@ def main() -> None:
     gradient_regularization_figures.draw_errors(run, results)
     gradient_regularization_figures.draw_bounds(run, results)
     print(text)
+    if parts.reused:
+        print(f"{parts.reused} pieces of the results were measured earlier")
     print(f"written to {run.path} in {time.monotonic() - began:.0f} s")
 
 
@@ -233,12 +240,14 @@ def _planned(p: float) -> list[rows.Trained]:
 
 def _test_pictures(config: training.Config) -> data.Dataset:
     given = flags.FLAGS
-    if given["dataset"].present:
-        config = dataclasses.replace(config, dataset=given.dataset)
+    if _RUN.value:
+        chosen = given.dataset if given["dataset"].present else None
+        name = measure.dataset_name(chosen, config)
+        config = dataclasses.replace(config, dataset=name)
     return data.load(
         config.dataset,
         split="test",
-        data_dir=given.data_dir or config.data_dir,
+        data_dir=given.data_dir,
         download=_DOWNLOAD.value,
         limit=_TEST_EXAMPLES.value,
         image_size=training.image_size(config),
@@ -262,7 +271,7 @@ def _measure(
     pictures: data.Dataset,
     attacked: int,
     settings: Settings,
-    run: training.RunDirectory,
+    parts: pieces.Parts,
 ) -> dict[str, Any]:
     config, params, batch_stats, metadata = training.load_run(each.directory)
     measure.check_fit(str(each.directory), config, params, batch_stats, pictures)
@@ -273,7 +282,8 @@ def _measure(
         attacked,
         settings,
         smooth=each.row.smooth,
-        parts=evaluation.Parts(run.path / "measured"),
+        config=config,
+        parts=parts,
         description=f"{each.directory.name}: attacks",
     )
     timed = each.directory / "training.json"

@@ -86,7 +86,9 @@ def load_run(
 
     Returns:
       (config, params, batch_stats, metadata), parameters bounded where the
-      configuration bounds their layers' norms.
+      configuration bounds their layers' norms. The configuration has no ``data_dir``:
+      a run may come from somebody else, and TensorFlow Datasets is to read only folders
+      that the user names.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
@@ -105,6 +107,7 @@ def load_run(
             params,
             parts["method_state"],
         )
+    config = dataclasses.replace(config, data_dir=None)
     return config, params, parts["batch_stats"], metadata
 
 

@@ -252,20 +252,6 @@ def test_validation_pictures_are_the_first_and_others_report():
         measuring.divide(pictures, pictures, train=30, validation=19)
 
 
-def test_measurements_are_kept_for_the_same_settings_only(tmp_path):
-    file = tmp_path / "evaluation.json"
-    calls = []
-
-    def compute():
-        calls.append(None)
-        return {"kappa": math.inf, "count": len(calls)}
-
-    first = measuring.cached(file, {"test": 3}, compute)
-    assert first == {"settings": {"test": 3}, "kappa": "inf", "count": 1}
-    assert measuring.cached(file, {"test": 3}, compute) == first
-    assert measuring.cached(file, {"test": 4}, compute)["count"] == 2
-
-
 def test_usage_errors_come_before_any_run(run, tmp_path):
     out = tmp_path / "out"
     done = run("spectral_normalization", *TINY, "--epsilons=0,1", f"--run={out}")
