@@ -107,8 +107,8 @@ def check_readable(damaged: Sequence[str], count: int) -> None:
 def list_pictures(path: str, split: str) -> Listing:
     """Lists the images of one split; opens none.
 
-    A warning counts the files that are left out, by their extensions, and names the
-    classes that a test split lacks.
+    A warning counts the files that are left out, by their extensions, and another one
+    names the classes that the split lacks.
 
     Args:
       path: the folder; ``~`` is expanded.
@@ -171,8 +171,7 @@ def list_pictures(path: str, split: str) -> Listing:
         )
     _check_depth(split_root, found)
     _warn_of_left_out(root, split_root, found)
-    if split == "test":
-        _warn_of_missing_classes(split_root, class_names, set(labels))
+    _warn_of_missing_classes(split, root, class_names, set(labels))
     order = interleave_classes(labels)
     return Listing(
         [files[i] for i in order], np.array(labels, np.int32)[order], class_names
@@ -326,13 +325,14 @@ def _warn_of_left_out(root: Path, split_root: Path, found: dict[str, _Found]) ->
 
 
 def _warn_of_missing_classes(
-    split_root: Path, class_names: Sequence[str], labels: Collection[int]
+    split: str, root: Path, class_names: Sequence[str], labels: Collection[int]
 ) -> None:
     missing = [name for i, name in enumerate(class_names) if i not in labels]
     if missing:
         logging.warning(
-            "The test split in %s has no images of %d of %d classes: %s%s.",
-            split_root,
+            "The %s split of %s has no images of %d of %d classes: %s%s.",
+            split,
+            root,
             len(missing),
             len(class_names),
             ", ".join(missing[:_SHOWN]),

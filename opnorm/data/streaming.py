@@ -303,6 +303,11 @@ class _Examples:
         number = int(numbers[place])
         kept = self._stream.kept
         picture = self._stream.pictures[number if kept is None else int(kept[number])]
+        if not 0 <= picture.label < self._stream.num_classes:
+            raise ValueError(
+                f"{picture.name} has the label {picture.label}; labels must be in "
+                f"[0, {self._stream.num_classes})."
+            )
         view = self._view(picture.encoded, picture.name, seed=seed, index=number)
         return view, picture.label
 

@@ -200,7 +200,21 @@ def test_files_that_are_left_out_are_counted_and_named(
     caplog.clear()
     data.load(f"folder:{tmp_path}", split="test")
     missing = caplog.records[-1].getMessage()
-    assert missing.endswith("test has no images of 1 of 2 classes: b.")
+    assert missing.startswith(f"The test split of {tmp_path} has no images of 1 of 2")
+    assert missing.endswith(" classes: b.")
+
+
+def test_a_class_whose_images_all_fall_to_the_test_split_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [str(number) for number in range(60)]
+    (name, *_) = (n for n in names if data.folder._is_test("rare", f"{n}.png"))
+    _write(tmp_path / "rare" / f"{name}.png", seed=0)
+    for number in names:
+        _write(tmp_path / "usual" / f"{number}.png", seed=0)
+    dataset = data.load(f"folder:{tmp_path}", split="train")
+    assert set(dataset.labels) == {1}
+    assert "The train split of" in caplog.text and "1 of 2 classes: rare" in caplog.text
 
 
 def test_folders_that_would_be_taken_for_classes_are_refused(tmp_path: Path) -> None:

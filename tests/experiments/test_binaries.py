@@ -196,6 +196,21 @@ def test_a_trained_network_can_be_evaluated(evaluated):
         assert (evaluated / name).stat().st_size > 0
 
 
+def test_data_are_checked_before_training(run, tmp_path):
+    for name in ("train/a/0", "train/b/0", "test/a/0", "test/b/0", "test/b/1"):
+        file = tmp_path / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file)
+    file.write_bytes(file.read_bytes()[:45])
+    directory = tmp_path / "run"
+    flags = ["--model=mlp1", "--check_data", "--image_size=8", f"--run={directory}"]
+    result = run("train", *flags, f"--dataset=image_folder:{tmp_path}")
+    assert result.returncode == 2
+    assert "check_data: 2 images of split train can be read" in result.stderr
+    assert "test/b/1.png cannot be read" in result.stderr.splitlines()[-1]
+    assert not directory.exists()
+
+
 def test_a_network_is_evaluated_on_pictures_that_it_takes_only(run, trained, tmp_path):
     for split in ("train", "test"):
         (tmp_path / split / "a").mkdir(parents=True)
