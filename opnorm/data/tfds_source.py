@@ -117,6 +117,14 @@ def open_prepared(prepared: Path) -> Any:
     file = prepared / "features.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; prepare the dataset again.")
+    _check_features(file)
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(str(prepared))
+
+
+def _check_features(file: Path) -> None:
+    """Refuses a ``features.json`` that names classes besides those of ``_FEATURES``."""
     try:
         content = json.loads(file.read_text())
         named = set(_named_classes(content))
@@ -130,9 +138,6 @@ def open_prepared(prepared: Path) -> Any:
             f"{file} {problem}; a dataset is read only if it consists of TensorFlow "
             "Datasets' own features, because others would be imported and run."
         )
-    import tensorflow_datasets as tfds
-
-    return tfds.builder_from_directory(str(prepared))
 
 
 def _named_classes(content: Any) -> Iterator[str]:
@@ -159,6 +164,9 @@ def _prepare(name: str, root: Path) -> None:
             f"download: preparing {name!r} needs TensorFlow, which is not installed"
             " (`pip install tensorflow`; reading the prepared data does not need it)."
         )
+    # It may look at what an earlier preparation has left.
+    for file in root.glob(f"{name}/**/features.json"):
+        _check_features(file)
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=str(root), file_format="array_record")

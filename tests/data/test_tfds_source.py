@@ -148,8 +148,19 @@ def test_a_received_folder_runs_no_code(
             data.load("cifar10", split="train", data_dir=str(tmp_path))
         return
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"features.json names the class 'payload.Fe"):
+    words = r"features.json names the class 'payload.Feature'"
+    with pytest.raises(ValueError, match=words):
         data.load("cifar10", split="train", data_dir=str(tmp_path))
+    # Incomplete, it would be prepared.
+    (file.parent / "dataset_info.json").unlink()
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: True if name == "tensorflow" else find_spec(name, *rest),
+    )
+    with pytest.raises(ValueError, match=words):
+        data.load("cifar10", split="train", data_dir=str(tmp_path), download=True)
     assert "payload" not in sys.modules
 
 
