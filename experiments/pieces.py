@@ -164,21 +164,46 @@ def cached(
     # As they are read again.
     settings = json.loads(_text(settings))
     if not fresh and (known := _read(file)) is not None:
-        if known.pop(_DIGEST, None) != _digest_of_json(known):
-            logging.warning(
-                "%s is damaged, was edited, or comes from an earlier version (its "
-                "digest does not fit); it is measured again.",
-                file,
-            )
-        elif known["settings"] == settings:
+        known = checked(file, known)
+        if known is not None and known["settings"] == settings:
             print(f"{file} is taken from an earlier measurement", file=sys.stderr)
             return known
     # As a reader of the file finds it, which the digest is over.
     found: dict[str, Any] = training.as_json({"settings": settings, **compute()})
-    training.RunDirectory(file.parent).write_json(
-        file.name, found | {_DIGEST: _digest_of_json(found)}
-    )
+    training.RunDirectory(file.parent).write_json(file.name, with_digest(found))
     return found
+
+
+def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns content with a digest over it, as :func:`checked` expects it in a file.
+
+    Args:
+      content: as JSON holds it.
+    """
+    found: dict[str, Any] = training.as_json(content)
+    return found | {_DIGEST: _digest_of_json(found)}
+
+
+def checked(
+    file: Path, content: Mapping[str, Any], *, warn: bool = True
+) -> dict[str, Any] | None:
+    """Returns content without its digest, or None if that does not fit.
+
+    Args:
+      file: what a warning names.
+      content: what was read from it.
+      warn: whether there is one.
+    """
+    found = {name: value for name, value in content.items() if name != _DIGEST}
+    if content.get(_DIGEST) == _digest_of_json(found):
+        return found
+    if warn:
+        logging.warning(
+            "%s is damaged, was edited, or comes from an earlier version (its digest "
+            "does not fit); it is measured again.",
+            file,
+        )
+    return None
 
 
 def network_settings(config: Config, identity: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import cli, measure
+from experiments import cli, measure, pieces
 from opnorm import data, training
 from opnorm.training import Config
 from opnorm.training.config import DATA_FIELDS
@@ -92,9 +92,17 @@ def check_directory(point: Point) -> None:
         )
 
 
-def read_result(point: Point, measurement: Measurement) -> dict[str, Any] | None:
-    """The result of a run that ended, unless it was measured in another way."""
+def read_result(
+    point: Point, measurement: Measurement, *, warn: bool = False
+) -> dict[str, Any] | None:
+    """The result of a run that ended, unless it was measured in another way.
+
+    One that was damaged or edited counts as missing, with a warning if ``warn``.
+    """
     found = _read(point, _RESULT)
+    if found is not None:
+        file = Path(point.directory) / _RESULT
+        found = pieces.checked(file, found, warn=warn)
     if found is None or found["status"] == "failed":
         return found
     return found if found["measurement"] == _as_json(measurement) else None
@@ -134,7 +142,7 @@ def run_point(point: Point, measurement: Measurement, download: bool) -> dict[st
         "environment": training.environment(),
         "git_revision": training.git_revision(),
     }
-    run.write_json(_RESULT, found)
+    run.write_json(_RESULT, pieces.with_digest(found))
     return found
 
 

@@ -114,11 +114,12 @@ def test_every_point_is_trained_measured_and_ranked(swept):
 def test_a_second_call_runs_nothing_and_a_half_done_run_goes_on(call, swept):
     directory, options, _ = swept
     before = read(directory)["points"]
-    assert call(*options).stderr == ""
+    assert call(*options).stderr == "2 of 2 points were measured earlier\n"
     assert read(directory)["points"] == before
     # As if the process had been killed after the first of the two epochs.
     run = directory / "learning_rate=0.01_seed=0"
-    (run / "sweep_result.json").unlink()
+    forged = read(run, "sweep_result.json") | {"clean": {"mean": 1.0}}
+    (run / "sweep_result.json").write_text(json.dumps(forged))
     shutil.rmtree(run / "checkpoints" / "6")
     kept = (run / "checkpoints" / "3").stat().st_mtime_ns
     state = call(*options, "--dry_run").stdout
@@ -126,6 +127,7 @@ def test_a_second_call_runs_nothing_and_a_half_done_run_goes_on(call, swept):
     assert "learning_rate=0.001_seed=0 | done" in state
     result = call(*options)
     assert "run 1 of 1: learning_rate=0.01_seed=0" in result.stderr
+    assert "1 of 2 points were measured earlier" in result.stderr
     assert (run / "checkpoints" / "3").stat().st_mtime_ns == kept
     assert (run / "checkpoints" / "6").exists()
     again = read(directory)["points"]
@@ -172,7 +174,7 @@ def test_a_point_that_fails_is_in_the_table_and_the_others_go_on(call, tmp_path)
     assert failed["state"].startswith("0 of 1 done; 1 failed: batch_size is 64")
     assert failed["state"] in (tmp_path / "table.md").read_text()
     # It is tried again only if asked for.
-    assert call(*options).stderr == ""
+    assert call(*options).stderr == "2 of 2 points were measured earlier\n"
     assert "run 1 of 1: batch_size=64_seed=0" in call(*options, "--retry").stderr
 
 
