@@ -13,6 +13,7 @@ from opnorm.data.augmentation import (
     sample_augmentation,
 )
 from opnorm.data.dataset import Dataset, randomize_labels, to_float
+from opnorm.data.identity import fingerprint
 from opnorm.data.prefetching import prefetch
 from opnorm.data.sampling import batch_indices, epoch_permutation, steps_per_epoch
 from opnorm.data.sources import NAMES, SPLITS, check_name, load
@@ -30,6 +31,7 @@ __all__ = [
     "batch_indices",
     "check_name",
     "epoch_permutation",
+    "fingerprint",
     "invert_augmentation",
     "is_streamed",
     "load",
