@@ -20,6 +20,7 @@ from opnorm.training.run_directory import (
     git_revision,
     read_metrics,
 )
+from opnorm.training.run_lock import RunInUse
 from opnorm.training.step import (
     TrainState,
     data_mesh,
@@ -45,6 +46,7 @@ __all__ = [
     "ProcessLost",
     "Progress",
     "RunDirectory",
+    "RunInUse",
     "TrainResult",
     "TrainState",
     "bind",
