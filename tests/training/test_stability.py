@@ -145,8 +145,8 @@ def test_a_process_that_cannot_finish_its_step_ends_after_the_grace_time():
     # A process that nothing else lives in; the module needs Python alone.
     program = f"""
 import runpy, time
-on_sigterm = runpy.run_path({preemption.__file__!r})["on_sigterm"]
-with on_sigterm(grace_seconds=0.5):
+on_signals = runpy.run_path({preemption.__file__!r})["on_signals"]
+with on_signals(grace_seconds=0.5):
     print("ready", flush=True)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
@@ -164,7 +164,7 @@ def test_in_other_threads_nothing_is_caught():
     found = []
 
     def ask():
-        with preemption.on_sigterm() as request:
+        with preemption.on_signals() as request:
             found.append(bool(request))
 
     thread = threading.Thread(target=ask)
