@@ -73,7 +73,7 @@ def main() -> None:
     apply, variables = measure.bind(config, params, batch_stats, test_set.num_classes)
     network = torch_cnn7.build(params, batch_stats)
     difference = _check_networks(apply, variables, network, test_set)
-    out = training.RunDirectory(_OUT.value or f"{_RUN.value}/comparison")
+    out = cli.hold(training.RunDirectory(_OUT.value or f"{_RUN.value}/comparison"))
 
     rows: list[dict[str, Any]] = []
     for name in names:

@@ -113,7 +113,7 @@ def main() -> None:
     measure.check_fit(_RUN.value, config, params, batch_stats, test_set)
     apply, variables = measure.bind(config, params, batch_stats, test_set.num_classes)
     identity = evaluation.fingerprint(params, batch_stats, test_set)
-    out = training.RunDirectory(_OUT.value or _RUN.value)
+    out = cli.hold(training.RunDirectory(_OUT.value or _RUN.value))
     parts = evaluation.Parts(out.path / "evaluation")
 
     clean = analysis.evaluate_accuracy(

@@ -155,6 +155,7 @@ def main() -> None:
         },
         [each.config for each in chosen],
     )
+    cli.hold(run)
     found: dict[rows.Row, list[dict[str, Any]]] = {}
     for number, each in enumerate(chosen, start=1):
         name = f"network {number} of {len(chosen)}: {each.directory}"

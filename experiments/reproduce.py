@@ -75,11 +75,11 @@ def main() -> None:
     train_set, test_set = measure.load_splits(
         first, _TEST_EXAMPLES.value, download=_DOWNLOAD.value
     )
+    run = cli.hold(training.RunDirectory(_RUN.value), own=list(rows))
     measured = {
         name: _train_and_measure(name, config, train_set, test_set, lengths)
         for name, config in rows.items()
     }
-    run = training.RunDirectory(_RUN.value)
     run.write_json(
         "results.json",
         {
@@ -152,7 +152,8 @@ def _train_and_measure(
     cached = directory / "accuracies.json"
     if cached.exists():
         known: dict[str, Any] = json.loads(cached.read_text())
-        if known["settings"] == settings:
+        # Epochs may have been added since.
+        if known["settings"] == settings and known["steps"] == result.step:
             return known
     apply, variables = measure.bind(
         config, result.params, result.batch_stats, test_set.num_classes

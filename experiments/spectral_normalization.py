@@ -121,6 +121,7 @@ def main() -> None:
             schemes[first], bounds, kinds[:1], folder / first, labels="random"
         )
     train_set, pictures = _load(schemes)
+    run = cli.hold(training.RunDirectory(_RUN.value), own=list(schemes))
     found = {
         name: {
             "config": dataclasses.asdict(scheme),
@@ -154,7 +155,6 @@ def main() -> None:
         "random_labels": random,
         "seconds": time.monotonic() - began,
     }
-    run = training.RunDirectory(_RUN.value)
     run.write_json("results.json", results)
     # As it is read again: networks measured earlier have been, too.
     results = json.loads((run.path / "results.json").read_text())
