@@ -194,9 +194,9 @@ def check_extension(before: "Config", config: "Config", plan: Plan) -> None:
         raise ValueError(
             f"epochs is {before.epochs} in the run and {config.epochs} here, and the "
             f"learning rate of schedule {config.schedule!r} would then have differed "
-            f"from step {differing[0]} on; keep the {before.epochs} epochs, or start "
-            "another run from this one with init_from. Epochs can be added under the "
-            "schedule 'constant', 'step' with milestones, and 'linear' with points "
+            f"from step {differing[0] + 1} on; keep the {before.epochs} epochs, or "
+            "start another run from this one with init_from. Epochs can be added under "
+            "the schedule 'constant', 'step' with milestones, and 'linear' with points "
             "behind the others."
         )
 
