@@ -173,14 +173,18 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def asked_to_end(step: int) -> bool:
+def asked_to_end(step: int, *, own: bool) -> bool:
     """Whether to end after this step, because SIGTERM came to any process.
 
     Every process calls it after every step; JAX's coordination service settles on one
     step for all of them.
+
+    Args:
+      step: its number.
+      own: whether this process was asked to; it decides where there is no other.
     """
     if jax.process_count() == 1:
-        return False
+        return own
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)

@@ -174,7 +174,7 @@ def train(
                 if run is not None:
                     run.log(done, epoch=plan.epochs_done(done), **logged)
             bar.update(done, loss=metrics["loss"], accuracy=metrics["accuracy"])
-            ends = run is not None and (bool(request) or hosts.asked_to_end(done))
+            ends = run is not None and hosts.asked_to_end(done, own=bool(request))
             saves = done % every == 0 if every else plan.is_end_of_epoch(done)
             if run is not None and (saves or last or ends):
                 run.save(done, state)
