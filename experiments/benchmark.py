@@ -112,6 +112,7 @@ def main() -> None:
             ]
         else:
             jobs.append((part, known[part]))
+    cli.hold(training.RunDirectory(_RUN.value))
     compilations = timing.Compilations()
     times: dict[str, float] = {}
     ratios: dict[str, float] = {}

@@ -1,10 +1,12 @@
 """experiments: what every binary shares: flags, errors, compilation cache, results."""
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
 import os
 import re
+import signal
 import sys
 import types
 import typing
@@ -18,6 +20,13 @@ from absl import app, flags, logging
 # Flags defined by the functions below belong to the binary that calls them, so that
 # they show in its --help.
 flags.disclaim_key_flags()
+
+# Directories that this process keeps others out of, until the binary ends.
+_HELD = contextlib.ExitStack()
+# Of environment errors: a full disk, a directory that another process writes into.
+_ENVIRONMENT_ERROR = 1
+_USAGE_ERROR = 2
+_INTERRUPTED = 128 + signal.SIGINT
 
 _SERIALIZER: flags.ArgumentSerializer[Any] = flags.ArgumentSerializer()
 
@@ -117,7 +126,11 @@ def config_from_flags(config: type, **values: Any) -> Any:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses flags and calls ``main``; a usage error is one line and exit code 2."""
+    """Parses flags and calls ``main``; errors of usage or environment are one line.
+
+    Exit codes: 2 for a usage error; 1 for an operating system error, such as a full
+    disk or a directory that another process writes into; 130 after Ctrl-C.
+    """
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -140,11 +153,18 @@ def run(main: Callable[[], None]) -> None:
 
                 print(presets.describe(flags.FLAGS.preset))
                 return
-            main()
+            with _HELD:
+                main()
         except (ValueError, FileNotFoundError, FloatingPointError) as error:
             if os.environ.get("OPNORM_TRACEBACK"):
                 raise
             _fail(error)
+        except OSError as error:
+            if os.environ.get("OPNORM_TRACEBACK"):
+                raise
+            _fail(error, _ENVIRONMENT_ERROR)
+        except KeyboardInterrupt as interrupt:
+            _fail(Exception(str(interrupt) or "interrupted"), _INTERRUPTED)
 
     app.run(guarded, flags_parser=parse)
 
@@ -204,10 +224,32 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: metadata.version(package) for package in packages}
 
 
-def _fail(error: Exception) -> typing.NoReturn:
-    message = " ".join(str(error).split())
+def hold(run: Any, own: Sequence[str] = ()) -> Any:
+    """Keeps other processes out of a run directory until the binary ends.
+
+    Args:
+      run: a ``training.RunDirectory``; it is made if need be.
+      own: as for ``RunDirectory.check``.
+
+    Returns:
+      The same.
+
+    Raises:
+      ValueError: if the directory is not one that opnorm writes into.
+      RunInUse: an OSError, if another process writes into it.
+      OSError: if it cannot be made or written into.
+    """
+    _HELD.enter_context(run.locked(own))
+    return run
+
+
+def _fail(error: Exception, code: int = _USAGE_ERROR) -> typing.NoReturn:
+    text = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    message = " ".join(text.split())
     print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def use_compilation_cache() -> None:

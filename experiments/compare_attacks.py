@@ -74,7 +74,7 @@ def main() -> None:
     network = torch_cnn7.build(params, batch_stats)
     difference = _check_networks(apply, variables, network, test_set)
     training.RunDirectory.for_results(_OUT.value or _RUN.value)
-    out = training.RunDirectory(_OUT.value or f"{_RUN.value}/comparison")
+    out = cli.hold(training.RunDirectory(_OUT.value or f"{_RUN.value}/comparison"))
 
     rows: list[dict[str, Any]] = []
     for name in names:

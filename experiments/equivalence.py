@@ -90,6 +90,7 @@ def main() -> None:
         },
         list(configs.values()),
     )
+    cli.hold(run)
     measured: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for (method, seed), config in configs.items():
         directory = Path(_RUN.value) / f"{method}-seed{seed}"

@@ -120,7 +120,7 @@ def main() -> None:
     measure.check_fit(_RUN.value, config, params, batch_stats, test_set)
     apply, variables = measure.bind(config, params, batch_stats, test_set.num_classes)
     identity = pieces.fingerprint(config, params, batch_stats, test_set)
-    out = training.RunDirectory.for_results(_OUT.value or _RUN.value)
+    out = cli.hold(training.RunDirectory.for_results(_OUT.value or _RUN.value))
     parts = pieces.Parts(out.path / "evaluation", fresh=flags.FLAGS.fresh)
 
     clean = analysis.evaluate_accuracy(

@@ -158,6 +158,7 @@ def main() -> None:
         },
         [each.config for each in chosen],
     )
+    cli.hold(run)
     parts = pieces.Parts(run.path / "measured", fresh=flags.FLAGS.fresh)
     found: dict[rows.Row, list[dict[str, Any]]] = {}
     for number, each in enumerate(chosen, start=1):

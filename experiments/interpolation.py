@@ -95,6 +95,7 @@ def main() -> None:
         },
         list(configs.values()),
     )
+    cli.hold(run)
     measured: dict[float, list[dict[str, Any]]] = {value: [] for value in values}
     for number, ((value, seed), config) in enumerate(configs.items(), start=1):
         name = f"{_SWEEP.value}-{value:g}-seed{seed}"

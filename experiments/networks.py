@@ -111,7 +111,8 @@ def open_runs(folder: str, examples: int) -> Comparison:
 
     Raises:
       ValueError or FileNotFoundError: for flags out of range, runs that cannot be read
-        or that do not fit each other.
+        or that do not fit each other, or a folder to write to that is somebody else's.
+      RunInUse: an OSError, if another process writes into that folder.
     """
     given = flags.FLAGS
     for name, least in (("examples", 2), ("num_steps", 1), ("batch_size", 1)):
@@ -155,7 +156,7 @@ def open_runs(folder: str, examples: int) -> Comparison:
         functions = bind(training.build_model(config, pictures.num_classes))
         networks.append(Network(name, config, functions, variables, source))
     training.RunDirectory.for_results(given.out or directories[0])
-    out = training.RunDirectory(given.out or Path(directories[0]) / folder)
+    out = cli.hold(training.RunDirectory(given.out or Path(directories[0]) / folder))
     return Comparison(networks, pictures, out)
 
 

@@ -76,6 +76,7 @@ def main() -> None:
     train_set, test_set = measure.load_splits(
         first, _TEST_EXAMPLES.value, download=_DOWNLOAD.value
     )
+    run = cli.hold(training.RunDirectory(_RUN.value), own=list(rows))
     measured = {
         name: _train_and_measure(name, config, train_set, test_set, lengths)
         for name, config in rows.items()

@@ -124,6 +124,7 @@ def main() -> None:
             schemes[first], bounds, kinds[:1], folder / first, labels="random"
         )
     train_set, pictures = _load(schemes)
+    run = cli.hold(training.RunDirectory(_RUN.value), own=list(schemes))
     found = {
         name: {
             "config": dataclasses.asdict(scheme),

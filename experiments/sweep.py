@@ -123,6 +123,7 @@ def main() -> None:
         dataclasses.asdict(base),
         defaults=dataclasses.asdict(training.Config()),
     )
+    cli.hold(run)
     notes: dict[str, str] = {}
     table = sweep_report.write(run, points, measurement, column, notes)
     for point, note in _launch(directory, points, measurement):

@@ -128,8 +128,12 @@ def run_point(point: Point, measurement: Measurement, download: bool) -> dict[st
 
     Raises:
       FileNotFoundError: if the data, or a run to start from, are not there.
+      ValueError: if the directory is not one that opnorm writes into.
+      RunInUse: an OSError, if another process is at work on the point.
     """
     run = training.RunDirectory(point.directory)
+    # A failure must not be noted in somebody else's directory.
+    run.mark([_JOB])
     start = time.monotonic()
     try:
         found = {"status": "done", **_train_and_measure(point, measurement, download)}
@@ -197,7 +201,9 @@ def launch_jobs(
     for point, job in zip(waiting, submitted, strict=True):
         jobs[point.name] = (point, job.done, str(job.paths.stderr))
         if cluster.kind != "debug":
-            training.RunDirectory(point.directory).write_json(
+            run = training.RunDirectory(point.directory)
+            run.mark([_JOB])
+            run.write_json(
                 _JOB,
                 {
                     "cluster": cluster.kind,

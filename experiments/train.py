@@ -5,8 +5,11 @@ r"""Trains one network with one method; interrupted runs go on where they ended.
   python -m experiments.train --list_presets
 
 The run directory holds flags.json (flags, git revision, versions, hardware),
-metrics.jsonl, checkpoints, and training.png. SIGTERM ends a run with a checkpoint and
-exit code 143.
+metrics.jsonl, checkpoints, and training.png. SIGTERM, Ctrl-C and SIGHUP end a run with
+a checkpoint and exit code 143, 130 or 129; a second Ctrl-C ends it at once. One process
+at a time writes into the directory. With more --epochs a run goes on, where its
+schedule leaves the steps before as they were; --dataset=folder:PATH may name another
+path of the same images.
 
 Several processes share a run where each is started with the same flags, and under
 SLURM, Open MPI or on a TPU pod with --distributed, elsewhere with

@@ -22,6 +22,7 @@ from opnorm.training.run_directory import (
     git_revision,
     read_metrics,
 )
+from opnorm.training.run_lock import RunInUse
 from opnorm.training.step import (
     TrainState,
     data_mesh,
@@ -47,6 +48,7 @@ __all__ = [
     "ProcessLost",
     "Progress",
     "RunDirectory",
+    "RunInUse",
     "TrainResult",
     "TrainState",
     "as_json",

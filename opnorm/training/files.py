@@ -4,7 +4,9 @@ A directory of results may come from somebody else. A link in it would lead what
 written to a file or folder of the user's own.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -16,17 +18,29 @@ def write_whole(file: str | os.PathLike[str], content: bytes | str) -> None:
       content: text is written as UTF-8.
     """
     file = Path(file)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    # RunDirectory knows such a name, and removes it where the process is gone.
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.opnorm")
     # A killed process may have left it, and it must not be a link either.
     temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("xb") as stream:
+        with naming(file), temporary.open("xb") as stream:
             stream.write(content if isinstance(content, bytes) else content.encode())
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Has an OSError of the ``with`` block name the path; a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def check_links(directory: str | os.PathLike[str]) -> None:

@@ -1,6 +1,7 @@
 """The binaries as a user runs them: results, kill -9, damage, usage errors."""
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -266,6 +267,21 @@ def test_a_killed_and_damaged_evaluation_resumes_to_the_same_numbers(
             assert attack.pop("reused") <= attack["pieces"] == 16
     assert first["attacks"] == second["attacks"]
     assert first["best_known"] == second["best_known"]
+
+
+def test_directories_in_use_or_of_another_program_are_refused(run, trained, tmp_path):
+    (tmp_path / "evaluation.json").write_text('{"accuracy": 1}')
+    evaluate = ["evaluate", f"--run={trained}", "--examples=2", "--check_examples=0"]
+    result = run(*evaluate, f"--out={tmp_path}")
+    assert result.returncode == 2
+    assert f"{tmp_path} is not the directory of a run" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
+    with training.RunDirectory(trained).locked():
+        for command in (["train", *SNR, f"--run={trained}"], evaluate):
+            result = run(*command)
+            assert result.returncode == 1
+            assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+            assert f"{trained} is in use by process {os.getpid()}" in result.stderr
 
 
 def test_a_later_attack_can_only_lower_what_is_best_known(

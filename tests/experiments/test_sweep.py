@@ -1,6 +1,7 @@
 """Sweeps: grids, what is run and what is not, the table, jobs, presets on the way."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,16 @@ from absl import flags
 from experiments import cli, sweep
 from opnorm import training
 
+def fill():
+    raise OSError(28, "No space left on device", "/disk/x")
+
+def interrupt():
+    raise KeyboardInterrupt
+
 def show():
     print(json.dumps(dataclasses.asdict(cli.config_from_flags(training.Config))))
 
+mains = {"sweep": sweep.main, "show": show, "fill": fill, "interrupt": interrupt}
 for line in sys.stdin:
     request = json.loads(line)
     flags.FLAGS.unparse_flags()
@@ -33,7 +41,7 @@ for line in sys.stdin:
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.run({"sweep": sweep.main, "show": show}[request["main"]])
+            cli.run(mains[request["main"]])
         except SystemExit as end:
             code = end.code or 0
     answer = {"returncode": code, "stdout": out.getvalue(), "stderr": err.getvalue()}
@@ -313,6 +321,39 @@ def test_bad_sweeps_are_one_line_and_touch_nothing(call, arguments, words, tmp_p
     for word in words:
         assert word in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "line"),
+    [
+        ("fill", 1, "sweep: /disk/x: No space left on device\n"),
+        ("interrupt", 130, "sweep: interrupted\n"),
+    ],
+)
+def test_the_operating_systems_errors_and_ctrl_c_are_one_line(call, main, code, line):
+    result = call(main=main)
+    assert (result.returncode, result.stderr) == (code, line)
+
+
+def test_a_sweep_in_use_and_another_programs_folder_are_refused(call, swept, tmp_path):
+    directory, options, _ = swept
+    with training.RunDirectory(directory).locked():
+        result = call(*options)
+    assert result.returncode == 1
+    assert f"sweep: {directory} is in use by process {os.getpid()}" in result.stderr
+    (tmp_path / "mine.txt").write_text("mine")
+    result = call(*options[:-1], f"--directory={tmp_path}")
+    assert result.returncode == 2
+    assert "is not the directory of a run: it holds mine.txt" in result.stderr
+    # Nor is a point's, and its failure is not noted there.
+    training.RunDirectory(tmp_path / "sweep").mark()
+    point = tmp_path / "sweep" / "learning_rate=0.001_seed=0"
+    point.mkdir()
+    (point / "mine.txt").write_text("mine")
+    result = call(*options[:-1], f"--directory={tmp_path / 'sweep'}")
+    assert result.returncode == 2
+    assert f"{point} is not the directory of a run" in result.stderr
+    assert [path.name for path in point.iterdir()] == ["mine.txt"]
 
 
 def test_a_directory_of_another_sweep_is_refused(call, swept):

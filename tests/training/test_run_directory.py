@@ -1,7 +1,10 @@
 """A run's directory says how to repeat it, and holds nothing half-written."""
 
+import errno
 import json
 import os
+import subprocess
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -94,3 +97,114 @@ def test_json_is_valid_whatever_it_holds(tmp_path):
     assert json.loads(text) == {"a": 1.5, "b": ["inf", [0, 1]], "c": None}
     assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
     assert run.figure_path("curve") == tmp_path / "curve.png"
+
+
+def test_the_directory_of_another_program_is_not_written_into(tmp_path):
+    run = training.RunDirectory(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"loss": 1}\n')
+    (tmp_path / "results.json").write_text('{"environment": {"torch": "2"}}')
+    (tmp_path / "checkpoints" / "12").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    for write in (run.check, run.mark, lambda: run.locked().__enter__()):
+        with pytest.raises(ValueError, match="checkpoints, metrics.jsonl, results.j"):
+            write()
+    with pytest.raises(ValueError, match="no flags.json; give a new or empty"):
+        training.RunDirectory.create(tmp_path, {})
+    with pytest.raises(ValueError, match="cannot be made: .*metrics.jsonl is a file"):
+        training.RunDirectory(tmp_path / "metrics.jsonl" / "run").mark()
+    assert sorted(tmp_path.rglob("*")) == before
+    # A job of an earlier version that was killed knows what it wrote.
+    run.mark(own=["results.json"])
+    run.check()
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".flags.json.1", "checkpoints/3/meta/_", "3/meta/_", "benchmark.json"]
+)
+def test_what_opnorm_wrote_before_there_were_marks_is_its_own(tmp_path, name):
+    run = training.RunDirectory(tmp_path / "run")
+    if name:
+        run.path.joinpath(name).parent.mkdir(parents=True)
+        run.path.joinpath(name).write_text('{"environment": {"opnorm": "0.1"}}')
+    with run.locked(), pytest.raises(training.RunInUse):
+        run.locked().__enter__()
+    run.check()
+
+
+def test_checkpoints_without_flags_are_nobodys(tmp_path):
+    run = training.RunDirectory(tmp_path)
+    run.mark()
+    run.log(3, loss=1.0)
+    with pytest.raises(ValueError, match="metrics.jsonl but no flags.json"):
+        training.RunDirectory.create(tmp_path, {})
+
+
+def test_only_what_the_dead_left_is_removed(tmp_path, dead):
+    run = training.RunDirectory.create(tmp_path, {})
+    long_ago = time.time() - 3600
+    left, alive, young, foreign = (
+        tmp_path / name
+        for name in (
+            f".results.json.{dead}.opnorm",
+            f".results.json.{os.getpid()}.opnorm",
+            f".table.md.{dead}.opnorm",
+            f".results.json.{dead}",
+        )
+    )
+    for file in (left, alive, young, foreign):
+        file.write_text("{")
+        if file is not young:
+            os.utime(file, (long_ago, long_ago))
+    with run.locked():
+        assert not left.exists()
+        assert alive.exists() and young.exists() and foreign.exists()
+
+
+@pytest.fixture
+def dead():
+    """The number of a process that is gone."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b'{"flags": 3}',
+        b'{"flags": [1, 2]}',
+        b"\xff\xfe",
+        b'{"flags": ' + b"[" * 100_000,
+        b'{"flags": {"lr": ' + b"[" * 99 + b"]" * 99 + b"}}",
+    ],
+)
+def test_flags_of_any_shape_are_one_line_that_names_the_file(tmp_path, content):
+    training.RunDirectory.create(tmp_path, {"lr": 0.1})
+    (tmp_path / "flags.json").write_bytes(content)
+    with pytest.raises(ValueError, match="flags.json is damaged") as refused:
+        training.RunDirectory.create(tmp_path, {"lr": 0.1})
+    assert len(str(refused.value)) < 300
+
+
+def test_metrics_lines_of_another_shape_are_left_out(tmp_path):
+    run = training.RunDirectory.create(tmp_path, {})
+    lines = ["3", "[1]", '{"loss": 1}', '{"step": "two"}', "[" * 10_000, '{"step": 7}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert run.read_metrics() == [{"step": 7}]
+    run.truncate_metrics(7)
+
+
+def test_a_full_disk_is_named_and_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    run = training.RunDirectory.create(tmp_path, {"lr": 0.1})
+    before = (tmp_path / "flags.json").read_bytes()
+
+    def fsync(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left on device: .*flags.json"):
+        run.change_flags({"lr": 0.2})
+    assert (tmp_path / "flags.json").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "flags.json"]
