@@ -52,7 +52,8 @@ _P = flags.DEFINE_float("p", None, "norm of the attacks; by default the training
 _EPSILONS = flags.DEFINE_list(
     "epsilons",
     ["0.125", "0.25", "0.5", "0.75", "1.0"],
-    "lengths of the attacks' perturbations, in [0, 1] pixel units, besides 0",
+    "lengths of the attacks' perturbations, in [0, 1] pixel units, besides 0; "
+    "fractions such as 8/255 are allowed",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "examples per compiled call")
 _PART_SIZE = flags.DEFINE_integer(
@@ -170,7 +171,6 @@ def main() -> None:
         out.path / "evaluation", norm, identity, nearest, [str(s) for s in specs]
     )
     standing = known[None] > np.array([0.0, *epsilons])[:, None] * (1 + 1e-6)
-    mean, error = evaluation.mean_and_error(standing)
     reached = known[np.isfinite(known)]
     card = {
         "run": _RUN.value,
@@ -189,8 +189,7 @@ def main() -> None:
         "best_known": {
             norm: {
                 "epsilon": [0.0, *epsilons],
-                "mean": mean,
-                "standard_error": error,
+                **measure.averaged(standing.T),
                 "mean_distance": float(reached.mean()) if len(reached) else None,
                 "found": len(reached) / len(known),
                 "attacks": contributors,

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from experiments import attack_specs, cli
+from experiments import attack_specs, cli, measure
 from opnorm import analysis, data, training
 
 _FIELDS = ("success", "distance", "steps", "stage")
@@ -156,11 +156,11 @@ def budget_card(
     )
     standing = ~analysis.worst_over_budgets(attacked, epsilons)
     curve = np.concatenate([correct[None], standing])
-    mean, error = mean_and_error(curve)
+    average = measure.averaged(curve.T)
+    mean = average["mean"]
     card: dict[str, Any] = {
         "epsilon": [0.0, *map(float, epsilons)],
-        "mean": mean,
-        "standard_error": error,
+        **average,
         # Of the examples that are right at x, as "PGD accuracy" is sometimes reported.
         "conditional": [m / mean[0] if mean[0] else None for m in mean],
         "mean_steps": found["steps"].mean(axis=1).tolist(),
@@ -185,11 +185,10 @@ def distance_card(
     """Sums up distances ``(N,)``: 0 where the network errs at x, inf if not found."""
     found = np.isfinite(distance)
     right = found & (distance > 0)
-    mean, error = mean_and_error(distance[found]) if found.any() else (None, None)
+    unknown = {"mean": None, "standard_error": None}
     return {
         "found": float(found.mean()),
-        "mean": mean,
-        "standard_error": error,
+        **(measure.averaged(distance[found]) if found.any() else unknown),
         "median": finite(float(np.median(distance))),
         "mean_of_correct": float(distance[right].mean()) if right.any() else None,
         "error_within": {
@@ -265,7 +264,7 @@ def table(card: Mapping[str, Any]) -> str:
             rows.append(
                 {"accuracy at epsilon": name}
                 | {
-                    f"{epsilon:g}": f"{mean:.1%} ± {error:.1%}"
+                    f"{epsilon:g}": f"{mean:.1%} ± {cli.number(error, '{:.1%}')}"
                     for epsilon, mean, error in zip(
                         curve["epsilon"],
                         curve["mean"],
@@ -279,9 +278,9 @@ def table(card: Mapping[str, Any]) -> str:
         {
             "nearest point": name,
             "found": f"{found['found']:.1%}",
-            "mean distance": _number(found["mean"]),
-            "median": _number(found["median"]),
-            "mean of correct": _number(found["mean_of_correct"]),
+            "mean distance": cli.number(found["mean"]),
+            "median": cli.number(found["median"]),
+            "mean of correct": cli.number(found["mean_of_correct"]),
             "seconds": f"{found['seconds']:.0f}",
         }
         for name, found in card["attacks"].items()
@@ -302,8 +301,8 @@ def table(card: Mapping[str, Any]) -> str:
         ratio = card["improvement"]
         lines += [
             f"Improvement over {ratio['baseline']}: distance "
-            f"{_number(ratio['distance_gain'])}, error {_number(ratio['error_rise'])}, "
-            f"ratio {_number(ratio['ratio'])}.",
+            f"{cli.number(ratio['distance_gain'])}, error "
+            f"{cli.number(ratio['error_rise'])}, ratio {cli.number(ratio['ratio'])}.",
             "",
         ]
     lines += [f"- {text}" for text in checks_as_text(card["checks"])]
@@ -318,18 +317,6 @@ def checks_as_text(checks: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def mean_and_error(values: np.ndarray) -> tuple[Any, Any]:
-    """Mean and standard error over the last axis."""
-    values = np.asarray(values, np.float64)
-    count = values.shape[-1]
-    error = values.std(axis=-1, ddof=min(1, count - 1)) / np.sqrt(count)
-    return values.mean(axis=-1).tolist(), error.tolist()
-
-
 def finite(value: float) -> float | None:
     """The value, or None for one that JSON cannot hold."""
     return value if np.isfinite(value) else None
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
