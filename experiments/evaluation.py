@@ -118,7 +118,7 @@ def attack_in_parts(
                     test_set.images[start:stop],
                     test_set.labels[start:stop],
                     attack=attack_specs.factory(spec, p),
-                    epsilons=budgets,
+                    epsilons=budgets if attack_specs.has_budget(spec) else None,
                     batch_size=batch_size,
                     key=jax.random.key(seed),
                     index=np.arange(start, stop),
