@@ -166,6 +166,8 @@ def main() -> None:
             batch_size=_BATCH_SIZE.value,
             key=jax.random.key(_SEED.value),
         )
+        largest = analysis.budget_check(epsilons[-1], p=p, shape=test_set.image_shape)
+        checks += [] if largest.passed else [largest]
 
     known, contributors = evaluation.best_known(
         out.path / "evaluation", norm, identity, nearest, [str(s) for s in specs]
