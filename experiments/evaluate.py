@@ -2,7 +2,7 @@ r"""Evaluates a trained network: robust accuracy, distances, sanity checks, spec
 
   python -m experiments.evaluate --run=runs/snr
   python -m experiments.evaluate --run=runs/snr --attack=auto_attack --epsilons=0.5
-  python -m experiments.evaluate --run=runs/snr --p=inf --epsilons=0.0157,0.0314 \
+  python -m experiments.evaluate --run=runs/snr --p=inf --epsilons=4/255,8/255 \
     --attack="pga num_steps=40 num_restarts=5" --attack="square num_queries=1000"
   python -m experiments.evaluate --run=runs/snr --attack=fab   # nearest points
 
@@ -172,7 +172,7 @@ def main() -> None:
     known, contributors = evaluation.best_known(
         out.path / "evaluation", norm, identity, nearest, [str(s) for s in specs]
     )
-    standing = known[None] > np.array([0.0, *epsilons])[:, None] * (1 + 1e-6)
+    standing = ~evaluation.within(known, np.array([[0.0, *epsilons]]).T)
     reached = known[np.isfinite(known)]
     card = {
         "run": _RUN.value,

@@ -192,7 +192,8 @@ def distance_card(
         "median": finite(float(np.median(distance))),
         "mean_of_correct": float(distance[right].mean()) if right.any() else None,
         "error_within": {
-            f"{epsilon:g}": float(np.mean(distance <= epsilon)) for epsilon in epsilons
+            f"{epsilon:g}": float(np.mean(within(distance, epsilon)))
+            for epsilon in epsilons
         },
         "seconds": seconds,
     }
@@ -315,6 +316,11 @@ def checks_as_text(checks: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{'ok' if check['passed'] else 'WARNING'}: {check['name']}: {check['detail']}"
         for check in checks
     ]
+
+
+def within(distance: np.ndarray, epsilon: Any) -> np.ndarray:
+    """Which distances in float32 are at most epsilon, whose digits they may lack."""
+    return distance <= np.asarray(epsilon) * (1 + 1e-6)
 
 
 def finite(value: float) -> float | None:

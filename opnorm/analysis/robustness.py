@@ -189,8 +189,14 @@ def check_examples(images: np.ndarray, labels: np.ndarray, batch_size: int) -> N
 def check_bounds(images: np.ndarray, *boxes: checks.Bounds) -> None:
     """Raises ValueError unless uint8 or float images lie in each of the boxes.
 
-    uint8 images are compared after the division by 255.
+    uint8 images are compared after the division by 255, and refused where they were
+    divided by it before they became bytes.
     """
+    if images.dtype == np.uint8 and images.max() == 1:
+        raise ValueError(
+            "images is uint8 and has no value above 1; uint8 images are divided by "
+            "255, so give values from 0 to 1 as floats."
+        )
     boxes = tuple(box for box in boxes if box is not None)
     if not boxes:
         return

@@ -103,6 +103,8 @@ def train(
     mesh = data_mesh() if mesh is None else mesh
     if train_set is None:
         train_set = build.load_train_set(config, download=download)
+    if isinstance(train_set, data.Dataset):
+        data.check_units(train_set)
     plan = plans.make(config, len(train_set))
     plans.check_devices(plan, mesh.size, config.accumulation_steps)
     shapes = build.image_shapes(train_set, plan)

@@ -250,6 +250,7 @@ ENTRIES = {
         (IMAGES * 0 + BRIGHT, (0.0, 0.25), "images has values from .* to 250, outside"),
         ((IMAGES * 0 + BRIGHT).astype(np.uint8), (0.0, 0.25), "to 0.98.*outside"),
         (IMAGES * math.nan, (0.0, 1.0), "images has values that are not finite"),
+        (np.round(IMAGES).astype(np.uint8), (0.0, 1.0), "no value above 1.* as floats"),
     ],
 )
 def test_images_outside_the_bounds_are_refused(entry, images, bounds, message) -> None:
