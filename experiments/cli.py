@@ -287,5 +287,6 @@ def numbers(values: Sequence[float]) -> str:
 
 def number(value: float | None, text: str = "{:.3g}", *, times: float = 1) -> str:
     """A number as text; "-" where it is not known: None or NaN."""
-    unknown = value is None or math.isnan(value)
-    return "-" if unknown else text.format(times * value)
+    if value is None or math.isnan(value):
+        return "-"
+    return text.format(times * value)

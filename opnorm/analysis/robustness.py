@@ -200,11 +200,17 @@ def check_bounds(images: np.ndarray, *boxes: checks.Bounds) -> None:
     boxes = tuple(box for box in boxes if box is not None)
     if not boxes:
         return
-    values = _to_float(np.array([images.min(), images.max()]))
+    values = np.array(pixel_range(images))
     if not np.all(np.isfinite(values)):
         raise ValueError("images has values that are not finite.")
     for box in boxes:
         checks.check_inside(values, box, "images")
+
+
+def pixel_range(images: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest value, of uint8 images after the division by 255."""
+    low, high = _to_float(np.array([images.min(), images.max()]))
+    return float(low), float(high)
 
 
 def read_budgets(

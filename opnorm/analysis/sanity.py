@@ -18,6 +18,7 @@ from opnorm.analysis.robustness import (
     check_bounds,
     check_examples,
     check_labels,
+    pixel_range,
 )
 from opnorm.attacks import checks
 from opnorm.attacks.checks import Bounds
@@ -68,10 +69,10 @@ def sanity_checks(
     Images fill the box, and the budget is smaller than the one that turns every image
     grey; gradients are finite and not zero; evaluating twice gives the same logits,
     whatever rows share the batch, and they are logits and not probabilities; PGA (APGD
-    for p = 1) beats one step, random points of the ball and, for p = 1, 2 and inf in a
-    finite box, the Square Attack; twice the steps do no worse; and with the budget that
-    turns every image grey no example stands. Comparisons are paired by example, and
-    fail beyond two standard errors.
+    for p = 1) beats one step, random points of the ball and, for p = 1, 2 and inf, the
+    Square Attack; twice the steps do no worse; and with the budget that turns every
+    image grey no example stands. Comparisons are paired by example, and fail beyond two
+    standard errors.
 
     Args:
       apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode; pure,
@@ -106,13 +107,14 @@ def sanity_checks(
     checks.check_bounds(bounds)
     check_bounds(images, bounds)
     check_labels(apply, variables, images, labels, batch_size)
-    values = accuracy.to_pixels(np.array([images.min(), images.max()]))
-    low, high = map(float, values)
-    boxed = bounds is not None and all(map(math.isfinite, bounds))
-    box = bounds if boxed else (low, high)
+    low, high = pixel_range(images)
+    box = (low, high)
+    if bounds is not None:
+        bounds = (float(bounds[0]), float(bounds[1]))
+        box = bounds if all(map(math.isfinite, bounds)) else box
     reach = _grey(p, images.shape[1:], box)
     found = [
-        _units_check(low, high, bounds if boxed else None),
+        _units_check(low, high, bounds if box == bounds else None),
         budget_check(epsilon, p=p, shape=images.shape[1:], bounds=box),
         *_basic_checks(apply, variables, images, labels, batch_size),
     ]
@@ -142,7 +144,7 @@ def sanity_checks(
             "uniform_noise", epsilon, num_draws=max(num_queries // 2, 2)
         ),
     }
-    if boxed and p in (1, 2, math.inf):
+    if p in (1, 2, math.inf):
         rivals["white-box attacks beat a black-box one"] = stands(
             "square", epsilon, num_queries=num_queries
         )

@@ -171,9 +171,7 @@ def test_other_units_are_found(monkeypatch, images, options, name, detail) -> No
     checks = check(honest, images, **options)
     (found,) = (c for c in checks if c.name.startswith(name))
     assert not found.passed and detail in found.detail
-    # Without a finite box there is no Square.
-    bounds = options.get("bounds", (0.0, 1.0))
-    assert len(given) == (6 if bounds else 5) and set(given) == {bounds}
+    assert len(given) == 6 and set(given) == {options.get("bounds", (0.0, 1.0))}
 
 
 def test_other_units_that_are_meant_pass(monkeypatch) -> None:
