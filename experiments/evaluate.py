@@ -173,6 +173,7 @@ def main() -> None:
         out.path / "evaluation", norm, identity, nearest, [str(s) for s in specs]
     )
     standing = ~evaluation.within(known, np.array([[0.0, *epsilons]]).T)
+    mean, error = evaluation.mean_and_error(standing)
     reached = known[np.isfinite(known)]
     card = {
         "run": _RUN.value,
@@ -191,7 +192,8 @@ def main() -> None:
         "best_known": {
             norm: {
                 "epsilon": [0.0, *epsilons],
-                **measure.averaged(standing.T),
+                "mean": mean,
+                "standard_error": error,
                 "mean_distance": float(reached.mean()) if len(reached) else None,
                 "found": len(reached) / len(known),
                 "attacks": contributors,

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from experiments import attack_specs, cli, measure
+from experiments import attack_specs, cli
 from opnorm import analysis, data, training
 
 _FIELDS = ("success", "distance", "steps", "stage")
@@ -156,11 +156,11 @@ def budget_card(
     )
     standing = ~analysis.worst_over_budgets(attacked, epsilons)
     curve = np.concatenate([correct[None], standing])
-    average = measure.averaged(curve.T)
-    mean = average["mean"]
+    mean, error = mean_and_error(curve)
     card: dict[str, Any] = {
         "epsilon": [0.0, *map(float, epsilons)],
-        **average,
+        "mean": mean,
+        "standard_error": error,
         # Of the examples that are right at x, as "PGD accuracy" is sometimes reported.
         "conditional": [m / mean[0] if mean[0] else None for m in mean],
         "mean_steps": found["steps"].mean(axis=1).tolist(),
@@ -179,16 +179,22 @@ def budget_card(
     return card
 
 
+def within(distance: np.ndarray, epsilon: Any) -> np.ndarray:
+    """Which distances in float32 are at most epsilon, whose digits they may lack."""
+    return distance <= np.asarray(epsilon) * (1 + 1e-6)
+
+
 def distance_card(
     distance: np.ndarray, epsilons: Sequence[float], seconds: float
 ) -> dict[str, Any]:
     """Sums up distances ``(N,)``: 0 where the network errs at x, inf if not found."""
     found = np.isfinite(distance)
     right = found & (distance > 0)
-    unknown = {"mean": None, "standard_error": None}
+    mean, error = mean_and_error(distance[found]) if found.any() else (None, None)
     return {
         "found": float(found.mean()),
-        **(measure.averaged(distance[found]) if found.any() else unknown),
+        "mean": mean,
+        "standard_error": error,
         "median": finite(float(np.median(distance))),
         "mean_of_correct": float(distance[right].mean()) if right.any() else None,
         "error_within": {
@@ -318,9 +324,10 @@ def checks_as_text(checks: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def within(distance: np.ndarray, epsilon: Any) -> np.ndarray:
-    """Which distances in float32 are at most epsilon, whose digits they may lack."""
-    return distance <= np.asarray(epsilon) * (1 + 1e-6)
+def mean_and_error(values: np.ndarray) -> tuple[Any, Any]:
+    """Mean and standard error over the last axis, as :func:`opnorm.analysis.average`."""
+    found = analysis.average(np.moveaxis(np.asarray(values), -1, 0))
+    return found.mean.tolist(), found.standard_error.tolist()
 
 
 def finite(value: float) -> float | None:

@@ -12,7 +12,7 @@ from opnorm.data.augmentation import (
     invert_augmentation,
     sample_augmentation,
 )
-from opnorm.data.dataset import Dataset, check_units, randomize_labels, to_float
+from opnorm.data.dataset import Dataset, randomize_labels, to_float
 from opnorm.data.prefetching import prefetch
 from opnorm.data.sampling import batch_indices, epoch_permutation, steps_per_epoch
 from opnorm.data.sources import NAMES, SPLITS, check_name, load
@@ -29,7 +29,6 @@ __all__ = [
     "augment",
     "batch_indices",
     "check_name",
-    "check_units",
     "epoch_permutation",
     "invert_augmentation",
     "is_streamed",

@@ -125,12 +125,9 @@ class RunDirectory:
             _write(file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file whole or not at all.
-
-        NaN, a number that is not known, becomes null; infinity becomes a string.
-        """
+        """Writes a JSON file whole or not at all; NaN is null, infinity a string."""
         self.path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_plain(value, nan=None), indent=2, allow_nan=False)
+        text = json.dumps(_plain(value), indent=2, allow_nan=False)
         _write(self.path / name, text + "\n")
 
     def write_text(self, name: str, text: str) -> None:
@@ -186,19 +183,20 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _plain(value: Any, nan: str | None = "nan") -> Any:
-    """Arrays as numbers and lists, infinity as a string, NaN as ``nan``."""
+def _plain(value: Any) -> Any:
+    """Arrays as numbers and lists, NaN as null, infinity as a string."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(item, nan) for name, item in value.items()}
+        return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, nan) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         array = np.asarray(value)
         # Numbers that are not NumPy's own, such as bfloat16.
         array = array.astype(np.float32) if array.dtype.kind == "V" else array
-        return _plain(array.tolist(), nan)
+        return _plain(array.tolist())
     if isinstance(value, float) and not math.isfinite(value):
-        return nan if math.isnan(value) else str(value)
+        # What is not known, such as the standard error of one example, is null.
+        return None if math.isnan(value) else str(value)
     if isinstance(value, Path):
         return str(value)
     return value

@@ -118,6 +118,13 @@ def test_notices_tfrecords_that_end_early(as_tfrecord: Path) -> None:
         data.load("cifar10", split="train", data_dir=str(as_tfrecord))
 
 
+def test_finds_data_where_the_environment_says(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    _check(data.load("cifar10", split="test"), "test")
+
+
 def test_refuses_images_that_are_no_bytes(prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "cifar10" / "3.0.2" / "features.json"
@@ -126,13 +133,6 @@ def test_refuses_images_that_are_no_bytes(prepared: Path, tmp_path: Path) -> Non
     file.write_text(text.replace('"uint8"', '"uint16"'))
     with pytest.raises(ValueError, match="images of dtype uint16; it must be uint8"):
         data.load("cifar10", split="test", data_dir=str(tmp_path))
-
-
-def test_finds_data_where_the_environment_says(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
-    _check(data.load("cifar10", split="test"), "test")
 
 
 def test_missing_data_end_at_once_with_the_ways_to_get_some(tmp_path: Path) -> None:
