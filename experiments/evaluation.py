@@ -325,7 +325,7 @@ def checks_as_text(checks: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def mean_and_error(values: np.ndarray) -> tuple[Any, Any]:
-    """Mean and standard error over the last axis, as :func:`opnorm.analysis.average`."""
+    """Mean and standard error over the last axis; NaN for that of one example."""
     found = analysis.average(np.moveaxis(np.asarray(values), -1, 0))
     return found.mean.tolist(), found.standard_error.tolist()
 
