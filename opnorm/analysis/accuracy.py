@@ -176,7 +176,8 @@ def perturbations(
     (budget,) = robustness.read_budgets("epsilon", given, pattern)
     linalg.check_key(key)
     robustness.check_examples(images, labels, batch_size)
-    robustness.check_bounds(images, *(stage.bounds for stage in pattern.stages))
+    boxes = (stage.bounds for stage in pattern.stages)
+    images = robustness.check_bounds(images, *boxes)
     if pattern.needs_classes:
         size = min(batch_size, len(images))
         robustness.check_labels(apply, variables, images, labels, size)

@@ -14,6 +14,7 @@ within epsilon.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -112,7 +113,7 @@ def attack_examples(
     if index.shape != (count,):
         raise ValueError(f"index has shape {index.shape}; it must be ({count},).")
     linalg.check_key(key)
-    check_bounds(images, *(stage.bounds for stage in pattern.stages))
+    images = check_bounds(images, *(stage.bounds for stage in pattern.stages))
     sizes = batch_sizes(batch_size)
     check_labels(apply, variables, images, labels, sizes[0])
     pool = _Pool(
@@ -186,25 +187,32 @@ def check_examples(images: np.ndarray, labels: np.ndarray, batch_size: int) -> N
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
 
 
-def check_bounds(images: np.ndarray, *boxes: checks.Bounds) -> None:
+def check_bounds(images: np.ndarray, *boxes: checks.Bounds) -> np.ndarray:
     """Raises ValueError unless uint8 or float images lie in each of the boxes.
 
     uint8 images are compared after the division by 255, and refused where they were
     divided by it before they became bytes.
+
+    Returns:
+      The images. Values that rounding has put outside a box are clipped: an attack
+      would do so, and a budget has no room for it.
     """
     if images.dtype == np.uint8 and images.max() == 1:
         raise ValueError(
             "images is uint8 and has no value above 1; uint8 images are divided by "
             "255, so give values from 0 to 1 as floats."
         )
-    boxes = tuple(box for box in boxes if box is not None)
-    if not boxes:
-        return
-    values = np.array(pixel_range(images))
-    if not np.all(np.isfinite(values)):
+    given = [box for box in boxes if box is not None]
+    if not given:
+        return images
+    low, high = pixel_range(images)
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("images has values that are not finite.")
-    for box in boxes:
-        checks.check_inside(values, box, "images")
+    for box in given:
+        checks.check_inside(np.array([low, high]), box, "images")
+        if images.dtype != np.uint8 and (low < box[0] or high > box[1]):
+            images = np.clip(images, *box)
+    return images
 
 
 def pixel_range(images: np.ndarray) -> tuple[float, float]:

@@ -267,6 +267,23 @@ def test_images_outside_the_bounds_are_refused(entry, images, bounds, message) -
         getattr(analysis, entry)(linear, W, images, LABELS, **options)
 
 
+def test_rounding_outside_the_bounds_is_clipped() -> None:
+    images = np.where(IMAGES > 0.5, np.float32(1 + 9e-7), np.float32(-9e-7))
+    given = {"attack": fgm, "batch_size": 11, "key": jax.random.key(0)}
+    whole = np.clip(images, 0, 1)
+    for name, budget in (("perturbations", {"epsilon": 1e-7}), ("attack_examples", {})):
+        options = given | (budget or {"epsilons": [1e-7], "keep_points": True})
+        found, same = (
+            getattr(analysis, name)(linear, W, x, LABELS, **options)
+            for x in (images, whole)
+        )
+        for left, right in zip(
+            jax.tree.leaves(found), jax.tree.leaves(same), strict=True
+        ):
+            np.testing.assert_array_equal(left, right)
+    assert same.x_adv.min() >= 0 and same.x_adv.max() <= 1
+
+
 def test_accuracy_takes_images_in_other_units_where_that_is_said() -> None:
     standardised = (IMAGES - 0.5) / 0.1
     hits = (standardised.reshape(11, 6) @ W).argmax(axis=1) == LABELS
