@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
+import math
 import os
 import re
 import signal
@@ -52,7 +53,7 @@ def define_config_flags(
             continue
         parser = {
             int: flags.IntegerParser,
-            float: flags.FloatParser,
+            float: _FloatParser,
             str: flags.ArgumentParser,
         }[kind]()
         if kind is not field.type:
@@ -60,6 +61,15 @@ def define_config_flags(
         flags.DEFINE(
             parser, field.name, default, helps[field.name], serializer=_SERIALIZER
         )
+
+
+class _FloatParser(flags.FloatParser):
+    """Reads fractions, too."""
+
+    syntactic_help = "a number or a fraction such as 8/255"
+
+    def convert(self, argument: Any) -> float:
+        return parse_number(argument)
 
 
 class _OrNone(flags.ArgumentParser[Any]):
@@ -169,13 +179,28 @@ def run(main: Callable[[], None]) -> None:
     app.run(guarded, flags_parser=parse)
 
 
+def parse_number(text: str) -> float:
+    """Reads a number or a fraction, such as ``"0.5"``, ``"8/255"`` or ``"inf"``.
+
+    Raises:
+      ValueError: for other text, and for a fraction of zero.
+    """
+    above, slash, below = str(text).partition("/")
+    if not slash:
+        return float(above)
+    if float(below) == 0:
+        raise ValueError(f"{text!r} divides by zero.")
+    return float(above) / float(below)
+
+
 def parse_floats(name: str, text: list[str]) -> tuple[float, ...]:
-    """Reads a list flag as numbers; ValueError names the flag."""
+    """Reads a list flag as numbers or fractions; ValueError names the flag."""
     try:
-        return tuple(float(item) for item in text)
+        return tuple(parse_number(item) for item in text)
     except ValueError:
         raise ValueError(
-            f"{name} is {','.join(text)!r}; it must be numbers with commas between."
+            f"{name} is {','.join(text)!r}; it must be numbers or fractions such as "
+            "8/255, with commas between."
         ) from None
 
 
@@ -294,9 +319,16 @@ def parse_split(text: str) -> tuple[str, int | None, int | None]:
 
 def percents(values: Sequence[float]) -> str:
     """Fractions as text, such as "44.5 / 46.2 %"."""
-    return " / ".join(f"{100 * value:.1f}" for value in values) + " %"
+    return " / ".join(number(v, "{:.1f}", times=100) for v in values) + " %"
 
 
 def numbers(values: Sequence[float]) -> str:
     """Numbers as text, three digits each."""
-    return " / ".join(f"{value:.3g}" for value in values)
+    return " / ".join(map(number, values))
+
+
+def number(value: float | None, text: str = "{:.3g}", *, times: float = 1) -> str:
+    """A number as text; "-" where it is not known: None or NaN."""
+    if value is None or math.isnan(value):
+        return "-"
+    return text.format(times * value)

@@ -151,7 +151,7 @@ def _ours(
             test_set.images,
             test_set.labels,
             attack=attack_specs.factory(spec, p),
-            epsilons=[epsilon],
+            epsilons=[epsilon] if attack_specs.has_budget(spec) else None,
             batch_size=_BATCH_SIZE.value,
             key=jax.random.key(_SEED.value),
             keep_points=True,

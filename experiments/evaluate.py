@@ -2,7 +2,7 @@ r"""Evaluates a trained network: robust accuracy, distances, sanity checks, spec
 
   python -m experiments.evaluate --run=runs/snr
   python -m experiments.evaluate --run=runs/snr --attack=auto_attack --epsilons=0.5
-  python -m experiments.evaluate --run=runs/snr --p=inf --epsilons=0.0157,0.0314 \
+  python -m experiments.evaluate --run=runs/snr --p=inf --epsilons=4/255,8/255 \
     --attack="pga num_steps=40 num_restarts=5" --attack="square num_queries=1000"
   python -m experiments.evaluate --run=runs/snr --attack=fab   # nearest points
 
@@ -59,7 +59,8 @@ _P = flags.DEFINE_float("p", None, "norm of the attacks; by default the training
 _EPSILONS = flags.DEFINE_list(
     "epsilons",
     ["0.125", "0.25", "0.5", "0.75", "1.0"],
-    "lengths of the attacks' perturbations, in [0, 1] pixel units, besides 0",
+    "lengths of the attacks' perturbations, in [0, 1] pixel units, besides 0; "
+    "fractions such as 8/255 are allowed",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "examples per compiled call")
 _PART_SIZE = flags.DEFINE_integer(
@@ -176,11 +177,13 @@ def main() -> None:
             batch_size=_BATCH_SIZE.value,
             key=jax.random.key(_SEED.value),
         )
+        largest = analysis.budget_check(epsilons[-1], p=p, shape=test_set.image_shape)
+        checks += [] if largest.passed else [largest]
 
     known, contributors, earlier = evaluation.best_known(
         parts.below("best_known"), norm, identity, nearest, [str(s) for s in specs]
     )
-    standing = known[None] > np.array([0.0, *epsilons])[:, None] * (1 + 1e-6)
+    standing = ~evaluation.within(known, np.array([[0.0, *epsilons]]).T)
     mean, error = evaluation.mean_and_error(standing)
     reached = known[np.isfinite(known)]
     card = {

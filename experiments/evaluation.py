@@ -65,7 +65,7 @@ def attack_in_parts(
                     test_set.images[start:stop],
                     test_set.labels[start:stop],
                     attack=attack_specs.factory(spec, p),
-                    epsilons=budgets,
+                    epsilons=budgets if attack_specs.has_budget(spec) else None,
                     batch_size=batch_size,
                     key=jax.random.key(seed),
                     index=np.arange(start, stop),
@@ -127,6 +127,11 @@ def budget_card(
     return card
 
 
+def within(distance: np.ndarray, epsilon: Any) -> np.ndarray:
+    """Which distances in float32 are at most epsilon, whose digits they may lack."""
+    return distance <= np.asarray(epsilon) * (1 + 1e-6)
+
+
 def distance_card(
     distance: np.ndarray, epsilons: Sequence[float], seconds: float
 ) -> dict[str, Any]:
@@ -141,7 +146,8 @@ def distance_card(
         "median": finite(float(np.median(distance))),
         "mean_of_correct": float(distance[right].mean()) if right.any() else None,
         "error_within": {
-            f"{epsilon:g}": float(np.mean(distance <= epsilon)) for epsilon in epsilons
+            f"{epsilon:g}": float(np.mean(within(distance, epsilon)))
+            for epsilon in epsilons
         },
         "seconds": seconds,
     }
@@ -214,7 +220,7 @@ def table(card: Mapping[str, Any]) -> str:
             rows.append(
                 {"accuracy at epsilon": name}
                 | {
-                    f"{epsilon:g}": f"{mean:.1%} ± {error:.1%}"
+                    f"{epsilon:g}": f"{mean:.1%} ± {cli.number(error, '{:.1%}')}"
                     for epsilon, mean, error in zip(
                         curve["epsilon"],
                         curve["mean"],
@@ -228,9 +234,9 @@ def table(card: Mapping[str, Any]) -> str:
         {
             "nearest point": name,
             "found": f"{found['found']:.1%}",
-            "mean distance": _number(found["mean"]),
-            "median": _number(found["median"]),
-            "mean of correct": _number(found["mean_of_correct"]),
+            "mean distance": cli.number(found["mean"]),
+            "median": cli.number(found["median"]),
+            "mean of correct": cli.number(found["mean_of_correct"]),
             "seconds": f"{found['seconds']:.0f}",
         }
         for name, found in card["attacks"].items()
@@ -251,8 +257,8 @@ def table(card: Mapping[str, Any]) -> str:
         ratio = card["improvement"]
         lines += [
             f"Improvement over {ratio['baseline']}: distance "
-            f"{_number(ratio['distance_gain'])}, error {_number(ratio['error_rise'])}, "
-            f"ratio {_number(ratio['ratio'])}.",
+            f"{cli.number(ratio['distance_gain'])}, error "
+            f"{cli.number(ratio['error_rise'])}, ratio {cli.number(ratio['ratio'])}.",
             "",
         ]
     lines += [f"- {text}" for text in checks_as_text(card["checks"])]
@@ -286,17 +292,11 @@ def reuse_as_text(card: Mapping[str, Any]) -> list[str]:
 
 
 def mean_and_error(values: np.ndarray) -> tuple[Any, Any]:
-    """Mean and standard error over the last axis."""
-    values = np.asarray(values, np.float64)
-    count = values.shape[-1]
-    error = values.std(axis=-1, ddof=min(1, count - 1)) / np.sqrt(count)
-    return values.mean(axis=-1).tolist(), error.tolist()
+    """Mean and standard error over the last axis; NaN for that of one example."""
+    found = analysis.average(np.moveaxis(np.asarray(values), -1, 0))
+    return found.mean.tolist(), found.standard_error.tolist()
 
 
 def finite(value: float) -> float | None:
     """The value, or None for one that JSON cannot hold."""
     return value if np.isfinite(value) else None
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"

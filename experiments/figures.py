@@ -63,7 +63,7 @@ def plot_accuracy(
             method,
             np.asarray(curve["epsilon"]),
             100 * np.asarray(curve["mean"]),
-            100 * np.asarray(curve["standard_error"]),
+            100 * np.asarray(curve["standard_error"], float),
         )
     mark_training_epsilon(axes, training_epsilon)
     axes.set_xlabel(
@@ -124,7 +124,7 @@ def plot_singular_values(
     for method, spectrum in spectra.items():
         mean = np.asarray(spectrum["mean"])
         rank = np.arange(1, len(mean) + 1)
-        band(axes, method, rank, mean, np.asarray(spectrum["standard_error"]))
+        band(axes, method, rank, mean, np.asarray(spectrum["standard_error"], float))
     axes.set_yscale("log")
     axes.set_xticks(np.arange(1, max(len(s["mean"]) for s in spectra.values()) + 1))
     axes.set_xlabel("rank")

@@ -349,9 +349,9 @@ def spectrum(
     )
     aligned = analysis.alignment(jnp.asarray(delta), jnp.asarray(found.right))
     return {
-        "sigma": _mean_and_error(found.values[:, 0]),
-        "singular_values": _mean_and_error(found.values),
-        "alignment": _mean_and_error(aligned),
+        "sigma": averaged(found.values[:, 0]),
+        "singular_values": averaged(found.values),
+        "alignment": averaged(aligned),
         "random_alignment": float(analysis.expected_random_alignment(delta[0].size)),
     }
 
@@ -365,8 +365,7 @@ def average(measurements: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first = measurements[0]
     averaged: dict[str, Any] = {
         name: {
-            part: np.mean([m[name][part] for m in measurements], axis=0).tolist()
-            for part in first[name]
+            part: _mean([m[name][part] for m in measurements]) for part in first[name]
         }
         for name in ("accuracy", "sigma", "singular_values", "alignment")
     }
@@ -379,6 +378,11 @@ def average(measurements: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "accuracy": [m["accuracy"]["mean"] for m in measurements],
     }
     return averaged
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """The mean over the first axis; NaN where a file has null."""
+    return np.mean(np.array(values, np.float64), axis=0).tolist()
 
 
 @functools.cache
@@ -402,12 +406,21 @@ def _pga(p: float, num_steps: int, epsilon: Any) -> attacks.Attack:
     return attacks.pga(p=p, epsilon=epsilon, num_steps=num_steps)
 
 
-def _mean_and_error(values: Any) -> dict[str, Any]:
-    values = np.asarray(values, np.float64)
-    error = values.std(axis=0, ddof=min(1, len(values) - 1)) / np.sqrt(len(values))
+def averaged(values: Any, where: Any = True) -> dict[str, Any]:
+    """Returns the mean over the first axis and its standard error, as plain numbers.
+
+    Args:
+      values: ``(N, ...)``, one row per example.
+      where: which of them count; broadcasts to ``values``.
+
+    Returns:
+      "mean" and "standard_error". The standard error of fewer than two examples is not
+      known: NaN, which files of results hold as null.
+    """
+    average = analysis.average(values, where)
     return {
-        "mean": values.mean(axis=0).tolist(),
-        "standard_error": error.tolist(),
+        "mean": average.mean.tolist(),
+        "standard_error": average.standard_error.tolist(),
     }
 
 

@@ -225,13 +225,7 @@ def card(comparison: Comparison, count: int) -> dict[str, Any]:
     }
 
 
-def averaged(values: Any, where: Any = True) -> dict[str, Any]:
-    """The mean over examples and its standard error, as plain numbers or lists."""
-    average = analysis.average(values, where)
-    return {
-        "mean": average.mean.tolist(),
-        "standard_error": average.standard_error.tolist(),
-    }
+averaged = measure.averaged
 
 
 def read_lengths(name: str, text: list[str]) -> list[float]:

@@ -159,7 +159,7 @@ def cached(
       fresh: whether what is there already is ignored.
 
     Returns:
-      As it is read: numbers that are not finite are strings, which float() takes.
+      As it is read: NaN is None, and infinity a string, which float() takes.
     """
     # As they are read again.
     settings = json.loads(_text(settings))

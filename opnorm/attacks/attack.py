@@ -10,6 +10,7 @@ take them out of the batch, pause and resume, and find the same points.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -344,6 +345,28 @@ def decided(logits: jax.Array, labels: jax.Array, targeted: bool) -> jax.Array:
     """
     sound = ~jnp.any(jnp.isnan(logits), axis=1)
     return (sound & (jnp.argmax(logits, axis=1) == labels)) == targeted
+
+
+def within_budget(
+    distance: jax.Array, epsilon: float | jax.Array, x: jax.Array, p: float
+) -> jax.Array:
+    """Whether distances from x keep a budget up to rounding, ``(B,)`` bool.
+
+    The allowance is ``u (2 ||x||_p + sqrt(n) epsilon)``, with u the machine epsilon of
+    the dtype of x and n the number of entries: a point is rounded in each entry, by at
+    most u / 2 of it, and the sum in the norm is rounded n times.
+
+    Args:
+      distance: ``(B,)``, Lp lengths of perturbations.
+      epsilon: scalar or ``(B,)``.
+      x: ``(B, ...)`` float, the clean inputs.
+      p: exponent of the norm.
+    """
+    size = linalg.norm(x, p)
+    limit = jnp.asarray(epsilon, size.dtype)
+    terms = math.sqrt(math.prod(x.shape[1:]))
+    unit = float(jnp.finfo(x.dtype).eps)
+    return distance <= limit + unit * (2 * size + terms * limit)
 
 
 def fold_in(keys: jax.Array, data: Any) -> jax.Array:

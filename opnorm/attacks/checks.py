@@ -19,20 +19,23 @@ def known(array: Any) -> bool:
     return not isinstance(array, jax.Array) or array.is_fully_addressable
 
 
-def check_inside(x: Any, bounds: Bounds) -> None:
+def check_inside(x: Any, bounds: Bounds, name: str = "x") -> None:
     """Raises ValueError unless x is in the box, where it is :func:`known`.
 
-    Clipping an input from outside into the box would leave the budget.
+    Clipping an input from outside into the box would leave the budget. The error calls
+    the input ``name``.
     """
     if bounds is None or not known(x):
         return
     low, high = float(x.min()), float(x.max())
     slack = 1e-6 * max(map(abs, bounds))
     if low < bounds[0] - slack or high > bounds[1] + slack:
+        bytes_ = high > 2 and tuple(bounds) == (0, 1)
+        remedy = "divide bytes by 255" if bytes_ else "give values in these units"
         raise ValueError(
-            f"x has values from {low:g} to {high:g}, outside of the attack's bounds "
-            f"{tuple(bounds)}; give it in these units, or other bounds and lengths in "
-            "the units of x."
+            f"{name} has values from {low:g} to {high:g}, outside of the bounds "
+            f"{tuple(bounds)}; {remedy}, or give other bounds and, in the units of "
+            f"{name}, other lengths."
         )
 
 

@@ -213,7 +213,9 @@ def pga(
             unit = linalg.scale(ascent, 1 / _positive(linalg.norm(ascent, 1.0)))
             ascent = jnp.where(fresh, 0.0, momentum) * velocity + unit
             new["velocity"] = ascent.astype(velocity.dtype)
-        moved = _advance(delta, ascent, p, radius, size)
+        # Without steps the ascent is a constant zero, and XLA folds its dual map and
+        # its norm at compile time, for seconds.
+        moved = _advance(delta, ascent, p, radius, size) if num_steps else delta
         new["delta"] = confine(x, moved).astype(x.dtype)
         if keep == "success":
             new["done"] = hit

@@ -188,6 +188,15 @@ def randomize_labels(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     return dataclasses.replace(dataset, labels=labels)
 
 
+def check_units(dataset: Dataset) -> None:
+    """Raises a ValueError if images were divided by 255 before they became bytes."""
+    if dataset.images.max(initial=0) == 1:
+        raise ValueError(
+            f"images of {dataset.name!r} have no value above 1; they must be bytes up "
+            "to 255, which are divided by 255 for the network."
+        )
+
+
 def check_limit(limit: int, seed: int) -> None:
     """Raises a ValueError if ``limit`` is below 1 or ``seed`` below 0."""
     if limit < 1:

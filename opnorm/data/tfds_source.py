@@ -198,6 +198,10 @@ def _read(name: str, split: str, prepared: Path) -> Dataset:
             f"{prepared} is in file format {file_format!r}; array_record and tfrecord"
             " can be read."
         )
+    dtype = np.dtype(features["image"].np_dtype)
+    if dtype != np.uint8:
+        # Converted to bytes, 16-bit images would wrap, and floats be black.
+        raise ValueError(f"{prepared} has images of dtype {dtype}; it must be uint8.")
     images = np.empty(
         (builder.info.splits[split].num_examples, *features["image"].shape), np.uint8
     )

@@ -10,6 +10,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from opnorm import data
+from opnorm.data.dataset import check_units
 from opnorm.training import build, feed, hosts, preemption, progress, validation
 from opnorm.training import plan as plans
 from opnorm.training.config import Config
@@ -110,6 +111,8 @@ def train(
     mesh = data_mesh() if mesh is None else mesh
     if train_set is None:
         train_set = build.load_train_set(config, download=download)
+    if isinstance(train_set, data.Dataset):
+        check_units(train_set)
     plan = plans.make(config, len(train_set))
     plans.check_devices(plan, mesh.size, config.accumulation_steps)
     shapes = build.image_shapes(train_set, plan)

@@ -269,7 +269,7 @@ class RunDirectory:
             files.write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file whole or not at all; non-finite numbers become strings."""
+        """Writes a JSON file whole or not at all; NaN is null, infinity a string."""
         text = json.dumps(_plain(value), indent=2, allow_nan=False)
         self.write_text(name, text + "\n")
 
@@ -329,13 +329,13 @@ def environment() -> dict[str, Any]:
 def as_json(value: Any) -> Any:
     """Returns a value as it is when it was written as JSON and read again.
 
-    Arrays become lists and numbers, tuples lists, numbers that are not finite strings.
+    Arrays become lists and numbers, tuples lists, NaN null, infinity a string.
     """
     return json.loads(json.dumps(_plain(value)))
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as numbers and lists, non-finite numbers as strings."""
+    """Arrays as numbers and lists, NaN as null, infinity as a string."""
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -346,7 +346,8 @@ def _plain(value: Any) -> Any:
         array = array.astype(np.float32) if array.dtype.kind == "V" else array
         return _plain(array.tolist())
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+        # What is not known, such as the standard error of one example, is null.
+        return None if math.isnan(value) else str(value)
     if isinstance(value, Path):
         return str(value)
     return value

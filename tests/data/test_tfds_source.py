@@ -192,6 +192,16 @@ def test_finds_data_where_the_environment_says(
     _check(data.load("cifar10", split="test"), "test")
 
 
+def test_refuses_images_that_are_no_bytes(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "cifar10" / "3.0.2" / "features.json"
+    text = file.read_text()
+    assert text.count('"uint8"') == 1
+    file.write_text(text.replace('"uint8"', '"uint16"'))
+    with pytest.raises(ValueError, match="images of dtype uint16; it must be uint8"):
+        data.load("cifar10", split="test", data_dir=str(tmp_path))
+
+
 def test_missing_data_end_at_once_with_the_ways_to_get_some(tmp_path: Path) -> None:
     (tmp_path / "mnist" / "3.0.1.incompleteABC").mkdir(parents=True)
     (tmp_path / "mnist/3.0.1.incompleteABC/dataset_info.json").write_text("{}")

@@ -41,7 +41,7 @@ def test_metrics_survive_a_cut_line_and_lose_what_is_repeated(tmp_path):
     run.log(3, loss=7.0)
     lines = training.read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert lines[-1]["loss"] == 7.0 and lines[0]["bad"] == "nan"
+    assert lines[-1]["loss"] == 7.0 and lines[0]["bad"] is None
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -241,6 +241,12 @@ def test_half_precision_leaves_parameters_and_losses_in_float32(train_set):
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(tree)} == {"float32"}
 
 
+def test_images_that_were_divided_by_255_are_refused(train_set):
+    scaled = dataclasses.replace(train_set, images=train_set.images // 128)
+    with pytest.raises(ValueError, match="no value above 1; they must be bytes"):
+        training.train(TINY, train_set=scaled, show_progress=False)
+
+
 def test_a_batch_that_the_devices_do_not_divide_is_refused(train_set):
     config = dataclasses.replace(TINY, batch_size=12)
     with pytest.raises(ValueError, match="batch_size is 12.*devices, 8"):
