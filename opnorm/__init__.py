@@ -6,6 +6,8 @@ Rooms: :mod:`opnorm.linalg`, :mod:`opnorm.operators`, :mod:`opnorm.attacks`,
 :mod:`opnorm.data`, :mod:`opnorm.training`.
 """
 
+from importlib import metadata
+
 from opnorm import (
     analysis,
     attacks,
@@ -17,7 +19,11 @@ from opnorm import (
     training,
 )
 
-__version__ = "0.1.0"
+try:
+    __version__ = metadata.version("opnorm")
+except metadata.PackageNotFoundError:
+    # A checkout on the path that nobody has installed.
+    __version__ = "unknown"
 
 __all__ = [
     "analysis",

@@ -1,4 +1,4 @@
-"""The README's examples run, and its test command is the one that CI runs."""
+"""The README's examples run, the front pages are short, and all links resolve."""
 
 import os
 import re
@@ -6,15 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CHECKS = """
-assert norm.value.shape == (20,)
-assert norm.right.shape == (20, 32, 32, 3)
-assert norm.left.shape == (20, 10)
-assert x_adv.shape == (20, 32, 32, 3)
+import chex
+
+chex.assert_shape(norm.value, (20,))
+chex.assert_shape(norm.right, (20, 32, 32, 3))
+chex.assert_shape(norm.left, (20, 10))
+chex.assert_shape(x_adv, (20, 32, 32, 3))
+chex.assert_shape([found.success, found.distance], (20,))
 again = break_it(variables, x, y, jax.random.key(0))
-assert abs(again - x_adv).max() < 1e-4
+chex.assert_trees_all_close(again, x_adv, atol=1e-4)
 """
 
 
@@ -24,7 +30,7 @@ def test_the_examples_run():
     small = example.replace("train_examples=1000", tiny)
     smaller = small.replace("[:100]", "[:20]")
     assert smaller != small != example
-    # In a process of its own, with one device, as a reader has.
+    # The process of a reader has one device.
     done = subprocess.run(
         [sys.executable, "-c", smaller + CHECKS],
         cwd=ROOT,
@@ -40,9 +46,59 @@ def test_ci_finds_the_test_command():
     assert "<!-- test command -->" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_files_that_the_readme_shows_are_there():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert links
-    for link in links:
-        if "://" not in link:
-            assert (ROOT / link).exists(), link
+@pytest.mark.parametrize(
+    "name, most", [("README.md", 8 * 1024), ("WORKSPACE.md", 4 * 1024)]
+)
+def test_the_front_pages_are_short(name, most):
+    assert len((ROOT / name).read_bytes()) <= most
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(path):
+    broken = [link for link in links(path.read_text()) if not resolves(link, path)]
+    assert not broken
+
+
+@pytest.mark.parametrize("folder", ["results", "decisions"])
+def test_every_page_is_in_its_index(folder):
+    index = ROOT / "docs" / folder / "README.md"
+    listed = {link.partition("#")[0] for link in links(index.read_text())}
+    pages = {path.name for path in index.parent.glob("*.md")} - {index.name}
+    assert pages
+    assert pages <= listed
+
+
+def test_links_and_anchors_are_recognised(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# `f(x)`: a **gain**\n\n```\n# code [a](b)\n```\n\n[c](#d) ![e](f)\n"
+    )
+    assert links(page.read_text()) == ["#d", "f"]
+    assert anchors(page.read_text()) == {"fx-a-gain"}
+    assert resolves("#fx-a-gain", page)
+    assert resolves("page.md#fx-a-gain", page)
+    assert not resolves("#code-ab", page)
+    assert not resolves("missing.md", page)
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
+
+
+def links(text: str) -> list[str]:
+    """The targets of the links and images of a page, without those in code blocks."""
+    return re.findall(r"\]\(([^)\s]+)\)", without_code(text))
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", without_code(text), re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def resolves(link: str, page: Path) -> bool:
+    if "://" in link:
+        return True
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    return target.exists() and (not anchor or anchor in anchors(target.read_text()))
