@@ -16,7 +16,7 @@ def write_whole(file: str | os.PathLike[str], content: bytes | str) -> None:
       content: text is written as UTF-8.
     """
     file = Path(file)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.opnorm")
     # A killed process may have left it, and it must not be a link either.
     temporary.unlink(missing_ok=True)
     try:
