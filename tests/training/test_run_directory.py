@@ -54,7 +54,7 @@ def test_a_link_to_a_file_is_replaced(tmp_path, exists):
     if exists:
         target.write_text("the user's own text")
     written = ("metrics.jsonl", "out.json", "out.md", "figure.png")
-    for name in (*written, f".out.json.{os.getpid()}"):
+    for name in (*written, f".out.json.{os.getpid()}.opnorm"):
         (folder / name).symlink_to(target)
     with pytest.raises(OSError, match=r"metrics\.jsonl"):
         run.log(1, loss=1.0)
