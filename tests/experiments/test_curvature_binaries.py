@@ -101,6 +101,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path, run):
             {"mean": 2.0, "standard_error": 0.1},
         ),
     }
+    training.RunDirectory(tmp_path).mark()
     done = tmp_path / "step_size-1-seed0"
     done.mkdir()
     # Its name in earlier versions.
