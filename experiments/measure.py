@@ -235,7 +235,9 @@ def create_run_directory(
     run = training.RunDirectory.create(
         path, {**settings, "configs": given}, may_differ=("configs",)
     )
-    held = run.flags()["configs"]
+    held = run.flags().get("configs")
+    if not isinstance(held, list) or not all(isinstance(each, dict) for each in held):
+        raise ValueError(f"{path} has a flags.json without configurations of networks.")
     if len(held) != len(given):
         raise ValueError(
             f"{path} holds another run: of {len(held)} networks there and "

@@ -123,13 +123,13 @@ def main() -> None:
         if flag.value is not None and not 0 < flag.value < float("inf"):
             raise ValueError(f"{flag.name} is {flag.value}; it must be positive.")
     chip, dtype = CHIPS[_CHIP.value], _COMPUTE_DTYPE.value
-    cli.hold(training.RunDirectory(_RUN.value))
     rate = _RATE.value * 1e12 if _RATE.value else chip.rates[dtype]
     bandwidth = _BANDWIDTH.value * 1e12 if _BANDWIDTH.value else chip.bandwidth
     # Nothing runs on an accelerator, and its programs need no rewriting.
     jax.config.update("jax_platforms", "cpu")
     os.environ["OPNORM_LOOPS"] = "plain"
     target = device(chip)
+    cli.hold(training.RunDirectory(_RUN.value))
     found: dict[str, dict[str, Any]] = {}
     text = ""
     for name in _NETWORKS.value:

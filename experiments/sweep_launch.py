@@ -373,9 +373,14 @@ def _read(point: Point, name: str) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
+        found: Any = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}; remove it.") from error
+    needed = {_RESULT: ("status", "measurement"), _JOB: ("cluster", "job_id", "folder")}
+    if not isinstance(found, dict) or not set(needed[name]) <= set(found):
+        raise ValueError(
+            f"{file} is damaged: it must hold {', '.join(needed[name])}; remove it."
+        )
     return found
 
 

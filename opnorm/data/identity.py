@@ -23,7 +23,7 @@ def fingerprint(source: Dataset | Stream) -> dict[str, Any]:
     if isinstance(source, Dataset):
         for array in (source.images, source.labels):
             digest.update(f"{array.shape} {array.dtype}".encode())
-            digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+            digest.update(np.ascontiguousarray(array).data.cast("B"))
     else:
         kept = np.arange(len(source)) if source.kept is None else source.kept
         for line in source.pictures.listing(kept):

@@ -100,11 +100,12 @@ class RunDirectory:
           ValueError: as :meth:`check`.
           RunInUse: an OSError, if another process, or this one already, holds the
             directory; it says which.
-          OSError: if the directory cannot be made or written into.
+          OSError: if the directory cannot be made or written into. One that is raised
+            in the block and names no file, such as that of a full disk, gets the path.
         """
         self.check(own)
         self.path.mkdir(parents=True, exist_ok=True)
-        with run_lock.hold(self.path):
+        with run_lock.hold(self.path), naming(self.path):
             _remove_orphans(self.path)
             yield
 

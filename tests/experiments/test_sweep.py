@@ -272,6 +272,14 @@ def test_only_what_no_job_is_at_work_on_is_submitted(tmp_path, monkeypatch):
     assert sweep_launch.describe_state(points[2], measured) == "submitted, job 12_3"
 
 
+@pytest.mark.parametrize("text", ["", "3", "[1]", '{"status": "done"}', "[" * 100_000])
+def test_a_result_of_any_shape_is_one_line(tmp_path, text):
+    point = sweep_launch.Point("a", {}, Config(), str(tmp_path))
+    (tmp_path / "sweep_result.json").write_text(text)
+    with pytest.raises(ValueError, match="sweep_result.json is damaged.*remove it"):
+        sweep_launch.read_result(point, sweep_launch.Measurement(2.0, (0.5,), 10, 100))
+
+
 def test_without_submitit_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "submitit", None)
     cluster = sweep_launch.Cluster("slurm", None, 1, 8, 1.0, None)

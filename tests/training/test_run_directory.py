@@ -208,3 +208,7 @@ def test_a_full_disk_is_named_and_leaves_the_file_as_it_was(tmp_path, monkeypatc
         run.change_flags({"lr": 0.2})
     assert (tmp_path / "flags.json").read_bytes() == before
     assert list(tmp_path.iterdir()) == [tmp_path / "flags.json"]
+    # Of a figure, say, as some other library writes it.
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
+        with run.locked():
+            fsync(0)
