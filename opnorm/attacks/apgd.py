@@ -129,12 +129,8 @@ def apgd(
                 "halved": false,
             }
         if loss == "dlr_targeted":
-            logits = f(x)
-            classes = logits.shape[1]
-            hit = jnp.arange(classes)[None] == labels[:, None]
-            others = jnp.where(hit | jnp.isnan(logits), -jnp.inf, logits)
-            count = max(1, min(num_targets, classes - 1))
-            state["targets"] = lax.top_k(others, count)[1]
+            chosen = attack_lib.other_classes(f(x), labels, num_targets)
+            state["targets"], state["num_targets"] = chosen
         return state
 
     def start(problem: Problem, run: jax.Array, radius: Any) -> jax.Array:
@@ -214,9 +210,7 @@ def apgd(
             new["before"] = jnp.where(opens, delta, state["delta"])
             window = jnp.asarray(plan["window"])[k]
             _adapt(new, state, value, opens, window, within)
-        runs = num_restarts * (
-            state["targets"].shape[1] if loss == "dlr_targeted" else 1
-        )
+        runs = num_restarts * state.get("num_targets", 1)
         if keep == "success":
             new["done"] = hit
         new["done"] |= i + 1 >= runs * period

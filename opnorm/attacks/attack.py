@@ -244,7 +244,7 @@ class Attack:
             if stage.check is not None:
                 stage.check(problem)
         frozen = linalg.detach(f, problem.x)
-        if self.needs_classes and checks.known(labels):
+        if self.needs_classes:
             checks.check_labels(labels, len(x), jax.eval_shape(frozen, problem.x))
         # One program where it is called eagerly, not hundreds of one operation.
         search = functools.partial(self._search, frozen, judge)
@@ -344,6 +344,28 @@ def decided(logits: jax.Array, labels: jax.Array, targeted: bool) -> jax.Array:
     """
     sound = ~jnp.any(jnp.isnan(logits), axis=1)
     return (sound & (jnp.argmax(logits, axis=1) == labels)) == targeted
+
+
+def other_classes(
+    logits: jax.Array, labels: jax.Array, most: int
+) -> tuple[jax.Array, jax.Array]:
+    """The classes of the largest logits, the label excepted.
+
+    Args:
+      logits: ``(B, K)`` float, K at least 2. A class whose logit is -inf (a masked
+        class) or NaN is no candidate.
+      labels: ``(B,)`` int.
+      most: how many classes, at least 1.
+
+    Returns:
+      ``(B, T)`` int32 with T = min(most, K - 1), the largest first, and ``(B,)`` int32,
+      how many of them are candidates.
+    """
+    classes = logits.shape[1]
+    own = jnp.arange(classes)[None] == labels[:, None]
+    others = jnp.where(own | jnp.isnan(logits), -jnp.inf, logits)
+    values, numbers = lax.top_k(others, max(1, min(most, classes - 1)))
+    return numbers, jnp.sum(values > -jnp.inf, axis=1, dtype=jnp.int32)
 
 
 def fold_in(keys: jax.Array, data: Any) -> jax.Array:

@@ -39,6 +39,9 @@ def check_inside(x: Any, bounds: Bounds) -> None:
 def check_labels(labels: Any, count: int, logits: Any = None) -> None:
     """Raises ValueError unless labels are ``(count,)`` ints and classes of the network.
 
+    A network of one logit has one class, and no decision that could be wrong: it is
+    refused whatever the labels are.
+
     Args:
       labels: array.
       count: how many there must be.
@@ -55,6 +58,7 @@ def check_labels(labels: Any, count: int, logits: Any = None) -> None:
     shape = getattr(logits, "shape", type(logits))
     if not isinstance(shape, tuple) or len(shape) != 2:
         raise ValueError(f"the logits have shape {shape}; it must be (B, K).")
+    check_classes(shape[1])
     if count and known(labels):
         values, classes = np.asarray(labels), shape[1]
         low, high = values.min(), values.max()
@@ -63,6 +67,16 @@ def check_labels(labels: Any, count: int, logits: Any = None) -> None:
                 f"labels has values from {low} to {high}; the network has {classes} "
                 f"classes, so they must be from 0 to {classes - 1}."
             )
+
+
+def check_classes(count: int) -> None:
+    """Raises ValueError unless a network has at least two logits."""
+    if count < 2:
+        raise ValueError(
+            f"the network has {count} logit; labels need at least 2, one for each "
+            "class. For a binary network of one logit z, with class 1 where z > 0, "
+            "return jnp.concatenate([jnp.zeros_like(z), z], axis=1)."
+        )
 
 
 def check_bounds(bounds: Bounds) -> None:

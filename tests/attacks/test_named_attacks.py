@@ -32,22 +32,34 @@ OPTIONS = {
     "uniform_noise": {"num_draws": 3},
     "wrm": {"gamma": 1.0, "bounds": (0.0, 1.0)},
 }
+WEIGHTS = np.random.default_rng(0).normal(size=(math.prod(SHAPE), 3))
+WEIGHTS = WEIGHTS.astype(np.float32)
 NORMS = (1.0, 2.0, math.inf)
-BROKEN = ("smooth", "nan", "inf", "constant", "saturated", "steps", "some_nan")
+BROKEN = (
+    "smooth",
+    "nan",
+    "inf",
+    "constant",
+    "saturated",
+    "steps",
+    "some_nan",
+    "masked",
+)
 
 
 @jax.jit
 def logits_of(kind, x):
     """Three classes; every kind of network in one program."""
     flat = x.reshape(len(x), -1)
-    weights = np.random.default_rng(0).normal(size=(flat.shape[1], 3))
-    smooth = jnp.tanh(flat @ jnp.asarray(weights, x.dtype))
+    smooth = jnp.tanh(flat @ jnp.asarray(WEIGHTS, x.dtype))
     values = jnp.where(kind == BROKEN.index("steps"), jnp.sign(smooth), smooth)
     some = (kind == BROKEN.index("some_nan")) & (flat[:, :1] > 0.5)
     # By what the logits are multiplied, and what is added to them.
-    factor = jnp.asarray([1, 0, 0, 0, 1e6, 1, 1], x.dtype)[kind]
-    shift = jnp.asarray([0, jnp.nan, jnp.inf, 1, 0, 0, 0], x.dtype)[kind]
-    return factor * values + jnp.where(some, jnp.nan, shift)
+    factor = jnp.asarray([1, 0, 0, 0, 1e6, 1, 1, 1], x.dtype)[kind]
+    shift = jnp.asarray([0, jnp.nan, jnp.inf, 1, 0, 0, 0, 0], x.dtype)[kind]
+    logits = factor * values + jnp.where(some, jnp.nan, shift)
+    masked = (kind == BROKEN.index("masked")) & (jnp.arange(3) == 2)
+    return jnp.where(masked, -jnp.inf, logits)
 
 
 def cases():
@@ -134,23 +146,31 @@ def test_an_example_alone_fares_as_in_a_batch(name, p) -> None:
     np.testing.assert_array_equal(mixed.success, np.asarray(whole.success)[order])
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _ in cases()}))
-def test_one_class_and_one_example_are_enough(name) -> None:
+@pytest.mark.parametrize("name", attacks.NAMES)
+def test_one_logit_is_refused_and_one_example_is_enough(name) -> None:
     p = 2.0 if (name, 2.0) in cases() else math.inf
     attack = make(name, p)
     x, key = np.full((1, 2, 2, 1), 0.4, np.float32), jax.random.key(0)
 
-    def f(z):
+    def one(z):
         return jnp.sum(z.reshape(1, -1), axis=1, keepdims=True)
 
-    run = jax.jit(lambda x, key: attack.run(f, x, np.zeros(1, int), key))
-    if name == "auto_attack":
-        # Its members are compiled by themselves.
-        jax.eval_shape(run, x, key)
-        return
-    found = run(x, key)
-    assert not found.success[0]
-    assert np.all(np.isfinite(found.x_adv))
+    def two(z):
+        return jnp.concatenate([one(z), jnp.zeros_like(one(z))], axis=1)
+
+    def run(f):
+        return jax.jit(lambda x, y, key: attack.run(f, x, y, key))
+
+    labels = np.zeros(1, int)
+    if attack.needs_classes:
+        with pytest.raises(ValueError, match=r"1 logit; .*concatenate\(\[jnp.zeros_li"):
+            run(one)(x, labels, key)
+    # No point of the box changes the decision. The members of the ensemble are compiled
+    # by themselves.
+    if name != "auto_attack":
+        found = run(two)(x, labels, key)
+        assert not found.success[0]
+        assert np.all(np.isfinite(found.x_adv))
 
 
 def test_every_factory_of_the_room_has_a_name() -> None:
