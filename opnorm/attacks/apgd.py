@@ -58,8 +58,8 @@ def apgd(
       num_targets: how many classes "dlr_targeted" steers to, at least 1; of K classes
         at most K - 1.
       large_radius: for p = 1, whether to begin at three times epsilon.
-      keep: "success": the first misclassified point, where an example then rests, or
-        else the one of highest loss; "loss": the one of highest loss.
+      keep: "success": the first misclassified point, x being the first that is looked
+        at, or else the one of highest loss; "loss": the one of highest loss.
       targeted: descend the loss towards the labels, and stop there.
       bounds: box (low, high), or None.
 
@@ -220,6 +220,7 @@ def apgd(
         name=f"apgd_{loss if isinstance(loss, str) else 'custom'}",
         num_steps=targets * num_restarts * period,
         bounds=bounds,
+        epsilon=radius,
         init=init,
         step=step,
         finish=lambda problem, state: attack_lib.clip(
@@ -231,7 +232,7 @@ def apgd(
         takes_start=True,
         any_labels=keep == "loss" and not isinstance(loss, str),
     )
-    return Attack(name=stage.name, p=p, stages=(stage,))
+    return Attack(name=stage.name, p=p, stages=(stage,), judges_input=keep == "success")
 
 
 def _plan(p: float, num_steps: int, large_radius: bool) -> dict[str, np.ndarray]:

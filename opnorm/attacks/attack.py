@@ -1,15 +1,16 @@
-"""attacks: what an attack is, and how one is run on a batch.
+"""What an attack is, and how one is run on a batch.
 
 An attack is made from its options and applied to data: ``attack(f, x, labels, key)``
 returns the attacked inputs, ``attack.run(f, x, labels, key)`` an :class:`AttackResult`.
 Inside it is one stage or several: a stage is an iterative search, three pure functions
 over a state whose every leaf has the batch as its leading axis, one row per example.
-Rows never look at each other. So whoever runs a stage may freeze rows that are done,
+No row depends on another one. So whoever runs a stage may freeze rows that are done,
 take them out of the batch, pause and resume, and find the same points.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,7 +48,8 @@ class AttackResult(NamedTuple):
     Attributes:
       x_adv: shape and dtype of the inputs: inside the bounds and the budget.
       success: ``(B,)`` bool: the network decides at ``x_adv`` as the attack wants, or
-        returns NaN, unless a class is to be reached.
+        returns NaN, unless a class is to be reached; and where there is a budget,
+        ``distance`` keeps it (:func:`within_budget`).
       distance: ``(B,)``, ``||x_adv - x||_p``, at least float32. Where an attack that
         looks for the nearest point fails it returns x, at distance 0: look at
         ``success`` first.
@@ -78,6 +80,8 @@ class Stage:
       check: raises ValueError for data that the search cannot use, before ``init``.
       takes_start: whether the search begins at ``problem.start`` if there is one.
       bounds: the box (low, high) that x must lie in, or None.
+      epsilon: the budget in the attack's norm, scalar or ``(B,)``, may be traced; None
+        if perturbations have no largest length.
       any_labels: whether ``labels`` need not be classes of the network: where nothing
         looks at them, or only a loss of the caller's, which may read them as it likes.
     """
@@ -92,6 +96,8 @@ class Stage:
     check: Callable[[Problem], None] | None = None
     takes_start: bool = False
     bounds: Bounds = None
+    # Left out of comparisons: an array has no hash, and not one truth value.
+    epsilon: Any = dataclasses.field(default=None, compare=False)
     any_labels: bool = False
 
     def advance(
@@ -166,6 +172,9 @@ class Attack:
       joined: whether examples that the network gets wrong already are left as they
         are, and points that do not succeed are replaced by x. An attack that is not
         joined has one stage, and returns its point in any case.
+      judges_input: whether x is the first iterate of an attack that keeps the first
+        point that succeeds: an example that the network gets wrong already is left as
+        it is. This costs one forward pass.
     """
 
     name: str
@@ -174,6 +183,7 @@ class Attack:
     keep: str = "first"
     budget: bool = True
     joined: bool = False
+    judges_input: bool = False
 
     def __call__(
         self,
@@ -197,13 +207,16 @@ class Attack:
 
         Returns:
           Shape and dtype of ``x``: inside the bounds, within the budget up to rounding,
-          and finite if x is, whatever f does. No gradient flows through it.
+          and finite if x is, whatever f does. An entry of a traced x that lies outside
+          the bounds counts as lying on the nearest face: it moves towards the box, by
+          at most the width of the box, or stays. No gradient flows through it.
 
         Raises:
           ValueError: for a missing key, inputs that are not float or empty, labels that
-            are not ``(B,)`` ints, keys or a start of another shape, a start that the
-            attack has no use for; and where values are known (not traced), for labels
-            that are not classes of f and inputs outside the bounds.
+            are not ``(B,)`` ints, keys, a start or an epsilon of another shape, a start
+            that the attack has no use for, a network of one logit where labels are
+            classes; and where values are known (not traced), for labels that are not
+            classes of f and inputs outside the bounds.
         """
         return self._run(f, x, labels, key, start, judge=self.joined).x_adv
 
@@ -239,21 +252,27 @@ class Attack:
         problem = make_problem(x, labels, key, start)
         if start is not None and not any(stage.takes_start for stage in self.stages):
             raise ValueError(f"start was given, and {self.name} begins at x.")
+        inside = True
         for stage in self.stages:
-            checks.check_inside(problem.x, stage.bounds)
+            inside &= checks.check_inside(problem.x, stage.bounds)
+            if stage.epsilon is not None:
+                checks.check_per_example("epsilon", stage.epsilon, len(x))
             if stage.check is not None:
                 stage.check(problem)
         frozen = linalg.detach(f, problem.x)
         if self.needs_classes:
             checks.check_labels(labels, len(x), jax.eval_shape(frozen, problem.x))
         # One program where it is called eagerly, not hundreds of one operation.
-        search = functools.partial(self._search, frozen, judge)
+        search = functools.partial(self._search, judge, inside, frozen)
         return jax.jit(search)(problem)
 
-    def _search(self, f: BatchFunction, judge: bool, problem: Problem) -> AttackResult:
+    def _search(
+        self, judge: bool, inside: bool, f: BatchFunction, problem: Problem
+    ) -> AttackResult:
         x, labels = problem.x, problem.labels
         success = jnp.zeros_like(labels, dtype=bool)
-        if self.joined:
+        judged_first = self.joined or self.judges_input
+        if judged_first:
             success = decided(f(problem.x), labels, self.stages[0].targeted)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         best = AttackResult(
@@ -266,19 +285,20 @@ class Attack:
             rows = for_stage(problem, number)
             at_input = best.success & (best.distance == 0)
             fallen = best.success if self.keep == "first" else at_input
-            active = ~fallen if self.joined else None
-            state = stage.init(f, rows)
-            state, taken = stage.advance(f, rows, state, 0, stage.num_steps, active)
-            x_adv = finish(stage, rows, state)
+            active = ~fallen if judged_first else None
+            shift = None if inside else _to_box(rows, stage.bounds)
+            x_adv, taken = _run_stage(stage, f, rows, shift, active)
             distance = linalg.norm(x_adv - problem.x, self.p)
             hit = success
             if judge:
                 hit = decided(f(x_adv), labels, stage.targeted)
+                if stage.epsilon is not None:
+                    hit &= within_budget(distance, stage.epsilon, x, self.p)
             found = AttackResult(x_adv, hit, distance, best.steps + taken)
-            if not self.joined:
+            if not judged_first:
                 best = found
                 continue
-            wins = hit & ~fallen
+            wins = hit & ~fallen if self.joined else ~fallen
             if self.keep == "nearest":
                 wins &= ~best.success | (distance < best.distance)
             chosen = jax.tree.map(
@@ -330,6 +350,40 @@ def for_stage(problem: Problem, number: int) -> Problem:
     return problem._replace(keys=fold_in(problem.keys, 0x57A6E + number))
 
 
+def _run_stage(
+    stage: Stage,
+    f: BatchFunction,
+    problem: Problem,
+    shift: jax.Array | None,
+    active: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The points that a stage ends with, and the steps that each row took.
+
+    With a shift of the shape of x, the search takes place in coordinates ``z - shift``.
+    """
+    if shift is None:
+        state = stage.init(f, problem)
+        state, taken = stage.advance(f, problem, state, 0, stage.num_steps, active)
+        return finish(stage, problem, state), taken
+    start = problem.start
+    moved = problem._replace(
+        x=problem.x - shift, start=None if start is None else start - shift
+    )
+    x_adv, taken = _run_stage(stage, lambda z: f(z + shift), moved, None, active)
+    # Adding the shift back rounds: entries that stay where they were must not move.
+    return jnp.where(x_adv == moved.x, problem.x, x_adv + shift), taken
+
+
+def _to_box(problem: Problem, bounds: Bounds) -> jax.Array | None:
+    """By how much each entry of x lies outside the bounds, with its sign.
+
+    Clipping such an x into the box would leave the budget. The stage searches in the
+    box that is moved by this, on whose faces these entries lie. For entries inside the
+    box it is zero, and changes no bit.
+    """
+    return None if bounds is None else problem.x - clip(problem.x, bounds)
+
+
 def finish(stage: Stage, problem: Problem, state: State) -> jax.Array:
     """The points that a stage ends with; x where they are not finite."""
     x_adv = stage.finish(problem, state).astype(problem.x.dtype)
@@ -344,6 +398,28 @@ def decided(logits: jax.Array, labels: jax.Array, targeted: bool) -> jax.Array:
     """
     sound = ~jnp.any(jnp.isnan(logits), axis=1)
     return (sound & (jnp.argmax(logits, axis=1) == labels)) == targeted
+
+
+def within_budget(
+    distance: jax.Array, epsilon: float | jax.Array, x: jax.Array, p: float
+) -> jax.Array:
+    """Whether distances from x keep a budget up to rounding, ``(B,)`` bool.
+
+    The allowance is ``u (2 ||x||_p + sqrt(n) epsilon)``, with u the machine epsilon of
+    the dtype of x and n the number of entries: a point is rounded in each entry, by at
+    most u / 2 of it, and the sum in the norm is rounded n times.
+
+    Args:
+      distance: ``(B,)``, Lp lengths of perturbations.
+      epsilon: scalar or ``(B,)``.
+      x: ``(B, ...)`` float, the clean inputs.
+      p: exponent of the norm.
+    """
+    size = linalg.norm(x, p)
+    limit = jnp.asarray(epsilon, size.dtype)
+    terms = math.sqrt(math.prod(x.shape[1:]))
+    unit = float(jnp.finfo(x.dtype).eps)
+    return distance <= limit + unit * (2 * size + terms * limit)
 
 
 def other_classes(

@@ -1,6 +1,7 @@
-"""attacks: checks of the labels, inputs and options that attacks take."""
+"""Checks of the labels, inputs and options that attacks take."""
 
 import math
+import numbers
 from typing import Any
 
 import jax
@@ -19,13 +20,19 @@ def known(array: Any) -> bool:
     return not isinstance(array, jax.Array) or array.is_fully_addressable
 
 
-def check_inside(x: Any, bounds: Bounds) -> None:
+def check_inside(x: Any, bounds: Bounds) -> bool:
     """Raises ValueError unless x is in the box, where it is :func:`known`.
 
-    Clipping an input from outside into the box would leave the budget.
+    Clipping an input from outside into the box would leave the budget. Rounding, a
+    millionth of the bounds, is allowed.
+
+    Returns:
+      Whether it is known that clipping changes no entry of x.
     """
-    if bounds is None or not known(x):
-        return
+    if bounds is None:
+        return True
+    if not known(x):
+        return False
     low, high = float(x.min()), float(x.max())
     slack = 1e-6 * max(map(abs, bounds))
     if low < bounds[0] - slack or high > bounds[1] + slack:
@@ -34,6 +41,7 @@ def check_inside(x: Any, bounds: Bounds) -> None:
             f"{tuple(bounds)}; give it in these units, or other bounds and lengths in "
             "the units of x."
         )
+    return bounds[0] <= low and high <= bounds[1]
 
 
 def check_labels(labels: Any, count: int, logits: Any = None) -> None:
@@ -79,10 +87,48 @@ def check_classes(count: int) -> None:
         )
 
 
+def check_per_example(name: str, value: Any, count: int) -> None:
+    """Raises ValueError unless an option is a scalar or has one value per example.
+
+    Args:
+      name: what the error calls the option.
+      value: a number or an array, may be traced.
+      count: B.
+    """
+    shape = np.shape(value)
+    if shape not in ((), (1,), (count,)):
+        raise ValueError(
+            f"{name} has shape {shape}; it must be a scalar or ({count},), one value "
+            "for each example."
+        )
+
+
 def check_bounds(bounds: Bounds) -> None:
-    """Raises ValueError unless the bounds are None or low < high."""
-    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
-        raise ValueError(f"bounds is {bounds}; it must be (low, high) or None.")
+    """Raises ValueError unless the bounds are None or two numbers, low < high."""
+    if bounds is None:
+        return
+    allowed = "it must be two numbers (low, high) with low < high, or None"
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise ValueError(f"bounds is {bounds!r}; {allowed}.")
+    if not all(map(_is_number, bounds)):
+        given = ", ".join(
+            f"an array of shape {np.shape(bound)}"
+            if hasattr(bound, "shape")
+            else repr(bound)
+            for bound in bounds
+        )
+        raise ValueError(
+            f"bounds is ({given}); {allowed}: one box for all entries of x. Bounds of "
+            "single features are not supported, and traced ones neither."
+        )
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds is {bounds}; {allowed}.")
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, jax.core.Tracer):
+        return False
+    return isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
 
 
 def check_box(bounds: Bounds) -> None:

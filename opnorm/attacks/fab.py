@@ -130,6 +130,7 @@ def fab(
         name="fab_t",
         num_steps=num_targets * num_steps,
         bounds=bounds,
+        epsilon=epsilon,
         init=init,
         step=step,
         finish=finish,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opnorm import attacks
+from opnorm import attacks, linalg
 from opnorm.attacks import attack as attack_lib
 
 P = [1.0, 1.5, 2.0, 3.0, math.inf]
@@ -315,6 +315,44 @@ def test_random_restarts_run_under_shard_map() -> None:
         over_devices(run)(x, labels), jax.jit(run)(x[3:4], labels[3:4]), strict=True
     ):
         np.testing.assert_allclose(found[3:4], alone, atol=1e-6)
+
+
+def test_no_success_beyond_the_budget() -> None:
+    # A search that goes three units along the first axis, past the boundary at 2.
+    stage = attacks.Stage(
+        name="far",
+        num_steps=0,
+        init=lambda f, problem: problem.x + jnp.asarray([3.0, 0.0]),
+        step=lambda f, problem, state, i: state,
+        finish=lambda problem, state: state,
+        epsilon=np.float32([1.0, 2.9, 3.0, 3.1]),
+    )
+
+    def f(z):
+        return jnp.concatenate([2 - z[:, :1], jnp.zeros_like(z[:, :1])], axis=1)
+
+    x, labels = np.zeros((4, 2), np.float32), np.zeros(4, int)
+    alone = attacks.Attack("far", 2.0, (stage,))
+    found = alone.run(f, x, labels)
+    np.testing.assert_array_equal(found.success, [False, False, True, True])
+    np.testing.assert_array_equal(found.distance, 3)
+    for joined in (attacks.first_success([alone]), attacks.best_distance([alone])):
+        found = joined.run(f, x, labels)
+        np.testing.assert_array_equal(found.success, [False, False, True, True])
+        np.testing.assert_array_equal(found.distance, [0, 0, 3, 3])
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+def test_the_budget_allows_for_rounding_and_no_more(p) -> None:
+    draw = np.random.default_rng(3)
+    x = draw.uniform(-1, 1, (64, 3072)).astype(np.float32)
+    delta = draw.normal(size=x.shape)
+    epsilon = 0.25 * np.linalg.norm(np.ones(3072), p)
+    delta *= epsilon / np.linalg.norm(delta, p, axis=1, keepdims=True)
+    for factor, kept in ((1.0, True), (1 + 1e-4, False)):
+        distance = linalg.norm((x + factor * delta).astype(np.float32) - x, p)
+        within = attack_lib.within_budget(distance, epsilon, x, p)
+        np.testing.assert_array_equal(within, kept)
 
 
 @pytest.mark.parametrize(

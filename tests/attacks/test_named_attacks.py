@@ -104,11 +104,12 @@ def keys(count):
 
 @pytest.mark.parametrize(("name", "p"), list(cases()))
 def test_points_are_sound_whatever_the_network_does(name, p) -> None:
-    x, run = pictures(), runner(name, p)
-    budget = make(name, p).budget and name != "wrm"
+    x, run, attack = pictures(), runner(name, p), make(name, p)
     for kind in range(len(BROKEN)):
-        decisions = np.argmax(logits_of(kind, x), axis=1)
+        clean = np.asarray(logits_of(kind, x))
+        decisions = np.argmax(clean, axis=1)
         labels = np.where(np.arange(4) == 1, (decisions + 1) % 3, decisions)
+        wrong_at_x = np.isnan(clean).any(axis=1) | (decisions != labels)
         for epsilon in (EPSILON, 0.0):
             found = run(kind, x, labels, np.full(4, epsilon, np.float32), keys(4))
             x_adv = np.asarray(found.x_adv)
@@ -118,8 +119,12 @@ def test_points_are_sound_whatever_the_network_does(name, p) -> None:
             delta = (x_adv - x).reshape(4, -1).astype(np.float64)
             length = np.linalg.norm(delta, p, axis=1)
             np.testing.assert_allclose(found.distance, length, atol=1e-5)
-            if budget:
+            if attack.budget:
                 assert np.all(length <= epsilon + 1e-5), BROKEN[kind]
+            if attack.judges_input and BROKEN[kind] != "saturated":
+                np.testing.assert_array_equal(x_adv[wrong_at_x], x[wrong_at_x])
+                assert np.all(found.success[wrong_at_x]), BROKEN[kind]
+                assert not np.any(found.steps[wrong_at_x])
             logits = np.asarray(logits_of(kind, found.x_adv))
             # A row with NaN decides for no class.
             wrong = np.isnan(logits).any(axis=1) | (np.argmax(logits, axis=1) != labels)
@@ -144,6 +149,25 @@ def test_an_example_alone_fares_as_in_a_batch(name, p) -> None:
     mixed = run(0, x[order], labels[order], epsilon[order], keys(4)[order])
     np.testing.assert_allclose(mixed.x_adv, np.asarray(whole.x_adv)[order], atol=2e-5)
     np.testing.assert_array_equal(mixed.success, np.asarray(whole.success)[order])
+
+
+@pytest.mark.parametrize(("name", "p"), list(cases()))
+def test_traced_inputs_outside_the_box_keep_the_budget(name, p) -> None:
+    x = 4 * pictures() - 1.5
+    labels = np.argmax(logits_of(0, x), axis=1)
+    epsilon = np.linspace(0.1, 0.4, 4, dtype=np.float32)
+    found = runner(name, p)(0, x, labels, epsilon, keys(4))
+    x_adv = np.asarray(found.x_adv)
+    assert np.all(np.isfinite(x_adv))
+    # Inside the hull of the box and x.
+    assert np.all(x_adv >= np.minimum(x, 0)) and np.all(x_adv <= np.maximum(x, 1))
+    length = np.linalg.norm((x_adv - x).reshape(4, -1).astype(np.float64), p, axis=1)
+    np.testing.assert_allclose(found.distance, length, atol=1e-5)
+    if make(name, p).budget:
+        assert np.all(length <= epsilon + 1e-5)
+        # No attack stands still there.
+        if name not in ("auto_attack", "fab", "fgm"):
+            assert np.all(length[~np.asarray(found.success)] > 0)
 
 
 @pytest.mark.parametrize("name", attacks.NAMES)
@@ -191,6 +215,9 @@ def test_every_factory_of_the_room_has_a_name() -> None:
         ("pga", {"num_step": 3}, "pga has no option 'num_step'; it has .*num_steps"),
         ("square", {"p": 3.0}, "p is 3; this attack knows 1, 2, inf"),
         ("fgm", {"epsilon": -1.0}, "epsilon is -1"),
+        ("deepfool", {"bounds": (np.zeros(6), np.ones(6))}, "bounds is .an array of s"),
+        ("wrm", {"bounds": (0.0, "1"), "gamma": 1.0}, "bounds is .0.0, '1'.; it must"),
+        ("fgm", {"bounds": 1.0}, "bounds is 1.0; it must be two numbers"),
     ],
 )
 def test_bad_requests_are_refused_by_name(name, options, message) -> None:
