@@ -162,7 +162,7 @@ def apgd(
         f: BatchFunction, problem: Problem, state: dict[str, jax.Array], i: jax.Array
     ) -> dict[str, jax.Array]:
         x, k, run = problem.x, i % period, i // period
-        reach = jnp.asarray(radius, state["loss"].dtype)
+        reach = jnp.asarray(attack_lib.constant(radius), state["loss"].dtype)
         reach = jnp.broadcast_to(reach, problem.labels.shape)
         final = jnp.asarray(plan["factor"] == 1)[k]
         within = reach * jnp.asarray(plan["factor"])[k]

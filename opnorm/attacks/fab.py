@@ -110,7 +110,7 @@ def fab(
         back = x + _WAY_BACK * (point - x)
         done = i + 1 >= state["num_targets"] * num_steps
         if epsilon is not None:
-            done |= best <= epsilon
+            done |= best <= attack_lib.constant(epsilon)
         return {
             "x": jnp.where(like(hit, x), back, point),
             "best": jnp.where(like(nearer, x), point, state["best"]),
@@ -123,7 +123,7 @@ def fab(
     def finish(problem: Problem, state: dict[str, jax.Array]) -> jax.Array:
         found = jnp.isfinite(state["distance"])
         if epsilon is not None:
-            found &= state["distance"] <= epsilon
+            found &= state["distance"] <= attack_lib.constant(epsilon)
         return jnp.where(like(found, problem.x), state["best"], problem.x)
 
     stage = Stage(

@@ -156,7 +156,8 @@ def pga(
         begin = x if problem.start is None else problem.start
         if not random_start or keys is None:
             return confine(x, begin - x)
-        drawn = linalg.sample_ball(attack_lib.fold_in(keys, restart), x, p, radius)
+        limit = attack_lib.constant(radius)
+        drawn = linalg.sample_ball(attack_lib.fold_in(keys, restart), x, p, limit)
         if problem.start is not None:
             drawn = jnp.where(restart == 0, begin - x, drawn)
         return confine(x, drawn)
@@ -304,7 +305,7 @@ def gaussian_noise(
         del f
         assert problem.keys is not None
         unit = linalg.sample_sphere(problem.keys, problem.x, p)
-        radius = lax.stop_gradient(epsilon)
+        radius = attack_lib.constant(epsilon)
         drawn = linalg.scale(unit, jnp.asarray(radius))
         return attack_lib.confine(problem.x, drawn, p, radius, bounds)
 
@@ -345,7 +346,8 @@ def _advance(
     step_size: float | jax.Array,
 ) -> jax.Array:
     direction = linalg.dual_map(ascent, linalg.conjugate_exponent(p))
-    step_size = jnp.asarray(step_size, direction.dtype)
+    step_size = jnp.asarray(attack_lib.constant(step_size), direction.dtype)
+    epsilon = attack_lib.constant(epsilon)
     unlimited = jnp.isinf(step_size)
     walked = delta + linalg.scale(direction, jnp.where(unlimited, 0.0, step_size))
     jumped = linalg.scale(direction, jnp.asarray(epsilon, direction.dtype))

@@ -84,7 +84,7 @@ def square(
         )
         size = sizes[jnp.maximum(i - 1, 0)]
         keys = attack_lib.fold_in(problem.keys, i)
-        reach = jnp.asarray(radius, x.dtype)
+        reach = jnp.asarray(attack_lib.constant(radius), x.dtype)
         reach = jnp.broadcast_to(reach, problem.labels.shape)
 
         def first() -> jax.Array:

@@ -69,7 +69,7 @@ def wrm(
         _, _, gradient = attack_lib.value_and_gradient(
             f, lambda logits: chosen(logits, problem.labels), z
         )
-        reach = 0.5 / price
+        reach = 0.5 / attack_lib.constant(price)
         ascent = linalg.scale(gradient, reach) - (z - problem.x)
         moved = z + ascent / jnp.sqrt(i + 1).astype(z.dtype)
         return attack_lib.clip(moved, bounds)

@@ -299,22 +299,24 @@ def test_attacks_run_under_vmap_and_shard_map() -> None:
     np.testing.assert_allclose(over_devices(run)(x, labels), expected, atol=1e-6)
 
 
-def test_random_restarts_run_under_shard_map() -> None:
-    x, labels = np.asarray(points(8)), np.arange(8) % 4
+def test_meshes_change_no_point() -> None:
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    keys = jax.random.split(jax.random.key(0), 8)
+    epsilon = np.linspace(0.1, 0.3, 8, dtype=np.float32)
+    given = (np.asarray(points(8)), np.arange(8) % 4, keys, epsilon)
+    placed = jax.device_put(given, jax.NamedSharding(mesh, jax.P("data")))
 
-    def run(x, labels):
-        return [
-            attacks.pga(p=2.0, epsilon=0.2, num_steps=2, num_restarts=2, loss=loss)(
-                network, x, labels, jax.random.key(0)
-            )
-            for loss in ("cross_entropy", "logit_distance")
-        ]
+    def run(x, labels, keys, epsilon):
+        options = {"p": 2.0, "num_steps": 2, "num_restarts": 2, "momentum": 0.5}
+        attack = attacks.pga(epsilon=epsilon, step_size=epsilon, **options)
+        return attack.run(network, x, labels, keys)
 
-    # Every device draws the starts of a batch of one.
-    for found, alone in zip(
-        over_devices(run)(x, labels), jax.jit(run)(x[3:4], labels[3:4]), strict=True
-    ):
-        np.testing.assert_allclose(found[3:4], alone, atol=1e-6)
+    expected, on_mesh = jax.jit(run)(*given), run(*placed)
+    spec = jax.P("data")
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec)
+    chex.assert_trees_all_close(on_mesh, expected, atol=1e-6)
+    chex.assert_trees_all_close(jax.jit(mapped)(*placed), expected, atol=1e-6)
+    assert on_mesh.x_adv.sharding.is_equivalent_to(placed[0].sharding, 2)
 
 
 def test_no_success_beyond_the_budget() -> None:

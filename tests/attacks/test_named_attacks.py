@@ -4,6 +4,7 @@ import functools
 import inspect
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,6 +196,32 @@ def test_one_logit_is_refused_and_one_example_is_enough(name) -> None:
         found = run(two)(x, labels, key)
         assert not found.success[0]
         assert np.all(np.isfinite(found.x_adv))
+
+
+@pytest.mark.parametrize("name", sorted({*attacks.NAMES} - {"auto_attack", "pga"}))
+def test_attacks_are_traced_on_explicit_meshes_and_under_shard_map(name) -> None:
+    # Types say what a mesh allows, so that nothing need be compiled to see it. Values
+    # are compared in test_attack_contract.py, for pga.
+    p = 2.0 if (name, 2.0) in cases() else math.inf
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    by_row, shared = jax.P("data"), jax.P()
+    weights = jax.device_put(WEIGHTS, jax.NamedSharding(mesh, shared))
+    rows = (pictures(), np.zeros(4, int), np.full(4, EPSILON, np.float32), keys(4))
+    rows = jax.device_put(rows, jax.NamedSharding(mesh, by_row))
+
+    def run(weights, x, labels, epsilon, keys):
+        def f(z):
+            return z.reshape(len(z), -1) @ weights
+
+        return make(name, p, epsilon).run(f, x, labels, keys)
+
+    found = jax.eval_shape(run, weights, *rows)
+    chex.assert_shape(found.x_adv, (4, *SHAPE))
+    assert found.x_adv.sharding.spec == jax.P("data", None, None, None)
+    assert found.success.sharding.spec == jax.P("data")
+    specs = (shared, by_row, by_row, by_row, by_row)
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=by_row)
+    assert jax.eval_shape(mapped, weights, *rows).x_adv.shape == (4, *SHAPE)
 
 
 def test_every_factory_of_the_room_has_a_name() -> None:
