@@ -406,11 +406,12 @@ def _without_explicit_axes(
     if not axes:
         return search(f, problem)
     row = jax.NamedSharding(sharding.mesh, jax.P(*sharding.spec[:1]))
+    of_result: Any = (sharding, row, row, row)
     network = jax.sharding.explicit_axes(f, axes=axes, in_sharding=sharding)
     run = jax.sharding.auto_axes(
         functools.partial(search, network),
         axes=axes,
-        out_sharding=AttackResult(sharding, row, row, row),
+        out_sharding=AttackResult(*of_result),
     )
     return run(problem)
 
