@@ -238,6 +238,8 @@ def _basic_checks(
         moved = max(moved, _difference(again[rows], other))
     independent = moved <= _SAME
     causes = "" if independent else "; usual causes: BatchNorm in train mode, dropout"
+    if len(images) == 1:
+        causes += "; a single example cannot tell"
     classes = logits.shape[1]
     probable = (
         np.all((logits > -1e-5) & (logits < 1 + 1e-5))

@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
@@ -57,14 +56,11 @@ def deepfool(
     def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
         x, labels = problem.x, problem.labels
         logits = f(x)
-        classes = logits.shape[1]
-        hit = jnp.arange(classes)[None] == labels[:, None]
-        others = jnp.where(hit | jnp.isnan(logits), -jnp.inf, logits)
-        count = max(1, min(num_candidates, classes) - 1)
+        candidates, _ = attack_lib.other_classes(logits, labels, num_candidates - 1)
         return {
             "moved": jnp.zeros_like(x),
-            "candidates": lax.top_k(others, count)[1],
-            "done": attack_lib.decided(logits, labels, False) | (classes == 1),
+            "candidates": candidates,
+            "done": attack_lib.decided(logits, labels, False),
             "found": attack_lib.decided(logits, labels, False),
         }
 

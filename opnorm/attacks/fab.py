@@ -67,17 +67,15 @@ def fab(
         x, labels = problem.x, problem.labels
         wide = jnp.promote_types(x.dtype, jnp.float32)
         logits = f(x)
-        classes = logits.shape[1]
-        hit = jnp.arange(classes)[None] == labels[:, None]
-        others = jnp.where(hit | jnp.isnan(logits), -jnp.inf, logits)
-        count = max(1, min(num_targets, classes - 1))
+        targets, count = attack_lib.other_classes(logits, labels, num_targets)
         wrong = attack_lib.decided(logits, labels, False)
         return {
             "x": x,
             "best": x,
             "distance": jnp.where(wrong, 0.0, jnp.inf).astype(wide),
-            "targets": lax.top_k(others, count)[1],
-            "done": wrong | (classes == 1),
+            "targets": targets,
+            "num_targets": count,
+            "done": wrong | (count == 0),
         }
 
     def step(
@@ -110,27 +108,29 @@ def fab(
         nearer = hit & (distance < state["distance"])
         best = jnp.where(nearer, distance, state["distance"])
         back = x + _WAY_BACK * (point - x)
-        done = i + 1 >= targets.shape[1] * num_steps
+        done = i + 1 >= state["num_targets"] * num_steps
         if epsilon is not None:
-            done |= best <= epsilon
+            done |= best <= attack_lib.constant(epsilon)
         return {
             "x": jnp.where(like(hit, x), back, point),
             "best": jnp.where(like(nearer, x), point, state["best"]),
             "distance": best,
             "targets": targets,
-            "done": jnp.broadcast_to(done, state["done"].shape),
+            "num_targets": state["num_targets"],
+            "done": done,
         }
 
     def finish(problem: Problem, state: dict[str, jax.Array]) -> jax.Array:
         found = jnp.isfinite(state["distance"])
         if epsilon is not None:
-            found &= state["distance"] <= epsilon
+            found &= state["distance"] <= attack_lib.constant(epsilon)
         return jnp.where(like(found, problem.x), state["best"], problem.x)
 
     stage = Stage(
         name="fab_t",
         num_steps=num_targets * num_steps,
         bounds=bounds,
+        epsilon=epsilon,
         init=init,
         step=step,
         finish=finish,

@@ -96,15 +96,14 @@ def pga(
       momentum: factor mu, in [0, inf), of the velocity ``mu velocity + gradient /
         ||gradient||_1`` that takes the gradient's place (MI-FGSM); 0 for none.
       keep: "last" returns the last iterate, "success" the first one that reaches the
-        goal, where the example then stands still, at the same price: what robust
-        accuracy asks for.
+        goal, x being the first that is looked at, at the price of one forward pass
+        more: what robust accuracy asks for.
       loss: "cross_entropy", "margin" or "dlr" (see :mod:`opnorm.attacks.losses`),
         "logit_distance" (Lq distance to the clean logits; ignores labels), or a
         function ``(logits (B, K), labels (B,)) -> (B,)``.
       q: exponent of "logit_distance".
       targeted: descend the loss towards the labels instead.
-      bounds: box (low, high) that inputs stay in, or None. x must lie in it: clipping
-        would leave the budget. That is checked where x is not traced.
+      bounds: box (low, high) that inputs stay in, or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -141,6 +140,8 @@ def pga(
     period = num_steps + (num_restarts > 1)
 
     def check(problem: Problem) -> None:
+        if step_size is not None:
+            checks.check_per_example("step_size", step_size, len(problem.x))
         started = problem.start is not None
         if loss == "logit_distance" and not random_start and not started:
             raise ValueError(
@@ -155,7 +156,8 @@ def pga(
         begin = x if problem.start is None else problem.start
         if not random_start or keys is None:
             return confine(x, begin - x)
-        drawn = linalg.sample_ball(attack_lib.fold_in(keys, restart), x, p, radius)
+        limit = attack_lib.constant(radius)
+        drawn = linalg.sample_ball(attack_lib.fold_in(keys, restart), x, p, limit)
         if problem.start is not None:
             drawn = jnp.where(restart == 0, begin - x, drawn)
         return confine(x, drawn)
@@ -231,6 +233,7 @@ def pga(
         name="pga",
         num_steps=num_restarts * period,
         bounds=bounds,
+        epsilon=radius,
         init=init,
         step=step,
         finish=finish,
@@ -240,7 +243,7 @@ def pga(
         takes_start=True,
         any_labels=keep == "last" and (period == 0 or loss not in tuple(losses.NAMED)),
     )
-    return Attack(name="pga", p=p, stages=(stage,))
+    return Attack(name="pga", p=p, stages=(stage,), judges_input=keep == "success")
 
 
 def uniform_noise(
@@ -255,8 +258,9 @@ def uniform_noise(
     Args:
       p: exponent of the norm, in [1, inf].
       epsilon: budget in pixel units, at least 0; scalar or ``(B,)``.
-      num_draws: points drawn, at least 1; the first that is misclassified is kept, or
-        else the one of highest cross-entropy: random search, at one forward pass each.
+      num_draws: points drawn, at least 1. Of several, and x before them, the first that
+        is misclassified is kept, or else the one of highest cross-entropy: random
+        search, at one forward pass each.
       bounds: box (low, high) that inputs are clipped to, or None.
 
     Raises:
@@ -303,15 +307,15 @@ def gaussian_noise(
         del f
         assert problem.keys is not None
         unit = linalg.sample_sphere(problem.keys, problem.x, p)
-        drawn = linalg.scale(unit, jnp.asarray(lax.stop_gradient(epsilon)))
-        return attack_lib.confine(
-            problem.x, drawn, p, lax.stop_gradient(epsilon), bounds
-        )
+        radius = attack_lib.constant(epsilon)
+        drawn = linalg.scale(unit, jnp.asarray(radius))
+        return attack_lib.confine(problem.x, drawn, p, radius, bounds)
 
     stage = Stage(
         name="gaussian_noise",
         num_steps=0,
         bounds=bounds,
+        epsilon=epsilon,
         init=init,
         step=lambda f, problem, state, i: state,
         finish=lambda problem, state: attack_lib.clip(problem.x + state, bounds),
@@ -344,7 +348,8 @@ def _advance(
     step_size: float | jax.Array,
 ) -> jax.Array:
     direction = linalg.dual_map(ascent, linalg.conjugate_exponent(p))
-    step_size = jnp.asarray(step_size, direction.dtype)
+    step_size = jnp.asarray(attack_lib.constant(step_size), direction.dtype)
+    epsilon = attack_lib.constant(epsilon)
     unlimited = jnp.isinf(step_size)
     walked = delta + linalg.scale(direction, jnp.where(unlimited, 0.0, step_size))
     jumped = linalg.scale(direction, jnp.asarray(epsilon, direction.dtype))

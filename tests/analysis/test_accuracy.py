@@ -296,6 +296,26 @@ def test_accuracy_takes_images_in_other_units_where_that_is_said() -> None:
         analysis.evaluate_accuracy(linear, W, IMAGES, LABELS, bounds=(1.0, 0.0))
 
 
+def test_a_network_of_one_logit_is_refused_whatever_the_labels() -> None:
+    def one(w, x):
+        return linear(w, x)[:, :1]
+
+    def noise_of_classes(epsilon):
+        return attacks.uniform_noise(p=math.inf, epsilon=epsilon, num_draws=2)
+
+    zeros = np.zeros(11, int)
+    for entry, options in (
+        *ENTRIES.items(),
+        ("perturbations", {"attack": noise_of_classes, "epsilon": 0.1}),
+        ("loss_regularity", {}),
+        ("input_curvature", {}),
+    ):
+        if entry not in ("evaluate_accuracy", "input_curvature"):
+            options = options | {"key": jax.random.key(0)}
+        with pytest.raises(ValueError, match=r"has 1 logit; .*jnp.zeros_like\(z\), z"):
+            getattr(analysis, entry)(one, W, IMAGES, zeros, **options)
+
+
 def test_a_network_that_returns_no_logits_is_refused() -> None:
     for apply in (lambda w, x: x @ w[:2], lambda w, x: linear(w, x)[:, 0]):
         with pytest.raises(ValueError, match="logits have shape .*must be .B, K."):

@@ -190,6 +190,7 @@ def test_a_single_example_is_checked() -> None:
     labels = np.asarray(jnp.argmax(honest(W, IMAGES[:1]), axis=1))
     found = sanity._basic_checks(honest, W, IMAGES[:1], labels, 40)
     assert all(c.passed for c in found)
+    assert any("a single example cannot tell" in c.detail for c in found)
     assert sanity._no_worse("", np.array([False]), np.array([False])).passed
     assert not sanity._no_worse("", np.array([True]), np.array([False])).passed
 

@@ -352,11 +352,23 @@ def test_restarts_are_runs_of_their_own_and_the_best_is_kept() -> None:
 
 def test_an_adversarial_start_is_returned() -> None:
     x = pictures(4)
-    start = x + np.float32(0.01)
-    wrong = (np.asarray(decisions(start)) + 1) % 4
-    found = on_network(x, wrong, keys(4), start, **OPTIONS)
+    labels = np.asarray(decisions(x))
+    uphill = FIRST @ (SECOND[:, (labels + 1) % 4] - SECOND[:, labels])
+    start = np.float32(uphill.T > 0).reshape(x.shape)
+    assert np.all(labels != decisions(start))
+    # x and the start come near each other from both sides of the boundary.
+    for _ in range(12):
+        middle = (x + start) / 2
+        right = (labels == decisions(middle))[:, None, None, None]
+        x, start = np.where(right, middle, x), np.where(right, start, middle)
+    found = on_network(x, labels, keys(4), start, **OPTIONS)
     np.testing.assert_array_equal(found.steps, 1)
     np.testing.assert_allclose(found.x_adv, start, atol=1e-7)
+    assert found.success.all()
+    # The input itself comes before the start.
+    found = on_network(start, labels, keys(4), x, **OPTIONS)
+    np.testing.assert_array_equal(found.steps, 0)
+    np.testing.assert_array_equal(found.x_adv, start)
     assert found.success.all()
 
 
