@@ -105,7 +105,7 @@ class RunDirectory:
         """
         self.check(own)
         self.path.mkdir(parents=True, exist_ok=True)
-        with run_lock.hold(self.path), naming(self.path):
+        with run_lock.hold(self.path), files.naming(self.path):
             _remove_orphans(self.path)
             yield
 
