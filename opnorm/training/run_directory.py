@@ -425,17 +425,21 @@ def _is_result(file: Path) -> bool:
 
 
 def _remove_orphans(path: Path) -> None:
-    """Removes what processes that are gone left half-written."""
-    for name in os.listdir(path):
-        found = _TEMPORARY.fullmatch(name)
-        if not found:
-            continue
-        file = path / name
-        with contextlib.suppress(FileNotFoundError):
-            # On another machine a process of this number may be alive.
-            old = time.time() - file.lstat().st_mtime > _ORPHANED_SECONDS
-            if old and not _is_alive(int(found[1])):
-                file.unlink()
+    """Removes what processes that are gone left half-written, one folder deep."""
+    with os.scandir(path) as entries:
+        folders = [e.path for e in entries if e.is_dir(follow_symlinks=False)]
+    for folder in (path, *folders):
+        for name in os.listdir(folder):
+            found = _TEMPORARY.fullmatch(name)
+            if found and not _is_alive(int(found[1])):
+                _remove_old(Path(folder, name))
+
+
+def _remove_old(file: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        # On another machine a process of its number may be alive and at work on it.
+        if time.time() - file.lstat().st_mtime > _ORPHANED_SECONDS:
+            file.unlink()
 
 
 def _is_alive(process: int) -> bool:

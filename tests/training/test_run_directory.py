@@ -142,21 +142,23 @@ def test_checkpoints_without_flags_are_nobodys(tmp_path):
 def test_only_what_the_dead_left_is_removed(tmp_path, dead):
     run = training.RunDirectory.create(tmp_path, {})
     long_ago = time.time() - 3600
-    left, alive, young, foreign = (
+    (tmp_path / "evaluation").mkdir()
+    left, below, alive, young, foreign = (
         tmp_path / name
         for name in (
             f".results.json.{dead}.opnorm",
+            f"evaluation/.a.npz.{dead}.opnorm",
             f".results.json.{os.getpid()}.opnorm",
             f".table.md.{dead}.opnorm",
             f".results.json.{dead}",
         )
     )
-    for file in (left, alive, young, foreign):
+    for file in (left, below, alive, young, foreign):
         file.write_text("{")
         if file is not young:
             os.utime(file, (long_ago, long_ago))
     with run.locked():
-        assert not left.exists()
+        assert not left.exists() and not below.exists()
         assert alive.exists() and young.exists() and foreign.exists()
 
 
