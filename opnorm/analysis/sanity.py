@@ -292,10 +292,20 @@ def _other_batches(count: int, size: int) -> list[np.ndarray]:
 
 
 def _difference(logits: np.ndarray, again: np.ndarray) -> float:
-    """The largest relative difference of two evaluations of the same rows."""
-    size = np.maximum(np.linalg.norm(logits, axis=1), 1e-10)
-    apart = np.linalg.norm(logits - again, axis=1) / size
-    return float(np.max(apart, initial=0.0, where=np.isfinite(apart)))
+    """The largest relative difference of two evaluations of the same rows.
+
+    Logits that are the same infinity or NaN twice, such as those of masked classes, do
+    not differ; those that are so once differ infinitely.
+    """
+    same = (logits == again) | (np.isnan(logits) & np.isnan(again))
+    finite = np.isfinite(logits) & np.isfinite(again)
+    if not np.all(same | finite):
+        return math.inf
+    apart = np.where(
+        same, 0.0, np.where(finite, logits, 0) - np.where(finite, again, 0)
+    )
+    size = np.linalg.norm(np.where(finite, logits, 0.0), axis=1)
+    return float(np.max(np.linalg.norm(apart, axis=1) / np.maximum(size, 1e-10)))
 
 
 def _no_worse(name: str, strong: np.ndarray, weak: np.ndarray) -> Check:
