@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg
-from opnorm.attacks import checks
+from opnorm.attacks import checks, losses
 from opnorm.attacks.checks import Bounds
 
 BatchFunction = Callable[[jax.Array], jax.Array]
@@ -46,8 +46,8 @@ class AttackResult(NamedTuple):
 
     Attributes:
       x_adv: shape and dtype of the inputs: inside the bounds and the budget.
-      success: ``(B,)`` bool: the network decides at ``x_adv`` as the attack wants, or
-        returns NaN, unless a class is to be reached.
+      success: ``(B,)`` bool: the network decides at ``x_adv`` as the attack wants, by
+        the margin that it asks for, or returns NaN, unless a class is to be reached.
       distance: ``(B,)``, ``||x_adv - x||_p``, at least float32. Where an attack that
         looks for the nearest point fails it returns x, at distance 0: look at
         ``success`` first.
@@ -78,6 +78,7 @@ class Stage:
       check: raises ValueError for data that the search cannot use, before ``init``.
       takes_start: whether the search begins at ``problem.start`` if there is one.
       bounds: the box (low, high) that x must lie in, or None.
+      confidence: margin that the logits must have at a point that succeeds.
       any_labels: whether ``labels`` need not be classes of the network: where nothing
         looks at them, or only a loss of the caller's, which may read them as it likes.
     """
@@ -93,6 +94,7 @@ class Stage:
     takes_start: bool = False
     bounds: Bounds = None
     any_labels: bool = False
+    confidence: float = 0.0
 
     def advance(
         self,
@@ -254,7 +256,7 @@ class Attack:
         x, labels = problem.x, problem.labels
         success = jnp.zeros_like(labels, dtype=bool)
         if self.joined:
-            success = decided(f(problem.x), labels, self.stages[0].targeted)
+            success = reached(self.stages[0], f(problem.x), labels)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         best = AttackResult(
             x_adv=problem.x,
@@ -273,7 +275,7 @@ class Attack:
             distance = linalg.norm(x_adv - problem.x, self.p)
             hit = success
             if judge:
-                hit = decided(f(x_adv), labels, stage.targeted)
+                hit = reached(stage, f(x_adv), labels)
             found = AttackResult(x_adv, hit, distance, best.steps + taken)
             if not self.joined:
                 best = found
@@ -344,6 +346,15 @@ def decided(logits: jax.Array, labels: jax.Array, targeted: bool) -> jax.Array:
     """
     sound = ~jnp.any(jnp.isnan(logits), axis=1)
     return (sound & (jnp.argmax(logits, axis=1) == labels)) == targeted
+
+
+def reached(stage: Stage, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Whether the logits are what a stage searches for, ``(B,)`` bool."""
+    hit = decided(logits, labels, stage.targeted)
+    if stage.confidence == 0:
+        return hit
+    margin = losses.margin(logits, labels)
+    return hit & ~((-margin if stage.targeted else margin) < stage.confidence)
 
 
 def fold_in(keys: jax.Array, data: Any) -> jax.Array:

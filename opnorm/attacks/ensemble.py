@@ -120,6 +120,9 @@ def _joined(attacks: Sequence[Attack], *, keep: str, budget: bool) -> Attack:
     stages = tuple(stage for attack in attacks for stage in attack.stages)
     if len({stage.targeted for stage in stages}) > 1:
         raise ValueError("attacks are targeted and untargeted; one kind is needed.")
+    confidences = sorted({stage.confidence for stage in stages})
+    if len(confidences) > 1:
+        raise ValueError(f"attacks have confidences {confidences}; one is needed.")
     name = "+".join(attack.name for attack in attacks)
     # A single stage would be returned whether it succeeds or not.
     return Attack(name, attacks[0].p, stages, keep, budget, joined=True)
