@@ -96,6 +96,11 @@ class Stage:
     any_labels: bool = False
     confidence: float = 0.0
 
+    @property
+    def goal(self) -> tuple[bool, float]:
+        """What :func:`decided` takes beside logits and labels."""
+        return self.targeted, self.confidence
+
     def advance(
         self,
         f: BatchFunction,
@@ -256,7 +261,8 @@ class Attack:
         x, labels = problem.x, problem.labels
         success = jnp.zeros_like(labels, dtype=bool)
         if self.joined:
-            success = reached(self.stages[0], f(problem.x), labels)
+            goal = self.stages[0].goal
+            success = decided(f(problem.x), labels, *goal)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         best = AttackResult(
             x_adv=problem.x,
@@ -275,7 +281,7 @@ class Attack:
             distance = linalg.norm(x_adv - problem.x, self.p)
             hit = success
             if judge:
-                hit = reached(stage, f(x_adv), labels)
+                hit = decided(f(x_adv), labels, *stage.goal)
             found = AttackResult(x_adv, hit, distance, best.steps + taken)
             if not self.joined:
                 best = found
@@ -339,22 +345,21 @@ def finish(stage: Stage, problem: Problem, state: State) -> jax.Array:
     return jnp.where(like(sound, x_adv), x_adv, problem.x)
 
 
-def decided(logits: jax.Array, labels: jax.Array, targeted: bool) -> jax.Array:
+def decided(
+    logits: jax.Array, labels: jax.Array, targeted: bool, confidence: float = 0.0
+) -> jax.Array:
     """Whether the decision, the argmax, is what the attack wants, ``(B,)`` bool.
 
-    A row with NaN decides for no class; argmax would take the first NaN.
+    With a confidence the margin between the label's logit and the largest other one
+    must be at least as large, too. A row with NaN decides for no class; argmax would
+    take the first NaN.
     """
     sound = ~jnp.any(jnp.isnan(logits), axis=1)
-    return (sound & (jnp.argmax(logits, axis=1) == labels)) == targeted
-
-
-def reached(stage: Stage, logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Whether the logits are what a stage searches for, ``(B,)`` bool."""
-    hit = decided(logits, labels, stage.targeted)
-    if stage.confidence == 0:
+    hit = (sound & (jnp.argmax(logits, axis=1) == labels)) == targeted
+    if confidence == 0:
         return hit
     margin = losses.margin(logits, labels)
-    return hit & ~((-margin if stage.targeted else margin) < stage.confidence)
+    return hit & ~((-margin if targeted else margin) < confidence)
 
 
 def fold_in(keys: jax.Array, data: Any) -> jax.Array:

@@ -77,7 +77,7 @@ def carlini_wagner(
         x, labels = problem.x, problem.labels
         wide = jnp.promote_types(x.dtype, jnp.float32)
         logits = f(x)
-        at_input = attack_lib.reached(stage, logits, labels)
+        at_input = attack_lib.decided(logits, labels, targeted, confidence)
         rounds = 1 if targeted else logits.shape[1]
         zero = jnp.zeros_like(labels, dtype=wide)
         shift = jnp.zeros_like(x, dtype=wide)
@@ -126,7 +126,7 @@ def carlini_wagner(
         slope, (values, logits) = jax.grad(total, has_aux=True)(z)
         slope = _sound(slope)
         gradient = _sound(pull_back(slope)[0])
-        hit = attack_lib.reached(stage, logits, labels)
+        hit = attack_lib.decided(logits, labels, targeted, confidence)
         distance = linalg.norm(z - x, 2.0)
         nearer = hit & (distance < state["distance"])
         update, adam = jax.vmap(optimizer.update)(gradient, state["adam"])
