@@ -20,12 +20,13 @@ from opnorm.attacks.checks import Bounds
 
 # x + (high - x) may round to the inside of the box by this many units of epsilon.
 _ROUNDING = 2
-# Classes that the walk steers to, points that it tries for each, and halvings of the
-# way from x to the point that it finds.
+# Classes that the walk steers to from x, other points that it then begins at, points
+# that it tries after each beginning, and halvings of the way from x to what it finds.
 _TARGETS = 9
+_BEGINNINGS = 3
 _POINTS = 5
 _HALVINGS = 10
-_WALK_STEPS = _TARGETS * (_POINTS + 1) + _HALVINGS
+_WALK_STEPS = (_TARGETS + _BEGINNINGS) * (_POINTS + 1) + _HALVINGS
 
 
 def unblocked(x: jax.Array, ascent: jax.Array, bounds: Bounds) -> jax.Array:
@@ -90,22 +91,25 @@ def walk_objective(
     labels: jax.Array,
     targeted: bool = False,
 ) -> jax.Array:
-    """What the walk ascends, ``(B,)``: the lead of its target over the label."""
+    """What the walk ascends, ``(B,)``: the lead of a class over the label.
+
+    From x that is the lead of one class after another, from elsewhere of the largest.
+    """
+    margin = losses.margin(logits, labels)
     if targeted:
-        return -losses.margin(logits, labels)
+        return -margin
+    count = walk["targets"].shape[1]
+    number = jnp.minimum(walk["round"], count - 1)
+    target = jnp.take_along_axis(walk["targets"], number[:, None], axis=1)
     at = jnp.arange(logits.shape[1])[None]
-    lead = jnp.where(at == current_target(walk)[:, None], logits, 0.0)
-    return jnp.sum(lead - jnp.where(at == labels[:, None], logits, 0.0), axis=1)
-
-
-def current_target(walk: dict[str, jax.Array]) -> jax.Array:
-    """The class that each row of the walk steers to, ``(B,)`` int32."""
-    number = jnp.minimum(walk["round"], walk["targets"].shape[1] - 1)
-    return jnp.take_along_axis(walk["targets"], number[:, None], axis=1)[:, 0]
+    lead = jnp.where(at == target, logits, 0.0)
+    lead = jnp.sum(lead - jnp.where(at == labels[:, None], logits, 0.0), axis=1)
+    return jnp.where(walk["round"] < count, lead.astype(margin.dtype), margin)
 
 
 def advance_walk(
     walk: dict[str, jax.Array],
+    walks: jax.Array,
     x: jax.Array,
     best: jax.Array,
     found: jax.Array,
@@ -113,15 +117,18 @@ def advance_walk(
     ascent: jax.Array,
     bounds: Bounds,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Chooses the next point of the walk, after its last one was evaluated.
+    """Chooses the next point of the rows that walk, after their last was evaluated.
 
     For each class, in the order of the clean logits, it goes from x to the corner of
     the box that the signs of the gradient point to, and on from there along the signs
-    of the gradient by a half, a quarter, ... of the width of the box. Once a point
-    succeeds, the way from x to it is halved.
+    of the gradient by a half, a quarter, ... of the width of the box. The last three
+    times it begins at other corners: the farthest from x, the lowest and the highest,
+    where a gradient may lead on that is zero at x. Once a point succeeds, the way from
+    x to it is halved.
 
     Args:
-      walk: state, whose ``point`` was evaluated.
+      walk: state, whose ``point`` was evaluated in the rows that walk.
+      walks: ``(B,)`` bool or a scalar, which rows these are; the others stay.
       x: ``(B, ...)`` float, the clean inputs.
       best: shape of ``x``, the nearest point that succeeds, where there is one.
       found: ``(B,)`` bool, where there is one, this one included.
@@ -130,10 +137,10 @@ def advance_walk(
       bounds: finite box (low, high).
 
     Returns:
-      The state, and ``(B,)`` bool, whether the walk is over.
+      The state, and ``(B,)`` bool, whether the walk of a row is over.
     """
     if walk_steps(bounds) == 0:
-        return walk, jnp.ones_like(found)
+        return walk, found | walks
     assert bounds is not None
     low, high = bounds
     length = (high - low) * 0.5 ** walk["tried"].astype(x.dtype)
@@ -143,10 +150,16 @@ def advance_walk(
     over = tried > _POINTS
     right = jnp.where(like(found & ~hit, x), walk["point"], walk["right"])
     middle = right + (best - right) / 2
-    ahead = jnp.where(like(over, x), x, ahead)
     halvings = walk["halvings"] + found
     rounds = walk["round"] + (over & ~found)
-    ended = (halvings > _HALVINGS) | (rounds >= walk["targets"].shape[1])
+    beyond = rounds - walk["targets"].shape[1]
+    far = jnp.where(x > (low + high) / 2, low, high)
+    begin = jnp.where(like(beyond == 0, x), far, x)
+    begin = jnp.where(
+        like(beyond > 0, x), like(jnp.where(beyond == 1, low, high), x), begin
+    )
+    ahead = jnp.where(like(over, x), begin.astype(x.dtype), ahead)
+    ended = (halvings > _HALVINGS) | (beyond >= _BEGINNINGS)
     new = {
         **walk,
         "point": jnp.where(like(found, x), middle, ahead),
@@ -155,4 +168,7 @@ def advance_walk(
         "tried": jnp.where(over, 0, tried),
         "halvings": halvings,
     }
-    return new, ended
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(like(walks, old), new, old), new, walk
+    )
+    return kept, walks & ended

@@ -146,13 +146,10 @@ def carlini_wagner(
             over |= check & stuck
             new["checked"] = jnp.where(check, values, state["checked"])
         found = jnp.isfinite(new["distance"])
-        ahead, ended = box.advance_walk(
-            walk, x, new["best"], found, hit, -slope, bounds
+        new["walk"], ended = box.advance_walk(
+            walk, walks, x, new["best"], found, hit, -slope, bounds
         )
-        new["walk"] = jax.tree.map(
-            lambda new, old: jnp.where(like(walks, old), new, old), ahead, walk
-        )
-        new["done"] = state["done"] | (walks & ended)
+        new["done"] = state["done"] | ended
         return _next_search(new, over & ~walks)
 
     def _next_search(state: dict[str, Any], over: jax.Array) -> dict[str, Any]:

@@ -241,8 +241,7 @@ def _evaluate(
     best = jnp.where(like(nearer, point), point, state["best"])
     distance = jnp.where(nearer, distance, state["distance"])
     found = jnp.isfinite(distance)
-    ahead, ended = box.advance_walk(walk, x, best, found, hit, gradient, bounds)
-    walk = jax.tree.map(lambda new, old: jnp.where(walks, new, old), ahead, walk)
+    walk, ended = box.advance_walk(walk, walks, x, best, found, hit, gradient, bounds)
     over = (i == search.num_steps) & found
     new = {
         **state,

@@ -120,9 +120,12 @@ def deepfool(
         ahead = jnp.where(like(sound & ~hit, x), ahead, moved)
         best = jnp.where(like(hit, x), here, state["best"])
         found = state["found"] | hit
-        ascent = normals[jnp.minimum(walk["round"], len(normals) - 1), rows]
-        further, ended = box.advance_walk(walk, x, best, found, hit, ascent, bounds)
-        walk = jax.tree.map(lambda new, old: jnp.where(walks, new, old), further, walk)
+        leads = jnp.take_along_axis(logits, state["candidates"], axis=1)
+        at = jnp.where(
+            walk["round"] < len(normals), walk["round"], jnp.argmax(leads, 1)
+        )
+        ascent = normals[at, rows]
+        walk, ended = box.advance_walk(walk, walks, x, best, found, hit, ascent, bounds)
         return {
             **state,
             "moved": ahead,

@@ -1,6 +1,5 @@
 """attacks: FAB, which follows the linearised decision boundary towards the input."""
 
-import functools
 import math
 from typing import Any
 
@@ -98,10 +97,13 @@ def fab(
         walk, walks = state.get("walk"), i >= last
         if walk is not None:
             current = jnp.where(walks, walk["point"], current)
-            target = jnp.where(walks, box.current_target(walk), target)
 
         def difference(logits: jax.Array) -> jax.Array:
-            return _pick(logits, target) - _pick(logits, labels)
+            lead = _pick(logits, target) - _pick(logits, labels)
+            if walk is None:
+                return lead
+            value = box.walk_objective(walk, logits, labels)
+            return jnp.where(walks, value.astype(lead.dtype), lead)
 
         gap, logits, gradient = attack_lib.value_and_gradient(f, difference, current)
         gap = jnp.where(jnp.isfinite(gap), gap, 0.0)
@@ -139,15 +141,11 @@ def fab(
         if walk is None:
             return new
         found = jnp.isfinite(best)
-        ahead, ended = box.advance_walk(
-            walk, x, new["best"], found, hit, gradient, bounds
+        walk, ended = box.advance_walk(
+            walk, walks, x, new["best"], found, hit, gradient, bounds
         )
-        keep = functools.partial(jnp.where, walks)
-        return {
-            **new,
-            "walk": jax.tree.map(keep, ahead, walk),
-            "done": keep(ended, done & found),
-        }
+        done = jnp.where(walks, ended, done & found)
+        return {**new, "walk": walk, "done": done}
 
     def finish(problem: Problem, state: dict[str, jax.Array]) -> jax.Array:
         found = jnp.isfinite(state["distance"])

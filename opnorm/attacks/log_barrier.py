@@ -146,9 +146,8 @@ def log_barrier(
         best = jnp.where(like(nearer, x), point, state["best"])
         distance = jnp.where(nearer, distance, state["distance"])
         seeks = jnp.isinf(distance)
-        ahead, ended = box.advance_walk(walk, x, best, ~seeks, hit, gradient, bounds)
-        walk = jax.tree.map(
-            lambda new, old: jnp.where(like(walks, old), new, old), ahead, walk
+        walk, ended = box.advance_walk(
+            walk, walks, x, best, ~seeks, hit, gradient, bounds
         )
         gradient = jnp.where(like(walks, x), 0.0, gradient)
         ends = ~seeks & (state["outer"] == num_outer)
@@ -174,7 +173,7 @@ def log_barrier(
             like(tries >= num_tries, x), walk["point"], attempt(problem, tries)
         )
         following = jnp.where(like(seeks, x), sought, following)
-        given_up = seeks & (walks & ended if walk_steps else tries >= num_tries)
+        given_up = seeks & (ended if walk_steps else tries >= num_tries)
         finished = ~seeks & (outer == num_outer) & (bisections >= final_bisections)
         return {
             "point": attack_lib.clip(following.astype(x.dtype), bounds),
