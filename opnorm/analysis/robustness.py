@@ -110,6 +110,10 @@ def attack_examples(
     if images.dtype != np.uint8:
         for stage in pattern.stages:
             checks.check_inside(images, stage.bounds)
+    rows = attack_lib.Problem(images[:1], labels[:1], key, None)
+    for stage in pattern.stages:
+        if stage.check is not None:
+            stage.check(rows)
     sizes = batch_sizes(batch_size)
     check_labels(apply, variables, images, labels, sizes[0])
     pool = _Pool(
@@ -123,8 +127,8 @@ def attack_examples(
         key=key,
     )
     variables = pool.place.replicate(variables)
-    targeted = pattern.stages[0].targeted
-    judge = functools.partial(_judged(apply, targeted), variables)
+    goal = pattern.stages[0].goal
+    judge = functools.partial(_judged(apply, *goal), variables)
     at_input = np.zeros(count, bool)
     for rows, filled in pool.batches(np.arange(count)):
         given = pool.place.shard((pool.images[filled], pool.labels[filled]))
@@ -387,18 +391,20 @@ def _stage_functions(
     def end(variables: Any, key: jax.Array, rows: Any, state: Any) -> Any:
         f, bound, stage, problem = bind(variables, key, rows)
         x_adv = attack_lib.finish(stage, problem, state)
-        hit = attack_lib.decided(f(x_adv), problem.labels, stage.targeted)
+        hit = attack_lib.decided(f(x_adv), problem.labels, *stage.goal)
         return x_adv, hit, linalg.norm(x_adv - problem.x, bound.p)
 
     return _StageFunctions(begin, advance, end)
 
 
 @functools.lru_cache(maxsize=16)
-def _judged(apply: Apply, targeted: bool) -> Callable[..., jax.Array]:
+def _judged(
+    apply: Apply, targeted: bool, confidence: float
+) -> Callable[..., jax.Array]:
     @jax.jit
     def judged(variables: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
         logits = apply(variables, _to_float(x))
-        return attack_lib.decided(logits, labels, targeted)
+        return attack_lib.decided(logits, labels, targeted, confidence)
 
     return judged
 
