@@ -56,6 +56,9 @@ def parse_attack(text: str) -> AttackSpec:
                 "spaces between."
             )
         options[option] = _read_value(value)
+        if option == "channels" and options[option] is None:
+            # Its "none" is a name.
+            options[option] = value.lower()
     if name not in attacks.NAMES:
         raise ValueError(f"attack is {name!r}; it may be {', '.join(attacks.NAMES)}.")
     _check_options(name, options)

@@ -400,12 +400,15 @@ def _apply(module: nn.Module) -> Any:
 
 @functools.cache
 def usual_attack(p: float, num_steps: int) -> Any:
-    """Returns epsilon -> PGA with step size 2 epsilon / num_steps, one object each."""
+    """Returns epsilon -> PGA with step size 2 epsilon / num_steps, one object each.
+
+    It is the published attack, whose gradients keep the entries that the box blocks.
+    """
     return functools.partial(_pga, p, num_steps)
 
 
 def _pga(p: float, num_steps: int, epsilon: Any) -> attacks.Attack:
-    return attacks.pga(p=p, epsilon=epsilon, num_steps=num_steps)
+    return attacks.pga(p=p, epsilon=epsilon, num_steps=num_steps, skip_blocked=False)
 
 
 def averaged(values: Any, where: Any = True) -> dict[str, Any]:

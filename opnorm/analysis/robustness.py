@@ -114,6 +114,12 @@ def attack_examples(
         raise ValueError(f"index has shape {index.shape}; it must be ({count},).")
     linalg.check_key(key)
     images = check_bounds(images, *(stage.bounds for stage in pattern.stages))
+    example = attack_lib.Problem(
+        jnp.asarray(images[:1]), jnp.asarray(labels[:1]), key, None
+    )
+    for stage in pattern.stages:
+        if stage.check is not None:
+            stage.check(example)
     sizes = batch_sizes(batch_size)
     check_labels(apply, variables, images, labels, sizes[0])
     pool = _Pool(
@@ -127,8 +133,8 @@ def attack_examples(
         key=key,
     )
     variables = pool.place.replicate(variables)
-    targeted = pattern.stages[0].targeted
-    judge = functools.partial(_judged(apply, targeted), variables)
+    goal = pattern.stages[0].goal
+    judge = functools.partial(_judged(apply, *goal), variables)
     at_input = np.zeros(count, bool)
     for rows, filled in pool.batches(np.arange(count)):
         given = pool.place.shard((pool.images[filled], pool.labels[filled]))
@@ -451,7 +457,7 @@ def _stage_functions(
     def end(variables: Any, key: jax.Array, rows: Any, state: Any) -> Any:
         f, bound, stage, problem = bind(variables, key, rows)
         x_adv = attack_lib.finish(stage, problem, state)
-        hit = attack_lib.decided(f(x_adv), problem.labels, stage.targeted)
+        hit = attack_lib.decided(f(x_adv), problem.labels, *stage.goal)
         distance = linalg.norm(x_adv - problem.x, bound.p)
         hit &= attack_lib.within_budget(distance, rows[3], problem.x, bound.p)
         return x_adv, hit, distance
@@ -460,11 +466,13 @@ def _stage_functions(
 
 
 @functools.lru_cache(maxsize=16)
-def _judged(apply: Apply, targeted: bool) -> Callable[..., jax.Array]:
+def _judged(
+    apply: Apply, targeted: bool, confidence: float
+) -> Callable[..., jax.Array]:
     @jax.jit
     def judged(variables: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
         logits = apply(variables, _to_float(x))
-        return attack_lib.decided(logits, labels, targeted)
+        return attack_lib.decided(logits, labels, targeted, confidence)
 
     return judged
 

@@ -22,6 +22,7 @@ from opnorm.analysis.robustness import (
 )
 from opnorm.attacks import checks
 from opnorm.attacks.checks import Bounds
+from opnorm.attacks.square import check_layout
 
 # Differences of paired examples below this many standard errors are chance.
 _ERRORS = 2.0
@@ -59,6 +60,7 @@ def sanity_checks(
     epsilon: float,
     num_steps: int = 20,
     num_queries: int = 200,
+    channels: str = "last",
     batch_size: int = 100,
     key: jax.Array,
     index: np.ndarray | None = None,
@@ -85,6 +87,7 @@ def sanity_checks(
       epsilon: budget in the units of the bounds.
       num_steps: steps of the iterative attack.
       num_queries: queries of Square, and half as many random points.
+      channels: where images have their channels, as for :func:`attacks.square`.
       batch_size: rows per compiled call.
       key: typed key.
       index: ``(N,)`` int, numbers of the examples in the data set; None for 0, ...
@@ -95,7 +98,8 @@ def sanity_checks(
       The checks; those that did not pass are warnings, not proofs.
 
     Raises:
-      ValueError: as :func:`attack_examples`, and for bounds that are no box.
+      ValueError: as :func:`attack_examples`, for bounds that are no box, and for images
+        whose channels are plainly elsewhere.
 
     Source: Carlini et al. 2019, "On evaluating adversarial robustness"; Croce & Hein
     2020 for the flags of AutoAttack. Its flag for defences that optimise at inference
@@ -106,6 +110,8 @@ def sanity_checks(
     check_examples(images, labels, batch_size)
     checks.check_bounds(bounds)
     check_bounds(images, bounds)
+    if p in (1, 2, math.inf):
+        check_layout(images.shape, channels)
     check_labels(apply, variables, images, labels, batch_size)
     low, high = pixel_range(images)
     box = (low, high)
@@ -133,7 +139,7 @@ def sanity_checks(
         )
         return ~attacked.success[0]
 
-    # PGA stands still at the first pixel that reaches the box in L1.
+    # In L1 sparse steps on many entries reach farther than those along the steepest.
     name = "apgd" if p == 1 else "pga"
     strong = stands(name, epsilon, num_steps=num_steps, keep="success")
     longer = stands(name, epsilon, num_steps=2 * num_steps, keep="success")
@@ -146,7 +152,7 @@ def sanity_checks(
     }
     if p in (1, 2, math.inf):
         rivals["white-box attacks beat a black-box one"] = stands(
-            "square", epsilon, num_queries=num_queries
+            "square", epsilon, num_queries=num_queries, channels=channels
         )
     for name, weak in rivals.items():
         found.append(_no_worse(name, strong, weak))
@@ -292,10 +298,20 @@ def _other_batches(count: int, size: int) -> list[np.ndarray]:
 
 
 def _difference(logits: np.ndarray, again: np.ndarray) -> float:
-    """The largest relative difference of two evaluations of the same rows."""
-    size = np.maximum(np.linalg.norm(logits, axis=1), 1e-10)
-    apart = np.linalg.norm(logits - again, axis=1) / size
-    return float(np.max(apart, initial=0.0, where=np.isfinite(apart)))
+    """The largest relative difference of two evaluations of the same rows.
+
+    Logits that are the same infinity or NaN twice, such as those of masked classes, do
+    not differ; those that are so once differ infinitely.
+    """
+    same = (logits == again) | (np.isnan(logits) & np.isnan(again))
+    finite = np.isfinite(logits) & np.isfinite(again)
+    if not np.all(same | finite):
+        return math.inf
+    apart = np.where(
+        same, 0.0, np.where(finite, logits, 0) - np.where(finite, again, 0)
+    )
+    size = np.linalg.norm(np.where(finite, logits, 0.0), axis=1)
+    return float(np.max(np.linalg.norm(apart, axis=1) / np.maximum(size, 1e-10)))
 
 
 def _no_worse(name: str, strong: np.ndarray, weak: np.ndarray) -> Check:

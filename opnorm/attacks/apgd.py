@@ -11,7 +11,7 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks, losses
+from opnorm.attacks import box, checks, losses
 from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
 from opnorm.attacks.checks import Bounds
 
@@ -45,7 +45,10 @@ def apgd(
 
     Follows the published code where it differs from the paper (at most instead of fewer
     than three quarters; no halving for want of change at the first checkpoint;
-    checkpoints at whole numbers of steps), but counts the first step by its own start.
+    checkpoints at whole numbers of steps), but counts the first step by its own start,
+    and leaves out gradient entries that point out of the box at a face: a sparse step
+    would spend its length, and a normalised one a part of it, where the box takes it
+    away.
 
     Args:
       p: exponent of the norm: 1, 2 or inf.
@@ -178,11 +181,11 @@ def apgd(
         delta = lax.cond(first, fresh, lambda: moved).astype(x.dtype)
 
         # Clipped as in the end: the sum may round to the outside of the box.
+        point = attack_lib.clip(x + delta, bounds)
         value, logits, gradient = attack_lib.value_and_gradient(
-            f,
-            lambda z: objective(z, problem, state, run),
-            attack_lib.clip(x + delta, bounds),
+            f, lambda z: objective(z, problem, state, run), point
         )
+        gradient = box.unblocked(point, gradient, bounds)
         value = value.astype(state["loss"].dtype)
         hit = attack_lib.decided(logits, problem.labels, targeted) & final
         new = dict(state)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg
-from opnorm.attacks import checks
+from opnorm.attacks import checks, losses
 from opnorm.attacks.checks import Bounds
 from opnorm.linalg.linear_map import varying_axes
 
@@ -48,9 +48,9 @@ class AttackResult(NamedTuple):
 
     Attributes:
       x_adv: shape and dtype of the inputs: inside the bounds and the budget.
-      success: ``(B,)`` bool: the network decides at ``x_adv`` as the attack wants, or
-        returns NaN, unless a class is to be reached; and where there is a budget,
-        ``distance`` keeps it (:func:`within_budget`).
+      success: ``(B,)`` bool: the network decides at ``x_adv`` as the attack wants, by
+        the margin that it asks for, or returns NaN, unless a class is to be reached;
+        and where there is a budget, ``distance`` keeps it (:func:`within_budget`).
       distance: ``(B,)``, ``||x_adv - x||_p``, at least float32. Where an attack that
         looks for the nearest point fails it returns x, at distance 0: look at
         ``success`` first.
@@ -83,6 +83,7 @@ class Stage:
       bounds: the box (low, high) that x must lie in, or None.
       epsilon: the budget in the attack's norm, scalar or ``(B,)``, may be traced; None
         if perturbations have no largest length.
+      confidence: margin that the logits must have at a point that succeeds.
       any_labels: whether ``labels`` need not be classes of the network: where nothing
         looks at them, or only a loss of the caller's, which may read them as it likes.
     """
@@ -100,6 +101,12 @@ class Stage:
     # Left out of comparisons: an array has no hash, and not one truth value.
     epsilon: Any = dataclasses.field(default=None, compare=False)
     any_labels: bool = False
+    confidence: float = 0.0
+
+    @property
+    def goal(self) -> tuple[bool, float]:
+        """What :func:`decided` takes beside logits and labels."""
+        return self.targeted, self.confidence
 
     def advance(
         self,
@@ -279,7 +286,8 @@ class Attack:
         success = jnp.zeros_like(labels, dtype=bool)
         judged_first = self.joined or self.judges_input
         if judged_first:
-            success = decided(f(problem.x), labels, self.stages[0].targeted)
+            goal = self.stages[0].goal
+            success = decided(f(problem.x), labels, *goal)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         best = AttackResult(
             x_adv=problem.x,
@@ -297,7 +305,7 @@ class Attack:
             distance = linalg.norm(x_adv - problem.x, self.p)
             hit = success
             if judge:
-                hit = decided(f(x_adv), labels, stage.targeted)
+                hit = decided(f(x_adv), labels, *stage.goal)
                 if stage.epsilon is not None:
                     hit &= within_budget(distance, stage.epsilon, x, self.p)
             found = AttackResult(x_adv, hit, distance, best.steps + taken)
@@ -456,13 +464,21 @@ def finish(stage: Stage, problem: Problem, state: State) -> jax.Array:
     return jnp.where(like(sound, x_adv), x_adv, problem.x)
 
 
-def decided(logits: jax.Array, labels: jax.Array, targeted: bool) -> jax.Array:
+def decided(
+    logits: jax.Array, labels: jax.Array, targeted: bool, confidence: float = 0.0
+) -> jax.Array:
     """Whether the decision, the argmax, is what the attack wants, ``(B,)`` bool.
 
-    A row with NaN decides for no class; argmax would take the first NaN.
+    With a confidence the margin between the label's logit and the largest other one
+    must be at least as large, too. A row with NaN decides for no class; argmax would
+    take the first NaN.
     """
     sound = ~jnp.any(jnp.isnan(logits), axis=1)
-    return (sound & (jnp.argmax(logits, axis=1) == labels)) == targeted
+    hit = (sound & (jnp.argmax(logits, axis=1) == labels)) == targeted
+    if confidence == 0:
+        return hit
+    margin = losses.margin(logits, labels)
+    return hit & ~((-margin if targeted else margin) < confidence)
 
 
 def within_budget(

@@ -11,7 +11,7 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks, losses
+from opnorm.attacks import box, checks, losses
 from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
 from opnorm.attacks.checks import Bounds
 
@@ -66,6 +66,7 @@ def pga(
     loss: str | losses.Loss = "cross_entropy",
     q: float = 2.0,
     targeted: bool = False,
+    skip_blocked: bool = True,
     bounds: Bounds = (0.0, 1.0),
 ) -> Attack:
     """Returns projected gradient ascent in the Lp ball of radius epsilon.
@@ -76,8 +77,10 @@ def pga(
     gradient is zero or not finite, the point stays. A step costs one forward and one
     backward pass to the input; several restarts cost one forward pass more each.
 
-    Clipping to the box after projecting on the ball can leave budget unused: for p = 1
-    a pixel at its bound may stay the steepest one, and the attack then stands still.
+    Gradient entries that point out of the box at a face are left out before the dual
+    map: with them a step spends its length where clipping takes it away, and for p = 1
+    stands still once the steepest entry has reached its bound. That departs from the
+    source, which ``skip_blocked=False`` follows; for p = inf both take the same steps.
     For p other than 1, 2 and inf the dual map is not the gradient of what the
     projection preserves, and small steps stop short of the maximum even of a linear
     loss; ``step_size=inf`` reaches it.
@@ -103,6 +106,8 @@ def pga(
         function ``(logits (B, K), labels (B,)) -> (B,)``.
       q: exponent of "logit_distance".
       targeted: descend the loss towards the labels instead.
+      skip_blocked: whether gradient entries that point out of the box at a face are
+        left out.
       bounds: box (low, high) that inputs stay in, or None.
 
     Raises:
@@ -136,6 +141,7 @@ def pga(
     if size is None:
         size = 2 * jnp.asarray(radius) / max(num_steps, 1)
     confine = functools.partial(attack_lib.confine, p=p, radius=radius, bounds=bounds)
+    faces = bounds if skip_blocked else None
     # Judging a restart takes one evaluation of its last point.
     period = num_steps + (num_restarts > 1)
 
@@ -211,10 +217,15 @@ def pga(
             for name, value in current.items():
                 value = value.astype(state[name].dtype)
                 new[name] = jnp.where(like(wins, value), value, state[name])
+        # An unlimited step starts from x, and is blocked there.
+        jumps = jnp.isinf(attack_lib.constant(size))
+        origin = jnp.where(like(jumps, x), x, point)
+        ascent = box.unblocked(origin, ascent, faces)
         if velocity is not None:
             unit = linalg.scale(ascent, 1 / _positive(linalg.norm(ascent, 1.0)))
             ascent = jnp.where(fresh, 0.0, momentum) * velocity + unit
             new["velocity"] = ascent.astype(velocity.dtype)
+            ascent = box.unblocked(origin, ascent, faces)
         # Without steps the ascent is a constant zero, and XLA folds its dual map and
         # its norm at compile time, for seconds.
         moved = _advance(delta, ascent, p, radius, size) if num_steps else delta

@@ -195,6 +195,18 @@ def test_a_single_example_is_checked() -> None:
     assert not sanity._no_worse("", np.array([True]), np.array([False])).passed
 
 
+def test_masked_classes_hide_no_difference() -> None:
+    logits = np.array([[3.0, 4.0, -np.inf, np.nan], [0.0, 1.0, -np.inf, 2.0]])
+    moved = logits + np.array([[0.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert sanity._difference(logits, logits) == 0
+    assert sanity._difference(logits, moved) == pytest.approx(0.1)
+    for value in (-np.inf, np.nan):
+        other = logits.copy()
+        other[1, 0] = value
+        assert sanity._difference(logits, other) == math.inf
+        assert sanity._difference(other, logits) == math.inf
+
+
 def test_random_points_take_no_direction_of_a_constant() -> None:
     # XLA folds norms and dual maps of constants while it compiles, for seconds.
     attack = attacks.uniform_noise(p=math.inf, epsilon=0.1, num_draws=3)

@@ -133,7 +133,8 @@ def test_points_are_sound_whatever_the_network_does(name, p) -> None:
             first, second = np.sort(logits, axis=1)[:, :-3:-1].T
             with np.errstate(invalid="ignore"):
                 clear = first - second > 1e-5 * np.maximum(np.abs(first), 1)
-            clear |= BROKEN[kind] not in ("smooth", "saturated")
+            clear |= np.isnan(logits).any(axis=1)
+            clear |= BROKEN[kind] not in ("smooth", "saturated", "some_nan", "masked")
             np.testing.assert_array_equal(
                 found.success[clear], wrong[clear], BROKEN[kind]
             )

@@ -33,6 +33,8 @@ def random_pictures(count, side, num_classes):
         ("pga step_size=none", {"step_size": None, "keep": "success"}),
         ("pga step_size=inf q=1.5", {"step_size": math.inf, "q": 1.5}),
         ("pga step_size=2/255", {"step_size": 2 / 255}),
+        ("square channels=first", {"channels": "first"}),
+        ("auto_attack channels=none", {"channels": "none"}),
         ("apgd loss=dlr num_steps=3", {"loss": "dlr", "num_steps": 3}),
         ("wrm gamma=2", {"gamma": 2}),
         ("wrm penalty=4.0", {"penalty": 4.0}),

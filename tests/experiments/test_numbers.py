@@ -16,6 +16,7 @@ from opnorm import training
 )
 def test_numbers_may_be_fractions(text, number):
     assert cli.parse_floats("epsilons", [text, "0"]) == (number, 0.0)
+    assert cli._FloatParser().parse(text) == number
 
 
 @pytest.mark.parametrize("text", ["1/0", "8/", "/255", "1/2/3", "8 of 255", ""])
