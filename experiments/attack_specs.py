@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from experiments import cli
 from opnorm import attacks
 
 # Options of attacks that are not given with their names, and why.
@@ -55,6 +56,9 @@ def parse_attack(text: str) -> AttackSpec:
                 "spaces between."
             )
         options[option] = _read_value(value)
+        if option == "channels" and options[option] is None:
+            # Its "none" is a name.
+            options[option] = value.lower()
     if name not in attacks.NAMES:
         raise ValueError(f"attack is {name!r}; it may be {', '.join(attacks.NAMES)}.")
     _check_options(name, options)
@@ -67,7 +71,8 @@ def _read_value(text: str) -> Any:
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
-        return ast.literal_eval(text)
+        # A fraction is no literal of Python.
+        return cli.parse_number(text) if "/" in text else ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError):
         return text
 

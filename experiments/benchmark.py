@@ -13,7 +13,6 @@ that is ended early has written what it measured.
 import functools
 import statistics
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -113,6 +112,7 @@ def main() -> None:
             ]
         else:
             jobs.append((part, known[part]))
+    cli.hold(training.RunDirectory(_RUN.value))
     compilations = timing.Compilations()
     times: dict[str, float] = {}
     ratios: dict[str, float] = {}
@@ -156,7 +156,7 @@ def _write(
         },
     )
     text = f"{table}\n\n{seconds}"
-    (Path(run.path) / "table.md").write_text(f"{text}\n")
+    run.write_text("table.md", f"{text}\n")
     return text
 
 

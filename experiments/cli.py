@@ -1,10 +1,13 @@
 """experiments: what every binary shares: flags, errors, compilation cache, results."""
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
+import math
 import os
 import re
+import signal
 import sys
 import types
 import typing
@@ -18,6 +21,13 @@ from absl import app, flags, logging
 # Flags defined by the functions below belong to the binary that calls them, so that
 # they show in its --help.
 flags.disclaim_key_flags()
+
+# Directories that this process keeps others out of, until the binary ends.
+_HELD = contextlib.ExitStack()
+# Of environment errors: a full disk, a directory that another process writes into.
+_ENVIRONMENT_ERROR = 1
+_USAGE_ERROR = 2
+_INTERRUPTED = 128 + signal.SIGINT
 
 _SERIALIZER: flags.ArgumentSerializer[Any] = flags.ArgumentSerializer()
 
@@ -43,7 +53,7 @@ def define_config_flags(
             continue
         parser = {
             int: flags.IntegerParser,
-            float: flags.FloatParser,
+            float: _FloatParser,
             str: flags.ArgumentParser,
         }[kind]()
         if kind is not field.type:
@@ -51,6 +61,15 @@ def define_config_flags(
         flags.DEFINE(
             parser, field.name, default, helps[field.name], serializer=_SERIALIZER
         )
+
+
+class _FloatParser(flags.FloatParser):
+    """Reads fractions, too."""
+
+    syntactic_help = "a number or a fraction such as 8/255"
+
+    def convert(self, argument: Any) -> float:
+        return parse_number(argument)
 
 
 class _OrNone(flags.ArgumentParser[Any]):
@@ -117,7 +136,11 @@ def config_from_flags(config: type, **values: Any) -> Any:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses flags and calls ``main``; a usage error is one line and exit code 2."""
+    """Parses flags and calls ``main``; errors of usage or environment are one line.
+
+    Exit codes: 2 for a usage error; 1 for an operating system error, such as a full
+    disk or a directory that another process writes into; 130 after Ctrl-C.
+    """
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -140,22 +163,44 @@ def run(main: Callable[[], None]) -> None:
 
                 print(presets.describe(flags.FLAGS.preset))
                 return
-            main()
+            with _HELD:
+                main()
         except (ValueError, FileNotFoundError, FloatingPointError) as error:
             if os.environ.get("OPNORM_TRACEBACK"):
                 raise
             _fail(error)
+        except OSError as error:
+            if os.environ.get("OPNORM_TRACEBACK"):
+                raise
+            _fail(error, _ENVIRONMENT_ERROR)
+        except KeyboardInterrupt as interrupt:
+            _fail(Exception(str(interrupt) or "interrupted"), _INTERRUPTED)
 
     app.run(guarded, flags_parser=parse)
 
 
+def parse_number(text: str) -> float:
+    """Reads a number or a fraction, such as ``"0.5"``, ``"8/255"`` or ``"inf"``.
+
+    Raises:
+      ValueError: for other text, and for a fraction of zero.
+    """
+    above, slash, below = str(text).partition("/")
+    if not slash:
+        return float(above)
+    if float(below) == 0:
+        raise ValueError(f"{text!r} divides by zero.")
+    return float(above) / float(below)
+
+
 def parse_floats(name: str, text: list[str]) -> tuple[float, ...]:
-    """Reads a list flag as numbers; ValueError names the flag."""
+    """Reads a list flag as numbers or fractions; ValueError names the flag."""
     try:
-        return tuple(float(item) for item in text)
+        return tuple(parse_number(item) for item in text)
     except ValueError:
         raise ValueError(
-            f"{name} is {','.join(text)!r}; it must be numbers with commas between."
+            f"{name} is {','.join(text)!r}; it must be numbers or fractions such as "
+            "8/255, with commas between."
         ) from None
 
 
@@ -204,10 +249,32 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: metadata.version(package) for package in packages}
 
 
-def _fail(error: Exception) -> typing.NoReturn:
-    message = " ".join(str(error).split())
+def hold(run: Any, own: Sequence[str] = ()) -> Any:
+    """Keeps other processes out of a run directory until the binary ends.
+
+    Args:
+      run: a ``training.RunDirectory``; it is made if need be.
+      own: as for ``RunDirectory.check``.
+
+    Returns:
+      The same.
+
+    Raises:
+      ValueError: if the directory is not one that opnorm writes into.
+      RunInUse: an OSError, if another process writes into it.
+      OSError: if it cannot be made or written into.
+    """
+    _HELD.enter_context(run.locked(own))
+    return run
+
+
+def _fail(error: Exception, code: int = _USAGE_ERROR) -> typing.NoReturn:
+    text = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    message = " ".join(text.split())
     print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def use_compilation_cache() -> None:
@@ -252,9 +319,16 @@ def parse_split(text: str) -> tuple[str, int | None, int | None]:
 
 def percents(values: Sequence[float]) -> str:
     """Fractions as text, such as "44.5 / 46.2 %"."""
-    return " / ".join(f"{100 * value:.1f}" for value in values) + " %"
+    return " / ".join(number(v, "{:.1f}", times=100) for v in values) + " %"
 
 
 def numbers(values: Sequence[float]) -> str:
     """Numbers as text, three digits each."""
-    return " / ".join(f"{value:.3g}" for value in values)
+    return " / ".join(map(number, values))
+
+
+def number(value: float | None, text: str = "{:.3g}", *, times: float = 1) -> str:
+    """A number as text; "-" where it is not known: None or NaN."""
+    if value is None or math.isnan(value):
+        return "-"
+    return text.format(times * value)

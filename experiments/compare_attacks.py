@@ -65,7 +65,7 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     config, params, batch_stats, _ = training.load_run(_RUN.value)
     test_set = data.load(
-        config.dataset,
+        measure.dataset_name(None, config),
         split="test",
         limit=_EXAMPLES.value,
         image_size=training.image_size(config),
@@ -73,7 +73,8 @@ def main() -> None:
     apply, variables = measure.bind(config, params, batch_stats, test_set.num_classes)
     network = torch_cnn7.build(params, batch_stats)
     difference = _check_networks(apply, variables, network, test_set)
-    out = training.RunDirectory(_OUT.value or f"{_RUN.value}/comparison")
+    training.RunDirectory.for_results(_OUT.value or _RUN.value)
+    out = cli.hold(training.RunDirectory(_OUT.value or f"{_RUN.value}/comparison"))
 
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -150,7 +151,7 @@ def _ours(
             test_set.images,
             test_set.labels,
             attack=attack_specs.factory(spec, p),
-            epsilons=[epsilon],
+            epsilons=[epsilon] if attack_specs.has_budget(spec) else None,
             batch_size=_BATCH_SIZE.value,
             key=jax.random.key(_SEED.value),
             keep_points=True,

@@ -110,7 +110,7 @@ def _training_pictures(comparison: networks.Comparison, count: int) -> data.Data
     pictures = data.load(
         name,
         split="train",
-        data_dir=given.data_dir or comparison.networks[0].config.data_dir,
+        data_dir=given.data_dir,
         download=given.download,
         limit=count,
         image_size=training.image_size(comparison.networks[0].config, name),

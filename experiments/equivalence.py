@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, figures, measure
+from experiments import cli, figures, measure, pieces
 from opnorm import training
 
 _METHODS = ("standard", "adversarial", "data_dependent_snr", "global_snr")
@@ -63,6 +63,7 @@ _EPSILONS = flags.DEFINE_list(
     ["0.25", "0.5", "0.75", "1.0"],
     "lengths of the measuring attack, in [0, 1] pixel units",
 )
+pieces.define_fresh_flag()
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 
 
@@ -89,6 +90,7 @@ def main() -> None:
         },
         list(configs.values()),
     )
+    cli.hold(run)
     measured: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for (method, seed), config in configs.items():
         directory = Path(_RUN.value) / f"{method}-seed{seed}"
@@ -99,6 +101,7 @@ def main() -> None:
             test_set,
             epsilons=epsilons,
             num_steps=_TEST_STEPS.value,
+            fresh=flags.FLAGS.fresh,
         )
         measured[method].append(found)
     _report(run, measured, epsilons, test_set.description, began, revision)
@@ -182,7 +185,7 @@ def _report(
             "methods": averages,
         },
     )
-    (Path(run.path) / "table.md").write_text(table + "\n")
+    run.write_text("table.md", table + "\n")
     count = next(iter(averages.values()))["examples"]
     seeds = len(next(iter(measured.values())))
     title = f"{description}, {count:.0f} test pictures, mean of {seeds} seeds"

@@ -2,13 +2,17 @@ r"""Evaluates a trained network: robust accuracy, distances, sanity checks, spec
 
   python -m experiments.evaluate --run=runs/snr
   python -m experiments.evaluate --run=runs/snr --attack=auto_attack --epsilons=0.5
-  python -m experiments.evaluate --run=runs/snr --p=inf --epsilons=0.0157,0.0314 \
+  python -m experiments.evaluate --run=runs/snr --p=inf --epsilons=4/255,8/255 \
     --attack="pga num_steps=40 num_restarts=5" --attack="square num_queries=1000"
   python -m experiments.evaluate --run=runs/snr --attack=fab   # nearest points
 
 An attack with a budget is run at every epsilon; one without looks for the nearest
 misclassified point. Results of each piece of the data are saved when it is finished:
-started again with the same flags, an evaluation that was killed goes on from there.
+started again with the same flags, an evaluation that was killed goes on from there, and
+the report says how many pieces are from before. Each piece holds a digest over network,
+examples, attack and its own content, so that a piece that was damaged, or belongs to
+another evaluation, is computed again. A digest is no signature: give --fresh, which
+computes everything again, for a run directory that somebody else has written.
 Writes evaluation.json, evaluation.md and figures into the run directory, and keeps for
 every example the nearest misclassified point that any evaluation has found: a later,
 stronger attack can only lower the accuracy reported as best known.
@@ -23,19 +27,22 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import attack_specs, cli, evaluation, figures, measure
+from experiments import attack_specs, cli, evaluation, figures, measure, pieces
 from opnorm import analysis, data, training
 
 _RUN = flags.DEFINE_string(
     "run", None, "run directory, or a folder of checkpoints (required)"
 )
 flags.DEFINE_alias("checkpoint", "run")
+pieces.define_fresh_flag()
 _OUT = flags.DEFINE_string("out", None, "where to write; by default the run directory")
 _DATASET = flags.DEFINE_string(
     "dataset", None, "data set to evaluate on; by default the one trained on"
 )
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "where TensorFlow Datasets keeps data"
+    "data_dir",
+    None,
+    "where TensorFlow Datasets keeps data; the folder that the run names is not used",
 )
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 _SPLIT = flags.DEFINE_string(
@@ -52,7 +59,8 @@ _P = flags.DEFINE_float("p", None, "norm of the attacks; by default the training
 _EPSILONS = flags.DEFINE_list(
     "epsilons",
     ["0.125", "0.25", "0.5", "0.75", "1.0"],
-    "lengths of the attacks' perturbations, in [0, 1] pixel units, besides 0",
+    "lengths of the attacks' perturbations, in [0, 1] pixel units, besides 0; "
+    "fractions such as 8/255 are allowed",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "examples per compiled call")
 _PART_SIZE = flags.DEFINE_integer(
@@ -101,9 +109,9 @@ def main() -> None:
     if baseline is not None and norm not in baseline.get("best_known", {}):
         raise ValueError(f"baseline {_BASELINE.value} has no {norm} distances.")
     test_set = data.load(
-        _DATASET.value or config.dataset,
+        measure.dataset_name(_DATASET.value, config),
         split=split,
-        data_dir=_DATA_DIR.value or config.data_dir,
+        data_dir=_DATA_DIR.value,
         download=_DOWNLOAD.value,
         # Drawn at random unless a slice says which.
         limit=_EXAMPLES.value if (first, last) == (None, None) else None,
@@ -112,9 +120,9 @@ def main() -> None:
     test_set = test_set.slice(first, last).slice(0, _EXAMPLES.value)
     measure.check_fit(_RUN.value, config, params, batch_stats, test_set)
     apply, variables = measure.bind(config, params, batch_stats, test_set.num_classes)
-    identity = evaluation.fingerprint(params, batch_stats, test_set)
-    out = training.RunDirectory(_OUT.value or _RUN.value)
-    parts = evaluation.Parts(out.path / "evaluation")
+    identity = pieces.fingerprint(config, params, batch_stats, test_set)
+    out = cli.hold(training.RunDirectory.for_results(_OUT.value or _RUN.value))
+    parts = pieces.Parts(out.path / "evaluation", fresh=flags.FLAGS.fresh)
 
     clean = analysis.evaluate_accuracy(
         apply,
@@ -142,11 +150,15 @@ def main() -> None:
         )
         nearest = np.minimum(nearest, found["distance"].min(axis=0))
         if not attack_specs.has_budget(spec):
-            cards[str(spec)] = evaluation.distance_card(
-                found["distance"][0], epsilons, found["seconds"]
-            )
+            cards[str(spec)] = {
+                **evaluation.distance_card(
+                    found["distance"][0], epsilons, found["seconds"]
+                ),
+                **{name: found[name] for name in ("pieces", "reused")},
+            }
             continue
         card = evaluation.budget_card(found, spec, p, epsilons, clean.correct)
+        card |= {name: found[name] for name in ("pieces", "reused")}
         cards[str(spec)] = card
         for name, after in card.get("after", {}).items():
             if name == "square":
@@ -165,11 +177,13 @@ def main() -> None:
             batch_size=_BATCH_SIZE.value,
             key=jax.random.key(_SEED.value),
         )
+        largest = analysis.budget_check(epsilons[-1], p=p, shape=test_set.image_shape)
+        checks += [] if largest.passed or largest in checks else [largest]
 
-    known, contributors = evaluation.best_known(
-        out.path / "evaluation", norm, identity, nearest, [str(s) for s in specs]
+    known, contributors, earlier = evaluation.best_known(
+        parts.below("best_known"), norm, identity, nearest, [str(s) for s in specs]
     )
-    standing = known[None] > np.array([0.0, *epsilons])[:, None] * (1 + 1e-6)
+    standing = ~evaluation.within(known, np.array([[0.0, *epsilons]]).T)
     mean, error = evaluation.mean_and_error(standing)
     reached = known[np.isfinite(known)]
     card = {
@@ -194,6 +208,7 @@ def main() -> None:
                 "mean_distance": float(reached.mean()) if len(reached) else None,
                 "found": len(reached) / len(known),
                 "attacks": contributors,
+                "earlier_attacks": earlier,
             }
         },
         "checks": [check._asdict() for check in checks],
@@ -212,8 +227,6 @@ def main() -> None:
             batch_size=_BATCH_SIZE.value,
             seed=_SEED.value,
         )
-    # An earlier version gave a job's measurement the name of this card.
-    measure.rename_measured(out.path)
     out.write_json("evaluation.json", card)
     out.write_text("evaluation.md", evaluation.table(card))
     _draw(out, card, nearest, config.epsilon if config.p == p else None)

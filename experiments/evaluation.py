@@ -1,73 +1,17 @@
-"""experiments: the parts of an evaluation: saved pieces, result card, table."""
+"""experiments: the parts of an evaluation: attacks in pieces, result card, table."""
 
-import hashlib
-import json
-import os
 import time
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from experiments import attack_specs, cli
+from experiments.pieces import Parts
 from opnorm import analysis, data, training
 
 _FIELDS = ("success", "distance", "steps", "stage")
-
-
-def fingerprint(params: Any, batch_stats: Any, test_set: data.Dataset) -> str:
-    """Says which network and which examples results belong to."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves((params, batch_stats)):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(array.tobytes())
-    digest.update(np.ascontiguousarray(test_set.images).tobytes())
-    digest.update(np.ascontiguousarray(test_set.labels).tobytes())
-    return digest.hexdigest()[:16]
-
-
-class Parts:
-    """Pieces of results on disk, so that a killed evaluation resumes.
-
-    Args:
-      directory: where; made when the first piece is written.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def get(self, key: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-        """The piece saved under this key, or None; a damaged one counts as missing."""
-        file = self._file(key)
-        if not file.exists():
-            return None
-        try:
-            with np.load(file) as stored:
-                return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
-            logging.warning("%s is damaged; it is computed again.", file)
-            return None
-
-    def put(self, key: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Saves a piece; a kill leaves the whole piece or none."""
-        file = self._file(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-        with unfinished.open("wb") as stream:
-            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(file)
-
-    def _file(self, key: Mapping[str, Any]) -> Path:
-        text = json.dumps(dict(key), sort_keys=True)
-        return self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
 
 
 def attack_in_parts(
@@ -87,13 +31,16 @@ def attack_in_parts(
     """Runs one attack on the test set, piece by piece, and saves each piece.
 
     Returns:
-      "success", "distance", "steps", "stage", each ``(E, N)``, and "seconds", of this
-      process and of those before it. Distances of an attack with a budget are at most
-      that: rounding of the difference between two pictures may have put them above.
+      "success", "distance", "steps", "stage", each ``(E, N)``, "seconds", of this
+      process and of those before it, and "pieces" and "reused", how many there are and
+      how many were measured by an earlier process. Distances of an attack with a budget
+      are at most that: rounding of the difference between two images may have put them
+      above.
     """
     budgets = [float(e) for e in epsilons] if attack_specs.has_budget(spec) else [0.0]
     pieces: list[dict[str, np.ndarray]] = []
     count = len(test_set)
+    before = parts.reused
     with training.Progress(count, description=str(spec), unit="example") as progress:
         for start in range(0, count, part_size):
             stop = min(start + part_size, count)
@@ -118,7 +65,7 @@ def attack_in_parts(
                     test_set.images[start:stop],
                     test_set.labels[start:stop],
                     attack=attack_specs.factory(spec, p),
-                    epsilons=budgets,
+                    epsilons=budgets if attack_specs.has_budget(spec) else None,
                     batch_size=batch_size,
                     key=jax.random.key(seed),
                     index=np.arange(start, stop),
@@ -137,6 +84,7 @@ def attack_in_parts(
         nearest = np.minimum(whole["distance"], np.array(budgets)[:, None])
         whole["distance"] = np.where(whole["success"], nearest, whole["distance"])
     whole["seconds"] = float(sum(piece["seconds"] for piece in pieces))
+    whole |= {"pieces": len(pieces), "reused": parts.reused - before}
     return whole
 
 
@@ -179,6 +127,11 @@ def budget_card(
     return card
 
 
+def within(distance: np.ndarray, epsilon: Any) -> np.ndarray:
+    """Which distances in float32 are at most epsilon, whose digits they may lack."""
+    return distance <= np.asarray(epsilon) * (1 + 1e-6)
+
+
 def distance_card(
     distance: np.ndarray, epsilons: Sequence[float], seconds: float
 ) -> dict[str, Any]:
@@ -193,40 +146,42 @@ def distance_card(
         "median": finite(float(np.median(distance))),
         "mean_of_correct": float(distance[right].mean()) if right.any() else None,
         "error_within": {
-            f"{epsilon:g}": float(np.mean(distance <= epsilon)) for epsilon in epsilons
+            f"{epsilon:g}": float(np.mean(within(distance, epsilon)))
+            for epsilon in epsilons
         },
         "seconds": seconds,
     }
 
 
 def best_known(
-    directory: Path,
+    parts: Parts,
     norm: str,
     identity: str,
     distance: np.ndarray,
     names: Sequence[str],
-) -> tuple[np.ndarray, list[str]]:
+) -> tuple[np.ndarray, list[str], list[str]]:
     """Merges distances with those of earlier evaluations, which only come down.
 
     Args:
-      directory: of the evaluation.
+      parts: where the distances are kept.
       norm: such as "L2".
       identity: of network and examples; results of others are kept apart.
       distance: ``(N,)``, of this evaluation.
       names: attacks that it is from.
 
     Returns:
-      The smallest distances known, and the attacks they come from.
+      The smallest distances known, the attacks they come from, and those among them
+      that an earlier evaluation ran.
     """
-    store = Parts(directory / "best_known")
     key = {"identity": identity, "norm": norm}
-    earlier = store.get(key)
-    known = list(names)
+    earlier = parts.get(key)
+    before: list[str] = []
     if earlier is not None and earlier["distance"].shape == distance.shape:
         distance = np.minimum(distance, earlier["distance"])
-        known = sorted({*known, *(str(name) for name in earlier["attacks"])})
-    store.put(key, {"distance": distance, "attacks": np.array(known)})
-    return distance, known
+        before = [str(name) for name in earlier["attacks"]]
+    known = sorted({*names, *before}) if before else list(names)
+    parts.put(key, {"distance": distance, "attacks": np.array(known)})
+    return distance, known, before
 
 
 def improvement(
@@ -265,7 +220,7 @@ def table(card: Mapping[str, Any]) -> str:
             rows.append(
                 {"accuracy at epsilon": name}
                 | {
-                    f"{epsilon:g}": f"{mean:.1%} ± {error:.1%}"
+                    f"{epsilon:g}": f"{mean:.1%} ± {cli.number(error, '{:.1%}')}"
                     for epsilon, mean, error in zip(
                         curve["epsilon"],
                         curve["mean"],
@@ -279,9 +234,9 @@ def table(card: Mapping[str, Any]) -> str:
         {
             "nearest point": name,
             "found": f"{found['found']:.1%}",
-            "mean distance": _number(found["mean"]),
-            "median": _number(found["median"]),
-            "mean of correct": _number(found["mean_of_correct"]),
+            "mean distance": cli.number(found["mean"]),
+            "median": cli.number(found["median"]),
+            "mean of correct": cli.number(found["mean_of_correct"]),
             "seconds": f"{found['seconds']:.0f}",
         }
         for name, found in card["attacks"].items()
@@ -302,11 +257,12 @@ def table(card: Mapping[str, Any]) -> str:
         ratio = card["improvement"]
         lines += [
             f"Improvement over {ratio['baseline']}: distance "
-            f"{_number(ratio['distance_gain'])}, error {_number(ratio['error_rise'])}, "
-            f"ratio {_number(ratio['ratio'])}.",
+            f"{cli.number(ratio['distance_gain'])}, error "
+            f"{cli.number(ratio['error_rise'])}, ratio {cli.number(ratio['ratio'])}.",
             "",
         ]
     lines += [f"- {text}" for text in checks_as_text(card["checks"])]
+    lines += [f"- {text}" for text in reuse_as_text(card)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -318,18 +274,29 @@ def checks_as_text(checks: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def reuse_as_text(card: Mapping[str, Any]) -> list[str]:
+    """One line for each part of a card that an earlier evaluation measured."""
+    lines = [
+        f"reused: {attack['reused']} of {attack['pieces']} pieces of {name} were "
+        "measured by an earlier evaluation"
+        for name, attack in card["attacks"].items()
+        if attack.get("reused")
+    ]
+    for found in card["best_known"].values():
+        if earlier := found.get("earlier_attacks"):
+            lines.append(
+                "reused: best known includes distances of an earlier evaluation by "
+                + ", ".join(earlier)
+            )
+    return lines
+
+
 def mean_and_error(values: np.ndarray) -> tuple[Any, Any]:
-    """Mean and standard error over the last axis."""
-    values = np.asarray(values, np.float64)
-    count = values.shape[-1]
-    error = values.std(axis=-1, ddof=min(1, count - 1)) / np.sqrt(count)
-    return values.mean(axis=-1).tolist(), error.tolist()
+    """Mean and standard error over the last axis; NaN for that of one example."""
+    found = analysis.average(np.moveaxis(np.asarray(values), -1, 0))
+    return found.mean.tolist(), found.standard_error.tolist()
 
 
 def finite(value: float) -> float | None:
     """The value, or None for one that JSON cannot hold."""
     return value if np.isfinite(value) else None
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"

@@ -4,11 +4,14 @@ Colours follow Okabe & Ito's palette, which colour-blind readers can tell apart;
 method keeps its colour and marker in all figures.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from opnorm import training
 
 LABELS = {
     "standard": "standard",
@@ -60,7 +63,7 @@ def plot_accuracy(
             method,
             np.asarray(curve["epsilon"]),
             100 * np.asarray(curve["mean"]),
-            100 * np.asarray(curve["standard_error"]),
+            100 * np.asarray(curve["standard_error"], float),
         )
     mark_training_epsilon(axes, training_epsilon)
     axes.set_xlabel(
@@ -121,7 +124,7 @@ def plot_singular_values(
     for method, spectrum in spectra.items():
         mean = np.asarray(spectrum["mean"])
         rank = np.arange(1, len(mean) + 1)
-        band(axes, method, rank, mean, np.asarray(spectrum["standard_error"]))
+        band(axes, method, rank, mean, np.asarray(spectrum["standard_error"], float))
     axes.set_yscale("log")
     axes.set_xticks(np.arange(1, max(len(s["mean"]) for s in spectra.values()) + 1))
     axes.set_xlabel("rank")
@@ -154,8 +157,7 @@ def plot_training(
         axes.set_xlabel("epoch")
         finish(axes)
     right.set_ylim(0, 1)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    write(figure, path)
 
 
 def mark_training_epsilon(axes: Any, training_epsilon: float | None) -> None:
@@ -272,8 +274,7 @@ def save_panels(
         frameon=False,
         fontsize=8,
     )
-    figure.savefig(path, dpi=150)
-    pyplot().close(figure)
+    write(figure, path)
 
 
 def band(axes: Any, method: str, x: Any, mean: Any, error: Any) -> None:
@@ -304,5 +305,12 @@ def finish(axes: Any) -> None:
 def save_figure(figure: Any, axes: Any, path: Path) -> None:
     """Finishes the panel, writes the figure and closes it."""
     finish(axes)
-    figure.savefig(path, dpi=150)
+    write(figure, path)
+
+
+def write(figure: Any, path: Path) -> None:
+    """Writes a PNG whole or not at all, never through a link, and closes the figure."""
+    png = io.BytesIO()
+    figure.savefig(png, dpi=150, format="png")
+    training.write_whole(path, png.getvalue())
     pyplot().close(figure)

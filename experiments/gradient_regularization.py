@@ -45,12 +45,12 @@ from absl import flags
 from experiments import (
     attack_specs,
     cli,
-    evaluation,
     gradient_regularization_attacks,
     gradient_regularization_figures,
     gradient_regularization_paper,
     gradient_regularization_tables,
     measure,
+    pieces,
 )
 from experiments import gradient_regularization_measure as measuring
 from experiments import gradient_regularization_rows as rows
@@ -137,12 +137,13 @@ _PART = flags.DEFINE_integer(
 _SUMMARIZE = flags.DEFINE_string(
     "summarize", None, "directory of results to sum up again, without measuring"
 )
+pieces.define_fresh_flag()
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 # Flags that --summarize has no use for, beside those of training.
 _OF_MEASUREMENTS = (
     *("out", "run", "rows", "seeds", "preset", "test_examples", "examples", "top_k"),
     *("attack", "epsilons", "largest_budget", "halvings", "lanczos_steps"),
-    *("test_batch_size", "part_size", "download"),
+    *("test_batch_size", "part_size", "fresh", "download"),
 )
 
 
@@ -162,8 +163,10 @@ def main() -> None:
     train_set = None
     if not _RUN.value:
         train_set = training.load_train_set(config, download=_DOWNLOAD.value)
+        data.check_splits(train_set, pictures)
         plan = training.make_plan(config, len(train_set))
         training.check_devices(plan, jax.device_count(), config.accumulation_steps)
+    training.RunDirectory.for_results(_OUT.value)
     settings = settings._replace(top_k=_top_k(pictures.num_classes))
     attacked = min(_EXAMPLES.value, len(pictures))
     run = measure.create_run_directory(
@@ -177,6 +180,8 @@ def main() -> None:
         },
         [each.config for each in chosen],
     )
+    cli.hold(run)
+    parts = pieces.Parts(run.path / "measured", fresh=flags.FLAGS.fresh)
     found: dict[str, dict[str, Any]] = {}
     for number, each in enumerate(chosen, start=1):
         name = f"network {number} of {len(chosen)}: {each.directory}"
@@ -193,7 +198,7 @@ def main() -> None:
                 "seeds": [],
             },
         )
-        row["seeds"].append(_measure(each, pictures, attacked, settings, run))
+        row["seeds"].append(_measure(each, pictures, attacked, settings, parts))
     results = {
         "data": pictures.description,
         "norm": measure.norm_name(settings.p),
@@ -204,11 +209,14 @@ def main() -> None:
         "environment": training.environment(),
         "git_revision": revision,
         "networks": _summarize(found, settings.largest),
+        "reused_pieces": parts.reused,
         "seconds": time.monotonic() - began,
     }
     paper = gradient_regularization_paper.table_for(pictures, results["norm"])
     results["paper"] = paper._asdict() if paper else None
     _write(run, results, paper)
+    if parts.reused:
+        print(f"{parts.reused} pieces of the results were measured earlier")
     print(f"written to {run.path} in {time.monotonic() - began:.0f} s")
 
 
@@ -234,7 +242,9 @@ def _summarize_again(directory: Path) -> None:
         paper = gradient_regularization_paper.Table(
             paper["setting"], lines, tuple(paper["epsilons"])
         )
-    _write(training.RunDirectory(directory), results, paper)
+    run = training.RunDirectory(directory)
+    cli.hold(run)
+    _write(run, results, paper)
     print(f"written to {directory}")
 
 
@@ -319,12 +329,14 @@ def _planned(p: float) -> list[rows.Trained]:
 
 def _test_pictures(config: training.Config) -> data.Dataset:
     given = flags.FLAGS
-    if given["dataset"].present:
-        config = dataclasses.replace(config, dataset=given.dataset)
+    if _RUN.value:
+        chosen = given.dataset if given["dataset"].present else None
+        name = measure.dataset_name(chosen, config)
+        config = dataclasses.replace(config, dataset=name)
     return data.load(
         config.dataset,
         split="test",
-        data_dir=given.data_dir or config.data_dir,
+        data_dir=given.data_dir,
         download=_DOWNLOAD.value,
         limit=_TEST_EXAMPLES.value,
         image_size=training.image_size(config),
@@ -348,7 +360,7 @@ def _measure(
     pictures: data.Dataset,
     attacked: int,
     settings: Settings,
-    run: training.RunDirectory,
+    parts: pieces.Parts,
 ) -> dict[str, Any]:
     config, params, batch_stats, metadata = training.load_run(each.directory)
     measure.check_fit(str(each.directory), config, params, batch_stats, pictures)
@@ -359,7 +371,8 @@ def _measure(
         attacked,
         settings,
         smooth=each.row.smooth,
-        parts=evaluation.Parts(run.path / "measured"),
+        config=config,
+        parts=parts,
         description=f"{each.directory.name}: attacks",
     )
     timed = each.directory / "training.json"

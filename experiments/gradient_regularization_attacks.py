@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import attack_specs, evaluation
+from experiments import attack_specs
+from experiments.pieces import Parts
 from opnorm import analysis, data, training
 from opnorm.analysis import accuracy, robustness
 from opnorm.attacks import attack as attack_lib
@@ -88,7 +89,7 @@ def find_nearest(
     pictures: data.Dataset,
     right: np.ndarray,
     settings: Settings,
-    parts: evaluation.Parts,
+    parts: Parts,
     identity: str,
     description: str,
 ) -> dict[str, np.ndarray]:

@@ -118,8 +118,7 @@ def draw_bounds(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
     figure.legend(
         lines, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8
     )
-    figure.savefig(out.figure_path("bounds"), dpi=150)
-    figures.pyplot().close(figure)
+    figures.write(figure, out.figure_path("bounds"))
 
 
 def _step(axes: Any, distances: np.ndarray, **style: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import evaluation
+from experiments import evaluation, pieces
 from experiments.gradient_regularization_attacks import (
     Settings,
     decides,
@@ -23,6 +23,7 @@ from experiments.gradient_regularization_attacks import (
 )
 from opnorm import analysis, data
 from opnorm.analysis import accuracy
+from opnorm.training import Config
 
 # What stands for the margin where curvature is measured, by what results call it: the
 # paper's, which may lie below the margin, and one that does not. The margin of the top
@@ -65,7 +66,8 @@ def measure(
     settings: Settings,
     *,
     smooth: bool,
-    parts: evaluation.Parts,
+    config: Config,
+    parts: pieces.Parts,
     description: str,
 ) -> Measured:
     """Measures a network; what was measured by an interrupted process is read again.
@@ -77,11 +79,12 @@ def measure(
       attacked: how many of them are attacked, the first ones.
       settings: how.
       smooth: whether the network has a curvature.
+      config: of the network.
       parts: where pieces of the results are kept.
       description: of the progress.
     """
-    identity = evaluation.fingerprint(
-        variables["params"], variables["batch_stats"], pictures
+    identity = pieces.fingerprint(
+        config, variables["params"], variables["batch_stats"], pictures
     )
     right = accuracy.in_batches(
         decides(apply, settings.top_k),
@@ -291,7 +294,7 @@ def _regularity(
     variables: dict[str, Any],
     pictures: data.Dataset,
     settings: Settings,
-    parts: evaluation.Parts,
+    parts: pieces.Parts,
     identity: str,
     name: str,
     loss: Any,
@@ -303,6 +306,7 @@ def _regularity(
         "p": settings.p,
         "top_k": settings.top_k,
         "num_steps": num_steps,
+        "seed": settings.seed,
     }
     known = parts.get(key)
     if known is None:

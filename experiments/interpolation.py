@@ -28,7 +28,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import cli, curvature_figures, measure
+from experiments import cli, curvature_figures, measure, pieces
 from opnorm import data, training
 
 _SWEEPS = {
@@ -68,6 +68,7 @@ _TEST_EXAMPLES = flags.DEFINE_integer(
     "test_examples", 400, "test pictures that each network is measured on"
 )
 _TEST_STEPS = flags.DEFINE_integer("test_steps", 10, "steps of the measuring attack")
+pieces.define_fresh_flag()
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 
 
@@ -94,6 +95,7 @@ def main() -> None:
         },
         list(configs.values()),
     )
+    cli.hold(run)
     measured: dict[float, list[dict[str, Any]]] = {value: [] for value in values}
     for number, ((value, seed), config) in enumerate(configs.items(), start=1):
         name = f"{_SWEEP.value}-{value:g}-seed{seed}"
@@ -105,6 +107,7 @@ def main() -> None:
             test_set,
             epsilons=[config.epsilon],
             num_steps=_TEST_STEPS.value,
+            fresh=flags.FLAGS.fresh,
         )
         measured[value].append(found)
     _report(run, measured, test_set.description, began, revision)

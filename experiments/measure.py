@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-import json
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import pieces
 from opnorm import analysis, attacks, data, training
 from opnorm.training import Config, build_model
 from opnorm.training import network as network_lib
-
-_MEASURED = "measured.json"
-# What it was called before; experiments.evaluate writes another card of that name.
-_MEASURED_BEFORE = "evaluation.json"
 
 
 def measure(
@@ -122,10 +119,33 @@ def accuracy_curve(
     }
 
 
+def dataset_name(given: str | None, config: Config) -> str:
+    """Returns the data set to measure a network on.
+
+    A line on stderr names a folder that only the run names, which may come from
+    somebody else.
+
+    Args:
+      given: by the user, or None.
+      config: of the run.
+    """
+    if given is not None:
+        return given
+    _, colon, folder = config.dataset.partition(":")
+    if colon:
+        print(f"images are read from {folder}, which the run names", file=sys.stderr)
+    return config.dataset
+
+
 def load_splits(
     config: Config, test_examples: int, *, download: bool
 ) -> tuple[data.Dataset | data.Stream, data.Dataset]:
-    """Loads what a configuration trains on, and test examples of the same data."""
+    """Loads what a configuration trains on, and test examples of the same data.
+
+    Raises:
+      ValueError or FileNotFoundError: as :func:`opnorm.data.load`, or if the splits
+        have other classes or shapes of images.
+    """
     train_set = training.load_train_set(config, download=download)
     test_set = data.load(
         config.dataset,
@@ -135,6 +155,7 @@ def load_splits(
         limit=test_examples,
         image_size=training.image_size(config),
     )
+    data.check_splits(train_set, test_set)
     return train_set, test_set
 
 
@@ -214,7 +235,9 @@ def create_run_directory(
     run = training.RunDirectory.create(
         path, {**settings, "configs": given}, may_differ=("configs",)
     )
-    held = run.flags()["configs"]
+    held = run.flags().get("configs")
+    if not isinstance(held, list) or not all(isinstance(each, dict) for each in held):
+        raise ValueError(f"{path} has a flags.json without configurations of networks.")
     if len(held) != len(given):
         raise ValueError(
             f"{path} holds another run: of {len(held)} networks there and "
@@ -225,6 +248,9 @@ def create_run_directory(
     for stored, config in zip(held, given, strict=True):
         # Fields that did not exist yet when the directory was made.
         for name, there in (default | stored).items():
+            # Where the data are decides no result.
+            if name == "data_dir":
+                continue
             here = config.get(name)
             # JSON holds no infinity; it is kept as text.
             if isinstance(here, float) and math.isinf(here):
@@ -236,19 +262,6 @@ def create_run_directory(
     return run
 
 
-def rename_measured(directory: Path) -> None:
-    """Renames what an earlier version of :func:`train_and_measure` has written."""
-    before = directory / _MEASURED_BEFORE
-    if (directory / _MEASURED).exists() or not before.exists():
-        return
-    try:
-        found = json.loads(before.read_text())
-    except ValueError:
-        return
-    if {"accuracy", "training_seconds"} <= set(found):
-        before.replace(directory / _MEASURED)
-
-
 def train_and_measure(
     config: Config,
     directory: Path,
@@ -257,44 +270,49 @@ def train_and_measure(
     *,
     epsilons: Sequence[float],
     num_steps: int,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Trains a network and measures it; both go on after an interruption.
 
     Args:
       config: of the network; its seed is that of the measuring attack too.
-      directory: run directory; gets measured.json, which is read if it is there.
+      directory: run directory; gets measured.json, which is read if it is there and
+        was measured of the same network, on the same examples, in the same way.
       train_set: what to train on.
       test_set: what to measure on.
       epsilons: lengths of the measuring attack, in [0, 1] pixel units.
       num_steps: its steps.
+      fresh: whether to measure again in any case.
 
     Returns:
       As :func:`measure`, and "training_seconds" and "measuring_seconds".
     """
-    rename_measured(directory)
-    cached = directory / _MEASURED
-    if cached.exists():
-        known: dict[str, Any] = json.loads(cached.read_text())
-        return known
     start = time.monotonic()
+    # Of a complete run it reads the network, which says what was measured of it.
     result = training.train(config, directory=directory, train_set=train_set)
     trained = time.monotonic()
-    found = measure(
-        config,
-        result.params,
-        result.batch_stats,
-        test_set,
-        p=config.p,
-        epsilons=epsilons,
-        alignment_epsilon=config.epsilon,
-        num_steps=num_steps,
-        batch_size=100,
-        seed=config.seed,
-    )
-    found["training_seconds"] = trained - start
-    found["measuring_seconds"] = time.monotonic() - trained
-    training.RunDirectory(directory).write_json(_MEASURED, found)
-    return found
+    identity = pieces.fingerprint(config, result.params, result.batch_stats, test_set)
+
+    def compute() -> dict[str, Any]:
+        found = measure(
+            config,
+            result.params,
+            result.batch_stats,
+            test_set,
+            p=config.p,
+            epsilons=epsilons,
+            alignment_epsilon=config.epsilon,
+            num_steps=num_steps,
+            batch_size=100,
+            seed=config.seed,
+        )
+        found["training_seconds"] = trained - start
+        found["measuring_seconds"] = time.monotonic() - trained
+        return found
+
+    settings = {"epsilons": list(epsilons), "num_steps": num_steps}
+    settings |= pieces.network_settings(config, identity)
+    return pieces.cached(directory / "measured.json", settings, compute, fresh=fresh)
 
 
 def bind(
@@ -333,9 +351,9 @@ def spectrum(
     )
     aligned = analysis.alignment(jnp.asarray(delta), jnp.asarray(found.right))
     return {
-        "sigma": _mean_and_error(found.values[:, 0]),
-        "singular_values": _mean_and_error(found.values),
-        "alignment": _mean_and_error(aligned),
+        "sigma": averaged(found.values[:, 0]),
+        "singular_values": averaged(found.values),
+        "alignment": averaged(aligned),
         "random_alignment": float(analysis.expected_random_alignment(delta[0].size)),
     }
 
@@ -349,8 +367,7 @@ def average(measurements: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first = measurements[0]
     averaged: dict[str, Any] = {
         name: {
-            part: np.mean([m[name][part] for m in measurements], axis=0).tolist()
-            for part in first[name]
+            part: _mean([m[name][part] for m in measurements]) for part in first[name]
         }
         for name in ("accuracy", "sigma", "singular_values", "alignment")
     }
@@ -363,6 +380,11 @@ def average(measurements: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "accuracy": [m["accuracy"]["mean"] for m in measurements],
     }
     return averaged
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """The mean over the first axis; NaN where a file has null."""
+    return np.mean(np.array(values, np.float64), axis=0).tolist()
 
 
 @functools.cache
@@ -378,20 +400,32 @@ def _apply(module: nn.Module) -> Any:
 
 @functools.cache
 def usual_attack(p: float, num_steps: int) -> Any:
-    """Returns epsilon -> PGA with step size 2 epsilon / num_steps, one object each."""
+    """Returns epsilon -> PGA with step size 2 epsilon / num_steps, one object each.
+
+    It is the published attack, whose gradients keep the entries that the box blocks.
+    """
     return functools.partial(_pga, p, num_steps)
 
 
 def _pga(p: float, num_steps: int, epsilon: Any) -> attacks.Attack:
-    return attacks.pga(p=p, epsilon=epsilon, num_steps=num_steps)
+    return attacks.pga(p=p, epsilon=epsilon, num_steps=num_steps, skip_blocked=False)
 
 
-def _mean_and_error(values: Any) -> dict[str, Any]:
-    values = np.asarray(values, np.float64)
-    error = values.std(axis=0, ddof=min(1, len(values) - 1)) / np.sqrt(len(values))
+def averaged(values: Any, where: Any = True) -> dict[str, Any]:
+    """Returns the mean over the first axis and its standard error, as plain numbers.
+
+    Args:
+      values: ``(N, ...)``, one row per example.
+      where: which of them count; broadcasts to ``values``.
+
+    Returns:
+      "mean" and "standard_error". The standard error of fewer than two examples is not
+      known: NaN, which files of results hold as null.
+    """
+    average = analysis.average(values, where)
     return {
-        "mean": values.mean(axis=0).tolist(),
-        "standard_error": error.tolist(),
+        "mean": average.mean.tolist(),
+        "standard_error": average.standard_error.tolist(),
     }
 
 

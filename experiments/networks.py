@@ -87,7 +87,11 @@ def define_flags(folder: str) -> None:
     flags.DEFINE_string(
         "dataset", None, "data set to measure on; by default the one trained on"
     )
-    flags.DEFINE_string("data_dir", None, "where TensorFlow Datasets keeps data")
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "where TensorFlow Datasets keeps data; the folder that a run names is not used",
+    )
     flags.DEFINE_boolean("download", False, "download the data if missing")
     flags.DEFINE_string(
         "split", "test", "split to measure on, or a slice of one such as test[500:1000]"
@@ -107,7 +111,8 @@ def open_runs(folder: str, examples: int) -> Comparison:
 
     Raises:
       ValueError or FileNotFoundError: for flags out of range, runs that cannot be read
-        or that do not fit each other.
+        or that do not fit each other, or a folder to write to that is somebody else's.
+      RunInUse: an OSError, if another process writes into that folder.
     """
     given = flags.FLAGS
     for name, least in (("examples", 2), ("num_steps", 1), ("batch_size", 1)):
@@ -130,9 +135,9 @@ def open_runs(folder: str, examples: int) -> Comparison:
             "--dataset."
         )
     pictures = data.load(
-        given.dataset or names.pop(),
+        measure.dataset_name(given.dataset, loaded[0][0]),
         split=split,
-        data_dir=given.data_dir or loaded[0][0].data_dir,
+        data_dir=given.data_dir,
         download=given.download,
         # Drawn at random unless a slice says which.
         limit=examples if (first, last) == (None, None) else None,
@@ -150,7 +155,8 @@ def open_runs(folder: str, examples: int) -> Comparison:
         source = {"run": run, "step": metadata["step"], "method": config.method}
         functions = bind(training.build_model(config, pictures.num_classes))
         networks.append(Network(name, config, functions, variables, source))
-    out = training.RunDirectory(given.out or Path(directories[0]) / folder)
+    training.RunDirectory.for_results(given.out or directories[0])
+    out = cli.hold(training.RunDirectory(given.out or Path(directories[0]) / folder))
     return Comparison(networks, pictures, out)
 
 
@@ -219,13 +225,7 @@ def card(comparison: Comparison, count: int) -> dict[str, Any]:
     }
 
 
-def averaged(values: Any, where: Any = True) -> dict[str, Any]:
-    """The mean over examples and its standard error, as plain numbers or lists."""
-    average = analysis.average(values, where)
-    return {
-        "mean": average.mean.tolist(),
-        "standard_error": average.standard_error.tolist(),
-    }
+averaged = measure.averaged
 
 
 def read_lengths(name: str, text: list[str]) -> list[float]:

@@ -12,14 +12,13 @@ figures of accuracy against the length of PGA perturbations.
 """
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from experiments import cli, figures, measure
+from experiments import cli, figures, measure, pieces
 from opnorm import training
 from opnorm.training import presets
 from opnorm.training.config import DATA_FIELDS
@@ -53,6 +52,7 @@ _LINF = flags.DEFINE_list(
     ["0.00392", "0.00784", "0.01569", "0.03137"],
     "lengths of the Linf attack, in [0, 1] pixel units",
 )
+pieces.define_fresh_flag()
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 
 
@@ -71,15 +71,16 @@ def main() -> None:
         if flag.value < 1:
             raise ValueError(f"{flag.name} is {flag.value}; it must be at least 1.")
     rows = _rows()
+    run = training.RunDirectory.for_results(_RUN.value)
     first = next(iter(rows.values()))
     train_set, test_set = measure.load_splits(
         first, _TEST_EXAMPLES.value, download=_DOWNLOAD.value
     )
+    run = cli.hold(training.RunDirectory(_RUN.value), own=list(rows))
     measured = {
         name: _train_and_measure(name, config, train_set, test_set, lengths)
         for name, config in rows.items()
     }
-    run = training.RunDirectory(_RUN.value)
     run.write_json(
         "results.json",
         {
@@ -149,30 +150,29 @@ def _train_and_measure(
         "test_examples": len(test_set),
         "test_steps": _TEST_STEPS.value,
     }
-    cached = directory / "accuracies.json"
-    if cached.exists():
-        known: dict[str, Any] = json.loads(cached.read_text())
-        if known["settings"] == settings:
-            return known
-    apply, variables = measure.bind(
-        config, result.params, result.batch_stats, test_set.num_classes
+    network = (config, result.params, result.batch_stats)
+    settings |= pieces.network_settings(config, pieces.fingerprint(*network, test_set))
+
+    def compute() -> dict[str, Any]:
+        apply, variables = measure.bind(*network, test_set.num_classes)
+        curves = {
+            measure.norm_name(p): measure.accuracy_curve(
+                apply,
+                variables,
+                test_set,
+                p=p,
+                epsilons=epsilons,
+                num_steps=_TEST_STEPS.value,
+                batch_size=100,
+                seed=config.seed,
+            )
+            for p, epsilons in lengths.items()
+        }
+        return {"steps": result.step, "accuracy": curves}
+
+    return pieces.cached(
+        directory / "accuracies.json", settings, compute, fresh=flags.FLAGS.fresh
     )
-    curves = {
-        measure.norm_name(p): measure.accuracy_curve(
-            apply,
-            variables,
-            test_set,
-            p=p,
-            epsilons=epsilons,
-            num_steps=_TEST_STEPS.value,
-            batch_size=100,
-            seed=config.seed,
-        )
-        for p, epsilons in lengths.items()
-    }
-    found = {"settings": settings, "steps": result.step, "accuracy": curves}
-    training.RunDirectory(directory).write_json("accuracies.json", found)
-    return found
 
 
 def _line(name: str, config: training.Config, found: dict[str, Any]) -> dict[str, str]:

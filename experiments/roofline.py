@@ -19,7 +19,6 @@ give measured ones. Writes roofline.json and table.md into --run after every ste
 import collections
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -130,6 +129,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     os.environ["OPNORM_LOOPS"] = "plain"
     target = device(chip)
+    cli.hold(training.RunDirectory(_RUN.value))
     found: dict[str, dict[str, Any]] = {}
     text = ""
     for name in _NETWORKS.value:
@@ -302,7 +302,7 @@ def _write(
             "steps": found,
         },
     )
-    (Path(run.path) / "table.md").write_text(f"{text}\n")
+    run.write_text("table.md", f"{text}\n")
     return text
 
 

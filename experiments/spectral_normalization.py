@@ -38,6 +38,7 @@ from experiments import (
     cli,
     measure,
     networks,
+    pieces,
     spectral_normalization_figures,
     spectral_normalization_tables,
 )
@@ -93,6 +94,7 @@ _EPSILONS = flags.DEFINE_list(
     "strengths of the attack to measure with, in multiples of that trained with: of "
     "its length, with WRM of 1 / gamma",
 )
+pieces.define_fresh_flag()
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 
 
@@ -110,6 +112,7 @@ def main() -> None:
     first, *_ = schemes
     bounds = cli.parse_floats("bounds", _BOUNDS.value)
     kinds, folder = _METHODS.value, Path(_RUN.value)
+    run = training.RunDirectory.for_results(folder)
     planned = {
         name: chosen.planned(scheme, bounds, kinds, folder / name)
         for name, scheme in schemes.items()
@@ -121,6 +124,7 @@ def main() -> None:
             schemes[first], bounds, kinds[:1], folder / first, labels="random"
         )
     train_set, pictures = _load(schemes)
+    run = cli.hold(training.RunDirectory(_RUN.value), own=list(schemes))
     found = {
         name: {
             "config": dataclasses.asdict(scheme),
@@ -154,7 +158,6 @@ def main() -> None:
         "random_labels": random,
         "seconds": time.monotonic() - began,
     }
-    run = training.RunDirectory(_RUN.value)
     run.write_json("results.json", results)
     # As it is read again: networks measured earlier have been, too.
     results = json.loads((run.path / "results.json").read_text())
@@ -223,22 +226,24 @@ def _train_and_measure(
 ) -> dict[str, Any]:
     config = each.config
 
-    def compute() -> dict[str, Any]:
-        print(each.directory, file=sys.stderr)
-        steps = training.make_plan(config, len(train_set)).phases[0].steps_per_epoch
-        try:
-            result = training.train(
-                config,
-                directory=each.directory,
-                train_set=train_set,
-                log_every=max(1, steps // 10),
-            )
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{each.directory}: {error}") from error
-        return measuring.measure(config, result.params, result.batch_stats, pictures)
-
-    found = measuring.cached(
-        each.directory / "measured.json", _settings(pictures), compute
+    print(each.directory, file=sys.stderr)
+    steps = training.make_plan(config, len(train_set)).phases[0].steps_per_epoch
+    try:
+        # Of a complete run it reads the network, which says what was measured of it.
+        result = training.train(
+            config,
+            directory=each.directory,
+            train_set=train_set,
+            log_every=max(1, steps // 10),
+        )
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{each.directory}: {error}") from error
+    network = (config, result.params, result.batch_stats)
+    found = pieces.cached(
+        each.directory / "measured.json",
+        _settings(network, pictures),
+        lambda: measuring.measure(*network, pictures),
+        fresh=flags.FLAGS.fresh,
     )
     bound = config.spectral_norm_bound
     return {
@@ -260,18 +265,14 @@ def _strengths(
     # Of the same attack the file has the same name, whatever the preset is called.
     digest = hashlib.sha256(description.encode()).hexdigest()[:8]
 
-    def compute() -> dict[str, Any]:
-        config, params, batch_stats, _ = training.load_run(each.directory)
-        return measuring.accuracy_by_strength(
-            config, params, batch_stats, pictures, attack, strengths
-        )
-
-    settings = _settings(pictures) | {
-        "attack": description,
-        "strengths": list(strengths),
-    }
-    found = measuring.cached(
-        each.directory / f"strengths-{digest}.json", settings, compute
+    _, params, batch_stats, _ = training.load_run(each.directory)
+    network = (each.config, params, batch_stats)
+    found = pieces.cached(
+        each.directory / f"strengths-{digest}.json",
+        _settings(network, pictures)
+        | {"attack": description, "strengths": list(strengths)},
+        lambda: measuring.accuracy_by_strength(*network, pictures, attack, strengths),
+        fresh=flags.FLAGS.fresh,
     )
     return _without_settings(found)
 
@@ -280,22 +281,21 @@ def _time(
     planned: Mapping[str, Planned], bounded: Sequence[str], train_set: data.Dataset
 ) -> dict[str, Any]:
     configs = {name: planned[name].config for name in (WITHOUT, *bounded)}
-    found = measuring.cached(
+    found = pieces.cached(
         planned[WITHOUT].directory / "seconds_per_step.json",
         {"networks": list(configs)},
         lambda: chosen.time_steps(configs, train_set),
+        fresh=flags.FLAGS.fresh,
     )
     return _without_settings(found)
 
 
-def _settings(pictures: measuring.Pictures) -> dict[str, Any]:
+def _settings(
+    network: tuple[Config, Any, Any], pictures: measuring.Pictures
+) -> dict[str, Any]:
     """What decides the measurements of a trained network."""
-    return {
-        "data": pictures.test.name,
-        "train": len(pictures.train),
-        "validation": len(pictures.validation),
-        "test": len(pictures.test),
-    }
+    identity = pieces.fingerprint(*network, *pictures)
+    return pieces.network_settings(network[0], identity)
 
 
 def _without_settings(found: Mapping[str, Any]) -> dict[str, Any]:

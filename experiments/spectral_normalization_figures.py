@@ -85,7 +85,7 @@ def _draw_accuracy(out: training.RunDirectory, results: Mapping[str, Any]) -> No
                 "markersize": 4,
             }
             mean, error = (
-                np.array([100 * network["test"][part] for network in shown])
+                100 * np.array([network["test"][part] for network in shown], float)
                 for part in ("mean", "standard_error")
             )
             axes.plot(place, mean, label=f"{label(name)}: test", **style)
@@ -303,7 +303,7 @@ def _draw_strengths(out: training.RunDirectory, results: Mapping[str, Any]) -> N
                 trained = "trained with it" if own else f"{label(name)}-trained"
                 beta = "with" if network["method"] else "without"
                 length, mean, error = (
-                    np.array([first, *curve[part]])
+                    np.array([first, *curve[part]], float)
                     for first, part in (
                         (0.0, "length"),
                         (network["clean"]["mean"], "mean"),

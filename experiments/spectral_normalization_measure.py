@@ -6,9 +6,7 @@ Every network is measured under the attack that it was trained with, of which
 
 import dataclasses
 import functools
-import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +15,7 @@ import numpy as np
 
 from experiments import measure as measures
 from experiments import networks
-from opnorm import analysis, data, models, operators, training
+from opnorm import analysis, data, models, operators
 from opnorm.analysis import accuracy
 from opnorm.models import normalization
 from opnorm.training import Config, build, methods
@@ -99,29 +97,6 @@ def length(attack: Config, strength: float) -> float:
     """How far an attack goes: epsilon in [0, 1] pixel units, of WRM ``1 / 2 gamma``."""
     reach = 0.5 / attack.gamma if attack.method == "wrm" else attack.epsilon
     return strength * reach
-
-
-def cached(
-    file: Path, settings: Mapping[str, Any], compute: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """Reads what was measured with the same settings, or measures and keeps it.
-
-    Args:
-      file: of a run directory, JSON.
-      settings: strings, integers and lists of them.
-      compute: what is measured, as JSON holds it.
-
-    Returns:
-      As it is read: numbers that are not finite are strings, which float() takes.
-    """
-    if file.exists():
-        known: dict[str, Any] = json.loads(file.read_text())
-        if known.get("settings") == settings:
-            return known
-    found = {"settings": settings, **compute()}
-    training.RunDirectory(file.parent).write_json(file.name, found)
-    again: dict[str, Any] = json.loads(file.read_text())
-    return again
 
 
 def measure(

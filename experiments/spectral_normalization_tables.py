@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli
+from experiments import cli, measure
 from experiments.spectral_normalization_networks import WITHOUT
 from opnorm.training.config import SPECTRAL_NORM_METHODS
 
@@ -159,11 +159,13 @@ def _gain(without: Mapping[str, Any], best: Mapping[str, Any]) -> str:
         np.array([hit == "1" for hit in network["correct"]], float)
         for network in (without, best)
     )
-    found = 100 * (after - before)
-    error = found.std(ddof=1) / math.sqrt(len(found))
-    return f"{found.mean():+.1f} ± {error:.1f}"
+    found = measure.averaged(100 * (after - before))
+    error = cli.number(found["standard_error"], "{:.1f}")
+    return f"{found['mean']:+.1f} ± {error}"
 
 
-def _percent(accuracy: Mapping[str, float]) -> str:
-    mean, error = (100 * float(accuracy[n]) for n in ("mean", "standard_error"))
-    return f"{mean:.1f} ± {error:.1f} %"
+def _percent(accuracy: Mapping[str, float | None]) -> str:
+    mean, error = (
+        cli.number(accuracy[n], "{:.1f}", times=100) for n in ("mean", "standard_error")
+    )
+    return f"{mean} ± {error} %"

@@ -257,7 +257,7 @@ class Styles:
         """Draws a mean with its standard error."""
         color, marker, line = self.of[name]
         x, mean = np.asarray(x), np.asarray(curve["mean"])
-        error = np.asarray(curve["standard_error"])
+        error = np.asarray(curve["standard_error"], float)
         axes.plot(
             x,
             mean,

@@ -23,13 +23,14 @@ import hashlib
 import itertools
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from experiments import cli, sweep_launch, sweep_report
+from experiments import cli, pieces, sweep_launch, sweep_report
 from opnorm import training
 from opnorm.training import presets
 from opnorm.training.presets import STEP_RATIO
@@ -66,6 +67,7 @@ _SORT_BY = flags.DEFINE_string(
     "what the best point is best at: clean, or one of --epsilons; by default the "
     "first of them",
 )
+pieces.define_fresh_flag()
 _RETRY = flags.DEFINE_boolean(
     "retry", False, "try failed points again, and submit again whatever jobs there are"
 )
@@ -121,6 +123,7 @@ def main() -> None:
         dataclasses.asdict(base),
         defaults=dataclasses.asdict(training.Config()),
     )
+    cli.hold(run)
     notes: dict[str, str] = {}
     table = sweep_report.write(run, points, measurement, column, notes)
     for point, note in _launch(directory, points, measurement):
@@ -138,9 +141,13 @@ def _launch(
 ) -> Iterator[tuple[sweep_launch.Point, str | None]]:
     waiting = []
     for point in points:
-        found = sweep_launch.read_result(point, measurement)
-        if found is None or (found["status"] == "failed" and _RETRY.value):
+        found = sweep_launch.read_result(point, measurement, warn=True)
+        failed = found is not None and found["status"] == "failed"
+        if found is None or flags.FLAGS.fresh or (failed and _RETRY.value):
             waiting.append(point)
+    if len(waiting) < len(points):
+        count = f"{len(points) - len(waiting)} of {len(points)} points"
+        print(f"{count} were measured earlier", file=sys.stderr)
     if _LAUNCHER.value == "local":
         for point in waiting:
             state = sweep_launch.describe_state(point, measurement)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import cli, measure
+from experiments import cli, measure, pieces
 from opnorm import data, training
 from opnorm.training import Config
 from opnorm.training.config import DATA_FIELDS
@@ -92,9 +92,17 @@ def check_directory(point: Point) -> None:
         )
 
 
-def read_result(point: Point, measurement: Measurement) -> dict[str, Any] | None:
-    """The result of a run that ended, unless it was measured in another way."""
+def read_result(
+    point: Point, measurement: Measurement, *, warn: bool = False
+) -> dict[str, Any] | None:
+    """The result of a run that ended, unless it was measured in another way.
+
+    One that was damaged or edited counts as missing, with a warning if ``warn``.
+    """
     found = _read(point, _RESULT)
+    if found is not None:
+        file = Path(point.directory) / _RESULT
+        found = pieces.checked(file, found, warn=warn)
     if found is None or found["status"] == "failed":
         return found
     return found if found["measurement"] == _as_json(measurement) else None
@@ -120,8 +128,12 @@ def run_point(point: Point, measurement: Measurement, download: bool) -> dict[st
 
     Raises:
       FileNotFoundError: if the data, or a run to start from, are not there.
+      ValueError: if the directory is not one that opnorm writes into.
+      RunInUse: an OSError, if another process is at work on the point.
     """
     run = training.RunDirectory(point.directory)
+    # A failure must not be noted in somebody else's directory.
+    run.mark([_JOB])
     start = time.monotonic()
     try:
         found = {"status": "done", **_train_and_measure(point, measurement, download)}
@@ -134,7 +146,7 @@ def run_point(point: Point, measurement: Measurement, download: bool) -> dict[st
         "environment": training.environment(),
         "git_revision": training.git_revision(),
     }
-    run.write_json(_RESULT, found)
+    run.write_json(_RESULT, pieces.with_digest(found))
     return found
 
 
@@ -189,7 +201,9 @@ def launch_jobs(
     for point, job in zip(waiting, submitted, strict=True):
         jobs[point.name] = (point, job.done, str(job.paths.stderr))
         if cluster.kind != "debug":
-            training.RunDirectory(point.directory).write_json(
+            run = training.RunDirectory(point.directory)
+            run.mark([_JOB])
+            run.write_json(
                 _JOB,
                 {
                     "cluster": cluster.kind,
@@ -289,19 +303,19 @@ def _train_and_measure(
 ) -> dict[str, Any]:
     config = point.config
     start = time.monotonic()
-    result = training.train(
-        config,
-        directory=point.directory,
-        train_set=_train_set(_source(config), download),
-        download=download,
-    )
-    trained = time.monotonic()
+    train_set = _train_set(_source(config), download)
+    # Before hours of training, not after them.
     test_set = _test_set(
         _source(config),
         training.image_size(config),
         measurement.test_examples,
         download,
     )
+    data.check_splits(train_set, test_set)
+    result = training.train(
+        config, directory=point.directory, train_set=train_set, download=download
+    )
+    trained = time.monotonic()
     apply, variables = measure.bind(
         config, result.params, result.batch_stats, test_set.num_classes
     )
@@ -359,9 +373,14 @@ def _read(point: Point, name: str) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
+        found: Any = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}; remove it.") from error
+    needed = {_RESULT: ("status", "measurement"), _JOB: ("cluster", "job_id", "folder")}
+    if not isinstance(found, dict) or not set(needed[name]) <= set(found):
+        raise ValueError(
+            f"{file} is damaged: it must hold {', '.join(needed[name])}; remove it."
+        )
     return found
 
 

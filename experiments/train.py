@@ -5,8 +5,11 @@ r"""Trains one network with one method; interrupted runs go on where they ended.
   python -m experiments.train --list_presets
 
 The run directory holds flags.json (flags, git revision, versions, hardware),
-metrics.jsonl, checkpoints, and training.png. SIGTERM ends a run with a checkpoint and
-exit code 143.
+metrics.jsonl, checkpoints, and training.png. SIGTERM, Ctrl-C and SIGHUP end a run with
+a checkpoint and exit code 143, 130 or 129; a second Ctrl-C ends it at once. One process
+at a time writes into the directory. With more --epochs a run goes on, where its
+schedule leaves the steps before as they were; --dataset=folder:PATH may name another
+path of the same images.
 
 Several processes share a run where each is started with the same flags, and under
 SLURM, Open MPI or on a TPU pod with --distributed, elsewhere with
@@ -21,13 +24,19 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli, figures
-from opnorm import training
+from opnorm import data, training
 
 cli.define_config_flags(training.Config)
 cli.define_preset_flags()
 _RUN = flags.DEFINE_string("run", None, "run directory, made if need be (required)")
 _DOWNLOAD = flags.DEFINE_boolean(
     "download", False, "download the data set with TensorFlow Datasets if it is missing"
+)
+_CHECK_DATA = flags.DEFINE_boolean(
+    "check_data",
+    False,
+    "decode every image of both splits before training, and name those that cannot be "
+    "decoded; images in memory are decoded in any case",
 )
 _LOG_EVERY = flags.DEFINE_integer("log_every", 20, "steps between lines of metrics")
 _CHECKPOINT_EVERY = flags.DEFINE_integer(
@@ -61,6 +70,7 @@ def main() -> None:
     training.validate(config)
     if not _RUN.value:
         raise ValueError("run is not given; it is the directory to write to.")
+    train_set = _checked_data(config) if _CHECK_DATA.value else None
     processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if _DISTRIBUTED.value or processes != (None, None, None):
         training.initialize_hosts(*processes)
@@ -68,6 +78,7 @@ def main() -> None:
         result = training.train(
             config,
             directory=_RUN.value,
+            train_set=train_set,
             download=_DOWNLOAD.value,
             parameter_sharding=_SHARDING.value,
             log_every=_LOG_EVERY.value,
@@ -95,6 +106,38 @@ def main() -> None:
             ]
         )
     )
+
+
+def _checked_data(config: training.Config) -> data.Dataset | data.Stream:
+    """The training set; every image of it and of the test split can be decoded."""
+    train_set = training.load_train_set(config, download=_DOWNLOAD.value)
+    _decode_all(train_set, "train")
+    try:
+        test_set = _open_test_set(config)
+    except FileNotFoundError as error:
+        print(f"check_data: there is no test split: {error}", file=sys.stderr)
+        return train_set
+    _decode_all(test_set, "test")
+    data.check_splits(train_set, test_set)
+    return train_set
+
+
+def _open_test_set(config: training.Config) -> data.Dataset | data.Stream:
+    if data.is_streamed(config.dataset):
+        return data.open_stream(config.dataset, split="test", data_dir=config.data_dir)
+    return data.load(
+        config.dataset,
+        split="test",
+        data_dir=config.data_dir,
+        image_size=config.image_size,
+    )
+
+
+def _decode_all(source: data.Dataset | data.Stream, split: str) -> None:
+    count = len(source)
+    with training.Progress(count, description=f"{split} split", unit="image") as bar:
+        data.check_images(source, on_progress=bar.update)
+    print(f"check_data: {count} images of split {split} can be read", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""analysis: measurements of a trained network. Imports linalg, operators, attacks.
+"""Measurements of a trained network. Imports linalg, operators, attacks.
 
 A network is given as ``apply(variables, x)`` and its variables, and ``apply`` must be
 pure: it is compiled once, with the values that it closes over at that time, and found
@@ -76,7 +76,12 @@ from opnorm.analysis.robustness import (
     attack_examples,
     worst_over_budgets,
 )
-from opnorm.analysis.sanity import Check, sanity_checks, square_check
+from opnorm.analysis.sanity import (
+    Check,
+    budget_check,
+    sanity_checks,
+    square_check,
+)
 
 __all__ = [
     "Accuracy",
@@ -96,6 +101,7 @@ __all__ = [
     "alignment_by_rank",
     "attack_examples",
     "average",
+    "budget_check",
     "curvature_bound",
     "deviation_from_linearity",
     "evaluate_accuracy",

@@ -1,4 +1,4 @@
-"""analysis: accuracy, robust accuracy and Jacobian spectra of a network on a data set.
+"""Accuracy, robust accuracy and Jacobian spectra of a network on a data set.
 
 A network is given as ``apply(variables, x) -> logits`` and its variables, so that one
 compiled function serves every network of the same shape, every epsilon, and every
@@ -19,8 +19,11 @@ import numpy as np
 
 from opnorm import linalg, operators
 from opnorm.analysis import robustness
+from opnorm.analysis.averages import average
 from opnorm.analysis.robustness import Apply, AttackFactory
 from opnorm.attacks import attack as attack_lib
+from opnorm.attacks import checks
+from opnorm.attacks.checks import Bounds
 
 
 class Accuracy(NamedTuple):
@@ -28,7 +31,7 @@ class Accuracy(NamedTuple):
 
     Attributes:
       mean: in [0, 1].
-      standard_error: sample standard deviation over sqrt(N).
+      standard_error: sample standard deviation over sqrt(N); NaN for one example.
       correct: ``(N,)`` bool.
     """
 
@@ -68,6 +71,7 @@ def evaluate_accuracy(
     labels: np.ndarray,
     *,
     batch_size: int = 100,
+    bounds: Bounds = (0.0, 1.0),
 ) -> Accuracy:
     """Computes the accuracy on clean examples.
 
@@ -75,14 +79,20 @@ def evaluate_accuracy(
       apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode; pure,
         see :mod:`opnorm.analysis`.
       variables: first argument of ``apply``: all of the network that may change.
-      images: ``(N, ...)``, uint8 or float in [0, 1].
+      images: ``(N, ...)``, uint8 or float, in the bounds. uint8 images are divided by
+        255, float images are taken as they are.
       labels: ``(N,)`` int.
       batch_size: examples per compiled call.
+      bounds: box (low, high) that images lie in; None for a network that takes any
+        values, such as standardised ones.
 
     Raises:
-      ValueError: for no examples, or labels or a batch size that do not fit.
+      ValueError: for no examples, labels or a batch size that do not fit, images
+        outside the bounds, or a network of one logit.
     """
     robustness.check_examples(images, labels, batch_size)
+    checks.check_bounds(bounds)
+    robustness.check_bounds(images, bounds)
     size = min(batch_size, len(images))
     robustness.check_labels(apply, variables, images, labels, size)
     hits = in_batches(_hits(apply), variables, (images, labels), batch_size)
@@ -106,9 +116,12 @@ def robust_accuracy(
       apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode; pure,
         see :mod:`opnorm.analysis`.
       variables: first argument of ``apply``: all of the network that may change.
-      images: ``(N, ...)``, uint8 or float in [0, 1].
+      images: ``(N, ...)``, uint8 or float, in the attack's bounds; see
+        :func:`evaluate_accuracy`.
       labels: ``(N,)`` int, which the attack leaves.
       attack: ``epsilon -> attack``; epsilon is traced, so all share one compilation.
+        An attack without a budget breaks an example at epsilon only where its point
+        lies within epsilon.
       epsilons: budgets, in [0, 1] pixel units.
       batch_size: examples per compiled call.
       key: typed key of the attack.
@@ -118,10 +131,13 @@ def robust_accuracy(
 
     Raises:
       ValueError: for no examples, labels or a batch size that do not fit, images that
-        are neither uint8 nor float, a negative budget, or a targeted attack.
+        are neither uint8 nor float or outside the attack's bounds, a negative budget, a
+        targeted attack, or a network of one logit.
 
     Source: Roth et al. 2020, Fig. 3.
     """
+    if epsilons is None:
+        raise ValueError("epsilons is None; it must be a list of budgets.")
     if robustness.make_pattern(attack).stages[0].targeted:
         raise ValueError("attack is targeted; its labels would be classes to reach.")
     attacked = robustness.attack_examples(
@@ -144,17 +160,25 @@ def perturbations(
     labels: np.ndarray,
     *,
     attack: AttackFactory,
-    epsilon: float,
+    epsilon: float | None,
     batch_size: int = 100,
     key: jax.Array,
 ) -> np.ndarray:
     """Computes attacked examples minus clean ones, ``(N, ...)``.
 
-    Arguments and errors are those of :func:`robust_accuracy`.
+    They are zero where the attack ends outside the budget ``epsilon``, as an attack
+    without a budget may. With ``epsilon=None`` such an attack is followed to any
+    length. Other arguments and errors are those of :func:`robust_accuracy`, except that
+    the attack may be targeted.
     """
-    linalg.check_length("epsilon", epsilon)
+    pattern = robustness.make_pattern(attack)
+    given = None if epsilon is None else [epsilon]
+    (budget,) = robustness.read_budgets("epsilon", given, pattern)
+    linalg.check_key(key)
     robustness.check_examples(images, labels, batch_size)
-    if robustness.make_pattern(attack).needs_classes:
+    boxes = (stage.bounds for stage in pattern.stages)
+    images = robustness.check_bounds(images, *boxes)
+    if pattern.needs_classes:
         size = min(batch_size, len(images))
         robustness.check_labels(apply, variables, images, labels, size)
     return in_batches(
@@ -162,7 +186,7 @@ def perturbations(
         variables,
         (images, labels, np.arange(len(images))),
         batch_size,
-        (jnp.float32(epsilon), key),
+        (budget, key),
     )
 
 
@@ -252,8 +276,11 @@ def _perturbed(apply: Apply, attack: AttackFactory) -> Callable[..., Any]:
     ) -> jax.Array:
         clean = to_pixels(x)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
-        f = functools.partial(apply, variables)
-        return attack(epsilon)(f, clean, labels, keys) - clean
+        f, bound = functools.partial(apply, variables), attack(epsilon)
+        delta = bound(f, clean, labels, keys) - clean
+        length = linalg.norm(delta, bound.p)
+        kept = attack_lib.within_budget(length, epsilon, clean, bound.p)
+        return jnp.where(attack_lib.like(kept, delta), delta, 0.0)
 
     return perturbed
 
@@ -299,8 +326,8 @@ def to_pixels(x: jax.Array) -> jax.Array:
 
 
 def _accuracy(hits: np.ndarray) -> Accuracy:
-    spread = hits.std(ddof=1) if len(hits) > 1 else math.nan
-    return Accuracy(float(hits.mean()), float(spread / math.sqrt(len(hits))), hits)
+    found = average(hits)
+    return Accuracy(float(found.mean), float(found.standard_error), hits)
 
 
 def in_batches(

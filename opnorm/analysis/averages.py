@@ -1,4 +1,4 @@
-"""analysis: means over examples, with their standard errors."""
+"""Means over examples, with their standard errors."""
 
 from typing import Any, NamedTuple
 

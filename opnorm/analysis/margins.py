@@ -15,14 +15,14 @@ from opnorm.operators.jacobian import BatchFunction
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Computes ``z_y - max_{i != y} z_i``: positive where y alone is the largest.
 
-    Of logits; minus :func:`opnorm.attacks.margin`, which attacks maximise.
+    This is minus :func:`opnorm.attacks.margin`, which attacks maximise.
 
     Args:
-      logits: ``(B, K)`` float.
+      logits: ``(B, K)`` float, K at least 2.
       labels: ``(B,)`` int.
 
     Returns:
-      ``(B,)``, at least float32; ``z_y`` if there is one class.
+      ``(B,)``, at least float32.
 
     Raises:
       ValueError: for shapes or labels that do not fit.

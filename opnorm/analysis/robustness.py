@@ -1,15 +1,20 @@
-"""analysis: attacks on a whole data set, with work that shrinks as examples fall.
+"""Attacks on a whole data set, with work that shrinks as examples fall.
 
 A pool of rows, one for each example and budget, goes through an attack's stages. Each
 stage advances all rows by a few steps at a time, then takes those that are done out of
 the batches. Batches have one of a few sizes, so that nothing is compiled for a count of
 survivors; every row draws from a key of its own and its state goes with it, so that
-neither the size of the batches nor who shares one changes what is found, but for the
-rounding of sums whose order depends on a batch's size. With several devices every batch
-is sharded over all of them.
+neither the size of the batches nor the rows that share one change the points found,
+except for the rounding of sums whose order depends on a batch's size. With several
+devices every batch is sharded over all of them.
+
+The distance of every point is compared with the budget of its row here, whatever the
+attack: a minimum-norm attack breaks an example at epsilon only where its point lies
+within epsilon.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -37,9 +42,10 @@ class Attacked(NamedTuple):
 
     Attributes:
       success: ``(E, N)`` bool: the network decides as the attack wants, at x already or
-        at the point that was found.
+        at the point that was found, which lies within the budget
+        (:func:`opnorm.attacks.attack.within_budget`).
       distance: ``(E, N)`` float32, Lp length of the perturbation; 0 where the network
-        decided so at x already, inf where the attack failed.
+        decided so at x already, inf where the attack found no point within the budget.
       steps: ``(E, N)`` int32, steps taken.
       stage: ``(E, N)`` int32, number of the attack's stage that found it; -1 where the
         network decided so at x already, or the attack failed.
@@ -63,7 +69,7 @@ def attack_examples(
     labels: np.ndarray,
     *,
     attack: AttackFactory,
-    epsilons: Sequence[float] = (0.0,),
+    epsilons: Sequence[float] | None = None,
     batch_size: int = 100,
     key: jax.Array,
     index: np.ndarray | None = None,
@@ -78,12 +84,14 @@ def attack_examples(
       apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode; pure,
         see :mod:`opnorm.analysis`.
       variables: first argument of ``apply``: all of the network that may change.
-      images: ``(N, ...)``, uint8 or float in [0, 1].
+      images: ``(N, ...)``, uint8 or float, in the attack's bounds. uint8 images are
+        divided by 255, float images are taken as they are.
       labels: ``(N,)`` int, the classes to leave or, if targeted, to reach.
       attack: ``epsilon -> attack`` with epsilon ``(B,)``, traced; should be one object
         and not a new function each time, as compiled code is kept by it. An attack
-        without a budget ignores its argument.
-      epsilons: budgets in [0, 1] pixel units.
+        without a budget ignores its argument, and is searched with for every budget.
+      epsilons: E budgets in [0, 1] pixel units; points beyond them do not count. None
+        for an attack without a budget whose points count at any distance; E is then 1.
       batch_size: rows per compiled call, over all devices.
       key: typed key of the attack.
       index: ``(N,)`` int, number of each example in the data set, which its random
@@ -94,22 +102,24 @@ def attack_examples(
     Raises:
       ValueError: for no examples, labels, index or a batch size that do not fit, images
         that are neither uint8 nor float or outside the attack's bounds, a key that is
-        not typed, a negative budget, and as the attack.
+        not typed, a negative budget, no budgets for an attack that has one, a network
+        of one logit, and as the attack.
     """
-    budgets = np.asarray(epsilons, np.float32)
-    linalg.check_length("epsilons", budgets)
+    pattern = make_pattern(attack)
+    budgets = read_budgets("epsilons", epsilons, pattern)
     check_examples(images, labels, batch_size)
     count = len(images)
     index = np.arange(count) if index is None else np.asarray(index)
     if index.shape != (count,):
         raise ValueError(f"index has shape {index.shape}; it must be ({count},).")
-    if budgets.ndim != 1 or not len(budgets):
-        raise ValueError(f"epsilons is {epsilons}; it must be a list, not empty.")
     linalg.check_key(key)
-    pattern = make_pattern(attack)
-    if images.dtype != np.uint8:
-        for stage in pattern.stages:
-            checks.check_inside(images, stage.bounds)
+    images = check_bounds(images, *(stage.bounds for stage in pattern.stages))
+    example = attack_lib.Problem(
+        jnp.asarray(images[:1]), jnp.asarray(labels[:1]), key, None
+    )
+    for stage in pattern.stages:
+        if stage.check is not None:
+            stage.check(example)
     sizes = batch_sizes(batch_size)
     check_labels(apply, variables, images, labels, sizes[0])
     pool = _Pool(
@@ -123,8 +133,8 @@ def attack_examples(
         key=key,
     )
     variables = pool.place.replicate(variables)
-    targeted = pattern.stages[0].targeted
-    judge = functools.partial(_judged(apply, targeted), variables)
+    goal = pattern.stages[0].goal
+    judge = functools.partial(_judged(apply, *goal), variables)
     at_input = np.zeros(count, bool)
     for rows, filled in pool.batches(np.arange(count)):
         given = pool.place.shard((pool.images[filled], pool.labels[filled]))
@@ -181,6 +191,66 @@ def check_examples(images: np.ndarray, labels: np.ndarray, batch_size: int) -> N
         raise ValueError(f"images has dtype {pixels}; it must be uint8 or float.")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+
+
+def check_bounds(images: np.ndarray, *boxes: checks.Bounds) -> np.ndarray:
+    """Raises ValueError unless uint8 or float images lie in each of the boxes.
+
+    uint8 images are compared after the division by 255, and refused where they were
+    divided by it before they became bytes.
+
+    Returns:
+      The images. Values that rounding has put outside a box are clipped: an attack
+      would do so, and a budget has no room for it.
+    """
+    if images.dtype == np.uint8 and images.max() == 1:
+        raise ValueError(
+            "images is uint8 and has no value above 1; uint8 images are divided by "
+            "255, so give values from 0 to 1 as floats."
+        )
+    given = [box for box in boxes if box is not None]
+    if not given:
+        return images
+    low, high = pixel_range(images)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("images has values that are not finite.")
+    for box in given:
+        checks.check_inside(np.array([low, high]), box, "images")
+        if images.dtype != np.uint8 and (low < box[0] or high > box[1]):
+            images = np.clip(images, *box)
+    return images
+
+
+def pixel_range(images: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest value, of uint8 images after the division by 255."""
+    low, high = _to_float(np.array([images.min(), images.max()]))
+    return float(low), float(high)
+
+
+def read_budgets(
+    name: str, epsilons: Sequence[float] | None, pattern: attack_lib.Attack
+) -> np.ndarray:
+    """Returns the budgets as ``(E,)`` float32; infinity where any distance counts.
+
+    Args:
+      name: what errors call the argument.
+      epsilons: E budgets, or None.
+      pattern: an attack that :func:`make_pattern` has made.
+
+    Raises:
+      ValueError: for a bad budget, or None for an attack that has one.
+    """
+    if epsilons is None:
+        if pattern.budget:
+            raise ValueError(
+                f"{name} is None; {pattern.name} has a budget, which must be given."
+            )
+        return np.array([np.inf], np.float32)
+    budgets = np.asarray(epsilons, np.float32)
+    linalg.check_length(name, budgets)
+    if budgets.ndim != 1 or not len(budgets):
+        raise ValueError(f"{name} is {epsilons}; it must be a list, not empty.")
+    return budgets
 
 
 def make_pattern(attack: AttackFactory) -> attack_lib.Attack:
@@ -387,18 +457,22 @@ def _stage_functions(
     def end(variables: Any, key: jax.Array, rows: Any, state: Any) -> Any:
         f, bound, stage, problem = bind(variables, key, rows)
         x_adv = attack_lib.finish(stage, problem, state)
-        hit = attack_lib.decided(f(x_adv), problem.labels, stage.targeted)
-        return x_adv, hit, linalg.norm(x_adv - problem.x, bound.p)
+        hit = attack_lib.decided(f(x_adv), problem.labels, *stage.goal)
+        distance = linalg.norm(x_adv - problem.x, bound.p)
+        hit &= attack_lib.within_budget(distance, rows[3], problem.x, bound.p)
+        return x_adv, hit, distance
 
     return _StageFunctions(begin, advance, end)
 
 
 @functools.lru_cache(maxsize=16)
-def _judged(apply: Apply, targeted: bool) -> Callable[..., jax.Array]:
+def _judged(
+    apply: Apply, targeted: bool, confidence: float
+) -> Callable[..., jax.Array]:
     @jax.jit
     def judged(variables: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
         logits = apply(variables, _to_float(x))
-        return attack_lib.decided(logits, labels, targeted)
+        return attack_lib.decided(logits, labels, targeted, confidence)
 
     return judged
 
@@ -431,12 +505,20 @@ def worst_over_budgets(attacked: Attacked, epsilons: Sequence[float]) -> np.ndar
     """Which examples fall within each budget: those found at smaller budgets as well.
 
     Args:
-      attacked: result of a fixed-budget attack at these budgets.
+      attacked: result of :func:`attack_examples` at these budgets.
       epsilons: E budgets.
 
     Returns:
       ``(E, N)`` bool.
+
+    Raises:
+      ValueError: for another number of budgets than that of the result.
     """
+    if len(attacked.success) != len(epsilons):
+        raise ValueError(
+            f"epsilons has {len(epsilons)} budgets; attacked has "
+            f"{len(attacked.success)}, and they must be the same."
+        )
     smaller = np.asarray(epsilons)[None, :] <= np.asarray(epsilons)[:, None]
     fallen = np.einsum("ef,fn->en", smaller.astype(int), attacked.success.astype(int))
     return fallen > 0

@@ -1,4 +1,4 @@
-"""analysis: signs that an evaluation of robustness may be too good to be true."""
+"""Signs that an evaluation of robustness may be too good to be true."""
 
 import functools
 import math
@@ -9,18 +9,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opnorm import attacks
+from opnorm import attacks, linalg
+from opnorm.analysis import accuracy
+from opnorm.analysis.averages import average
 from opnorm.analysis.robustness import (
     Apply,
     attack_examples,
+    check_bounds,
     check_examples,
     check_labels,
+    pixel_range,
 )
+from opnorm.attacks import checks
+from opnorm.attacks.checks import Bounds
+from opnorm.attacks.square import check_layout
 
 # Differences of paired examples below this many standard errors are chance.
 _ERRORS = 2.0
-# Relative differences of logits between two evaluations of the same pictures.
+# Relative differences of logits between two evaluations of the same images.
 _SAME = 1e-4
+# The part of the box that images must fill. Bytes divided by 255 twice fill 1 / 255.
+_FILLED = 1 / 64
+# Without a box, larger values than these are bytes, not standardised images.
+_LARGEST = 16.0
 # AutoAttack's allowance for what Square may gain over gradients.
 _GAIN = 0.002
 
@@ -49,46 +60,70 @@ def sanity_checks(
     epsilon: float,
     num_steps: int = 20,
     num_queries: int = 200,
+    channels: str = "last",
     batch_size: int = 100,
     key: jax.Array,
     index: np.ndarray | None = None,
+    bounds: Bounds = (0.0, 1.0),
 ) -> list[Check]:
     """Checks a network and a budget for signs that attacks fail for a wrong reason.
 
-    Gradients are finite and not zero; evaluating twice gives the same logits, which
-    are logits and not probabilities; PGA (APGD for p = 1) beats one step, random points
-    of the ball and, for p = 1, 2 and inf, the Square Attack; twice the steps do no
-    worse; and with a budget that reaches a grey picture no example stands. Comparisons
-    are paired by example, and fail beyond two standard errors.
+    Images fill the box, and the budget is smaller than the one that turns every image
+    grey; gradients are finite and not zero; evaluating twice gives the same logits,
+    whatever rows share the batch, and they are logits and not probabilities; PGA (APGD
+    for p = 1) beats one step, random points of the ball and, for p = 1, 2 and inf, the
+    Square Attack; twice the steps do no worse; and with the budget that turns every
+    image grey no example stands. Comparisons are paired by example, and fail beyond two
+    standard errors.
 
     Args:
       apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode; pure,
         see :mod:`opnorm.analysis`.
       variables: first argument of ``apply``: all of the network that may change.
-      images: ``(N, ...)``, uint8 or float in [0, 1]; a hundred examples tell enough.
+      images: ``(N, ...)``, uint8 or float, in the bounds; a hundred examples tell
+        enough. uint8 images are divided by 255.
       labels: ``(N,)`` int.
       p: exponent of the norm, in [1, inf].
-      epsilon: budget in [0, 1] pixel units.
+      epsilon: budget in the units of the bounds.
       num_steps: steps of the iterative attack.
       num_queries: queries of Square, and half as many random points.
+      channels: where images have their channels, as for :func:`attacks.square`.
       batch_size: rows per compiled call.
       key: typed key.
       index: ``(N,)`` int, numbers of the examples in the data set; None for 0, ...
+      bounds: box (low, high) of all attacks, or None. Where it is not finite, the range
+        of the images takes its place in the checks of units.
 
     Returns:
       The checks; those that did not pass are warnings, not proofs.
 
     Raises:
-      ValueError: as :func:`attack_examples`.
+      ValueError: as :func:`attack_examples`, for bounds that are no box, and for images
+        whose channels are plainly elsewhere.
 
     Source: Carlini et al. 2019, "On evaluating adversarial robustness"; Croce & Hein
     2020 for the flags of AutoAttack. Its flag for defences that optimise at inference
     has no counterpart: whether a compiled function does so cannot be told.
     """
+    p = linalg.check_exponent("p", p)
+    linalg.check_length("epsilon", epsilon)
     check_examples(images, labels, batch_size)
+    checks.check_bounds(bounds)
+    check_bounds(images, bounds)
+    if p in (1, 2, math.inf):
+        check_layout(images.shape, channels)
     check_labels(apply, variables, images, labels, batch_size)
-    found = _basic_checks(apply, variables, images, labels, batch_size)
-    reach = 0.5 * math.prod(images.shape[1:]) ** (1 / p)
+    low, high = pixel_range(images)
+    box = (low, high)
+    if bounds is not None:
+        bounds = (float(bounds[0]), float(bounds[1]))
+        box = bounds if all(map(math.isfinite, bounds)) else box
+    reach = _grey(p, images.shape[1:], box)
+    found = [
+        _units_check(low, high, bounds if box == bounds else None),
+        budget_check(epsilon, p=p, shape=images.shape[1:], bounds=box),
+        *_basic_checks(apply, variables, images, labels, batch_size),
+    ]
 
     def stands(name: str, budget: float, **options: Any) -> np.ndarray:
         attacked = attack_examples(
@@ -96,7 +131,7 @@ def sanity_checks(
             variables,
             images,
             labels,
-            attack=_factory(name, p, tuple(sorted(options.items()))),
+            attack=_factory(name, p, bounds, tuple(sorted(options.items()))),
             epsilons=[budget],
             batch_size=batch_size,
             key=key,
@@ -104,7 +139,7 @@ def sanity_checks(
         )
         return ~attacked.success[0]
 
-    # PGA stands still at the first pixel that reaches the box in L1.
+    # In L1 sparse steps on many entries reach farther than those along the steepest.
     name = "apgd" if p == 1 else "pga"
     strong = stands(name, epsilon, num_steps=num_steps, keep="success")
     longer = stands(name, epsilon, num_steps=2 * num_steps, keep="success")
@@ -117,7 +152,7 @@ def sanity_checks(
     }
     if p in (1, 2, math.inf):
         rivals["white-box attacks beat a black-box one"] = stands(
-            "square", epsilon, num_queries=num_queries
+            "square", epsilon, num_queries=num_queries, channels=channels
         )
     for name, weak in rivals.items():
         found.append(_no_worse(name, strong, weak))
@@ -146,6 +181,48 @@ def square_check(before: float, after: float) -> Check:
     )
 
 
+def budget_check(
+    epsilon: float,
+    *,
+    p: float,
+    shape: tuple[int, ...],
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Check:
+    """Checks that a budget is too small to turn every image grey.
+
+    Args:
+      epsilon: budget in the units of the bounds.
+      p: exponent of the norm, in [1, inf].
+      shape: of one image.
+      bounds: finite box (low, high) that images lie in.
+    """
+    grey = _grey(p, shape, bounds)
+    small = epsilon < grey
+    detail = f"epsilon {epsilon:g}; {grey:.3g} turns every image grey"
+    if not small and 1 <= epsilon < 255 * grey:
+        detail += f"; is {epsilon:g}/255 meant?"
+    return Check("the budget is smaller than the box", small, detail)
+
+
+def _grey(p: float, shape: tuple[int, ...], bounds: tuple[float, float]) -> float:
+    """The budget within which every image has the middle of the box."""
+    return 0.5 * (bounds[1] - bounds[0]) * math.prod(shape) ** (1 / p)
+
+
+def _units_check(low: float, high: float, box: Bounds) -> Check:
+    """Images from ``low`` to ``high`` are in the units of the box, or of no box."""
+    detail = f"values from {low:g} to {high:g}"
+    if box is None:
+        good, causes = high <= _LARGEST, "bytes are to be divided by 255"
+    else:
+        good = high - low >= _FILLED * (box[1] - box[0])
+        causes = "they may have been divided by 255 twice, or not be in its units"
+        detail += f" in bounds from {box[0]:g} to {box[1]:g}"
+    return Check(
+        "images fill the bounds", good, detail if good else f"{detail}; {causes}"
+    )
+
+
 def _basic_checks(
     apply: Apply,
     variables: Any,
@@ -160,8 +237,15 @@ def _basic_checks(
         kept = min(batch_size, len(images) - start)
         parts.append(jax.tree.map(lambda a, n=kept: np.asarray(a)[:n], batch))
     logits, again, zero, finite = map(np.concatenate, zip(*parts, strict=True))
-    size = np.maximum(np.linalg.norm(logits, axis=1), 1e-10)
-    apart = np.nanmax(np.linalg.norm(logits - again, axis=1) / size, initial=0.0)
+    apart = _difference(logits, again)
+    moved = 0.0
+    for rows in _other_batches(min(len(images), batch_size), batch_size):
+        other = np.asarray(_forward(apply)(variables, images[rows]))
+        moved = max(moved, _difference(again[rows], other))
+    independent = moved <= _SAME
+    causes = "" if independent else "; usual causes: BatchNorm in train mode, dropout"
+    if len(images) == 1:
+        causes += "; a single example cannot tell"
     classes = logits.shape[1]
     probable = (
         np.all((logits > -1e-5) & (logits < 1 + 1e-5))
@@ -184,6 +268,12 @@ def _basic_checks(
             f"two evaluations differ by {apart:.1e} of the logits' length",
         ),
         Check(
+            "rows are independent",
+            independent,
+            f"other rows in the batch change logits by {moved:.1e} of their length"
+            + causes,
+        ),
+        Check(
             "the network returns logits",
             not probable,
             "outputs are probabilities" if probable else "outputs are not normalised",
@@ -197,10 +287,38 @@ def _basic_checks(
     ]
 
 
+def _other_batches(count: int, size: int) -> list[np.ndarray]:
+    """The first rows in reverse, and each half of them filled up with its own rows.
+
+    These batches have the size of the others, so that nothing new is compiled.
+    """
+    rows = np.arange(count)
+    parts = (rows[::-1], rows[: (count + 1) // 2], rows[count // 2 :])
+    return [np.resize(part, size) for part in parts]
+
+
+def _difference(logits: np.ndarray, again: np.ndarray) -> float:
+    """The largest relative difference of two evaluations of the same rows.
+
+    Logits that are the same infinity or NaN twice, such as those of masked classes, do
+    not differ; those that are so once differ infinitely.
+    """
+    same = (logits == again) | (np.isnan(logits) & np.isnan(again))
+    finite = np.isfinite(logits) & np.isfinite(again)
+    if not np.all(same | finite):
+        return math.inf
+    apart = np.where(
+        same, 0.0, np.where(finite, logits, 0) - np.where(finite, again, 0)
+    )
+    size = np.linalg.norm(np.where(finite, logits, 0.0), axis=1)
+    return float(np.max(np.linalg.norm(apart, axis=1) / np.maximum(size, 1e-10)))
+
+
 def _no_worse(name: str, strong: np.ndarray, weak: np.ndarray) -> Check:
     """The strong attack leaves no more examples standing than the weak one."""
     extra = strong.astype(float) - weak.astype(float)
-    error = extra.std(ddof=min(1, len(extra) - 1)) / math.sqrt(len(extra))
+    # A single example on which the weak attack wins tells enough.
+    error = np.nan_to_num(average(extra).standard_error)
     return Check(
         name,
         bool(extra.mean() <= _ERRORS * error),
@@ -210,17 +328,19 @@ def _no_worse(name: str, strong: np.ndarray, weak: np.ndarray) -> Check:
 
 @functools.lru_cache(maxsize=64)
 def _factory(
-    name: str, p: float, options: tuple[tuple[str, Any], ...]
+    name: str, p: float, bounds: Bounds, options: tuple[tuple[str, Any], ...]
 ) -> Callable[[Any], attacks.Attack]:
     """One object for each attack, so that it is compiled once."""
-    return lambda epsilon: attacks.make(name, p=p, epsilon=epsilon, **dict(options))
+    return lambda epsilon: attacks.make(
+        name, p=p, epsilon=epsilon, bounds=bounds, **dict(options)
+    )
 
 
 @functools.lru_cache(maxsize=16)
 def _probe(apply: Apply) -> Callable[..., Any]:
     @jax.jit
     def evaluate(variables: Any, x: jax.Array, labels: jax.Array) -> Any:
-        x = x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
+        x = accuracy.to_pixels(x)
         f = functools.partial(apply, variables)
 
         def total(z: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -232,15 +352,14 @@ def _probe(apply: Apply) -> Callable[..., Any]:
         zero = jnp.all(flat == 0, axis=1)
         return logits, zero, jnp.all(jnp.isfinite(flat), axis=1)
 
-    forward = jax.jit(
-        lambda variables, x: apply(
-            variables, x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
-        )
-    )
-
     def probe(variables: Any, x: Any, labels: Any) -> Any:
         logits, zero, finite = evaluate(variables, x, labels)
         # A second program, so that nothing is shared but the network.
-        return logits, forward(variables, x), zero, finite
+        return logits, _forward(apply)(variables, x), zero, finite
 
     return probe
+
+
+@functools.lru_cache(maxsize=16)
+def _forward(apply: Apply) -> Callable[..., Any]:
+    return jax.jit(lambda variables, x: apply(variables, accuracy.to_pixels(x)))

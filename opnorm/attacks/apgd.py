@@ -11,7 +11,7 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks, losses
+from opnorm.attacks import box, checks, losses
 from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
 from opnorm.attacks.checks import Bounds
 
@@ -45,7 +45,10 @@ def apgd(
 
     Follows the published code where it differs from the paper (at most instead of fewer
     than three quarters; no halving for want of change at the first checkpoint;
-    checkpoints at whole numbers of steps), but counts the first step by its own start.
+    checkpoints at whole numbers of steps), but counts the first step by its own start,
+    and leaves out gradient entries that point out of the box at a face: a sparse step
+    would spend its length, and a normalised one a part of it, where the box takes it
+    away.
 
     Args:
       p: exponent of the norm: 1, 2 or inf.
@@ -58,8 +61,8 @@ def apgd(
       num_targets: how many classes "dlr_targeted" steers to, at least 1; of K classes
         at most K - 1.
       large_radius: for p = 1, whether to begin at three times epsilon.
-      keep: "success": the first misclassified point, where an example then rests, or
-        else the one of highest loss; "loss": the one of highest loss.
+      keep: "success": the first misclassified point, x being the first that is looked
+        at, or else the one of highest loss; "loss": the one of highest loss.
       targeted: descend the loss towards the labels, and stop there.
       bounds: box (low, high), or None.
 
@@ -129,12 +132,8 @@ def apgd(
                 "halved": false,
             }
         if loss == "dlr_targeted":
-            logits = f(x)
-            classes = logits.shape[1]
-            hit = jnp.arange(classes)[None] == labels[:, None]
-            others = jnp.where(hit | jnp.isnan(logits), -jnp.inf, logits)
-            count = max(1, min(num_targets, classes - 1))
-            state["targets"] = lax.top_k(others, count)[1]
+            chosen = attack_lib.other_classes(f(x), labels, num_targets)
+            state["targets"], state["num_targets"] = chosen
         return state
 
     def start(problem: Problem, run: jax.Array, radius: Any) -> jax.Array:
@@ -166,7 +165,7 @@ def apgd(
         f: BatchFunction, problem: Problem, state: dict[str, jax.Array], i: jax.Array
     ) -> dict[str, jax.Array]:
         x, k, run = problem.x, i % period, i // period
-        reach = jnp.asarray(radius, state["loss"].dtype)
+        reach = jnp.asarray(attack_lib.constant(radius), state["loss"].dtype)
         reach = jnp.broadcast_to(reach, problem.labels.shape)
         final = jnp.asarray(plan["factor"] == 1)[k]
         within = reach * jnp.asarray(plan["factor"])[k]
@@ -182,11 +181,11 @@ def apgd(
         delta = lax.cond(first, fresh, lambda: moved).astype(x.dtype)
 
         # Clipped as in the end: the sum may round to the outside of the box.
+        point = attack_lib.clip(x + delta, bounds)
         value, logits, gradient = attack_lib.value_and_gradient(
-            f,
-            lambda z: objective(z, problem, state, run),
-            attack_lib.clip(x + delta, bounds),
+            f, lambda z: objective(z, problem, state, run), point
         )
+        gradient = box.unblocked(point, gradient, bounds)
         value = value.astype(state["loss"].dtype)
         hit = attack_lib.decided(logits, problem.labels, targeted) & final
         new = dict(state)
@@ -214,9 +213,7 @@ def apgd(
             new["before"] = jnp.where(opens, delta, state["delta"])
             window = jnp.asarray(plan["window"])[k]
             _adapt(new, state, value, opens, window, within)
-        runs = num_restarts * (
-            state["targets"].shape[1] if loss == "dlr_targeted" else 1
-        )
+        runs = num_restarts * state.get("num_targets", 1)
         if keep == "success":
             new["done"] = hit
         new["done"] |= i + 1 >= runs * period
@@ -226,6 +223,7 @@ def apgd(
         name=f"apgd_{loss if isinstance(loss, str) else 'custom'}",
         num_steps=targets * num_restarts * period,
         bounds=bounds,
+        epsilon=radius,
         init=init,
         step=step,
         finish=lambda problem, state: attack_lib.clip(
@@ -237,7 +235,7 @@ def apgd(
         takes_start=True,
         any_labels=keep == "loss" and not isinstance(loss, str),
     )
-    return Attack(name=stage.name, p=p, stages=(stage,))
+    return Attack(name=stage.name, p=p, stages=(stage,), judges_input=keep == "success")
 
 
 def _plan(p: float, num_steps: int, large_radius: bool) -> dict[str, np.ndarray]:

@@ -1,15 +1,16 @@
-"""attacks: what an attack is, and how one is run on a batch.
+"""What an attack is, and how one is run on a batch.
 
 An attack is made from its options and applied to data: ``attack(f, x, labels, key)``
 returns the attacked inputs, ``attack.run(f, x, labels, key)`` an :class:`AttackResult`.
 Inside it is one stage or several: a stage is an iterative search, three pure functions
 over a state whose every leaf has the batch as its leading axis, one row per example.
-Rows never look at each other. So whoever runs a stage may freeze rows that are done,
+No row depends on another one. So whoever runs a stage may freeze rows that are done,
 take them out of the batch, pause and resume, and find the same points.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,8 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg
-from opnorm.attacks import checks
+from opnorm.attacks import checks, losses
 from opnorm.attacks.checks import Bounds
+from opnorm.linalg.linear_map import varying_axes
 
 BatchFunction = Callable[[jax.Array], jax.Array]
 State = Any
@@ -46,8 +48,9 @@ class AttackResult(NamedTuple):
 
     Attributes:
       x_adv: shape and dtype of the inputs: inside the bounds and the budget.
-      success: ``(B,)`` bool: the network decides at ``x_adv`` as the attack wants, or
-        returns NaN, unless a class is to be reached.
+      success: ``(B,)`` bool: the network decides at ``x_adv`` as the attack wants, by
+        the margin that it asks for, or returns NaN, unless a class is to be reached;
+        and where there is a budget, ``distance`` keeps it (:func:`within_budget`).
       distance: ``(B,)``, ``||x_adv - x||_p``, at least float32. Where an attack that
         looks for the nearest point fails it returns x, at distance 0: look at
         ``success`` first.
@@ -78,6 +81,9 @@ class Stage:
       check: raises ValueError for data that the search cannot use, before ``init``.
       takes_start: whether the search begins at ``problem.start`` if there is one.
       bounds: the box (low, high) that x must lie in, or None.
+      epsilon: the budget in the attack's norm, scalar or ``(B,)``, may be traced; None
+        if perturbations have no largest length.
+      confidence: margin that the logits must have at a point that succeeds.
       any_labels: whether ``labels`` need not be classes of the network: where nothing
         looks at them, or only a loss of the caller's, which may read them as it likes.
     """
@@ -92,7 +98,15 @@ class Stage:
     check: Callable[[Problem], None] | None = None
     takes_start: bool = False
     bounds: Bounds = None
+    # Left out of comparisons: an array has no hash, and not one truth value.
+    epsilon: Any = dataclasses.field(default=None, compare=False)
     any_labels: bool = False
+    confidence: float = 0.0
+
+    @property
+    def goal(self) -> tuple[bool, float]:
+        """What :func:`decided` takes beside logits and labels."""
+        return self.targeted, self.confidence
 
     def advance(
         self,
@@ -116,10 +130,11 @@ class Stage:
         Returns:
           The state, and how many steps each row took, ``(B,)`` int32.
         """
+        state = _spread(problem, state)
         if active is None and self.done is None:
 
             def take(i: jax.Array, state: State) -> State:
-                return self.step(f, problem, state, first + i)
+                return _spread(problem, self.step(f, problem, state, first + i))
 
             taken = jnp.full_like(problem.labels, count, dtype=jnp.int32)
             return linalg.fori_loop(count, take, state), taken
@@ -166,6 +181,9 @@ class Attack:
       joined: whether examples that the network gets wrong already are left as they
         are, and points that do not succeed are replaced by x. An attack that is not
         joined has one stage, and returns its point in any case.
+      judges_input: whether x is the first iterate of an attack that keeps the first
+        point that succeeds: an example that the network gets wrong already is left as
+        it is. This costs one forward pass.
     """
 
     name: str
@@ -174,6 +192,7 @@ class Attack:
     keep: str = "first"
     budget: bool = True
     joined: bool = False
+    judges_input: bool = False
 
     def __call__(
         self,
@@ -197,13 +216,17 @@ class Attack:
 
         Returns:
           Shape and dtype of ``x``: inside the bounds, within the budget up to rounding,
-          and finite if x is, whatever f does. No gradient flows through it.
+          and finite if x is, whatever f does. An entry of a traced x that lies outside
+          the bounds counts as lying on the nearest face: it moves towards the box, by
+          at most the width of the box, or stays. If x is on a mesh with explicit axes,
+          the result has the sharding of x. No gradient flows through it.
 
         Raises:
           ValueError: for a missing key, inputs that are not float or empty, labels that
-            are not ``(B,)`` ints, keys or a start of another shape, a start that the
-            attack has no use for; and where values are known (not traced), for labels
-            that are not classes of f and inputs outside the bounds.
+            are not ``(B,)`` ints, keys, a start or an epsilon of another shape, a start
+            that the attack has no use for, a network of one logit where labels are
+            classes; and where values are known (not traced), for labels that are not
+            classes of f and inputs outside the bounds.
         """
         return self._run(f, x, labels, key, start, judge=self.joined).x_adv
 
@@ -239,22 +262,32 @@ class Attack:
         problem = make_problem(x, labels, key, start)
         if start is not None and not any(stage.takes_start for stage in self.stages):
             raise ValueError(f"start was given, and {self.name} begins at x.")
+        inside = True
         for stage in self.stages:
-            checks.check_inside(problem.x, stage.bounds)
+            inside &= checks.check_inside(problem.x, stage.bounds)
+            if stage.epsilon is not None:
+                checks.check_per_example("epsilon", stage.epsilon, len(x))
             if stage.check is not None:
                 stage.check(problem)
         frozen = linalg.detach(f, problem.x)
-        if self.needs_classes and checks.known(labels):
+        if self.needs_classes:
             checks.check_labels(labels, len(x), jax.eval_shape(frozen, problem.x))
+        search = functools.partial(self._search, judge, inside)
         # One program where it is called eagerly, not hundreds of one operation.
-        search = functools.partial(self._search, frozen, judge)
-        return jax.jit(search)(problem)
+        return jax.jit(functools.partial(_without_explicit_axes, search, frozen))(
+            problem
+        )
 
-    def _search(self, f: BatchFunction, judge: bool, problem: Problem) -> AttackResult:
+    def _search(
+        self, judge: bool, inside: bool, f: BatchFunction, problem: Problem
+    ) -> AttackResult:
+        problem = _spread(problem, problem)
         x, labels = problem.x, problem.labels
         success = jnp.zeros_like(labels, dtype=bool)
-        if self.joined:
-            success = decided(f(problem.x), labels, self.stages[0].targeted)
+        judged_first = self.joined or self.judges_input
+        if judged_first:
+            goal = self.stages[0].goal
+            success = decided(f(problem.x), labels, *goal)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         best = AttackResult(
             x_adv=problem.x,
@@ -266,19 +299,20 @@ class Attack:
             rows = for_stage(problem, number)
             at_input = best.success & (best.distance == 0)
             fallen = best.success if self.keep == "first" else at_input
-            active = ~fallen if self.joined else None
-            state = stage.init(f, rows)
-            state, taken = stage.advance(f, rows, state, 0, stage.num_steps, active)
-            x_adv = finish(stage, rows, state)
+            active = ~fallen if judged_first else None
+            shift = None if inside else _to_box(rows, stage.bounds)
+            x_adv, taken = _run_stage(stage, f, rows, shift, active)
             distance = linalg.norm(x_adv - problem.x, self.p)
             hit = success
             if judge:
-                hit = decided(f(x_adv), labels, stage.targeted)
+                hit = decided(f(x_adv), labels, *stage.goal)
+                if stage.epsilon is not None:
+                    hit &= within_budget(distance, stage.epsilon, x, self.p)
             found = AttackResult(x_adv, hit, distance, best.steps + taken)
-            if not self.joined:
+            if not judged_first:
                 best = found
                 continue
-            wins = hit & ~fallen
+            wins = hit & ~fallen if self.joined else ~fallen
             if self.keep == "nearest":
                 wins &= ~best.success | (distance < best.distance)
             chosen = jax.tree.map(
@@ -330,6 +364,99 @@ def for_stage(problem: Problem, number: int) -> Problem:
     return problem._replace(keys=fold_in(problem.keys, 0x57A6E + number))
 
 
+def _run_stage(
+    stage: Stage,
+    f: BatchFunction,
+    problem: Problem,
+    shift: jax.Array | None,
+    active: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The points that a stage ends with, and the steps that each row took.
+
+    With a shift of the shape of x, the search takes place in coordinates ``z - shift``.
+    """
+    if shift is None:
+        state = stage.init(f, problem)
+        state, taken = stage.advance(f, problem, state, 0, stage.num_steps, active)
+        return finish(stage, problem, state), taken
+    start = problem.start
+    moved = problem._replace(
+        x=problem.x - shift, start=None if start is None else start - shift
+    )
+    x_adv, taken = _run_stage(stage, lambda z: f(z + shift), moved, None, active)
+    # Adding the shift back rounds: entries that stay where they were must not move.
+    return jnp.where(x_adv == moved.x, problem.x, x_adv + shift), taken
+
+
+def _to_box(problem: Problem, bounds: Bounds) -> jax.Array | None:
+    """By how much each entry of x lies outside the bounds, with its sign.
+
+    Clipping such an x into the box would leave the budget. The stage searches in the
+    box that is moved by this, on whose faces these entries lie. For entries inside the
+    box it is zero, and changes no bit.
+    """
+    return None if bounds is None else problem.x - clip(problem.x, bounds)
+
+
+def _without_explicit_axes(
+    search: Callable[[BatchFunction, Problem], AttackResult],
+    f: BatchFunction,
+    problem: Problem,
+) -> AttackResult:
+    """Runs a search with the explicit axes of the mesh of x made automatic.
+
+    A search mixes arrays with and without a sharding of their own, which explicit axes
+    refuse. The network is still called with explicit axes, since it may close over
+    arrays that have them.
+    """
+    sharding = jax.typeof(problem.x).sharding
+    axes = _explicit_axes(sharding.mesh)
+    if not axes:
+        return search(f, problem)
+    row = jax.NamedSharding(sharding.mesh, jax.P(*sharding.spec[:1]))
+    of_result: Any = (sharding, row, row, row)
+    network = jax.sharding.explicit_axes(f, axes=axes, in_sharding=sharding)
+    run = jax.sharding.auto_axes(
+        functools.partial(search, network),
+        axes=axes,
+        out_sharding=AttackResult(*of_result),
+    )
+    return run(problem)
+
+
+def _explicit_axes(mesh: Any) -> tuple[str, ...]:
+    explicit = jax.sharding.AxisType.Explicit
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in kinds if kind == explicit)
+
+
+def constant(value: Any) -> Any:
+    """An option of an attack, such as epsilon, as a constant of the search.
+
+    A search runs without explicit mesh axes, and an option that has them is rid of them
+    here. No gradient flows through it.
+    """
+    value = lax.stop_gradient(value)
+    if isinstance(value, jax.Array) and _explicit_axes(jax.typeof(value).sharding.mesh):
+        return jax.sharding.reshard(value, jax.P())
+    return value
+
+
+def _spread(problem: Problem, tree: Any) -> Any:
+    """Arrays marked as differing along the mesh axes along which the rows differ.
+
+    ``shard_map`` tells shared values from those of each device by their type, and a
+    loop has to start from the type that its body returns.
+    """
+    axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(problem)))
+
+    def mark(array: jax.Array) -> jax.Array:
+        missing = tuple(axes - varying_axes(array))
+        return lax.pcast(array, missing, to="varying") if missing else array
+
+    return jax.tree.map(mark, tree) if axes else tree
+
+
 def finish(stage: Stage, problem: Problem, state: State) -> jax.Array:
     """The points that a stage ends with; x where they are not finite."""
     x_adv = stage.finish(problem, state).astype(problem.x.dtype)
@@ -337,13 +464,65 @@ def finish(stage: Stage, problem: Problem, state: State) -> jax.Array:
     return jnp.where(like(sound, x_adv), x_adv, problem.x)
 
 
-def decided(logits: jax.Array, labels: jax.Array, targeted: bool) -> jax.Array:
+def decided(
+    logits: jax.Array, labels: jax.Array, targeted: bool, confidence: float = 0.0
+) -> jax.Array:
     """Whether the decision, the argmax, is what the attack wants, ``(B,)`` bool.
 
-    A row with NaN decides for no class; argmax would take the first NaN.
+    With a confidence the margin between the label's logit and the largest other one
+    must be at least as large, too. A row with NaN decides for no class; argmax would
+    take the first NaN.
     """
     sound = ~jnp.any(jnp.isnan(logits), axis=1)
-    return (sound & (jnp.argmax(logits, axis=1) == labels)) == targeted
+    hit = (sound & (jnp.argmax(logits, axis=1) == labels)) == targeted
+    if confidence == 0:
+        return hit
+    margin = losses.margin(logits, labels)
+    return hit & ~((-margin if targeted else margin) < confidence)
+
+
+def within_budget(
+    distance: jax.Array, epsilon: float | jax.Array, x: jax.Array, p: float
+) -> jax.Array:
+    """Whether distances from x keep a budget up to rounding, ``(B,)`` bool.
+
+    The allowance is ``u (2 ||x||_p + sqrt(n) epsilon)``, with u the machine epsilon of
+    the dtype of x and n the number of entries: a point is rounded in each entry, by at
+    most u / 2 of it, and the sum in the norm is rounded n times.
+
+    Args:
+      distance: ``(B,)``, Lp lengths of perturbations.
+      epsilon: scalar or ``(B,)``.
+      x: ``(B, ...)`` float, the clean inputs.
+      p: exponent of the norm.
+    """
+    size = linalg.norm(x, p)
+    limit = jnp.asarray(constant(epsilon), size.dtype)
+    terms = math.sqrt(math.prod(x.shape[1:]))
+    unit = float(jnp.finfo(x.dtype).eps)
+    return distance <= limit + unit * (2 * size + terms * limit)
+
+
+def other_classes(
+    logits: jax.Array, labels: jax.Array, most: int
+) -> tuple[jax.Array, jax.Array]:
+    """The classes of the largest logits, the label excepted.
+
+    Args:
+      logits: ``(B, K)`` float, K at least 2. A class whose logit is -inf (a masked
+        class) or NaN is no candidate.
+      labels: ``(B,)`` int.
+      most: how many classes, at least 1.
+
+    Returns:
+      ``(B, T)`` int32 with T = min(most, K - 1), the largest first, and ``(B,)`` int32,
+      how many of them are candidates.
+    """
+    classes = logits.shape[1]
+    own = jnp.arange(classes)[None] == labels[:, None]
+    others = jnp.where(own | jnp.isnan(logits), -jnp.inf, logits)
+    values, numbers = lax.top_k(others, max(1, min(most, classes - 1)))
+    return numbers, jnp.sum(values > -jnp.inf, axis=1, dtype=jnp.int32)
 
 
 def fold_in(keys: jax.Array, data: Any) -> jax.Array:
@@ -381,6 +560,7 @@ def confine(
     clipped, as attacks are published. Since x lies in the box, clipping shortens every
     entry, and so stays in the ball.
     """
+    radius = constant(radius)
     if bounds is None:
         return linalg.project_ball(delta, p, radius)
     low, high = bounds

@@ -63,7 +63,8 @@ def boundary(
       source_step: first length of the step towards x, in units of the distance; in
         (0, 1).
       num_tries: after how many points without a misclassified one an example is given
-        up, at least 1; a start is the first of them.
+        up, at least 1; a start is the first of them. Attacks with gradients then walk
+        to corners of the box; here their points can serve as starts.
       bounds: box (low, high).
 
     Raises:

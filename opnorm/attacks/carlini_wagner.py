@@ -8,7 +8,7 @@ import optax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks, losses
+from opnorm.attacks import box, checks, losses
 from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
 from opnorm.attacks.checks import Bounds
 
@@ -38,7 +38,8 @@ def carlini_wagner(
     per example: ten times larger until a search succeeds, then by bisection. Every
     example has its own Adam, gives up a constant by itself, and then goes on to its
     next one at once, so that examples end at different steps. A step costs one forward
-    and one backward pass.
+    and one backward pass. For examples without a point that succeeds in the end,
+    :mod:`opnorm.attacks.box` walks to the corners of the box.
 
     Args:
       num_steps: steps for each constant, at least 1; published results use 10,000.
@@ -46,7 +47,8 @@ def carlini_wagner(
         smallest that succeeded.
       learning_rate: of Adam, positive.
       initial_constant: first c, positive.
-      confidence: margin that a point must reach, at least 0.
+      confidence: margin of the logits that a point must reach, at least 0. An example
+        that is misclassified (or at its target) by less is attacked like any other.
       abort_early: whether to give up a constant when a tenth of the steps lowers the
         loss by less than 1e-4 of it.
       targeted: reach the labels instead of leaving them.
@@ -74,7 +76,9 @@ def carlini_wagner(
     def init(f: BatchFunction, problem: Problem) -> dict[str, Any]:
         x, labels = problem.x, problem.labels
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        at_input = attack_lib.decided(f(x), labels, targeted)
+        logits = f(x)
+        at_input = attack_lib.decided(logits, labels, targeted, confidence)
+        rounds = 1 if targeted else logits.shape[1]
         zero = jnp.zeros_like(labels, dtype=wide)
         shift = jnp.zeros_like(x, dtype=wide)
         return {
@@ -89,6 +93,7 @@ def carlini_wagner(
             "checked": zero + jnp.inf,
             "best": x,
             "distance": jnp.where(at_input, 0.0, jnp.inf).astype(wide),
+            "walk": box.begin_walk(x, logits, labels, rounds),
             "done": at_input,
         }
 
@@ -100,23 +105,28 @@ def carlini_wagner(
         centred = (x.astype(state["shift"].dtype) - middle) / half
         origin = jnp.arctanh(jnp.clip(centred, -1, 1) * _INSIDE)
         start = (middle + half * jnp.tanh(origin)).astype(x.dtype)
+        walk, walks = state["walk"], state["search"] >= num_searches
 
         def point_at(shift: jax.Array) -> jax.Array:
             z = middle + half * jnp.tanh(origin + shift)
             return attack_lib.clip(z, bounds).astype(x.dtype)
 
-        def total(shift: jax.Array) -> tuple[jax.Array, Any]:
-            z = point_at(shift)
+        def total(z: jax.Array) -> tuple[jax.Array, Any]:
             logits = f(z)
             margin = losses.margin(logits, labels)
             short = (margin if targeted else -margin) + confidence
             length = linalg.inner(z - start, z - start)
             values = length + constant * jnp.maximum(short, 0.0)
-            return jnp.sum(values), (values, logits, z)
+            lead = box.walk_objective(walk, logits, labels, targeted)
+            values = jnp.where(walks, -lead, values)
+            return jnp.sum(values), (values, logits)
 
-        gradient, (values, logits, z) = jax.grad(total, has_aux=True)(state["shift"])
-        gradient = _sound(gradient)
-        hit = _confident(logits, labels, confidence, targeted)
+        z, pull_back = jax.vjp(point_at, state["shift"])
+        z = jnp.where(like(walks, z), walk["point"], z)
+        slope, (values, logits) = jax.grad(total, has_aux=True)(z)
+        slope = _sound(slope)
+        gradient = _sound(pull_back(slope)[0])
+        hit = attack_lib.decided(logits, labels, targeted, confidence)
         distance = linalg.norm(z - x, 2.0)
         nearer = hit & (distance < state["distance"])
         update, adam = jax.vmap(optimizer.update)(gradient, state["adam"])
@@ -135,7 +145,12 @@ def carlini_wagner(
             stuck = ~(values <= _PROGRESS * state["checked"])
             over |= check & stuck
             new["checked"] = jnp.where(check, values, state["checked"])
-        return _next_search(new, over)
+        found = jnp.isfinite(new["distance"])
+        new["walk"], ended = box.advance_walk(
+            walk, walks, x, new["best"], found, hit, -slope, bounds
+        )
+        new["done"] = state["done"] | ended
+        return _next_search(new, over & ~walks)
 
     def _next_search(state: dict[str, Any], over: jax.Array) -> dict[str, Any]:
         """Where a search is over, chooses the next constant and begins again."""
@@ -165,29 +180,22 @@ def carlini_wagner(
         chosen_state = jax.tree.map(
             lambda new, old: jnp.where(like(over, old), new, old), fresh, kept
         )
-        done = state["done"] | (over & (search >= num_searches))
+        found = jnp.isfinite(state["distance"])
+        done = state["done"] | (over & (search >= num_searches) & found)
         return {**state, **chosen_state, "done": done}
 
     stage = Stage(
         name="carlini_wagner",
-        num_steps=num_searches * num_steps,
+        num_steps=num_searches * num_steps + box.walk_steps(bounds),
         bounds=bounds,
         init=init,
         step=step,
         finish=lambda problem, state: state["best"],
         done=lambda state: state["done"],
         targeted=targeted,
+        confidence=confidence,
     )
     return Attack(name=stage.name, p=2.0, stages=(stage,), budget=False)
-
-
-def _confident(
-    logits: jax.Array, labels: jax.Array, confidence: float, targeted: bool
-) -> jax.Array:
-    """Whether the decision is right for the attack by a margin of the confidence."""
-    hit = jnp.arange(logits.shape[1])[None] == labels[:, None]
-    handicap = -confidence if targeted else confidence
-    return attack_lib.decided(logits + handicap * hit, labels, targeted)
 
 
 def _sound(gradient: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
-"""attacks: checks of the labels, inputs and options that attacks take."""
+"""Checks of the labels, inputs and options that attacks take."""
 
 import math
+import numbers
 from typing import Any
 
 import jax
@@ -19,25 +20,37 @@ def known(array: Any) -> bool:
     return not isinstance(array, jax.Array) or array.is_fully_addressable
 
 
-def check_inside(x: Any, bounds: Bounds) -> None:
+def check_inside(x: Any, bounds: Bounds, name: str = "x") -> bool:
     """Raises ValueError unless x is in the box, where it is :func:`known`.
 
-    Clipping an input from outside into the box would leave the budget.
+    Clipping an input from outside into the box would leave the budget. Rounding, a
+    millionth of the bounds, is allowed. The error calls the input ``name``.
+
+    Returns:
+      Whether it is known that clipping changes no entry of x.
     """
-    if bounds is None or not known(x):
-        return
+    if bounds is None:
+        return True
+    if not known(x):
+        return False
     low, high = float(x.min()), float(x.max())
     slack = 1e-6 * max(map(abs, bounds))
     if low < bounds[0] - slack or high > bounds[1] + slack:
+        bytes_ = high > 2 and tuple(bounds) == (0, 1)
+        remedy = "divide bytes by 255" if bytes_ else "give values in these units"
         raise ValueError(
-            f"x has values from {low:g} to {high:g}, outside of the attack's bounds "
-            f"{tuple(bounds)}; give it in these units, or other bounds and lengths in "
-            "the units of x."
+            f"{name} has values from {low:g} to {high:g}, outside of the bounds "
+            f"{tuple(bounds)}; {remedy}, or give other bounds and, in the units of "
+            f"{name}, other lengths."
         )
+    return bounds[0] <= low and high <= bounds[1]
 
 
 def check_labels(labels: Any, count: int, logits: Any = None) -> None:
     """Raises ValueError unless labels are ``(count,)`` ints and classes of the network.
+
+    A network of one logit has one class, and no decision that could be wrong: it is
+    refused whatever the labels are.
 
     Args:
       labels: array.
@@ -55,6 +68,7 @@ def check_labels(labels: Any, count: int, logits: Any = None) -> None:
     shape = getattr(logits, "shape", type(logits))
     if not isinstance(shape, tuple) or len(shape) != 2:
         raise ValueError(f"the logits have shape {shape}; it must be (B, K).")
+    check_classes(shape[1])
     if count and known(labels):
         values, classes = np.asarray(labels), shape[1]
         low, high = values.min(), values.max()
@@ -65,10 +79,58 @@ def check_labels(labels: Any, count: int, logits: Any = None) -> None:
             )
 
 
+def check_classes(count: int) -> None:
+    """Raises ValueError unless a network has at least two logits."""
+    if count < 2:
+        raise ValueError(
+            f"the network has {count} logit; labels need at least 2, one for each "
+            "class. For a binary network of one logit z, with class 1 where z > 0, "
+            "return jnp.concatenate([jnp.zeros_like(z), z], axis=1)."
+        )
+
+
+def check_per_example(name: str, value: Any, count: int) -> None:
+    """Raises ValueError unless an option is a scalar or has one value per example.
+
+    Args:
+      name: what the error calls the option.
+      value: a number or an array, may be traced.
+      count: B.
+    """
+    shape = np.shape(value)
+    if shape not in ((), (1,), (count,)):
+        raise ValueError(
+            f"{name} has shape {shape}; it must be a scalar or ({count},), one value "
+            "for each example."
+        )
+
+
 def check_bounds(bounds: Bounds) -> None:
-    """Raises ValueError unless the bounds are None or low < high."""
-    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
-        raise ValueError(f"bounds is {bounds}; it must be (low, high) or None.")
+    """Raises ValueError unless the bounds are None or two numbers, low < high."""
+    if bounds is None:
+        return
+    allowed = "it must be two numbers (low, high) with low < high, or None"
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise ValueError(f"bounds is {bounds!r}; {allowed}.")
+    if not all(map(_is_number, bounds)):
+        given = ", ".join(
+            f"an array of shape {np.shape(bound)}"
+            if hasattr(bound, "shape")
+            else repr(bound)
+            for bound in bounds
+        )
+        raise ValueError(
+            f"bounds is ({given}); {allowed}: one box for all entries of x. Bounds of "
+            "single features are not supported, and traced ones neither."
+        )
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds is {bounds}; {allowed}.")
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, jax.core.Tracer):
+        return False
+    return isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
 
 
 def check_box(bounds: Bounds) -> None:

@@ -1,19 +1,29 @@
 """attacks: nearest points by steps of decoupled direction and length: DDN and FMN."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks, losses
+from opnorm.attacks import box, checks, losses
 from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
 from opnorm.attacks.checks import Bounds
 
 # An estimate that is exact ends on the boundary itself, where nothing is decided.
 _BEYOND = 1.01
+
+
+class _Search(NamedTuple):
+    """What DDN and FMN share."""
+
+    p: float
+    num_steps: int
+    targeted: bool
+    bounds: Bounds
 
 
 def decoupled_direction(
@@ -29,8 +39,10 @@ def decoupled_direction(
     A step of length ``a_i``, falling from 1 to 0.01 along a cosine, goes along the
     normalised gradient of the cross-entropy; the perturbation is then rescaled to
     length epsilon, which shrinks by ``1 - gamma`` after a misclassified point and grows
-    by ``1 + gamma`` after another. Where the gradient is zero the direction is random,
-    if there is a key. A step costs one forward and one backward pass.
+    by ``1 + gamma`` after another. Gradient entries that point out of the box at a face
+    are left out; where none is left the direction is random, if there is a key. A step
+    costs one forward and one backward pass. For examples without a misclassified point
+    in the end, :mod:`opnorm.attacks.box` walks to the corners of the box.
 
     Args:
       num_steps: steps, at least 1; the last point is judged too.
@@ -48,26 +60,24 @@ def decoupled_direction(
     _check_fraction("gamma", gamma)
     linalg.check_length("initial_epsilon", initial_epsilon, positive=True)
     checks.check_box(bounds)
+    search = _Search(2.0, num_steps, targeted, bounds)
 
-    def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
-        state = _initial_state(f, problem, targeted, bounds)
+    def init(f: BatchFunction, problem: Problem) -> dict[str, Any]:
+        state = _initial_state(f, problem, search)
         largest = _largest(problem.x, 2.0, bounds)
         epsilon = jnp.minimum(initial_epsilon, largest).astype(largest.dtype)
         return {**state, "epsilon": epsilon}
 
     def step(
-        f: BatchFunction, problem: Problem, state: dict[str, jax.Array], i: jax.Array
-    ) -> dict[str, jax.Array]:
+        f: BatchFunction, problem: Problem, state: dict[str, Any], i: jax.Array
+    ) -> dict[str, Any]:
         x, delta = problem.x, state["delta"]
 
         def objective(logits: jax.Array) -> jax.Array:
             value = losses.cross_entropy(logits, problem.labels)
             return -value if targeted else value
 
-        point = attack_lib.clip(x + delta, bounds)
-        _, logits, gradient = attack_lib.value_and_gradient(f, objective, point)
-        hit = attack_lib.decided(logits, problem.labels, targeted)
-        new = _record(problem, state, point, hit, 2.0)
+        new, _, gradient, hit = _evaluate(f, problem, state, i, objective, search)
         direction = linalg.dual_map(gradient, 2.0)
         if problem.keys is not None:
             keys = attack_lib.fold_in(problem.keys, i)
@@ -83,7 +93,7 @@ def decoupled_direction(
         moved = attack_lib.clip(x + moved, bounds) - x
         return {**new, "delta": moved, "epsilon": epsilon}
 
-    return _attack("decoupled_direction", 2.0, num_steps, init, step, targeted, bounds)
+    return _attack("decoupled_direction", search, init, step)
 
 
 def fast_minimum_norm(
@@ -101,8 +111,10 @@ def fast_minimum_norm(
     epsilon. Before the first misclassified point, epsilon is the distance of the
     linearised boundary and a hundredth of what is left; then it shrinks by ``1 -
     gamma`` after a misclassified point, at least to the smallest distance so far, and
-    grows by ``1 + gamma`` after another; gamma falls to a fiftieth along a cosine. A
-    step costs one forward and one backward pass.
+    grows by ``1 + gamma`` after another; gamma falls to a fiftieth along a cosine.
+    Gradient entries that point out of the box at a face are left out. A step costs one
+    forward and one backward pass. For examples without a misclassified point in the
+    end, :mod:`opnorm.attacks.box` walks to the corners of the box.
 
     Args:
       p: exponent of the norm: 1, 2 or inf.
@@ -121,24 +133,22 @@ def fast_minimum_norm(
     _check_fraction("gamma", gamma)
     checks.check_box(bounds)
     conjugate = linalg.conjugate_exponent(p)
+    search = _Search(p, num_steps, targeted, bounds)
 
-    def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
-        state = _initial_state(f, problem, targeted, bounds)
+    def init(f: BatchFunction, problem: Problem) -> dict[str, Any]:
+        state = _initial_state(f, problem, search)
         return {**state, "epsilon": jnp.full_like(state["distance"], jnp.inf)}
 
     def step(
-        f: BatchFunction, problem: Problem, state: dict[str, jax.Array], i: jax.Array
-    ) -> dict[str, jax.Array]:
+        f: BatchFunction, problem: Problem, state: dict[str, Any], i: jax.Array
+    ) -> dict[str, Any]:
         x, delta = problem.x, state["delta"]
 
         def objective(logits: jax.Array) -> jax.Array:
             value = losses.margin(logits, problem.labels)
             return -value if targeted else value
 
-        point = attack_lib.clip(x + delta, bounds)
-        value, logits, gradient = attack_lib.value_and_gradient(f, objective, point)
-        hit = attack_lib.decided(logits, problem.labels, targeted)
-        new = _record(problem, state, point, hit, p)
+        new, value, gradient, hit = _evaluate(f, problem, state, i, objective, search)
         slope = linalg.norm(gradient, conjugate)
         gap = jnp.where(jnp.isfinite(value), jnp.abs(value), 0.0)
         ahead = _BEYOND * gap / jnp.where(slope > 0, slope, 1.0)
@@ -154,62 +164,93 @@ def fast_minimum_norm(
         moved = attack_lib.confine(x, moved, p, epsilon, bounds)
         return {**new, "delta": moved, "epsilon": epsilon}
 
-    return _attack("fast_minimum_norm", p, num_steps, init, step, targeted, bounds)
+    return _attack("fast_minimum_norm", search, init, step)
 
 
-def _attack(
-    name: str,
-    p: float,
-    num_steps: int,
-    init: Any,
-    step: Any,
-    targeted: bool,
-    bounds: Bounds,
-) -> Attack:
+def _attack(name: str, search: _Search, init: Any, step: Any) -> Attack:
     stage = Stage(
         name=name,
-        num_steps=num_steps + 1,
-        bounds=bounds,
+        num_steps=search.num_steps + 1 + box.walk_steps(search.bounds),
+        bounds=search.bounds,
         init=init,
         step=step,
         finish=lambda problem, state: state["best"],
         done=lambda state: state["done"],
-        targeted=targeted,
+        targeted=search.targeted,
         takes_start=True,
     )
-    return Attack(name=name, p=p, stages=(stage,), budget=False)
+    return Attack(name=name, p=search.p, stages=(stage,), budget=False)
 
 
 def _initial_state(
-    f: BatchFunction, problem: Problem, targeted: bool, bounds: Bounds
-) -> dict[str, jax.Array]:
-    x = problem.x
-    start = x if problem.start is None else attack_lib.clip(problem.start, bounds)
-    at_input = attack_lib.decided(f(x), problem.labels, targeted)
+    f: BatchFunction, problem: Problem, search: _Search
+) -> dict[str, Any]:
+    x, targeted = problem.x, search.targeted
+    start = x if problem.start is None else problem.start
+    start = attack_lib.clip(start, search.bounds)
+    logits = f(x)
+    classes = logits.shape[1]
+    at_input = attack_lib.decided(logits, problem.labels, targeted)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return {
         "delta": start - x,
         "best": x,
         "distance": jnp.where(at_input, 0.0, jnp.inf).astype(wide),
         "done": at_input,
+        # One class is to be reached, or all others are tried.
+        "walk": box.begin_walk(x, logits, problem.labels, 1 if targeted else classes),
     }
 
 
-def _record(
+def _evaluate(
+    f: BatchFunction,
     problem: Problem,
-    state: dict[str, jax.Array],
-    point: jax.Array,
-    hit: jax.Array,
-    p: float,
-) -> dict[str, jax.Array]:
-    """The state with a point kept where it is the nearest that succeeds."""
-    distance = linalg.norm(point - problem.x, p)
+    state: dict[str, Any],
+    i: jax.Array,
+    objective: Callable[[jax.Array], jax.Array],
+    search: _Search,
+) -> tuple[dict[str, Any], jax.Array, jax.Array, jax.Array]:
+    """Evaluates the point of a step, and keeps it if it is the nearest that succeeds.
+
+    After the last step of the search, that is the point of the walk to the corners.
+
+    Returns:
+      The state, the objective ``(B,)``, its gradient without the entries that the box
+      blocks, and ``(B,)`` bool, whether the point succeeds.
+    """
+    x, labels, walk, targeted = (
+        problem.x,
+        problem.labels,
+        state["walk"],
+        search.targeted,
+    )
+    bounds = search.bounds
+    walks = i > search.num_steps
+    point = attack_lib.clip(x + state["delta"], bounds)
+    point = jnp.where(walks, walk["point"], point)
+
+    def chosen(logits: jax.Array) -> jax.Array:
+        lead = box.walk_objective(walk, logits, labels, targeted)
+        value = objective(logits)
+        return jnp.where(walks, lead.astype(value.dtype), value)
+
+    value, logits, gradient = attack_lib.value_and_gradient(f, chosen, point)
+    hit = attack_lib.decided(logits, labels, targeted)
+    distance = linalg.norm(point - x, search.p)
     nearer = hit & (distance < state["distance"])
-    return {
+    best = jnp.where(like(nearer, point), point, state["best"])
+    distance = jnp.where(nearer, distance, state["distance"])
+    found = jnp.isfinite(distance)
+    walk, ended = box.advance_walk(walk, walks, x, best, found, hit, gradient, bounds)
+    over = (i == search.num_steps) & found
+    new = {
         **state,
-        "best": jnp.where(like(nearer, point), point, state["best"]),
-        "distance": jnp.where(nearer, distance, state["distance"]),
+        "best": best,
+        "distance": distance,
+        "walk": walk,
+        "done": jnp.where(walks, ended, state["done"] | over),
     }
+    return new, value, box.unblocked(point, gradient, bounds), hit
 
 
 def _largest(x: jax.Array, p: float, bounds: Bounds) -> jax.Array:

@@ -20,6 +20,7 @@ def auto_attack(
     epsilon: float | jax.Array,
     num_steps: int = 100,
     num_queries: int = 5000,
+    channels: str = "last",
     bounds: Bounds = (0.0, 1.0),
 ) -> Attack:
     """Returns the AutoAttack ensemble: APGD-CE, APGD-T, FAB-T and Square, in order.
@@ -36,10 +37,13 @@ def auto_attack(
       epsilon: budget in pixel units, at least 0; scalar or ``(B,)``, may be traced.
       num_steps: steps of each run of APGD and FAB; published results use 100.
       num_queries: queries of Square; published results use 5000.
+      channels: where images have their channels, "last", "first" or "none", as for
+        :func:`square`.
       bounds: box (low, high).
 
     Raises:
-      ValueError: for an option out of range; when applied, as :class:`Attack`.
+      ValueError: for an option out of range; when applied, as :class:`Attack`, and for
+        inputs whose channels are plainly elsewhere.
 
     Source: Croce & Hein 2020, "Reliable evaluation of adversarial robustness with an
     ensemble of diverse parameter-free attacks"; Croce & Hein 2021 for p = 1.
@@ -63,7 +67,13 @@ def auto_attack(
             bounds=bounds,
         ),
         fab(p=p, epsilon=epsilon, num_steps=num_steps, bounds=bounds),
-        square(p=p, epsilon=epsilon, num_queries=num_queries, bounds=bounds),
+        square(
+            p=p,
+            epsilon=epsilon,
+            num_queries=num_queries,
+            channels=channels,
+            bounds=bounds,
+        ),
     ]
     return dataclasses.replace(first_success(attacks), name="auto_attack")
 
@@ -120,6 +130,9 @@ def _joined(attacks: Sequence[Attack], *, keep: str, budget: bool) -> Attack:
     stages = tuple(stage for attack in attacks for stage in attack.stages)
     if len({stage.targeted for stage in stages}) > 1:
         raise ValueError("attacks are targeted and untargeted; one kind is needed.")
+    confidences = sorted({stage.confidence for stage in stages})
+    if len(confidences) > 1:
+        raise ValueError(f"attacks have confidences {confidences}; one is needed.")
     name = "+".join(attack.name for attack in attacks)
     # A single stage would be returned whether it succeeds or not.
     return Attack(name, attacks[0].p, stages, keep, budget, joined=True)

@@ -9,7 +9,7 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks
+from opnorm.attacks import box, checks
 from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
 from opnorm.attacks.checks import Bounds
 
@@ -38,7 +38,9 @@ def fab(
     x on the boundary inside the box, and moves to a mixture of the two projections, a
     little beyond. A misclassified point is recorded if it is the nearest so far, and
     the search goes a tenth of the way back to x. Deterministic: it starts at x. A step
-    costs a forward and a backward pass, and a forward pass more.
+    costs a forward and a backward pass, and a forward pass more. Without an epsilon,
+    :mod:`opnorm.attacks.box` walks to the corners of the box for examples without a
+    misclassified point in the end.
 
     Args:
       p: exponent of the norm: 1, 2 or inf.
@@ -62,37 +64,46 @@ def fab(
     linalg.check_count("num_steps", num_steps, 1)
     linalg.check_count("num_targets", num_targets, 1)
     checks.check_box(bounds)
+    walk_steps = box.walk_steps(bounds) if epsilon is None else 0
 
-    def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
+    def init(f: BatchFunction, problem: Problem) -> dict[str, Any]:
         x, labels = problem.x, problem.labels
         wide = jnp.promote_types(x.dtype, jnp.float32)
         logits = f(x)
-        classes = logits.shape[1]
-        hit = jnp.arange(classes)[None] == labels[:, None]
-        others = jnp.where(hit | jnp.isnan(logits), -jnp.inf, logits)
-        count = max(1, min(num_targets, classes - 1))
+        targets, count = attack_lib.other_classes(logits, labels, num_targets)
         wrong = attack_lib.decided(logits, labels, False)
-        return {
+        state: dict[str, Any] = {
             "x": x,
             "best": x,
             "distance": jnp.where(wrong, 0.0, jnp.inf).astype(wide),
-            "targets": lax.top_k(others, count)[1],
-            "done": wrong | (classes == 1),
+            "targets": targets,
+            "num_targets": count,
+            "done": wrong | (count == 0),
         }
+        if walk_steps:
+            state["walk"] = box.begin_walk(x, logits, labels, rounds=targets.shape[1])
+        return state
 
     def step(
-        f: BatchFunction, problem: Problem, state: dict[str, jax.Array], i: jax.Array
-    ) -> dict[str, jax.Array]:
+        f: BatchFunction, problem: Problem, state: dict[str, Any], i: jax.Array
+    ) -> dict[str, Any]:
         x, labels, targets = problem.x, problem.labels, state["targets"]
-        begins = i % num_steps == 0
+        begins, last = i % num_steps == 0, targets.shape[1] * num_steps
         current = jnp.where(begins, x, state["x"])
         at = jnp.minimum(i // num_steps, targets.shape[1] - 1)
         target = lax.dynamic_index_in_dim(targets, at, 1, keepdims=False)
+        walk, walks = state.get("walk"), i >= last
+        if walk is not None:
+            current = jnp.where(walks, walk["point"], current)
 
         def difference(logits: jax.Array) -> jax.Array:
-            return _pick(logits, target) - _pick(logits, labels)
+            lead = _pick(logits, target) - _pick(logits, labels)
+            if walk is None:
+                return lead
+            value = box.walk_objective(walk, logits, labels)
+            return jnp.where(walks, value.astype(lead.dtype), lead)
 
-        gap, _, gradient = attack_lib.value_and_gradient(f, difference, current)
+        gap, logits, gradient = attack_lib.value_and_gradient(f, difference, current)
         gap = jnp.where(jnp.isfinite(gap), gap, 0.0)
         # The linearised difference at x, without a constant in which digits cancel.
         gap_at_x = gap + linalg.inner(gradient, x - current)
@@ -106,31 +117,46 @@ def fab(
         point = attack_lib.clip(mixed, bounds).astype(x.dtype)
 
         hit = attack_lib.decided(f(point), labels, False)
+        if walk is not None:
+            # The walk judges the point that it has chosen the step before.
+            at_current = attack_lib.decided(logits, labels, False)
+            hit = jnp.where(walks, at_current, hit)
+            point = jnp.where(walks, current, point)
         distance = linalg.norm(point - x, p)
         nearer = hit & (distance < state["distance"])
         best = jnp.where(nearer, distance, state["distance"])
         back = x + _WAY_BACK * (point - x)
-        done = i + 1 >= targets.shape[1] * num_steps
+        done = i + 1 >= state["num_targets"] * num_steps
         if epsilon is not None:
-            done |= best <= epsilon
-        return {
+            done |= best <= attack_lib.constant(epsilon)
+        new = {
             "x": jnp.where(like(hit, x), back, point),
             "best": jnp.where(like(nearer, x), point, state["best"]),
             "distance": best,
             "targets": targets,
-            "done": jnp.broadcast_to(done, state["done"].shape),
+            "num_targets": state["num_targets"],
+            "done": done,
         }
+        if walk is None:
+            return new
+        found = jnp.isfinite(best)
+        walk, ended = box.advance_walk(
+            walk, walks, x, new["best"], found, hit, gradient, bounds
+        )
+        done = jnp.where(walks, ended, done & found)
+        return {**new, "walk": walk, "done": done}
 
     def finish(problem: Problem, state: dict[str, jax.Array]) -> jax.Array:
         found = jnp.isfinite(state["distance"])
         if epsilon is not None:
-            found &= state["distance"] <= epsilon
+            found &= state["distance"] <= attack_lib.constant(epsilon)
         return jnp.where(like(found, problem.x), state["best"], problem.x)
 
     stage = Stage(
         name="fab_t",
-        num_steps=num_targets * num_steps,
+        num_steps=num_targets * num_steps + walk_steps,
         bounds=bounds,
+        epsilon=epsilon,
         init=init,
         step=step,
         finish=finish,

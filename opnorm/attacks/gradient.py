@@ -11,7 +11,7 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks, losses
+from opnorm.attacks import box, checks, losses
 from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
 from opnorm.attacks.checks import Bounds
 
@@ -66,6 +66,7 @@ def pga(
     loss: str | losses.Loss = "cross_entropy",
     q: float = 2.0,
     targeted: bool = False,
+    skip_blocked: bool = True,
     bounds: Bounds = (0.0, 1.0),
 ) -> Attack:
     """Returns projected gradient ascent in the Lp ball of radius epsilon.
@@ -76,8 +77,10 @@ def pga(
     gradient is zero or not finite, the point stays. A step costs one forward and one
     backward pass to the input; several restarts cost one forward pass more each.
 
-    Clipping to the box after projecting on the ball can leave budget unused: for p = 1
-    a pixel at its bound may stay the steepest one, and the attack then stands still.
+    Gradient entries that point out of the box at a face are left out before the dual
+    map: with them a step spends its length where clipping takes it away, and for p = 1
+    stands still once the steepest entry has reached its bound. That departs from the
+    source, which ``skip_blocked=False`` follows; for p = inf both take the same steps.
     For p other than 1, 2 and inf the dual map is not the gradient of what the
     projection preserves, and small steps stop short of the maximum even of a linear
     loss; ``step_size=inf`` reaches it.
@@ -96,15 +99,16 @@ def pga(
       momentum: factor mu, in [0, inf), of the velocity ``mu velocity + gradient /
         ||gradient||_1`` that takes the gradient's place (MI-FGSM); 0 for none.
       keep: "last" returns the last iterate, "success" the first one that reaches the
-        goal, where the example then stands still, at the same price: what robust
-        accuracy asks for.
+        goal, x being the first that is looked at, at the price of one forward pass
+        more: what robust accuracy asks for.
       loss: "cross_entropy", "margin" or "dlr" (see :mod:`opnorm.attacks.losses`),
         "logit_distance" (Lq distance to the clean logits; ignores labels), or a
         function ``(logits (B, K), labels (B,)) -> (B,)``.
       q: exponent of "logit_distance".
       targeted: descend the loss towards the labels instead.
-      bounds: box (low, high) that inputs stay in, or None. x must lie in it: clipping
-        would leave the budget. That is checked where x is not traced.
+      skip_blocked: whether gradient entries that point out of the box at a face are
+        left out.
+      bounds: box (low, high) that inputs stay in, or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -137,10 +141,13 @@ def pga(
     if size is None:
         size = 2 * jnp.asarray(radius) / max(num_steps, 1)
     confine = functools.partial(attack_lib.confine, p=p, radius=radius, bounds=bounds)
+    faces = bounds if skip_blocked else None
     # Judging a restart takes one evaluation of its last point.
     period = num_steps + (num_restarts > 1)
 
     def check(problem: Problem) -> None:
+        if step_size is not None:
+            checks.check_per_example("step_size", step_size, len(problem.x))
         started = problem.start is not None
         if loss == "logit_distance" and not random_start and not started:
             raise ValueError(
@@ -155,7 +162,8 @@ def pga(
         begin = x if problem.start is None else problem.start
         if not random_start or keys is None:
             return confine(x, begin - x)
-        drawn = linalg.sample_ball(attack_lib.fold_in(keys, restart), x, p, radius)
+        limit = attack_lib.constant(radius)
+        drawn = linalg.sample_ball(attack_lib.fold_in(keys, restart), x, p, limit)
         if problem.start is not None:
             drawn = jnp.where(restart == 0, begin - x, drawn)
         return confine(x, drawn)
@@ -209,11 +217,18 @@ def pga(
             for name, value in current.items():
                 value = value.astype(state[name].dtype)
                 new[name] = jnp.where(like(wins, value), value, state[name])
+        # An unlimited step starts from x, and is blocked there.
+        jumps = jnp.isinf(attack_lib.constant(size))
+        origin = jnp.where(like(jumps, x), x, point)
+        ascent = box.unblocked(origin, ascent, faces)
         if velocity is not None:
             unit = linalg.scale(ascent, 1 / _positive(linalg.norm(ascent, 1.0)))
             ascent = jnp.where(fresh, 0.0, momentum) * velocity + unit
             new["velocity"] = ascent.astype(velocity.dtype)
-        moved = _advance(delta, ascent, p, radius, size)
+            ascent = box.unblocked(origin, ascent, faces)
+        # Without steps the ascent is a constant zero, and XLA folds its dual map and
+        # its norm at compile time, for seconds.
+        moved = _advance(delta, ascent, p, radius, size) if num_steps else delta
         new["delta"] = confine(x, moved).astype(x.dtype)
         if keep == "success":
             new["done"] = hit
@@ -229,6 +244,7 @@ def pga(
         name="pga",
         num_steps=num_restarts * period,
         bounds=bounds,
+        epsilon=radius,
         init=init,
         step=step,
         finish=finish,
@@ -238,7 +254,7 @@ def pga(
         takes_start=True,
         any_labels=keep == "last" and (period == 0 or loss not in tuple(losses.NAMED)),
     )
-    return Attack(name="pga", p=p, stages=(stage,))
+    return Attack(name="pga", p=p, stages=(stage,), judges_input=keep == "success")
 
 
 def uniform_noise(
@@ -253,8 +269,9 @@ def uniform_noise(
     Args:
       p: exponent of the norm, in [1, inf].
       epsilon: budget in pixel units, at least 0; scalar or ``(B,)``.
-      num_draws: points drawn, at least 1; the first that is misclassified is kept, or
-        else the one of highest cross-entropy: random search, at one forward pass each.
+      num_draws: points drawn, at least 1. Of several, and x before them, the first that
+        is misclassified is kept, or else the one of highest cross-entropy: random
+        search, at one forward pass each.
       bounds: box (low, high) that inputs are clipped to, or None.
 
     Raises:
@@ -301,15 +318,15 @@ def gaussian_noise(
         del f
         assert problem.keys is not None
         unit = linalg.sample_sphere(problem.keys, problem.x, p)
-        drawn = linalg.scale(unit, jnp.asarray(lax.stop_gradient(epsilon)))
-        return attack_lib.confine(
-            problem.x, drawn, p, lax.stop_gradient(epsilon), bounds
-        )
+        radius = attack_lib.constant(epsilon)
+        drawn = linalg.scale(unit, jnp.asarray(radius))
+        return attack_lib.confine(problem.x, drawn, p, radius, bounds)
 
     stage = Stage(
         name="gaussian_noise",
         num_steps=0,
         bounds=bounds,
+        epsilon=epsilon,
         init=init,
         step=lambda f, problem, state, i: state,
         finish=lambda problem, state: attack_lib.clip(problem.x + state, bounds),
@@ -342,7 +359,8 @@ def _advance(
     step_size: float | jax.Array,
 ) -> jax.Array:
     direction = linalg.dual_map(ascent, linalg.conjugate_exponent(p))
-    step_size = jnp.asarray(step_size, direction.dtype)
+    step_size = jnp.asarray(attack_lib.constant(step_size), direction.dtype)
+    epsilon = attack_lib.constant(epsilon)
     unlimited = jnp.isinf(step_size)
     walked = delta + linalg.scale(direction, jnp.where(unlimited, 0.0, step_size))
     jumped = linalg.scale(direction, jnp.asarray(epsilon, direction.dtype))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks
+from opnorm.attacks import box, checks
 from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
 from opnorm.attacks.checks import Bounds
 
@@ -67,8 +67,10 @@ def log_barrier(
         in (0, 1).
       temperature: sharpness of h for p = inf, per pixel unit, positive.
       final_bisections: halvings in the end, at least 0.
-      num_tries: points tried before an example is given up, at least 1: the start, if
-        there is one, then x with Gaussian noise of standard deviation ``0.01 1.01^j``.
+      num_tries: points tried at first, at least 1: the start, if there is one, then x
+        with Gaussian noise of standard deviation ``0.01 1.01^j``. After them a walk to
+        the corners of the box (:mod:`opnorm.attacks.box`) is tried, if there is a box,
+        before an example is given up.
       bounds: box (low, high) that points are clipped to, or None.
 
     Raises:
@@ -103,10 +105,13 @@ def log_barrier(
             point = jnp.where(like(tries == 0, x), problem.start, point)
         return attack_lib.clip(point, bounds)
 
-    def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
+    walk_steps = box.walk_steps(bounds)
+
+    def init(f: BatchFunction, problem: Problem) -> dict[str, Any]:
         x, labels = problem.x, problem.labels
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        wrong = attack_lib.decided(f(x), labels, False)
+        logits = f(x)
+        wrong = attack_lib.decided(logits, labels, False)
         nothing = jnp.zeros_like(labels, dtype=jnp.int32)
         return {
             "point": attempt(problem, nothing),
@@ -115,6 +120,7 @@ def log_barrier(
             "distance": jnp.where(wrong, 0.0, jnp.inf).astype(wide),
             "right": x,
             "tries": nothing,
+            "walk": box.begin_walk(x, logits, labels),
             "outer": nothing,
             "inner": nothing,
             "bisections": nothing,
@@ -122,19 +128,28 @@ def log_barrier(
         }
 
     def step(
-        f: BatchFunction, problem: Problem, state: dict[str, jax.Array], i: jax.Array
-    ) -> dict[str, jax.Array]:
+        f: BatchFunction, problem: Problem, state: dict[str, Any], i: jax.Array
+    ) -> dict[str, Any]:
         del i
         x, labels, point = problem.x, problem.labels, state["point"]
-        _, logits, gradient = attack_lib.value_and_gradient(
-            f, lambda logits: _barrier(logits, labels), point
-        )
+        walk = state["walk"]
+        walks = jnp.isinf(state["distance"]) & (state["tries"] >= num_tries)
+
+        def objective(logits: jax.Array) -> jax.Array:
+            lead = box.walk_objective(walk, logits, labels)
+            return jnp.where(walks, lead, _barrier(logits, labels))
+
+        _, logits, gradient = attack_lib.value_and_gradient(f, objective, point)
         distance = linalg.norm(point - x, p)
         hit = attack_lib.decided(logits, labels, False) & jnp.isfinite(distance)
         nearer = hit & (distance < state["distance"])
         best = jnp.where(like(nearer, x), point, state["best"])
         distance = jnp.where(nearer, distance, state["distance"])
         seeks = jnp.isinf(distance)
+        walk, ended = box.advance_walk(
+            walk, walks, x, best, ~seeks, hit, gradient, bounds
+        )
+        gradient = jnp.where(like(walks, x), 0.0, gradient)
         ends = ~seeks & (state["outer"] == num_outer)
         descends = ~seeks & ~ends
 
@@ -154,8 +169,11 @@ def log_barrier(
 
         following = jnp.where(like(hit, x), moved, back)
         following = jnp.where(like(outer == num_outer, x), halved, following)
-        following = jnp.where(like(seeks, x), attempt(problem, tries), following)
-        given_up = seeks & (tries >= num_tries)
+        sought = jnp.where(
+            like(tries >= num_tries, x), walk["point"], attempt(problem, tries)
+        )
+        following = jnp.where(like(seeks, x), sought, following)
+        given_up = seeks & (ended if walk_steps else tries >= num_tries)
         finished = ~seeks & (outer == num_outer) & (bisections >= final_bisections)
         return {
             "point": attack_lib.clip(following.astype(x.dtype), bounds),
@@ -164,6 +182,7 @@ def log_barrier(
             "distance": distance,
             "right": right,
             "tries": tries,
+            "walk": walk,
             "outer": outer,
             "inner": jnp.where(over, 0, inner),
             "bisections": bisections,
@@ -176,7 +195,7 @@ def log_barrier(
 
     stage = Stage(
         name="log_barrier",
-        num_steps=num_tries + num_outer * num_inner + final_bisections,
+        num_steps=num_tries + walk_steps + num_outer * num_inner + final_bisections,
         bounds=bounds,
         init=init,
         step=step,

@@ -1,4 +1,9 @@
-"""attacks: what an attack maximises, per example, as functions of the logits."""
+"""Losses that attacks maximise, per example, as functions of the logits.
+
+A logit of -inf masks its class: values and gradients are those of the network without
+that class. A logit of +inf has no such meaning: differences of such logits are NaN,
+which attacks count as the lowest loss, with gradient zero.
+"""
 
 from collections.abc import Callable
 
@@ -6,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from opnorm import linalg
+from opnorm.attacks import checks
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -21,17 +27,19 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
       labels: ``(B,)`` int.
 
     Returns:
-      ``(B,)``, at least float32; 0 if there is one class.
+      ``(B,)``, at least float32; 0 where all other classes are masked.
 
     Raises:
-      ValueError: for shapes that do not fit.
+      ValueError: for shapes that do not fit, or one class.
 
     Source: Roth et al. 2020, Eq. 24.
     """
     chosen, others = _split(logits, labels)
-    if logits.shape[1] == 1:
-        return jnp.zeros_like(chosen)
-    return jax.nn.softplus(jax.nn.logsumexp(others, axis=1) - chosen)
+    # The gradient of the logsumexp of nothing is NaN, also where it is not selected.
+    alone = jnp.all(jnp.isneginf(others), axis=1)
+    others = jnp.where(alone[:, None], 0.0, others)
+    value = jax.nn.softplus(jax.nn.logsumexp(others, axis=1) - chosen)
+    return jnp.where(alone, 0.0, value)
 
 
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -42,14 +50,12 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
       labels: ``(B,)`` int.
 
     Returns:
-      ``(B,)``, at least float32; ``-z_y`` if there is one class.
+      ``(B,)``, at least float32; -inf where all other classes are masked.
 
     Raises:
-      ValueError: for shapes that do not fit.
+      ValueError: for shapes that do not fit, or one class.
     """
     chosen, others = _split(logits, labels)
-    if logits.shape[1] == 1:
-        return -chosen
     return jnp.max(others, axis=1) - chosen
 
 
@@ -58,7 +64,8 @@ def logit_distance(
 ) -> jax.Array:
     """Computes ``||f(x*) - f(x)||_q``, which needs no labels.
 
-    Its gradient at the clean point is zero: an attack on it needs a start elsewhere.
+    Logits that are the same infinity at both points do not differ. The gradient at the
+    clean point is zero: an attack on this loss needs a start elsewhere.
 
     Args:
       logits: ``(B, K)`` float, f(x*).
@@ -70,7 +77,8 @@ def logit_distance(
 
     Source: Roth et al. 2020, Eq. 108.
     """
-    return linalg.norm(logits - clean_logits, q)
+    masked = jnp.isinf(clean_logits) & (logits == clean_logits)
+    return linalg.norm(jnp.where(masked, 0.0, logits - clean_logits), q)
 
 
 def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -78,34 +86,35 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     ``s = z_(1) - z_(3)``, of the logits in descending order, so that scaling or
     shifting them changes nothing: in [-1, 0] where y is the largest, positive
-    elsewhere. With two classes, which have no third, s is 1.
+    elsewhere. Where fewer than three classes are not masked, s is 1.
 
     Args:
       logits: ``(B, K)`` float.
       labels: ``(B,)`` int.
 
     Returns:
-      ``(B,)``, at least float32; 0 where all logits are equal, ``-z_y`` if there is one
-      class.
+      ``(B,)``, at least float32; 0 where all logits are equal, -inf where all other
+      classes are masked.
 
     Raises:
-      ValueError: for shapes that do not fit.
+      ValueError: for shapes that do not fit, or one class.
 
     Source: Croce & Hein 2020, Eq. 5.
     """
     value = margin(logits, labels)
     if logits.shape[1] < 3:
         return value
-    largest = jax.lax.top_k(logits.astype(value.dtype), 3)[0]
-    return value / (largest[:, 0] - largest[:, 2] + _TINY)
+    largest, count = _largest(logits, 3)
+    spread = largest[:, 0] - largest[:, 2] + _TINY
+    return value / jnp.where(count == 3, spread, 1.0)
 
 
 def dlr_targeted(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
     """Computes ``-(z_y - z_t) / s``: the ratio that steers from y towards class t.
 
-    ``s = z_(1) - (z_(3) + z_(4)) / 2``. The paper's needs four classes: with three it
-    is ``z_(1) - (z_(2) + z_(3)) / 2`` (over ``z_(1) - z_(3)`` the ratio would be -1
-    everywhere for the third class), with two 1.
+    ``s = z_(1) - (z_(3) + z_(4)) / 2``. The paper's needs four classes: with three that
+    are not masked it is ``z_(1) - (z_(2) + z_(3)) / 2`` (over ``z_(1) - z_(3)`` the
+    ratio would be -1 everywhere for the third class), with two 1.
 
     Args:
       logits: ``(B, K)`` float.
@@ -113,21 +122,22 @@ def dlr_targeted(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> ja
       targets: ``(B,)`` int, t.
 
     Returns:
-      ``(B,)``, at least float32.
+      ``(B,)``, at least float32; -inf where t is masked.
 
     Raises:
-      ValueError: for shapes that do not fit.
+      ValueError: for shapes that do not fit, or one class.
 
     Source: Croce & Hein 2020, Eq. 6.
     """
     chosen, _ = _split(logits, labels)
     target, _ = _split(logits, targets)
-    classes = logits.shape[1]
-    if classes < 3:
+    if logits.shape[1] < 3:
         return target - chosen
-    largest = jax.lax.top_k(logits.astype(chosen.dtype), min(classes, 4))[0]
+    largest, count = _largest(logits, 4)
     low = (largest[:, -2] + largest[:, -1]) / 2
-    return (target - chosen) / (largest[:, 0] - low + _TINY)
+    low = jnp.where(count == 3, (largest[:, 1] + largest[:, 2]) / 2, low)
+    spread = largest[:, 0] - low + _TINY
+    return (target - chosen) / jnp.where(count < 3, 1.0, spread)
 
 
 # Equal logits give 0 and no NaN.
@@ -143,7 +153,19 @@ def _split(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
             f"logits and labels have shapes {logits.shape} and {labels.shape}; they "
             "must be (B, K) and (B,)."
         )
+    checks.check_classes(logits.shape[1])
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     hit = jnp.arange(logits.shape[1])[None] == labels[:, None]
     chosen = jnp.sum(jnp.where(hit, logits, 0.0), axis=1)
     return chosen, jnp.where(hit, -jnp.inf, logits)
+
+
+def _largest(logits: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
+    """The largest logits of each row, descending, and how many are not masked.
+
+    A masked one is replaced by the first, so that no infinity reaches a gradient.
+    """
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    values = jax.lax.top_k(wide, min(most, logits.shape[1]))[0]
+    masked = jnp.isneginf(values)
+    return jnp.where(masked, values[:, :1], values), jnp.sum(~masked, axis=1)

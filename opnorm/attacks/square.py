@@ -14,7 +14,10 @@ from opnorm.attacks import checks, losses
 from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
 from opnorm.attacks.checks import Bounds
 
-# Andriushchenko et al. 2020, section 5: where the changed part of the picture halves.
+CHANNELS = ("last", "first", "none")
+# So many channels an image usually has: grey, RGB, RGBA.
+_USUAL_CHANNELS = (1, 3, 4)
+# Andriushchenko et al. 2020, section 5: where the changed part of the image halves.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
@@ -25,6 +28,7 @@ def square(
     num_queries: int = 5000,
     fraction: float = 0.8,
     rescale_schedule: bool = False,
+    channels: str = "last",
     bounds: Bounds = (0.0, 1.0),
 ) -> Attack:
     """Returns the Square Attack: squares at random places, kept if the margin falls.
@@ -33,23 +37,29 @@ def square(
     or minus epsilon; for p = 2 and 1 a pattern that falls off from its centre is put
     into one square, paid for by emptying another. The squares shrink in nine steps. A
     query is one forward pass; the first goes to vertical stripes (p = inf) or a grid of
-    patterns.
+    patterns. An example that the network gets wrong at x already is left as it is, at
+    the price of one forward pass more.
 
     Args:
       p: exponent of the norm: 1, 2 or inf.
       epsilon: budget in pixel units, at least 0; scalar or ``(B,)``, may be traced.
       num_queries: tries after the first point, at least 1.
-      fraction: part of the picture that the first squares cover, in (0, 1].
+      fraction: share of the entries of a channel that the first squares cover, in
+        (0, 1], up to the rounding of their sides. Where an image is too narrow for such
+        a square, it becomes a rectangle over the whole of the shorter side.
       rescale_schedule: whether the nine steps, made for 10,000 queries, are stretched
         over ``num_queries``; AutoAttack does not.
+      channels: where images have their channels: "last", ``(B, H, W, C)``; "first",
+        ``(B, C, H, W)``; or "none", where an input of rank 4 has no channels either.
+        Inputs of rank 3, ``(B, H, W)``, have none in any case; vectors ``(B, N)`` are
+        rows of N pixels, and inputs of higher rank have all axes but the last of them
+        joined.
       bounds: box (low, high), or None.
 
-    Returns:
-      An attack on ``(B, H, W, C)`` pictures; inputs of another rank count as columns of
-      one pixel.
-
     Raises:
-      ValueError: for an option out of range; when applied, as :class:`Attack`.
+      ValueError: for an option out of range; when applied, as :class:`Attack`, and for
+        inputs of rank 4 with 1, 3 or 4 entries along the axis where "last" or "first"
+        would not have channels, and another number along the one where it has.
 
     Source: Andriushchenko et al. 2020, Algorithms 1 to 3; Croce & Hein 2021 for p = 1.
     Unlike the published code, squares also reach the last row and column, and every
@@ -60,8 +70,16 @@ def square(
     linalg.check_count("num_queries", num_queries, 1)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction}; it must be in (0, 1].")
+    if channels not in CHANNELS:
+        raise ValueError(
+            f"channels is {channels!r}; it may be {', '.join(map(repr, CHANNELS))}."
+        )
     checks.check_bounds(bounds)
     radius = lax.stop_gradient(epsilon)
+
+    def check(problem: Problem) -> None:
+        attack_lib.check_keys(problem)
+        check_layout(problem.x.shape, channels)
 
     def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
         del f
@@ -77,13 +95,15 @@ def square(
     ) -> dict[str, jax.Array]:
         assert problem.keys is not None
         x = problem.x
-        shape = picture_shape(x)
+        shape = image_shape(x.shape, channels)
+        moves = channels == "first" and x.ndim == 4
         sizes = jnp.asarray(
             _sizes(p, num_queries, fraction, rescale_schedule, shape), jnp.int32
         )
         size = sizes[jnp.maximum(i - 1, 0)]
         keys = attack_lib.fold_in(problem.keys, i)
-        reach = jnp.broadcast_to(jnp.asarray(radius, x.dtype), problem.labels.shape)
+        reach = jnp.asarray(attack_lib.constant(radius), x.dtype)
+        reach = jnp.broadcast_to(reach, problem.labels.shape)
 
         def first() -> jax.Array:
             draw = _stripes if p == math.inf else _grid
@@ -95,11 +115,13 @@ def square(
                     return _recolour(key, delta, r, size)
                 return _move_mass(key, delta, r, size, p)
 
-            pictures = state["delta"].reshape(len(x), *shape)
-            unit = jax.vmap(one)(keys, pictures, reach)
+            images = state["delta"]
+            images = jnp.moveaxis(images, 1, 3) if moves else images
+            unit = jax.vmap(one)(keys, images.reshape(len(x), *shape), reach)
             return unit.astype(x.dtype)
 
-        unit = lax.cond(i == 0, first, propose).reshape(x.shape)
+        unit = lax.cond(i == 0, first, propose)
+        unit = (jnp.moveaxis(unit, 3, 1) if moves else unit).reshape(x.shape)
         delta = attack_lib.confine(x, linalg.scale(unit, reach), p, reach, bounds)
         # Clipped as in the end: the sum may round to the outside of the box.
         logits = f(attack_lib.clip(x + delta, bounds))
@@ -117,22 +139,39 @@ def square(
         name="square",
         num_steps=num_queries + 1,
         bounds=bounds,
+        epsilon=radius,
         init=init,
         step=step,
         finish=lambda problem, state: attack_lib.clip(
             problem.x + state["delta"], bounds
         ),
         done=lambda state: state["done"],
-        check=attack_lib.check_keys,
+        check=check,
     )
-    return Attack(name="square", p=p, stages=(stage,))
+    return Attack(name="square", p=p, stages=(stage,), judges_input=True)
 
 
-def picture_shape(x: jax.Array) -> tuple[int, int, int]:
-    """(H, W, C) of a batch of pictures; inputs of another rank are one column."""
-    if x.ndim == 4:
-        return x.shape[1], x.shape[2], x.shape[3]
-    return math.prod(x.shape[1:]), 1, 1
+def image_shape(shape: tuple[int, ...], channels: str) -> tuple[int, int, int]:
+    """(H, W, C) of the images of a batch of that shape."""
+    if len(shape) == 4 and channels == "last":
+        return shape[1], shape[2], shape[3]
+    if len(shape) == 4 and channels == "first":
+        return shape[2], shape[3], shape[1]
+    return math.prod(shape[1:-1]), shape[-1], 1
+
+
+def check_layout(shape: tuple[int, ...], channels: str) -> None:
+    """Raises ValueError where the axis of channels is plainly another one."""
+    if len(shape) != 4 or channels == "none":
+        return
+    here, there = (3, 1) if channels == "last" else (1, 3)
+    if shape[there] in _USUAL_CHANNELS and shape[here] not in _USUAL_CHANNELS:
+        other = "first" if channels == "last" else "last"
+        raise ValueError(
+            f"x has shape {shape}, and channels is {channels!r}: axis {there} with "
+            f"{shape[there]} entries looks like the channels, not axis {here} with "
+            f"{shape[here]}; give channels={other!r}, or 'none' for images without."
+        )
 
 
 def _sizes(
@@ -142,18 +181,22 @@ def _sizes(
     rescale: bool,
     shape: tuple[int, int, int],
 ) -> np.ndarray:
-    """The side of the square of each query."""
+    """The side of the square of each query, which may be longer than the image's."""
     height, width, _ = shape
+    shorter, longer = min(height, width), max(height, width)
     query = np.arange(num_queries)
     if rescale:
         query = (query / num_queries * 10_000).astype(int)
     halvings = np.searchsorted(_HALVINGS, query)
-    side = np.round(np.sqrt(fraction / 2.0**halvings * height * width)).astype(int)
+    area = fraction / 2.0**halvings * height * width
+    # As far as it goes beyond the shorter side of the image, the square is cut off.
+    side = np.where(area > shorter**2, area / shorter, np.sqrt(area))
+    side = np.round(side).astype(int)
     if p != math.inf:
         # The pattern has a centre.
         side = np.maximum(side, 3)
         side += 1 - side % 2
-    return np.clip(side, 1, min(height, width) if width > 1 else height)
+    return np.clip(side, 1, longer)
 
 
 def _stripes(
@@ -168,7 +211,10 @@ def _stripes(
 def _corner(
     key: jax.Array, shape: tuple[int, ...], size: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Row and column of every pixel, counted from a random corner of a square."""
+    """Row and column of every pixel, counted from a random corner of a square.
+
+    An axis shorter than the square lies in it from end to end.
+    """
     height, width = shape[:2]
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None]
     place = jax.random.uniform(key, (2,))
@@ -193,26 +239,31 @@ def _recolour(
 
 
 def _pattern(
-    rows: jax.Array, columns: jax.Array, size: jax.Array, p: float, longest: int
+    rows: jax.Array,
+    columns: jax.Array,
+    height: jax.Array,
+    width: jax.Array,
+    p: float,
+    longest: int,
 ) -> jax.Array:
-    """Two bumps of opposite sign, side by side in a square, of p-norm 1."""
+    """Two bumps of opposite sign, one below the other in a window, of p-norm 1."""
     # Table of the sums of 1 / (k + 1)^a that a bump is made of.
     terms = 1.0 / np.arange(1, longest + 2) ** (2.0 if p == 2 else 4.0)
     table = jnp.asarray(np.concatenate([[0.0], np.cumsum(terms)]), jnp.float32)
 
-    def bump(row: jax.Array, height: jax.Array) -> jax.Array:
-        """The bump of a height x size window, from its row 0 on."""
-        centre, middle = height // 2, size // 2
+    def bump(row: jax.Array, tall: jax.Array) -> jax.Array:
+        """The bump of a tall x width window, from its row 0 on."""
+        centre, middle = tall // 2, width // 2
         rings = jnp.maximum(centre, middle) + 1
         away = jnp.maximum(jnp.abs(row - centre), jnp.abs(columns - middle))
-        here = (row >= 0) & (row < height) & (columns >= 0) & (columns < size)
+        here = (row >= 0) & (row < tall) & (columns >= 0) & (columns < width)
         away = jnp.clip(away, 0, rings)
         value = jnp.where(here, table[rings] - table[away], 0.0)
         length = linalg.norm(value[None], p)[0]
         return value / jnp.where(length > 0, length, 1.0)
 
-    upper = size // 2
-    both = bump(rows, upper) - bump(rows - upper, size - upper)
+    upper = height // 2
+    both = bump(rows, upper) - bump(rows - upper, height - upper)
     length = linalg.norm(both[None], p)[0]
     return both / jnp.where(length > 0, length, 1.0)
 
@@ -231,11 +282,14 @@ def _move_mass(
     turned = jax.random.bernoulli(turn)
     rows, columns = jnp.broadcast_arrays(rows, columns)
     across, along = jnp.where(turned, columns, rows), jnp.where(turned, rows, columns)
-    pattern = _pattern(across, along, size, p, longest)[..., None].astype(delta.dtype)
+    tall, wide = jnp.minimum(size, shape[0]), jnp.minimum(size, shape[1])
+    sides = jnp.where(turned, wide, tall), jnp.where(turned, tall, wide)
+    pattern = _pattern(across, along, *sides, p, longest)
+    pattern = pattern[..., None].astype(delta.dtype)
     signs = jax.random.rademacher(colour, (1, 1, channels), delta.dtype)
 
-    def length(picture: jax.Array) -> jax.Array:
-        return linalg.norm(jnp.moveaxis(picture, 2, 0), p)
+    def length(image: jax.Array) -> jax.Array:
+        return linalg.norm(jnp.moveaxis(image, 2, 0), p)
 
     kept = jnp.where(target, unit, 0.0)
     kept_length = length(kept)
@@ -259,7 +313,7 @@ def _move_mass(
 def _grid(
     key: jax.Array, shape: tuple[int, int, int], p: float, dtype: Any
 ) -> jax.Array:
-    """Patterns all over the picture, a fifth of it each, of p-norm 1 together."""
+    """Patterns all over the image, a fifth of it each, of p-norm 1 together."""
     height, width, channels = shape
     side = max(min(height, width) // 5, 1)
     rows, columns = np.arange(height), np.arange(width)
@@ -268,11 +322,10 @@ def _grid(
     signs = jax.random.rademacher(key, (*tiles, channels), dtype)
     row_of = (rows - down) // side + 1 - (down == 0)
     column_of = (columns - right) // side + 1 - (right == 0)
-    tile = _pattern(
-        jnp.arange(side)[:, None], jnp.arange(side)[None], jnp.int32(side), p, side
-    )
+    places, size = jnp.arange(side), jnp.int32(side)
+    tile = _pattern(places[:, None], places[None], size, size, p, side)
     pattern = tile[(rows - down) % side][:, (columns - right) % side]
     if side == 1:
         pattern = jnp.ones((height, width))
-    picture = pattern[..., None].astype(dtype) * signs[row_of][:, column_of]
-    return picture / linalg.norm(picture[None], p)[0].astype(dtype)
+    image = pattern[..., None].astype(dtype) * signs[row_of][:, column_of]
+    return image / linalg.norm(image[None], p)[0].astype(dtype)

@@ -49,10 +49,14 @@ def wrm(
     Source: Sinha, Namkoong & Duchi 2018, Algorithm 1 and Eq. 2 (gamma); Farnia et al.
     2019, Eq. 7 (penalty).
     """
-    reach = 0.5 / _price(gamma, penalty)
+    price = _price(gamma, penalty)
     linalg.check_count("num_steps", num_steps, 0)
     checks.check_bounds(bounds)
     chosen = _named(loss)
+
+    def check(problem: Problem) -> None:
+        name = "gamma" if penalty is None else "penalty"
+        checks.check_per_example(name, price, len(problem.x))
 
     def init(f: BatchFunction, problem: Problem) -> jax.Array:
         del f
@@ -65,6 +69,7 @@ def wrm(
         _, _, gradient = attack_lib.value_and_gradient(
             f, lambda logits: chosen(logits, problem.labels), z
         )
+        reach = 0.5 / attack_lib.constant(price)
         ascent = linalg.scale(gradient, reach) - (z - problem.x)
         moved = z + ascent / jnp.sqrt(i + 1).astype(z.dtype)
         return attack_lib.clip(moved, bounds)
@@ -77,6 +82,7 @@ def wrm(
         init=init,
         step=step,
         finish=lambda problem, z: z,
+        check=check,
         any_labels=not isinstance(loss, str),
     )
     return Attack(name="wrm", p=2.0, stages=(stage,), budget=False)
@@ -159,7 +165,10 @@ def residual(
     _, _, gradient = attack_lib.value_and_gradient(
         f, lambda logits: chosen(logits, labels), x_adv
     )
-    target = attack_lib.clip(x + linalg.scale(gradient, reach), bounds)
+    # Entries of x outside the bounds are confined as in the search.
+    inside = attack_lib.clip(x, bounds)
+    target = attack_lib.clip(inside + linalg.scale(gradient, reach), bounds)
+    target += x - inside
     return linalg.norm(target - x_adv, 2.0)
 
 

@@ -12,7 +12,9 @@ from opnorm.data.augmentation import (
     invert_augmentation,
     sample_augmentation,
 )
+from opnorm.data.checking import check_images, check_splits
 from opnorm.data.dataset import Dataset, randomize_labels, to_float
+from opnorm.data.identity import fingerprint
 from opnorm.data.prefetching import prefetch
 from opnorm.data.sampling import batch_indices, epoch_permutation, steps_per_epoch
 from opnorm.data.sources import NAMES, SPLITS, check_name, load
@@ -28,8 +30,11 @@ __all__ = [
     "apply_augmentation",
     "augment",
     "batch_indices",
+    "check_images",
     "check_name",
+    "check_splits",
     "epoch_permutation",
+    "fingerprint",
     "invert_augmentation",
     "is_streamed",
     "load",

@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """One split of a labelled picture dataset, in host memory.
+    """One split of a labelled image dataset, in host memory.
 
     Attributes:
       images: (N, H, W, C) uint8.
@@ -20,6 +20,10 @@ class Dataset:
       name: what ``load`` was asked for, such as "cifar10_mini".
       description: what results say they were measured on, such as
         "CIFAR-10 (JPEG-75), embedded subset".
+
+    Raises:
+      ValueError: naming the array, if images or labels have another shape or dtype, or
+        a label is no class, such as -1, which some data sets have for unknown labels.
     """
 
     images: np.ndarray
@@ -27,6 +31,27 @@ class Dataset:
     class_names: tuple[str, ...]
     name: str
     description: str
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise ValueError(
+                f"images is {self.images.dtype} of shape {self.images.shape}; it must "
+                "be uint8 of shape (N, H, W, C)."
+            )
+        labels, wanted = self.labels, (len(self.images),)
+        if labels.shape != wanted or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"labels is {labels.dtype} of shape {labels.shape}; it must be "
+                f"integers of shape {wanted}."
+            )
+        # JAX would take the nearest class for a label that is none, without a word.
+        outside = (labels < 0) | (labels >= len(self.class_names))
+        if outside.any():
+            raise ValueError(
+                f"{outside.sum()} of {len(labels)} labels of {self.name!r} are no "
+                f"class, such as {labels[outside][0]}; there are "
+                f"{len(self.class_names)} classes."
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -161,6 +186,15 @@ def randomize_labels(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     labels = dataset.labels.copy()
     labels[chosen] = generator.integers(dataset.num_classes, size=len(chosen))
     return dataclasses.replace(dataset, labels=labels)
+
+
+def check_units(dataset: Dataset) -> None:
+    """Raises a ValueError if images were divided by 255 before they became bytes."""
+    if dataset.images.max(initial=0) == 1:
+        raise ValueError(
+            f"images of {dataset.name!r} have no value above 1; they must be bytes up "
+            "to 255, which are divided by 255 for the network."
+        )
 
 
 def check_limit(limit: int, seed: int) -> None:

@@ -4,7 +4,9 @@ Folders of class folders, and ImageNet as TensorFlow Datasets prepares it, which
 read without TensorFlow.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +19,8 @@ IMAGENET = "imagenet2012"
 _IMAGENET_SPLITS = {"train": "train", "test": "validation"}
 # Files that are open for other reasons.
 _SPARE_FILES = 256
+# Of so many files, or up to twice as many, a listing reads the size.
+_SIZES_READ = 1000
 
 
 class Picture(NamedTuple):
@@ -47,6 +51,10 @@ class Pictures(Protocol):
         """The labels of some examples, (n,) int32."""
         ...
 
+    def listing(self, indices: np.ndarray) -> Iterator[str]:
+        """Yields what says, without decoding, which images some examples are."""
+        ...
+
 
 class FolderPictures:
     """One split of a folder of class folders; see :mod:`opnorm.data.folder`.
@@ -60,6 +68,7 @@ class FolderPictures:
     """
 
     def __init__(self, path: str, split: str) -> None:
+        self._root = Path(path).expanduser()
         self._listing = folder.list_pictures(path, split)
         self.class_names = self._listing.class_names
         self.description = folder.describe(path)
@@ -75,6 +84,19 @@ class FolderPictures:
         """The labels of some examples, (n,) int32."""
         return self._listing.labels[indices]
 
+    def listing(self, indices: np.ndarray) -> Iterator[str]:
+        """Yields names below the folder and labels; of some files their sizes, too.
+
+        The sizes tell a folder from a copy in another resolution. A look at each of a
+        million files would take minutes.
+        """
+        sized = max(1, len(indices) // _SIZES_READ)
+        for place, index in enumerate(indices.tolist()):
+            file = self._listing.files[index]
+            yield f"{os.path.relpath(file, self._root)} {self._listing.labels[index]}"
+            if place % sized == 0:
+                yield str(os.stat(file).st_size)
+
 
 class ImagenetPictures:
     """One split of ImageNet (ILSVRC 2012), in the order in which it lies on disk.
@@ -86,7 +108,8 @@ class ImagenetPictures:
 
     Raises:
       FileNotFoundError: if the split is not prepared there; it says how to prepare it.
-      ValueError: if it is prepared in a format without random access.
+      ValueError: if it is prepared in a format without random access, or as
+        :func:`opnorm.data.tfds_source.open_prepared`.
     """
 
     description = "ImageNet (ILSVRC 2012)"
@@ -116,7 +139,7 @@ class ImagenetPictures:
                 f" --out_dir=/other/{IMAGENET}/{prepared.name}`, then"
                 " --data_dir=/other."
             )
-        builder = tfds.builder_from_directory(str(prepared))
+        builder = tfds_source.open_prepared(prepared)
         self._split = _IMAGENET_SPLITS[split]
         if self._split not in builder.info.splits:
             raise FileNotFoundError(
@@ -124,6 +147,7 @@ class ImagenetPictures:
                 " when it was prepared."
             )
         _allow_open_files(len(builder.info.splits[self._split].filepaths))
+        self._shard_lengths = builder.info.splits[self._split].shard_lengths
         self._source: Any = builder.as_data_source(
             split=self._split, decoders={"image": tfds.decode.SkipDecoding()}
         )
@@ -146,6 +170,11 @@ class ImagenetPictures:
         """The labels of some examples, (n,) int32; reads the pictures' records."""
         examples: Sequence[Any] = self._source.__getitems__(indices.tolist())
         return np.array([example["label"] for example in examples], np.int32)
+
+    def listing(self, indices: np.ndarray) -> Iterator[str]:
+        """Yields how many records each file has, and which of them the examples are."""
+        yield f"{self._split} {list(self._shard_lengths)}"
+        yield str(indices.tolist())
 
 
 def _allow_open_files(count: int) -> None:

@@ -1,21 +1,28 @@
-"""data: any folder of class folders of pictures.
+"""data: any folder of class folders of images.
 
 Two layouts are understood::
 
-    path/train/<class>/<picture>, path/test/<class>/<picture>    (test or val)
-    path/<class>/<picture>
+    path/train/<class>/<image>, path/test/<class>/<image>    (test or val)
+    path/<class>/<image>
 
-The second has no split of its own: a fifth of the pictures, chosen by a hash of
-``<class>/<picture>``, is the test split, the others the training split, and adding
-pictures moves none of the old ones.
+The second has no split of its own: a fifth of the images, chosen by a hash of
+``<class>/<image>``, is the test split, the others the training split, and adding images
+moves none of the old ones.
+
+An image may lie in folders below its class folder, as torchvision's ``ImageFolder``
+reads them; links are followed. Names that begin with a dot are left out. Other files
+that are left out are counted in a warning.
 """
 
+import collections
 import hashlib
 import os
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from opnorm.data import decoding
 from opnorm.data.dataset import Dataset, interleave_classes
@@ -23,11 +30,17 @@ from opnorm.data.dataset import Dataset, interleave_classes
 SPLITS = ("train", "test")
 
 _SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
+# Folders of these names are splits that were meant to be called train, test or val.
+_OTHER_SPLIT_NAMES = frozenset(
+    ["train", "training", "test", "testing", "val", "valid", "validation"]
+)
 _TEST_FRACTION = 5
+# How many names an error or a warning lists.
+_SHOWN = 5
 
 
 class Listing(NamedTuple):
-    """The pictures of one split, one of each class following the other.
+    """The images of one split, one of each class following the other.
 
     Attributes:
       files: their N paths.
@@ -41,27 +54,39 @@ class Listing(NamedTuple):
     class_names: tuple[str, ...]
 
 
+class _Found(NamedTuple):
+    """The files of one class folder, relative to it, in torchvision's order."""
+
+    images: list[str]
+    others: list[str]
+
+
 def load(path: str, split: str) -> Dataset:
-    """Reads every picture of one split.
+    """Reads every image of one split.
 
     Args:
       path: the folder; ``~`` is expanded.
       split: "train" or "test".
 
     Returns:
-      The split, one picture of each class following the other. Labels number the
+      The split, one image of each class following the other. Labels number the
       sorted names of the class folders (of the training split, where there is one).
 
     Raises:
-      FileNotFoundError: if the folder, the split or a picture in it does not exist.
-      ValueError: naming the file, if a picture is damaged or its size differs; naming
-        the class, if the test split has one that the training split lacks, or one has
-        no pictures to train on.
+      FileNotFoundError: if the folder, the split or an image in it does not exist.
+      ValueError: as :func:`list_pictures`; naming the files, if images are damaged or
+        their size differs.
     """
     listing = list_pictures(path, split)
-    pictures = [decoding.decode(read(file), file) for file in listing.files]
+    images, damaged = [], []
+    for file in listing.files:
+        try:
+            images.append(decoding.decode(read(file), file))
+        except ValueError as error:
+            damaged.append(str(error))
+    check_readable(damaged, len(listing.files))
     return Dataset(
-        images=decoding.stack(pictures, listing.files),
+        images=decoding.stack(images, listing.files),
         labels=listing.labels,
         class_names=listing.class_names,
         name=f"folder:{path}",
@@ -69,8 +94,21 @@ def load(path: str, split: str) -> Dataset:
     )
 
 
+def check_readable(damaged: Sequence[str], count: int) -> None:
+    """Raises a ValueError with the messages of damaged images, if there are any."""
+    if len(damaged) == 1:
+        raise ValueError(damaged[0])
+    if damaged:
+        shown = " ".join(damaged[:_SHOWN])
+        more = f" {len(damaged) - _SHOWN} more." if len(damaged) > _SHOWN else ""
+        raise ValueError(f"{len(damaged)} of {count} images are damaged: {shown}{more}")
+
+
 def list_pictures(path: str, split: str) -> Listing:
-    """Lists the pictures of one split; opens none.
+    """Lists the images of one split; opens none.
+
+    A warning counts the files that are left out, by their extensions, and another one
+    names the classes that the split lacks.
 
     Args:
       path: the folder; ``~`` is expanded.
@@ -80,9 +118,11 @@ def list_pictures(path: str, split: str) -> Listing:
       The files with their labels.
 
     Raises:
-      FileNotFoundError: if the folder, the split or a picture in it does not exist.
+      FileNotFoundError: if the folder, the split or an image in it does not exist.
       ValueError: naming the class, if the test split has one that the training split
-        lacks, or one has no pictures to train on.
+        lacks, or one has no images to train on; naming the folder, if it cannot be
+        listed, contains itself, or seems to hold splits or classes one level further
+        down; naming the link, if an image is a link to a file that does not exist.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -94,6 +134,7 @@ def list_pictures(path: str, split: str) -> Listing:
     hashed = not any(split_roots.values())
     if hashed:
         split_root, class_root = root, root
+        _check_no_splits(root)
     elif split_roots[split]:
         # ImageNet comes with a test folder that has no labels, next to val.
         split_root = next(
@@ -108,27 +149,29 @@ def list_pictures(path: str, split: str) -> Listing:
     unknown = sorted(set(_folder_names(split_root)) - set(class_names))
     if unknown:
         raise ValueError(f"{split_root / unknown[0]} is a class that train lacks.")
-    files, labels, empty = [], [], []
-    for label, class_name in enumerate(class_names):
-        found = _picture_files(split_root / class_name)
-        if not found:
-            empty.append(split_root / class_name)
-        for file in found:
-            if hashed and _is_test(class_name, file) != (split == "test"):
+    found = {name: _walk(split_root / name) for name in class_names}
+    files, labels = [], []
+    for label, (name, (images, _)) in enumerate(found.items()):
+        for file in images:
+            if hashed and _is_test(name, file) != (split == "test"):
                 continue
-            files.append(str(split_root / class_name / file))
+            files.append(str(split_root / name / file))
             labels.append(label)
     if not files:
         raise FileNotFoundError(
-            f"dataset folder {root} has no pictures for split {split!r}; expected"
-            f" <class>/<picture> with one of {', '.join(decoding.EXTENSIONS)}."
+            f"dataset folder {root} has no images for split {split!r}; expected"
+            f" <class>/<image> with one of {', '.join(decoding.EXTENSIONS)}."
         )
-    # A class need not be among the test pictures.
+    # A class need not be among the test images.
+    empty = [name for name in class_names if not found[name].images]
     if empty and (hashed or split == "train"):
         raise ValueError(
-            f"{empty[0]} is a class without pictures; remove it, or put some there "
-            f"({', '.join(decoding.EXTENSIONS)})."
+            f"{split_root / empty[0]} is a class without images; remove it, or put "
+            f"some there ({', '.join(decoding.EXTENSIONS)})."
         )
+    _check_depth(split_root, found)
+    _warn_of_left_out(root, split_root, found)
+    _warn_of_missing_classes(split, root, class_names, set(labels))
     order = interleave_classes(labels)
     return Listing(
         [files[i] for i in order], np.array(labels, np.int32)[order], class_names
@@ -136,8 +179,15 @@ def list_pictures(path: str, split: str) -> Listing:
 
 
 def read(file: str) -> bytes:
-    """Reads a file that holds a picture; ValueError if it is empty."""
-    encoded = Path(file).read_bytes()
+    """Reads a file that holds an image.
+
+    Raises:
+      ValueError: naming the file, if it is empty or cannot be read.
+    """
+    try:
+        encoded = Path(file).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}.") from error
     if not encoded:
         raise ValueError(f"{file} cannot be read as a picture: it is empty.")
     return encoded
@@ -152,26 +202,145 @@ def _folder_names(path: Path) -> tuple[str, ...]:
     return tuple(
         sorted(
             entry.name
-            for entry in path.iterdir()
+            for entry in _entries(str(path))
             if entry.is_dir() and not entry.name.startswith(".")
         )
     )
 
 
-def _picture_files(path: Path) -> list[str]:
-    if not path.is_dir():
-        return []
+def _entries(path: str) -> list[os.DirEntry[str]]:
     # A million files: `Path` objects and a look at each would take minutes.
-    with os.scandir(path) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(decoding.EXTENSIONS)
-            and not entry.name.startswith(".")
-            and entry.is_file()
+    try:
+        with os.scandir(path) as entries:
+            return list(entries)
+    except OSError as error:
+        raise ValueError(f"folder {path} cannot be read: {error.strerror}.") from error
+
+
+def _walk(path: Path) -> _Found:
+    """The files below a class folder: sorted by folder, then by name."""
+    found = _Found([], [])
+    if not path.is_dir():
+        return found
+    for folder, names in sorted(_folders(str(path), ())):
+        below = os.path.relpath(folder, path)
+        for name in sorted(names):
+            kind = found.images if _is_image(name) else found.others
+            kind.append(name if below == "." else f"{below}/{name}")
+    return found
+
+
+def _folders(
+    path: str, above: Collection[tuple[int, int]]
+) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below it, with the names of the files in each."""
+    status = os.stat(path)
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        raise ValueError(f"{path} is a link to a folder that contains it.")
+    names = []
+    for entry in _entries(path):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _folders(entry.path, (*above, identity))
+        elif _is_image(entry.name) and not entry.is_file():
+            # Data management tools leave links where files have not been fetched.
+            raise ValueError(
+                f"{entry.path} is a link to a file that does not exist, or no file."
+            )
+        else:
+            names.append(entry.name)
+    yield path, names
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(decoding.EXTENSIONS)
+
+
+def _check_no_splits(root: Path) -> None:
+    """Refuses a folder of splits that are not called train, test or val."""
+    splits = [n for n in _folder_names(root) if n.lower() in _OTHER_SPLIT_NAMES]
+    if splits:
+        raise ValueError(
+            f"dataset folder {root} has folders {', '.join(splits)}, which look like "
+            "splits but would be read as classes; call splits train and test (or val)."
+        )
+
+
+def _check_depth(split_root: Path, found: dict[str, _Found]) -> None:
+    """Refuses a single class whose images all lie in folders below it."""
+    if len(found) > 1:
+        return
+    ((name, (images, _)),) = found.items()
+    if all("/" in image for image in images):
+        raise ValueError(
+            f"{split_root} has one class folder, {name}, and all images lie in folders "
+            f"below it; if those are the classes, they must be in {split_root} itself."
+        )
+
+
+def _warn_of_left_out(root: Path, split_root: Path, found: dict[str, _Found]) -> None:
+    left_out = [
+        f"{name}/{file}" for name, each in found.items() for file in each.others
+    ]
+    outside = [
+        entry.name
+        for entry in _entries(str(split_root))
+        if not entry.name.startswith(".")
+        and _is_image(entry.name)
+        and not entry.is_dir()
+    ]
+    left_out += outside
+    if left_out:
+        count = len(left_out) + sum(len(each.images) for each in found.values())
+        kinds = collections.Counter(os.path.splitext(file)[1] for file in left_out)
+        shown = ", ".join(
+            f"{number} {suffix or 'without extension'}"
+            for suffix, number in kinds.most_common(_SHOWN)
+        )
+        more = " and others" if len(kinds) > _SHOWN else ""
+        logging.warning(
+            "%d of %d files in %s are left out: %s%s, such as %s; read are %s in class "
+            "folders.",
+            len(left_out),
+            count,
+            split_root,
+            shown,
+            more,
+            left_out[0],
+            ", ".join(decoding.EXTENSIONS),
+        )
+    if split_root != root:
+        splits = {name for names in _SPLIT_FOLDERS.values() for name in names}
+        beside = [name for name in _folder_names(root) if name not in splits]
+        if beside:
+            logging.warning(
+                "%d folders in %s are left out, because they are no split: %s%s.",
+                len(beside),
+                root,
+                ", ".join(beside[:_SHOWN]),
+                ", ..." if len(beside) > _SHOWN else "",
+            )
+
+
+def _warn_of_missing_classes(
+    split: str, root: Path, class_names: Sequence[str], labels: Collection[int]
+) -> None:
+    missing = [name for i, name in enumerate(class_names) if i not in labels]
+    if missing:
+        logging.warning(
+            "The %s split of %s has no images of %d of %d classes: %s%s.",
+            split,
+            root,
+            len(missing),
+            len(class_names),
+            ", ".join(missing[:_SHOWN]),
+            ", ..." if len(missing) > _SHOWN else "",
         )
 
 
 def _is_test(class_name: str, file_name: str) -> bool:
-    digest = hashlib.sha256(f"{class_name}/{file_name}".encode()).digest()
+    # As bytes: a name on disk need not be text.
+    digest = hashlib.sha256(os.fsencode(f"{class_name}/{file_name}")).digest()
     return digest[0] % _TEST_FRACTION == 0

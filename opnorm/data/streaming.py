@@ -191,7 +191,7 @@ class Stream:
         num_threads: int | None,
     ) -> Iterator[Batch]:
         if num_threads is None:
-            num_threads = _num_cores()
+            num_threads = num_cores()
         _check_at_least("num_threads", num_threads, 1)
         if not len(tasks):
             return iter(())
@@ -303,6 +303,11 @@ class _Examples:
         number = int(numbers[place])
         kept = self._stream.kept
         picture = self._stream.pictures[number if kept is None else int(kept[number])]
+        if not 0 <= picture.label < self._stream.num_classes:
+            raise ValueError(
+                f"{picture.name} has the label {picture.label}; labels must be in "
+                f"[0, {self._stream.num_classes})."
+            )
         view = self._view(picture.encoded, picture.name, seed=seed, index=number)
         return view, picture.label
 
@@ -348,7 +353,8 @@ def _assemble(
         decoded.close()
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -2,6 +2,11 @@
 
 Prepared data are read without TensorFlow, in either file format, and without a look
 at the network. Only preparing them (``download=True``) needs both.
+
+TensorFlow Datasets imports the module of every class that ``features.json`` names, so
+a folder received from somebody else could make it run that person's code. Therefore
+the file is read here first, and a folder whose file names any class besides TensorFlow
+Datasets' own is refused.
 """
 
 import importlib.util
@@ -25,6 +30,23 @@ DESCRIPTIONS = {
 }
 SPLITS = ("train", "test")
 
+_MODULE = "tensorflow_datasets.core.features."
+# The classes that the data sets read here consist of; none is a program or a path.
+_FEATURES = frozenset(
+    _MODULE + name
+    for name in (
+        "class_label_feature.ClassLabel",
+        "features_dict.FeaturesDict",
+        "image_feature.Image",
+        "scalar.Scalar",
+        "sequence_feature.Sequence",
+        "tensor_feature.Tensor",
+        "text_feature.Text",
+    )
+)
+# Where a class is named: today's two spellings, and that of earlier versions.
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+
 
 def load(name: str, split: str, data_dir: str | None, download: bool) -> Dataset:
     """Reads one split of a prepared dataset into memory; prepares it first if asked.
@@ -40,8 +62,10 @@ def load(name: str, split: str, data_dir: str | None, download: bool) -> Dataset
       The split in the order in which it lies on disk (shuffled when it was prepared).
 
     Raises:
-      FileNotFoundError: if the data are not there and ``download`` is false.
-      ValueError: if they should be downloaded and TensorFlow is not installed.
+      FileNotFoundError: if the data or the split are not there and ``download`` is
+        false.
+      ValueError: if they should be downloaded and TensorFlow is not installed, or as
+        :func:`open_prepared`.
     """
     root = data_root(data_dir)
     prepared = find_prepared(root / name)
@@ -53,7 +77,8 @@ def load(name: str, split: str, data_dir: str | None, download: bool) -> Dataset
             f"dataset {name!r} is not prepared in {root}. Ways to get data: download it"
             f" (--download, or download=True; needs `pip install tensorflow` and the"
             f" network); prepare it elsewhere with `tfds build {name}` and give that"
-            f" folder (--data_dir); use a folder of class folders of pictures"
+            " folder (--data_dir; a folder that a run names is not used unless it is"
+            " given); use a folder of class folders of images"
             f" (--dataset=folder:/path); use the embedded --dataset=cifar10_mini."
         )
     return _read(name, split, prepared)
@@ -75,6 +100,63 @@ def find_prepared(root: Path) -> Path | None:
     return versions[max(versions)] if versions else None
 
 
+def open_prepared(prepared: Path) -> Any:
+    """Opens a prepared dataset, after a look at the classes that it names.
+
+    Args:
+      prepared: the folder of one version of it.
+
+    Returns:
+      The ``tfds.core.DatasetBuilder``.
+
+    Raises:
+      FileNotFoundError: if ``features.json`` is missing.
+      ValueError: if that file cannot be read or names a class that is not one of
+        TensorFlow Datasets' own; nothing has been imported then.
+    """
+    file = prepared / "features.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; prepare the dataset again.")
+    _check_features(file)
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(str(prepared))
+
+
+def _check_features(file: Path) -> None:
+    """Refuses a ``features.json`` that names classes besides those of ``_FEATURES``."""
+    try:
+        content = json.loads(file.read_text())
+        named = set(_named_classes(content))
+    # Deep nesting makes Python's parser, or the search, raise RecursionError.
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {error}.") from error
+    unknown = sorted(named - _FEATURES)
+    if unknown or not named:
+        problem = f"names the class {unknown[0]!r}" if unknown else "names no class"
+        raise ValueError(
+            f"{file} {problem}; a dataset is read only if it consists of TensorFlow "
+            "Datasets' own features, because others would be imported and run."
+        )
+
+
+def _named_classes(content: Any) -> Iterator[str]:
+    """Every class that a part of ``features.json`` names, at any depth."""
+    if isinstance(content, list):
+        for item in content:
+            yield from _named_classes(item)
+    if isinstance(content, dict):
+        for key, value in content.items():
+            # A feature may be called "type"; it is a dict then.
+            if key in _CLASS_KEYS and not isinstance(value, dict):
+                yield value if isinstance(value, str) else repr(value)
+            # Features that have no format of their own are JSON inside JSON.
+            elif key == "json" and isinstance(value, str):
+                yield from _named_classes(json.loads(value))
+            else:
+                yield from _named_classes(value)
+
+
 def _prepare(name: str, root: Path) -> None:
     # A download that cannot be prepared afterwards is minutes lost: look first.
     if importlib.util.find_spec("tensorflow") is None:
@@ -82,6 +164,9 @@ def _prepare(name: str, root: Path) -> None:
             f"download: preparing {name!r} needs TensorFlow, which is not installed"
             " (`pip install tensorflow`; reading the prepared data does not need it)."
         )
+    # It may look at what an earlier preparation has left.
+    for file in root.glob(f"{name}/**/features.json"):
+        _check_features(file)
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=str(root), file_format="array_record")
@@ -89,11 +174,16 @@ def _prepare(name: str, root: Path) -> None:
 
 
 def _read(name: str, split: str, prepared: Path) -> Dataset:
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(str(prepared))
+    builder = open_prepared(prepared)
     features = builder.info.features
     file_format = read_file_format(prepared)
+    if split not in builder.info.splits:
+        raise FileNotFoundError(f"{prepared} has no split {split!r}.")
+    if not {"image", "label"} <= set(features) or None in features["image"].shape:
+        raise ValueError(
+            f"{prepared} has the features {', '.join(sorted(features))}; images of one "
+            "size ('image') and their classes ('label') are needed."
+        )
     if file_format == "array_record":
         examples: Any = builder.as_data_source(split=split)
     elif file_format == "tfrecord":
@@ -108,6 +198,10 @@ def _read(name: str, split: str, prepared: Path) -> Dataset:
             f"{prepared} is in file format {file_format!r}; array_record and tfrecord"
             " can be read."
         )
+    dtype = np.dtype(features["image"].np_dtype)
+    if dtype != np.uint8:
+        # Converted to bytes, 16-bit images would wrap, and floats be black.
+        raise ValueError(f"{prepared} has images of dtype {dtype}; it must be uint8.")
     images = np.empty(
         (builder.info.splits[split].num_examples, *features["image"].shape), np.uint8
     )
@@ -133,7 +227,11 @@ def _read(name: str, split: str, prepared: Path) -> Dataset:
 
 def read_file_format(prepared: Path) -> str:
     """The format of a prepared dataset's files, such as "array_record"."""
-    return json.loads((prepared / "dataset_info.json").read_text())["fileFormat"]
+    file = prepared / "dataset_info.json"
+    try:
+        return str(json.loads(file.read_text())["fileFormat"])
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} cannot be read: {error!r}.") from error
 
 
 def _tfrecords(file: Path) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
-"""data: what a network of one input size sees of a picture of any size.
+"""data: what a network of one input size sees of an image of any size.
 
-A view is a box of the picture, resized. The box is known before anything is decoded,
-so that only the box is resized, and a JPEG much larger than the view is decoded at a
+A view is a box of the upright image (its EXIF orientation is applied), resized. The box
+is known before a JPEG is decoded, so that one much larger than the view is decoded at a
 half, a quarter or an eighth of its size.
 """
 
@@ -95,11 +95,13 @@ def training_view(
     """
     draws = _uniform(seed, index, 4 * _NUM_TRIES + 1)
     with decoding.open_picture(encoded, name) as image:
-        width, height = image.size
+        orientation = decoding.orientation(image)
+        width, height = _upright_size(image, orientation)
         box = random_box(draws[1:].reshape(-1, 4), width, height, least_area)
         factor = _reduce(image, int(min(box.width, box.height)) // image_size)
         box = Box(*(length / factor for length in box))
-        return _resize(image, box, image_size, mirror=flip and draws[0] < 0.5)
+        turned = decoding.upright(image, orientation)
+        return _resize(turned, box, image_size, mirror=flip and draws[0] < 0.5)
 
 
 def central_view(
@@ -120,11 +122,11 @@ def central_view(
       ValueError: naming the picture, if it cannot be decoded.
     """
     with decoding.open_picture(encoded, name) as image:
-        shorter = min(image.size)
-        resized = [round(side * resize / shorter) for side in image.size]
-        scales = [
-            side / target for side, target in zip(image.size, resized, strict=True)
-        ]
+        orientation = decoding.orientation(image)
+        size = _upright_size(image, orientation)
+        shorter = min(size)
+        resized = [round(side * resize / shorter) for side in size]
+        scales = [side / target for side, target in zip(size, resized, strict=True)]
         # Whole pixels of the resized picture: a crop between them would be a blur.
         corner = [(target - image_size) // 2 for target in resized]
         box = Box(
@@ -133,7 +135,14 @@ def central_view(
             image_size * scales[0],
             image_size * scales[1],
         )
-        return _resize(image, box, image_size, mirror=False)
+        turned = decoding.upright(image, orientation)
+        return _resize(turned, box, image_size, mirror=False)
+
+
+def _upright_size(image: Any, orientation: int) -> tuple[int, int]:
+    """Width and height of an image as :func:`decoding.upright` returns it."""
+    width, height = image.size
+    return (height, width) if orientation >= 5 else (width, height)
 
 
 def _uniform(seed: int, index: int, count: int) -> np.ndarray:

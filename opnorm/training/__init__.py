@@ -5,6 +5,7 @@ Imports every other room. Orbax is imported when a checkpoint is written or read
 
 from opnorm.training.build import build_model, load_run, load_train_set
 from opnorm.training.config import COMPUTE_DTYPES, METHODS, Config
+from opnorm.training.files import write_whole
 from opnorm.training.hosts import ProcessLost, is_writer
 from opnorm.training.hosts import initialize as initialize_hosts
 from opnorm.training.loop import TrainResult, train
@@ -16,10 +17,12 @@ from opnorm.training.preemption import Preempted
 from opnorm.training.progress import Progress
 from opnorm.training.run_directory import (
     RunDirectory,
+    as_json,
     environment,
     git_revision,
     read_metrics,
 )
+from opnorm.training.run_lock import RunInUse
 from opnorm.training.step import (
     TrainState,
     data_mesh,
@@ -45,8 +48,10 @@ __all__ = [
     "ProcessLost",
     "Progress",
     "RunDirectory",
+    "RunInUse",
     "TrainResult",
     "TrainState",
+    "as_json",
     "bind",
     "build_model",
     "check_devices",
@@ -68,4 +73,5 @@ __all__ = [
     "state_shardings",
     "train",
     "validate",
+    "write_whole",
 ]

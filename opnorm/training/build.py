@@ -13,9 +13,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from opnorm import data, models
-from opnorm.training import checkpoints, methods, network, optimizers, weight_bounds
+from opnorm.training import (
+    checkpoints,
+    methods,
+    network,
+    optimizers,
+    validation,
+    weight_bounds,
+)
 from opnorm.training import plan as plans
-from opnorm.training.config import Config
+from opnorm.training.config import Config, from_plain
 from opnorm.training.plan import Plan
 from opnorm.training.step import (
     Step,
@@ -86,26 +93,55 @@ def load_run(
 
     Returns:
       (config, params, batch_stats, metadata), parameters bounded where the
-      configuration bounds their layers' norms.
+      configuration bounds their layers' norms. The configuration has no ``data_dir``:
+      a run may come from somebody else, and TensorFlow Datasets is to read only folders
+      that the user names.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
-      ValueError: if all of them are damaged.
+      ValueError: if all of them are damaged, or the configuration is not one that this
+        version knows.
     """
     parts, metadata = checkpoints.restore_parts(
         directory, ("params", "batch_stats", "method_state")
     )
-    config = Config(**metadata["config"])
+    config = from_plain(metadata.get("config"), str(directory))
+    try:
+        validation.validate(config)
+    except ValueError as error:
+        raise ValueError(
+            f"{directory} has a configuration that cannot be used: {error}"
+        ) from error
     params = parts["params"]
     if weight_bounds.divides(config):
-        params = deployed(
-            config,
-            metadata["num_classes"],
-            tuple(metadata["image_shape"]),
-            params,
-            parts["method_state"],
-        )
+        num_classes, image_shape = _shape_of_data(metadata, directory)
+        try:
+            params = deployed(
+                config, num_classes, image_shape, params, parts["method_state"]
+            )
+        # Whatever parameters of another network make Flax raise.
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{directory} holds parameters that are not those of its "
+                f"configuration ({str(error).strip().splitlines()[:1]})."
+            ) from error
+    config = dataclasses.replace(config, data_dir=None)
     return config, params, parts["batch_stats"], metadata
+
+
+def _shape_of_data(
+    metadata: dict[str, Any], directory: str | os.PathLike[str]
+) -> tuple[int, tuple[int, ...]]:
+    """The number of classes and ``(H, W, C)`` that a checkpoint was trained with."""
+    num_classes, shape = metadata.get("num_classes"), metadata.get("image_shape")
+    numbers = [num_classes, *shape] if isinstance(shape, list) else []
+    if len(numbers) != 4 or not all(type(n) is int and n > 0 for n in numbers):
+        raise ValueError(
+            f"{directory} has a checkpoint without the number of classes and the shape "
+            f"of images: num_classes is {str(num_classes)[:80]}, image_shape is "
+            f"{str(shape)[:80]}."
+        )
+    return numbers[0], tuple(numbers[1:])
 
 
 def deployed(

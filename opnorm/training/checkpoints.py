@@ -7,11 +7,14 @@ state and compared when it is read, and a damaged checkpoint is passed over for 
 before.
 """
 
+import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from opnorm.training import run_lock
+
 FOLDER = "checkpoints"
+
+# What orbax calls a checkpoint until it is complete.
+_UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp(-\d+)?")
+# Of a checkpoint, besides its arrays: metadata, and what file systems round up to.
+_SPACE_FOR_FILES = 64 * 1024
 
 
 class Restored(NamedTuple):
@@ -55,9 +65,13 @@ class CheckpointStore:
         self._directory = Path(directory).absolute()
         self._max_to_keep = max_to_keep
         self._manager: Any = None
+        self._held = contextlib.ExitStack()
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Writes a checkpoint, and returns when it is complete.
+
+        Other processes cannot save in the directory until :meth:`close`. What killed
+        ones have left there unfinished is removed.
 
         Args:
           step: its number; greater than those saved before.
@@ -68,9 +82,17 @@ class CheckpointStore:
         Raises:
           ValueError: if there is a checkpoint of this or a later step, the step is
             negative, or the state cannot be stored.
+          RunInUse: an OSError, if another process saves in the directory.
+          OSError: if the checkpoint cannot be written; earlier ones are whole.
         """
         if step < 0:
             raise ValueError(f"step is {step}; it must be at least 0.")
+        newest = max(_steps(self._directory), default=-1)
+        if step <= newest:
+            raise ValueError(
+                f"step is {step}; {self._directory} has one of step {newest} already, "
+                "and steps must rise."
+            )
         import orbax.checkpoint as ocp
 
         leaves = {name: _host(leaf) for name, leaf in _named_leaves(state).items()}
@@ -82,6 +104,8 @@ class CheckpointStore:
         )
         if self._manager is None:
             self._directory.mkdir(parents=True, exist_ok=True)
+            self._held.enter_context(run_lock.hold(self._directory, keep=False))
+            _remove_unfinished(self._directory)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._max_to_keep,
                 enable_async_checkpointing=False,
@@ -89,20 +113,18 @@ class CheckpointStore:
                 multiprocessing_options=_alone(),
             )
             self._manager = ocp.CheckpointManager(self._directory, options=options)
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                # Orbax refuses empty arrays; their description says all of them.
-                state=ocp.args.StandardSave(
-                    {k: v for k, v in leaves.items() if v.size}
+        with _explain_failure(self._directory, step):
+            # Orbax's threads would print pages where the disk fills up under them.
+            _check_space(self._directory, sum(v.nbytes for v in leaves.values()))
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    # Orbax refuses empty arrays; their description says all of them.
+                    state=ocp.args.StandardSave(
+                        {k: v for k, v in leaves.items() if v.size}
+                    ),
+                    meta=ocp.args.JsonSave({"body": body, "checksum": _checksum(body)}),
                 ),
-                meta=ocp.args.JsonSave({"body": body, "checksum": _checksum(body)}),
-            ),
-        )
-        if not saved:
-            raise ValueError(
-                f"step is {step}; {self._directory} has one of step "
-                f"{self._manager.latest_step()} already, and steps must rise."
             )
 
     def restore(
@@ -146,10 +168,11 @@ class CheckpointStore:
         return None
 
     def close(self) -> None:
-        """Ends what orbax keeps open."""
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        """Ends what orbax keeps open, and lets other processes save."""
+        with self._held:
+            if self._manager is not None:
+                self._manager.close()
+                self._manager = None
 
     def _move_aside(self, step: int) -> None:
         shelf = self._directory.parent / "damaged"
@@ -173,7 +196,7 @@ def restore_parts(
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
-      ValueError: if all are damaged.
+      ValueError: if all are damaged, or one does not hold a state.
     """
     folder = Path(path).absolute()
     if (folder / FOLDER).is_dir():
@@ -191,7 +214,13 @@ def restore_parts(
         for name, leaf in leaves.items():
             part, *keys = name.split(".")
             if part in parts:
-                _insert(parts[part], keys, leaf)
+                try:
+                    _insert(parts[part], keys, leaf)
+                except (IndexError, AttributeError, TypeError):
+                    raise ValueError(
+                        f"{folder / str(step)} is not a checkpoint of opnorm: its "
+                        f"leaf {name[:80]} lies at no place in a state."
+                    ) from None
         return parts, body["metadata"]
     raise ValueError(f"all checkpoints in {path} are damaged: steps {steps}.")
 
@@ -206,6 +235,45 @@ def _alone() -> Any:
         active_processes={number},
         barrier_sync_key_prefix=f"process{number}",
     )
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """Removes unfinished checkpoints; the lock says that nobody is at work on them."""
+    for entry in directory.iterdir():
+        if _UNFINISHED.fullmatch(entry.name) and not entry.is_symlink():
+            shutil.rmtree(entry)
+
+
+@contextlib.contextmanager
+def _explain_failure(directory: Path, step: int) -> Iterator[None]:
+    """Raises an OSError that names the directory for whatever saving raises.
+
+    Orbax and tensorstore raise a full disk as a ValueError, among others.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        number = error.errno if isinstance(error, OSError) else None
+        if "RESOURCE_EXHAUSTED" in text or "No space left" in text:
+            number = errno.ENOSPC
+        elif "PERMISSION_DENIED" in text:
+            number = errno.EACCES
+        reason = (text.strip().splitlines() or [type(error).__name__])[0]
+        if number is not None:
+            reason = os.strerror(number)
+        raise OSError(
+            errno.EIO if number is None else number,
+            f"the checkpoint of step {step} cannot be written ({reason[:200]}); "
+            "earlier ones are whole, and the run can go on from there",
+            str(directory),
+        ) from error
+
+
+def _check_space(directory: Path, size: int) -> None:
+    """Raises an OSError if the disk has no room for a checkpoint of so many bytes."""
+    if shutil.disk_usage(directory).free < size + _SPACE_FOR_FILES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
 
 
 def _steps(directory: Path) -> list[int]:

@@ -1,6 +1,9 @@
 """training: every choice that decides the result of a training run, in one place."""
 
 import dataclasses
+import types
+import typing
+from typing import Any
 
 METHODS = {
     "standard": "cross-entropy alone",
@@ -185,3 +188,42 @@ class Config:
     accumulation_steps: int = 1
     seed: int = 0
     init_from: str | None = None
+
+
+def from_plain(values: Any, source: str) -> Config:
+    """Builds the configuration that somebody else may have written as JSON.
+
+    Args:
+      values: fields by name; those that are not there get their defaults.
+      source: what an error calls it.
+
+    Raises:
+      ValueError: naming fields that there are not, or values of another type.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{source} has no configuration of named fields.")
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    unknown = sorted(str(name)[:40] for name in values if name not in fields)
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise ValueError(
+            f"{source} has a configuration with fields that this version of opnorm "
+            f"does not know: {shown}; use the version that wrote it, or a later one."
+        )
+    for name, value in values.items():
+        allowed = _types(fields[name].type)
+        if type(value) not in allowed:
+            expected = " or ".join(kind.__name__ for kind in allowed)
+            raise ValueError(
+                f"{source} has a configuration whose {name} is of type "
+                f"{type(value).__name__}; it must be {expected}."
+            )
+    return Config(**values)
+
+
+def _types(annotation: Any) -> tuple[type, ...]:
+    """The types of a field's values; whole numbers may stand for others."""
+    parts = (annotation,)
+    if isinstance(annotation, types.UnionType):
+        parts = typing.get_args(annotation)
+    return (*parts, int) if float in parts else parts

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from opnorm.training.run_lock import RunInUse
+
 # Set by the launchers whose clusters JAX can recognise by itself.
 _CLUSTER_VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
@@ -23,7 +25,13 @@ _CLUSTER_VARIABLES = (
     "MEGASCALE_COORDINATOR_ADDRESS",
     "KUBERNETES_SERVICE_HOST",
 )
-
+# What is raised in all processes as it was in the first one.
+_ERRORS: dict[str, type[Exception]] = {
+    "ValueError": ValueError,
+    "FileNotFoundError": FileNotFoundError,
+    "RunInUse": RunInUse,
+    "OSError": OSError,
+}
 
 # JAX's own is 100. A collective operation mostly fails at once when a process dies, but
 # it may also wait for it forever; then JAX ends everybody after this time.
@@ -99,7 +107,7 @@ def from_writer(function: Callable[[], Any]) -> Any:
 
     Args:
       function: its result is plain values that JSON can hold. What it raises is raised
-        everywhere, a ValueError or FileNotFoundError as such.
+        everywhere, a ValueError, FileNotFoundError, RunInUse or OSError as such.
     """
     if jax.process_count() == 1:
         return function()
@@ -111,16 +119,15 @@ def from_writer(function: Callable[[], Any]) -> Any:
         # Whatever it is, the others must not wait for a process that has left.
         except Exception as error:
             failure = error
-            outcome = {"error": type(error).__name__, "message": str(error)}
+            kind = type(error).__name__
+            if isinstance(error, OSError) and kind not in _ERRORS:
+                kind = "OSError"
+            outcome = {"error": kind, "message": str(error)}
     outcome = json.loads(_broadcast_text(json.dumps(outcome)))
     if failure is not None:
         raise failure
     if "error" in outcome:
-        kinds: dict[str, type[Exception]] = {
-            "ValueError": ValueError,
-            "FileNotFoundError": FileNotFoundError,
-        }
-        raise kinds.get(outcome["error"], RuntimeError)(outcome["message"])
+        raise _ERRORS.get(outcome["error"], RuntimeError)(outcome["message"])
     return outcome["value"]
 
 
@@ -166,14 +173,18 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def asked_to_end(step: int) -> bool:
+def asked_to_end(step: int, *, own: bool) -> bool:
     """Whether to end after this step, because SIGTERM came to any process.
 
     Every process calls it after every step; JAX's coordination service settles on one
     step for all of them.
+
+    Args:
+      step: its number.
+      own: whether this process was asked to; it decides where there is no other.
     """
     if jax.process_count() == 1:
-        return False
+        return own
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)

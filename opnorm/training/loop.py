@@ -10,6 +10,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from opnorm import data
+from opnorm.data.dataset import check_units
 from opnorm.training import build, feed, hosts, preemption, progress, validation
 from opnorm.training import plan as plans
 from opnorm.training.config import Config
@@ -63,8 +64,10 @@ def train(
     Args:
       config: the run; see :class:`opnorm.training.config.Config`.
       directory: run directory for flags, metrics (JSON lines) and checkpoints; a run
-        that is there already is resumed, or returned at once if it is complete. None
-        keeps nothing. Several processes need it in the first one only.
+        that is there already is resumed, or returned at once if it is complete. It may
+        be given more epochs where its schedule gives the steps planned before the same
+        learning rates, and the path of a folder of images may change while the images
+        do not. None keeps nothing. Several processes need it in the first one only.
       train_set: the training set as :func:`load_train_set` returns it, if it is loaded
         already; None loads it.
       download: whether the data set may be downloaded.
@@ -83,14 +86,19 @@ def train(
 
     Raises:
       ValueError: for a configuration that cannot be trained, a directory that holds
-        another run, a batch that the devices do not divide, or parameters to start from
+        another run, other data, or files that are not of a run, a run whose checkpoints
+        are gone, a batch that the devices do not divide, or parameters to start from
         that do not fit.
       FileNotFoundError: if the data are not there.
+      RunInUse: an OSError, if another process writes into the directory.
+      OSError: if something cannot be written; earlier checkpoints are whole.
       FloatingPointError: if too many updates in a row were not finite; the state before
         them is in the last checkpoint.
       ProcessLost: if another process of the run is gone.
-      Preempted: a SystemExit with code 143, after SIGTERM, if there is a directory;
-        everything done so far is in its checkpoint.
+      Preempted: a SystemExit with code 143 after SIGTERM and 129 after SIGHUP, if there
+        is a directory; everything done so far is in its checkpoint.
+      KeyboardInterrupt: after Ctrl-C; if there is a directory, everything done so far
+        is in its checkpoint. A second Ctrl-C ends the process at once.
     """
     validation.validate(config)
     for name, value in (
@@ -103,44 +111,51 @@ def train(
     mesh = data_mesh() if mesh is None else mesh
     if train_set is None:
         train_set = build.load_train_set(config, download=download)
+    if isinstance(train_set, data.Dataset):
+        check_units(train_set)
     plan = plans.make(config, len(train_set))
     plans.check_devices(plan, mesh.size, config.accumulation_steps)
     shapes = build.image_shapes(train_set, plan)
     state = build.initial_state(config, train_set, plan)
     shardings = state_shardings(state, mesh, parameter_sharding)
-    run = None
-    if directory is not None:
-        run = SharedRun(Path(directory), config, max(shapes), train_set.num_classes)
-    state = place(state if run is None else run.restore(state), shardings)
-    step = build.compiled_step(
-        config,
-        train_set.num_classes,
-        plan,
-        mesh,
-        parameter_sharding,
-        shapes,
-    )
-    clip = build.clipping(config, train_set.num_classes, max(shapes), shardings)
-    start = int(state.step)
-    skipped = int(state.skipped_updates)
-    logged: dict[str, float] = {}
-    every = checkpoint_every
-    with (
-        contextlib.ExitStack() as stack,
-        progress.Progress(
-            plan.total_steps,
-            initial=start,
-            description=config.method,
-            examples=plan.examples_done,
-            enabled=show_progress and hosts.is_writer(),
-        ) as bar,
-    ):
+    with contextlib.ExitStack() as stack:
+        run = None
+        if directory is not None:
+            run = SharedRun(
+                Path(directory),
+                config,
+                plan,
+                max(shapes),
+                train_set.num_classes,
+                data.fingerprint(train_set),
+            )
+            stack.callback(run.close)
+        state = place(state if run is None else run.restore(state), shardings)
+        step = build.compiled_step(
+            config,
+            train_set.num_classes,
+            plan,
+            mesh,
+            parameter_sharding,
+            shapes,
+        )
+        clip = build.clipping(config, train_set.num_classes, max(shapes), shardings)
+        start = int(state.step)
+        skipped = int(state.skipped_updates)
+        logged: dict[str, float] = {}
+        every = checkpoint_every
+        bar = stack.enter_context(
+            progress.Progress(
+                plan.total_steps,
+                initial=start,
+                description=config.method,
+                examples=plan.examples_done,
+                enabled=show_progress and hosts.is_writer(),
+            )
+        )
         request = preemption.Request()
         if run is not None:
-            stack.callback(run.close)
-            # JAX itself listens where there are several processes.
-            if jax.process_count() == 1:
-                request = stack.enter_context(preemption.on_sigterm())
+            request = stack.enter_context(_on_signals())
         batches = feed.batches(
             train_set,
             plan,
@@ -162,12 +177,12 @@ def train(
                 if run is not None:
                     run.log(done, epoch=plan.epochs_done(done), **logged)
             bar.update(done, loss=metrics["loss"], accuracy=metrics["accuracy"])
-            ends = run is not None and (bool(request) or hosts.asked_to_end(done))
+            ends = run is not None and hosts.asked_to_end(done, own=bool(request))
             saves = done % every == 0 if every else plan.is_end_of_epoch(done)
             if run is not None and (saves or last or ends):
                 run.save(done, state)
                 if ends and not last:
-                    raise preemption.Preempted(done)
+                    request.end(done)
     params = state.params
     if parameter_sharding != "replicated":
         params = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(params)
@@ -175,6 +190,13 @@ def train(
         config, train_set.num_classes, max(shapes), params, state.method_state
     )
     return TrainResult(params, state.batch_stats, int(state.step), logged)
+
+
+def _on_signals() -> contextlib.AbstractContextManager[preemption.Request]:
+    """JAX itself listens for SIGTERM where there are several processes."""
+    if jax.process_count() == 1:
+        return preemption.on_signals()
+    return preemption.on_signals(None, pass_on=True)
 
 
 def _check_skipped(state: TrainState, known: int, limit: int, step: int) -> int:

@@ -280,6 +280,8 @@ def attack(
             num_steps=config.num_steps,
             step_size=None if size is None else size * strength,
             random_start=config.random_start,
+            # As published, and as runs have trained that may be resumed.
+            skip_blocked=False,
         )
 
     def perturb(

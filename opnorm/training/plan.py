@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Of streamed pictures, unless the configuration says otherwise.
 IMAGE_SIZE = 224
+# The state counts steps in 32 bits.
+_LARGEST_STEP = 2**31 - 1
 
 
 class Phase(NamedTuple):
@@ -108,7 +110,8 @@ def make(config: "Config", num_examples: int) -> Plan:
       num_examples: in the training set.
 
     Raises:
-      ValueError: if a batch is larger than the training set.
+      ValueError: if a batch is larger than the training set, or there are too many
+        steps.
     """
     streamed = data.is_streamed(config.dataset)
     size = (config.image_size or IMAGE_SIZE) if streamed else None
@@ -122,6 +125,11 @@ def make(config: "Config", num_examples: int) -> Plan:
         phases.append(Phase(first, step, per_epoch, batch_size, image_size, area))
         last = sizes[number + 1][0] if number + 1 < len(sizes) else config.epochs
         step += (last - first) * per_epoch
+    if step > _LARGEST_STEP:
+        raise ValueError(
+            f"epochs is {config.epochs}; with {num_examples} examples these are {step} "
+            f"steps, and there may be at most {_LARGEST_STEP}."
+        )
     return Plan(tuple(phases), config.epochs, num_examples)
 
 
@@ -162,6 +170,35 @@ def schedule(config: "Config", plan: Plan) -> optax.Schedule:
     ramp = optax.linear_schedule(0.0, 1.0, warmup)
     # The first update counts as one: a rate of zero would waste it.
     return lambda step: base(step) * ramp(step + 1)
+
+
+def check_extension(before: "Config", config: "Config", plan: Plan) -> None:
+    """Raises a ValueError unless added epochs leave the steps before as they were.
+
+    A step is then what it would be in a run that had all epochs from the beginning.
+
+    Args:
+      before: the run with the epochs that it had.
+      config: the same run with more epochs, and perhaps other milestones or
+        learning_rates.
+      plan: of ``config``.
+    """
+    planned = make(before, plan.num_examples)
+    steps = np.arange(planned.total_steps)
+    rates = [
+        np.broadcast_to(schedule(c, p)(steps), steps.shape)
+        for c, p in ((before, planned), (config, plan))
+    ]
+    differing = np.flatnonzero(rates[0] != rates[1])
+    if len(differing):
+        raise ValueError(
+            f"epochs is {before.epochs} in the run and {config.epochs} here, and the "
+            f"learning rate of schedule {config.schedule!r} would then have differed "
+            f"from step {differing[0] + 1} on; keep the {before.epochs} epochs, or "
+            "start another run from this one with init_from. Epochs can be added under "
+            "the schedule 'constant', 'step' with milestones, and 'linear' with points "
+            "behind the others."
+        )
 
 
 def parse_phases(text: str) -> tuple[tuple[int, int, int, float], ...]:
@@ -213,7 +250,8 @@ def parse_rates(text: str) -> tuple[tuple[float, float], ...]:
             "such as 0:0.1,10:0.01."
         ) from None
     epochs = [epoch for epoch, _ in points]
-    if epochs[0] != 0 or sorted(epochs) != epochs or len(points) < 2:
+    rise = all(map(math.isfinite, epochs)) and sorted(epochs) == epochs
+    if epochs[0] != 0 or not rise or len(points) < 2:
         raise ValueError(
             f"learning_rates is {text!r}; its epochs must begin at 0 and rise."
         )
@@ -228,13 +266,14 @@ def parse_milestones(text: str) -> tuple[float, ...]:
     """Reads ``Config.milestones``.
 
     Raises:
-      ValueError: if it is not numbers of epochs that rise.
+      ValueError: if it is not finite numbers of epochs that rise.
     """
     try:
         epochs = [float(part) for part in text.split(",")]
     except ValueError:
         epochs = []
-    if not epochs or epochs[0] < 0 or sorted(set(epochs)) != epochs:
+    finite = all(map(math.isfinite, epochs))
+    if not epochs or not finite or epochs[0] < 0 or sorted(set(epochs)) != epochs:
         raise ValueError(
             f"milestones is {text!r}; it must be epochs that rise, with commas between."
         )

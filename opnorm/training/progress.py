@@ -1,5 +1,6 @@
 """training: progress on a terminal as a bar, elsewhere as plain lines."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -61,7 +62,8 @@ class Progress:
 
     def __exit__(self, *_: Any) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
 
     def update(self, step: int, **metrics: Any) -> None:
         """Reports that ``step`` steps are done.
@@ -87,13 +89,20 @@ class Progress:
         elapsed = max(time.monotonic() - (self._start or self._created), 1e-9)
         rate = (step - self._initial) / elapsed
         speed = f"{(self._count(step) - self._count(self._initial)) / elapsed:.0f}"
+        left = 0.0 if last else float("inf")
+        if rate > 0:
+            left = (self._total - step) / rate
+        try:
+            self._show(step, values, speed, left)
+        except OSError:
+            # The terminal is closed; what runs goes on, or ends with a checkpoint.
+            self._enabled, self._bar = False, None
+
+    def _show(self, step: int, values: dict[str, str], speed: str, left: float) -> None:
         if self._bar is not None:
             self._bar.set_postfix(values | {"examples/s": speed})
             self._bar.update(step - self._bar.n)
             return
-        left = 0.0 if last else float("inf")
-        if rate > 0:
-            left = (self._total - step) / rate
         shown = ", ".join(f"{name} {value}" for name, value in values.items())
         shown = f"{shown}, " if shown else ""
         print(

@@ -1,16 +1,20 @@
 """training: a run's directory: flags, revision, metrics, results.
 
-The directory alone says how to repeat the run, and nothing in it is half-written.
+The directory alone says how to repeat the run, and nothing in it is half-written. A
+directory of somebody else is not written into, and one process writes at a time.
 """
 
+import contextlib
 import datetime
 import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,8 +22,21 @@ from typing import Any
 import jax
 import numpy as np
 
+from opnorm.training import files, run_lock
+
 _FLAGS = "flags.json"
 _METRICS = "metrics.jsonl"
+_CHECKPOINTS = "checkpoints"
+# Files that are being written: ".name.process.opnorm".
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.opnorm")
+_TEMPORARY_BEFORE = re.compile(r"\.flags\.json\.\d+")
+# Writing one takes no longer than this.
+_ORPHANED_SECONDS = 60.0
+# Flags and results are flat; a file that is nested deeper is not one of ours.
+_DEEPEST = 32
+# How many entries of a foreign directory, and characters of a flag, an error shows.
+_SHOWN_ENTRIES = 3
+_SHOWN_CHARACTERS = 80
 
 
 class RunDirectory:
@@ -32,6 +49,77 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
+    def check(self, own: Collection[str] = ()) -> None:
+        """Raises a ValueError unless the directory may be written into.
+
+        It may be if it is new, empty, or one that opnorm has written into before: a
+        run, a folder of checkpoints, results with their environment, or a directory
+        that :meth:`mark` has marked. Nothing is written.
+
+        Args:
+          own: names of files or folders, each of which shows that an earlier version
+            has written into the directory.
+        """
+        _check_place(self.path)
+        try:
+            names = sorted(os.listdir(self.path))
+        except FileNotFoundError:
+            return
+        foreign = [name for name in names if not _is_temporary(name)]
+        if not foreign or _is_ours(self.path, {*foreign}, {_FLAGS, *own}):
+            return
+        shown = ", ".join(foreign[:_SHOWN_ENTRIES])
+        if len(foreign) > _SHOWN_ENTRIES:
+            shown += f" and {len(foreign) - _SHOWN_ENTRIES} more"
+        raise ValueError(
+            f"{self.path} is not the directory of a run: it holds {shown}, and no "
+            f"{_FLAGS}; give a new or empty directory, or that of a run."
+        )
+
+    def mark(self, own: Collection[str] = ()) -> None:
+        """Makes the directory, and marks it as one that opnorm writes into.
+
+        Raises:
+          ValueError: as :meth:`check`.
+          OSError: if it cannot be made or written into.
+        """
+        self.check(own)
+        self.path.mkdir(parents=True, exist_ok=True)
+        run_lock.mark(self.path)
+
+    @contextlib.contextmanager
+    def locked(self, own: Collection[str] = ()) -> Iterator[None]:
+        """Keeps other processes out inside a ``with`` block; makes the directory.
+
+        Files that a killed process left half-written are removed.
+
+        Args:
+          own: as for :meth:`check`.
+
+        Raises:
+          ValueError: as :meth:`check`.
+          RunInUse: an OSError, if another process, or this one already, holds the
+            directory; it says which.
+          OSError: if the directory cannot be made or written into. One that is raised
+            in the block and names no file, such as that of a full disk, gets the path.
+        """
+        self.check(own)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with run_lock.hold(self.path), files.naming(self.path):
+            _remove_orphans(self.path)
+            yield
+
+    @classmethod
+    def for_results(cls, path: str | os.PathLike[str]) -> "RunDirectory":
+        """Opens a directory to write results into; makes nothing yet.
+
+        Raises:
+          ValueError: if ``path`` is a file, or a folder in it is a symbolic link.
+        """
+        _check_place(Path(path))
+        files.check_links(path)
+        return cls(path)
+
     @classmethod
     def create(
         cls,
@@ -40,6 +128,7 @@ class RunDirectory:
         *,
         may_differ: Collection[str] = (),
         defaults: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> "RunDirectory":
         """Makes a directory for a run, or opens the one that the same flags made.
 
@@ -49,26 +138,36 @@ class RunDirectory:
           may_differ: names of flags that do not change the result, such as where the
             data are; the directory keeps those it was made with.
           defaults: what a flag was that did not exist yet when the directory was made.
+          data: what :func:`opnorm.data.fingerprint` says of the data that the flags
+            name, or None. Runs of earlier versions hold none, and are opened.
 
         Raises:
-          ValueError: if the directory belongs to a run with other flags, or its flags
-            cannot be read.
+          ValueError: if the directory belongs to a run with other flags or data, its
+            flags cannot be read, it is not the directory of a run, or as
+            :meth:`for_results`.
         """
-        run = cls(path)
-        if run.path.exists() and not run.path.is_dir():
-            raise ValueError(f"{path} is a file, not the directory of a run.")
-        given = json.loads(json.dumps(_plain(dict(flags))))
-        if (run.path / _FLAGS).exists():
+        run = cls.for_results(path)
+        run.check()
+        given = as_json(dict(flags))
+        if run.is_begun():
             stored = _plain(dict(defaults or {})) | run.flags()
             names = sorted((set(given) | set(stored)) - set(may_differ))
             differing = [n for n in names if given.get(n) != stored.get(n)]
             if differing:
                 changes = "; ".join(
-                    f"{n} is {stored.get(n)} there and {given.get(n)} here"
+                    f"{n} is {_short(stored.get(n))} there and {_short(given.get(n))} "
+                    "here"
                     for n in differing
                 )
                 raise ValueError(f"{path} holds another run: {changes}.")
+            _check_data(run, data)
             return run
+        for name in (_CHECKPOINTS, _METRICS):
+            if (run.path / name).exists():
+                raise ValueError(
+                    f"{path} holds {name} but no {_FLAGS}, so that nobody knows what "
+                    "run it is; put that file back, or give another directory."
+                )
         run.write_json(
             _FLAGS,
             {
@@ -77,9 +176,14 @@ class RunDirectory:
                 "environment": environment(),
                 "command": sys.argv,
                 "date": datetime.datetime.now(datetime.UTC).isoformat(),
-            },
+            }
+            | ({} if data is None else {"data": dict(data)}),
         )
         return run
+
+    def is_begun(self) -> bool:
+        """Whether the flags of a run are there."""
+        return (self.path / _FLAGS).exists()
 
     def flags(self) -> dict[str, Any]:
         """Returns the flags that the run was made with.
@@ -88,16 +192,50 @@ class RunDirectory:
           FileNotFoundError: if the directory is not that of a run.
           ValueError: if the file is damaged.
         """
+        flags: dict[str, Any] = self._made_with()["flags"]
+        return flags
+
+    def data(self) -> dict[str, Any] | None:
+        """Returns what the data of the run were, or None if nobody noted it.
+
+        Raises:
+          FileNotFoundError, ValueError: as :meth:`flags`.
+        """
+        found = self._made_with().get("data")
+        return found if isinstance(found, dict) else None
+
+    def change_flags(self, changes: Mapping[str, Any]) -> None:
+        """Replaces some flags, and notes when and by which command.
+
+        Args:
+          changes: their new values by name.
+
+        Raises:
+          FileNotFoundError, ValueError: as :meth:`flags`.
+        """
+        card = self._made_with()
+        earlier = card.get("changes")
+        note = {
+            "before": {name: card["flags"].get(name) for name in changes},
+            "command": sys.argv,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(),
+        }
+        card["flags"] |= _plain(changes)
+        card["changes"] = [*(earlier if isinstance(earlier, list) else []), note]
+        self.write_json(_FLAGS, card)
+
+    def _made_with(self) -> dict[str, Any]:
         file = self.path / _FLAGS
-        try:
-            return json.loads(file.read_text())["flags"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{file} is damaged: {error}.") from error
+        card = read_json(file)
+        if not isinstance(card, dict) or not isinstance(card.get("flags"), dict):
+            raise ValueError(f"{file} is damaged: it holds no flags.")
+        return card
 
     def log(self, step: int, **scalars: Any) -> None:
         """Appends a line of metrics; what is written survives a kill of the process."""
         line = json.dumps(_plain({"step": step, **scalars}))
-        with (self.path / _METRICS).open("ab+") as stream:
+        file, opener = self.path / _METRICS, files.open_without_link
+        with files.naming(file), open(file, "ab+", opener=opener) as stream:
             # A kill may have cut the last line short; do not write on behind it.
             if stream.tell():
                 stream.seek(-1, os.SEEK_END)
@@ -105,35 +243,41 @@ class RunDirectory:
             stream.write(f"{line}\n".encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns the lines of metrics; one that a kill cut short is left out."""
+        """Returns the lines of metrics; one that a kill cut short is left out.
+
+        Lines without a step are none of ours, and left out too.
+        """
         file = self.path / _METRICS
         if not file.exists():
             return []
         lines = []
         for text in file.read_text(errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                line = json.loads(text)
+            except (json.JSONDecodeError, RecursionError):
                 continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
         return lines
 
     def truncate_metrics(self, step: int) -> None:
         """Drops lines after ``step``, which a resumed run will write again."""
         file = self.path / _METRICS
+        if file.is_symlink() and not file.exists():
+            file.unlink()
         if file.exists():
             kept = [line for line in self.read_metrics() if line["step"] <= step]
-            _write(file, "".join(json.dumps(line) + "\n" for line in kept))
+            files.write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file whole or not at all; non-finite numbers become strings."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Writes a JSON file whole or not at all; NaN is null, infinity a string."""
         text = json.dumps(_plain(value), indent=2, allow_nan=False)
-        _write(self.path / name, text + "\n")
+        self.write_text(name, text + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file whole or not at all."""
         self.path.mkdir(parents=True, exist_ok=True)
-        _write(self.path / name, text)
+        files.write_whole(self.path / name, text)
 
     def figure_path(self, name: str) -> Path:
         """Returns where the figure called ``name`` belongs."""
@@ -183,8 +327,16 @@ def environment() -> dict[str, Any]:
     }
 
 
+def as_json(value: Any) -> Any:
+    """Returns a value as it is when it was written as JSON and read again.
+
+    Arrays become lists and numbers, tuples lists, NaN null, infinity a string.
+    """
+    return json.loads(json.dumps(_plain(value)))
+
+
 def _plain(value: Any) -> Any:
-    """Arrays as numbers and lists, non-finite numbers as strings."""
+    """Arrays as numbers and lists, NaN as null, infinity as a string."""
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -195,16 +347,125 @@ def _plain(value: Any) -> Any:
         array = array.astype(np.float32) if array.dtype.kind == "V" else array
         return _plain(array.tolist())
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+        # What is not known, such as the standard error of one example, is null.
+        return None if math.isnan(value) else str(value)
     if isinstance(value, Path):
         return str(value)
     return value
 
 
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+def read_json(file: Path) -> Any:
+    """Reads a JSON file that somebody else may have written.
+
+    Raises:
+      FileNotFoundError: if it is not there.
+      ValueError: naming the file, if it is damaged or nested too deeply.
+    """
+    text = file.read_bytes()
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{file} is damaged: it is nested too deeply.") from None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}.") from error
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST:
+            raise ValueError(f"{file} is damaged: it is nested too deeply.")
+        level = [
+            item
+            for each in level
+            if isinstance(each, dict | list)
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+    return value
+
+
+def _check_place(path: Path) -> None:
+    """Raises a ValueError where a file is in the way of the directory."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file, not the directory of a run.")
+    for above in path.parents:
+        if above.is_dir():
+            return
+        if above.exists():
+            raise ValueError(f"{path} cannot be made: {above} is a file.")
+
+
+def _is_temporary(name: str) -> bool:
+    return any(p.fullmatch(name) for p in (_TEMPORARY, _TEMPORARY_BEFORE))
+
+
+def _is_ours(path: Path, names: set[str], own: set[str]) -> bool:
+    if run_lock.FILE in names or names & own:
+        return True
+    # Earlier versions marked runs alone.
+    folders = [path / _CHECKPOINTS, path]
+    saved = (f / n / "meta" for f in folders for n in _digits(f))
+    if any(meta.is_dir() for meta in saved):
+        return True
+    return any(_is_result(path / name) for name in names if name.endswith(".json"))
+
+
+def _digits(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return [name for name in os.listdir(folder) if name.isdigit()]
+
+
+def _is_result(file: Path) -> bool:
+    """Whether a file says which version of opnorm wrote it."""
+    try:
+        made = read_json(file).get("environment")
+        return isinstance(made, dict) and "opnorm" in made
+    # Whatever it holds.
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _remove_orphans(path: Path) -> None:
+    """Removes what processes that are gone left half-written, one folder deep."""
+    with os.scandir(path) as entries:
+        folders = [e.path for e in entries if e.is_dir(follow_symlinks=False)]
+    for folder in (path, *folders):
+        for name in os.listdir(folder):
+            found = _TEMPORARY.fullmatch(name)
+            if found and not _is_alive(int(found[1])):
+                _remove_old(Path(folder, name))
+
+
+def _remove_old(file: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        # On another machine a process of its number may be alive and at work on it.
+        if time.time() - file.lstat().st_mtime > _ORPHANED_SECONDS:
+            file.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _check_data(run: RunDirectory, given: Mapping[str, Any] | None) -> None:
+    stored = run.data()
+    if given is None or stored is None or stored == given:
+        return
+    there, here = (each.get("examples") for each in (stored, given))
+    change = f"{_short(there)} examples there and {here} here"
+    if there == here:
+        change = f"{here} examples, but other images or labels"
+    raise ValueError(
+        f"{run.path} was made with other data than are there now: {change}; bring the "
+        "data back, or give another directory."
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."

@@ -1,62 +1,97 @@
 """training: the directory and the checkpoints of a run that processes share."""
 
+import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from absl import logging
 
 from opnorm.training import checkpoints, hosts
+from opnorm.training import plan as plans
 from opnorm.training.config import Config
+from opnorm.training.plan import Plan
 from opnorm.training.run_directory import RunDirectory
 from opnorm.training.step import TrainState
 
 # Leaves of a state that checkpoints of earlier versions lack.
 _COUNTERS = ("skipped_updates", "skipped_in_a_row")
+# Says that there is a checkpoint, so that its loss is noticed.
+_SAVED = "checkpoints.json"
+# Flags that say where data lie; the data's fingerprint says whether they are the same.
+_PLACES = ("dataset", "data_dir")
+# Flags that may change when epochs are added.
+_LENGTHS = ("epochs", "milestones", "learning_rates")
 
 
 class SharedRun:
     """A run's directory, as all of its processes see it.
 
-    Every process calls every method; the first one alone reads and writes.
+    Every process calls every method; the first one alone reads and writes, and keeps
+    other processes out of the directory until :meth:`close`.
 
     Args:
       directory: the run directory, made if need be.
       config: of the run.
-      image_shape: ``(H, W, C)`` of the largest pictures that the network sees.
+      plan: of the run.
+      image_shape: ``(H, W, C)`` of the largest images that the network sees.
       num_classes: of the data set.
+      fingerprint: of :func:`opnorm.data.fingerprint` of the training set.
 
     Raises:
-      ValueError: if the directory holds another run.
+      ValueError: if the directory holds another run or other data, or is not that of a
+        run, or if this process has other data than the first one.
+      RunInUse: an OSError, if another process writes into the directory.
     """
 
     def __init__(
         self,
         directory: Path,
         config: Config,
+        plan: Plan,
         image_shape: tuple[int, ...],
         num_classes: int,
+        fingerprint: Mapping[str, Any],
     ) -> None:
-        self._config = dataclasses.asdict(config)
         self._metadata = {
-            "config": self._config,
+            "config": dataclasses.asdict(config),
             "image_shape": image_shape,
             "num_classes": num_classes,
         }
+        self._directory = RunDirectory(directory)
+        self._store = checkpoints.CheckpointStore(directory / checkpoints.FOLDER)
+        self._held = contextlib.ExitStack()
 
-        def create() -> None:
-            self._directory = RunDirectory.create(
-                directory, self._config, defaults=dataclasses.asdict(Config())
+        def open_directory() -> dict[str, Any]:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(self._directory.locked())
+                _create(self._directory, config, plan, fingerprint)
+                self._held = stack.pop_all()
+            return dict(fingerprint)
+
+        theirs = hosts.from_writer(open_directory)
+        if theirs != fingerprint:
+            raise ValueError(
+                f"this process has {fingerprint['examples']} training examples, the "
+                f"first one {theirs['examples']}, and they are not the same; give all "
+                "processes the same data."
             )
-            self._store = checkpoints.CheckpointStore(directory / checkpoints.FOLDER)
-
-        hosts.from_writer(create)
 
     def restore(self, state: TrainState) -> TrainState:
-        """The state of the newest checkpoint, or the given one."""
+        """The state of the newest checkpoint, or the given one.
+
+        Raises:
+          ValueError: if checkpoints are gone or damaged, all of them.
+        """
         found: list[TrainState] = []
 
         def read() -> bool:
             restored = self._store.restore(state, optional=_COUNTERS)
             if restored is not None:
                 found.append(restored.state)
+            else:
+                self._check_unsaved()
             step = int(found[0].step) if found else 0
             self._directory.truncate_metrics(step)
             return bool(found)
@@ -65,11 +100,36 @@ class SharedRun:
             state = hosts.broadcast(found[0] if found else state)
         return state
 
+    def _check_unsaved(self) -> None:
+        """Raises a ValueError if there have been checkpoints."""
+        path = self._directory.path
+        logged = [line["step"] for line in self._directory.read_metrics()]
+        last = max(logged, default=0)
+        if (path / _SAVED).exists():
+            raise ValueError(
+                f"{path} has metrics up to step {last}, but its checkpoints are gone; "
+                f"put its folder {checkpoints.FOLDER} back, or give another directory "
+                "to train again from the beginning."
+            )
+        if logged:
+            logging.warning(
+                "%s has metrics up to step %d, but no checkpoint: the run starts "
+                "again.",
+                path,
+                last,
+            )
+
     def save(self, step: int, state: TrainState) -> None:
-        """Writes a checkpoint."""
+        """Writes a checkpoint.
+
+        Raises:
+          OSError: if it cannot be written; earlier checkpoints are whole.
+        """
         state = hosts.gather(state)
         if hosts.is_writer():
             self._store.save(step, state, self._metadata)
+            if not (self._directory.path / _SAVED).exists():
+                self._directory.write_json(_SAVED, {"first_step": step})
 
     def log(self, step: int, **metrics: float) -> None:
         """Appends a line of metrics."""
@@ -77,6 +137,39 @@ class SharedRun:
             self._directory.log(step, **metrics)
 
     def close(self) -> None:
-        """Ends what the checkpoints keep open."""
-        if hosts.is_writer():
-            self._store.close()
+        """Ends what the checkpoints keep open, and lets other processes in."""
+        with self._held:
+            if hosts.is_writer():
+                self._store.close()
+
+
+def _create(
+    run: RunDirectory, config: Config, plan: Plan, fingerprint: Mapping[str, Any]
+) -> None:
+    """Makes the directory, or checks that it is the same run's, and adds epochs."""
+    flags, default = dataclasses.asdict(config), dataclasses.asdict(Config())
+    stored, known = dict(flags), None
+    if run.is_begun():
+        stored, known = default | run.flags(), run.data()
+    may_differ: tuple[str, ...] = ()
+    if known is not None and _kind(stored["dataset"]) == _kind(config.dataset):
+        may_differ += _PLACES
+    longer = _is_number(stored["epochs"]) and config.epochs > stored["epochs"]
+    if longer:
+        may_differ += _LENGTHS
+    RunDirectory.create(
+        run.path, flags, may_differ=may_differ, defaults=default, data=fingerprint
+    )
+    if longer:
+        lengths = {name: stored[name] for name in _LENGTHS}
+        plans.check_extension(dataclasses.replace(config, **lengths), config, plan)
+        run.change_flags({name: flags[name] for name in _LENGTHS})
+
+
+def _kind(dataset: Any) -> str:
+    """The part of a data set's name that is not a path."""
+    return str(dataset).partition(":")[0]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,5 +1,6 @@
 """training: which configurations can be trained, said before anything is read."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -20,6 +21,10 @@ from opnorm.training.config import (
     VARIANTS,
     Config,
 )
+
+_LARGEST_SEED = 2**32 - 1
+# More than any of the sizes and counts that can be trained.
+_LARGEST_COUNT = 2**31 - 1
 
 
 def validate(config: Config) -> None:
@@ -53,6 +58,9 @@ def validate(config: Config) -> None:
     for name in ("width", "train_examples", "image_size"):
         if getattr(config, name) is not None:
             _at_least(name, getattr(config, name), 1)
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, int) and name != "seed" and value > _LARGEST_COUNT:
+            raise ValueError(f"{name} is {value}; it must be at most {_LARGEST_COUNT}.")
     for name in (
         "epsilon",
         "weight",
@@ -74,8 +82,11 @@ def validate(config: Config) -> None:
         infinite = name == "step_size" and value == math.inf
         if value is not None and not infinite and not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}; it must be positive and finite.")
-    if config.seed < 0:
-        raise ValueError(f"seed is {config.seed}; it must be at least 0.")
+    # JAX would take a larger one for another, smaller one.
+    if not 0 <= config.seed <= _LARGEST_SEED:
+        raise ValueError(
+            f"seed is {config.seed}; it must be at least 0 and at most {_LARGEST_SEED}."
+        )
     for name in ("p", "q"):
         if not getattr(config, name) >= 1:
             raise ValueError(

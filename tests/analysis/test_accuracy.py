@@ -231,6 +231,91 @@ def test_labels_that_are_no_classes_are_refused(labels, message) -> None:
         )
 
 
+BRIGHT = np.where(np.arange(2) == 0, 250, 3).astype(np.uint8)
+ENTRIES = {
+    "attack_examples": {"attack": fgm, "epsilons": [0.1]},
+    "robust_accuracy": {"attack": fgm, "epsilons": [0.1]},
+    "perturbations": {"attack": fgm, "epsilon": 0.1},
+    "sanity_checks": {"p": 2.0, "epsilon": 0.1},
+    "evaluate_accuracy": {},
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize(
+    ("images", "bounds", "message"),
+    [
+        (2 * IMAGES - 1, (0.0, 1.0), "from -0.3.* outside of the bounds .0.0, 1.0."),
+        (255 * IMAGES, (0.0, 1.0), "images has values from 7.*; divide bytes by 255, "),
+        (IMAGES * 0 + BRIGHT, (0.0, 0.25), "images has values from .* to 250, outside"),
+        ((IMAGES * 0 + BRIGHT).astype(np.uint8), (0.0, 0.25), "to 0.98.*outside"),
+        (IMAGES * math.nan, (0.0, 1.0), "images has values that are not finite"),
+        (np.round(IMAGES).astype(np.uint8), (0.0, 1.0), "no value above 1.* as floats"),
+    ],
+)
+def test_images_outside_the_bounds_are_refused(entry, images, bounds, message) -> None:
+    options = dict(ENTRIES[entry])
+    if "attack" in options:
+        options["attack"] = lambda epsilon: attacks.fgm(
+            p=math.inf, epsilon=epsilon, bounds=bounds
+        )
+    else:
+        options["bounds"] = bounds
+    if entry != "evaluate_accuracy":
+        options["key"] = jax.random.key(0)
+    with pytest.raises(ValueError, match=message):
+        getattr(analysis, entry)(linear, W, images, LABELS, **options)
+
+
+def test_rounding_outside_the_bounds_is_clipped() -> None:
+    images = np.where(IMAGES > 0.5, np.float32(1 + 9e-7), np.float32(-9e-7))
+    given = {"attack": fgm, "batch_size": 11, "key": jax.random.key(0)}
+    whole = np.clip(images, 0, 1)
+    for name, budget in (("perturbations", {"epsilon": 1e-7}), ("attack_examples", {})):
+        options = given | (budget or {"epsilons": [1e-7], "keep_points": True})
+        found, same = (
+            getattr(analysis, name)(linear, W, x, LABELS, **options)
+            for x in (images, whole)
+        )
+        for left, right in zip(
+            jax.tree.leaves(found), jax.tree.leaves(same), strict=True
+        ):
+            np.testing.assert_array_equal(left, right)
+    assert same.x_adv.min() >= 0 and same.x_adv.max() <= 1
+
+
+def test_accuracy_takes_images_in_other_units_where_that_is_said() -> None:
+    standardised = (IMAGES - 0.5) / 0.1
+    hits = (standardised.reshape(11, 6) @ W).argmax(axis=1) == LABELS
+    for bounds in (None, (-3.0, 3.0)):
+        found = analysis.evaluate_accuracy(
+            linear, W, standardised, LABELS, bounds=bounds
+        )
+        np.testing.assert_array_equal(found.correct, hits)
+    with pytest.raises(ValueError, match="bounds is"):
+        analysis.evaluate_accuracy(linear, W, IMAGES, LABELS, bounds=(1.0, 0.0))
+
+
+def test_a_network_of_one_logit_is_refused_whatever_the_labels() -> None:
+    def one(w, x):
+        return linear(w, x)[:, :1]
+
+    def noise_of_classes(epsilon):
+        return attacks.uniform_noise(p=math.inf, epsilon=epsilon, num_draws=2)
+
+    zeros = np.zeros(11, int)
+    for entry, options in (
+        *ENTRIES.items(),
+        ("perturbations", {"attack": noise_of_classes, "epsilon": 0.1}),
+        ("loss_regularity", {}),
+        ("input_curvature", {}),
+    ):
+        if entry not in ("evaluate_accuracy", "input_curvature"):
+            options = options | {"key": jax.random.key(0)}
+        with pytest.raises(ValueError, match=r"has 1 logit; .*jnp.zeros_like\(z\), z"):
+            getattr(analysis, entry)(one, W, IMAGES, zeros, **options)
+
+
 def test_a_network_that_returns_no_logits_is_refused() -> None:
     for apply in (lambda w, x: x @ w[:2], lambda w, x: linear(w, x)[:, 0]):
         with pytest.raises(ValueError, match="logits have shape .*must be .B, K."):
@@ -270,8 +355,10 @@ def test_attacks_that_robust_accuracy_cannot_count_are_refused() -> None:
         measure(IMAGES, LABELS, attack=targeted)
     with pytest.raises(ValueError, match="attack is the attack pga"):
         measure(IMAGES, LABELS, attack=attacks.pga(p=2, epsilon=0.1))
-    with pytest.raises(ValueError, match="outside of the attack's bounds"):
-        measure(2 * IMAGES - 1, LABELS, attack=fgm)
+    with pytest.raises(ValueError, match="fgm has a budget, which must be given"):
+        analysis.attack_examples(
+            linear, W, IMAGES, LABELS, attack=fgm, key=jax.random.key(0)
+        )
     raw = jax.random.PRNGKey(0)
     with pytest.raises(ValueError, match="typed key"):
         analysis.robust_accuracy(

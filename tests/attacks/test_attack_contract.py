@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opnorm import attacks
+from opnorm import attacks, linalg
 from opnorm.attacks import attack as attack_lib
 
 P = [1.0, 1.5, 2.0, 3.0, math.inf]
@@ -299,22 +299,62 @@ def test_attacks_run_under_vmap_and_shard_map() -> None:
     np.testing.assert_allclose(over_devices(run)(x, labels), expected, atol=1e-6)
 
 
-def test_random_restarts_run_under_shard_map() -> None:
-    x, labels = np.asarray(points(8)), np.arange(8) % 4
+def test_meshes_change_no_point() -> None:
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    keys = jax.random.split(jax.random.key(0), 8)
+    epsilon = np.linspace(0.1, 0.3, 8, dtype=np.float32)
+    given = (np.asarray(points(8)), np.arange(8) % 4, keys, epsilon)
+    placed = jax.device_put(given, jax.NamedSharding(mesh, jax.P("data")))
 
-    def run(x, labels):
-        return [
-            attacks.pga(p=2.0, epsilon=0.2, num_steps=2, num_restarts=2, loss=loss)(
-                network, x, labels, jax.random.key(0)
-            )
-            for loss in ("cross_entropy", "logit_distance")
-        ]
+    def run(x, labels, keys, epsilon):
+        options = {"p": 2.0, "num_steps": 2, "num_restarts": 2, "momentum": 0.5}
+        attack = attacks.pga(epsilon=epsilon, step_size=epsilon, **options)
+        return attack.run(network, x, labels, keys)
 
-    # Every device draws the starts of a batch of one.
-    for found, alone in zip(
-        over_devices(run)(x, labels), jax.jit(run)(x[3:4], labels[3:4]), strict=True
-    ):
-        np.testing.assert_allclose(found[3:4], alone, atol=1e-6)
+    expected, on_mesh = jax.jit(run)(*given), run(*placed)
+    spec = jax.P("data")
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec)
+    chex.assert_trees_all_close(on_mesh, expected, atol=1e-6)
+    chex.assert_trees_all_close(jax.jit(mapped)(*placed), expected, atol=1e-6)
+    assert on_mesh.x_adv.sharding.is_equivalent_to(placed[0].sharding, 2)
+
+
+def test_no_success_beyond_the_budget() -> None:
+    # A search that goes three units along the first axis, past the boundary at 2.
+    stage = attacks.Stage(
+        name="far",
+        num_steps=0,
+        init=lambda f, problem: problem.x + jnp.asarray([3.0, 0.0]),
+        step=lambda f, problem, state, i: state,
+        finish=lambda problem, state: state,
+        epsilon=np.float32([1.0, 2.9, 3.0, 3.1]),
+    )
+
+    def f(z):
+        return jnp.concatenate([2 - z[:, :1], jnp.zeros_like(z[:, :1])], axis=1)
+
+    x, labels = np.zeros((4, 2), np.float32), np.zeros(4, int)
+    alone = attacks.Attack("far", 2.0, (stage,))
+    found = alone.run(f, x, labels)
+    np.testing.assert_array_equal(found.success, [False, False, True, True])
+    np.testing.assert_array_equal(found.distance, 3)
+    for joined in (attacks.first_success([alone]), attacks.best_distance([alone])):
+        found = joined.run(f, x, labels)
+        np.testing.assert_array_equal(found.success, [False, False, True, True])
+        np.testing.assert_array_equal(found.distance, [0, 0, 3, 3])
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+def test_the_budget_allows_for_rounding_and_no_more(p) -> None:
+    draw = np.random.default_rng(3)
+    x = draw.uniform(-1, 1, (64, 3072)).astype(np.float32)
+    delta = draw.normal(size=x.shape)
+    epsilon = 0.25 * np.linalg.norm(np.ones(3072), p)
+    delta *= epsilon / np.linalg.norm(delta, p, axis=1, keepdims=True)
+    for factor, kept in ((1.0, True), (1 + 1e-4, False)):
+        distance = linalg.norm((x + factor * delta).astype(np.float32) - x, p)
+        within = attack_lib.within_budget(distance, epsilon, x, p)
+        np.testing.assert_array_equal(within, kept)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import scipy.optimize
 from opnorm import attacks, linalg
 from opnorm.attacks.apgd import _adapt
 from opnorm.attacks.fab import project_hyperplane
-from opnorm.attacks.square import _sizes
+from opnorm.attacks.square import _sizes, image_shape
 
 P = (1.0, 2.0, math.inf)
 N = 48
@@ -267,13 +267,71 @@ def test_squares_shrink_as_published() -> None:
     assert set(_sizes(2.0, 5000, 0.8, False, (32, 32, 3)) % 2) == {1}
 
 
+@pytest.mark.parametrize("fraction", [0.8, 0.1])
+@pytest.mark.parametrize(
+    ("shape", "channels", "size"),
+    [
+        ((2, 32, 32, 3), "last", (32, 32, 3)),
+        ((2, 3, 20, 30), "first", (20, 30, 3)),
+        ((2, 28, 28), "last", (28, 28, 1)),
+        ((2, 4, 100, 1), "last", (4, 100, 1)),
+        ((2, 784), "last", (1, 784, 1)),
+        ((2, 5, 6, 7), "none", (30, 7, 1)),
+    ],
+)
+def test_first_squares_cover_the_fraction(shape, channels, size, fraction) -> None:
+    assert image_shape(shape, channels) == size
+    height, width, _ = size
+    for p in (2.0, math.inf):
+        side = _sizes(p, 1, fraction, False, size)[0]
+        covered = min(side, height) * min(side, width) / (height * width)
+        # Sides are whole numbers, and odd for p = 2.
+        slack = (0.5 if p == math.inf else 1.5) * (1 / height + 1 / width)
+        assert abs(covered - fraction) <= slack or side == (3 if p == 2 else 1)
+
+
+@pytest.mark.parametrize("p", P)
+def test_where_channels_are_makes_no_difference(p) -> None:
+    weight = np.random.default_rng(2).normal(size=(6, 5, 3)).astype(np.float32)
+    x = np.random.default_rng(3).uniform(size=(2, 6, 5, 3)).astype(np.float32)
+    labels, keys = np.zeros(2, np.int32), jax.random.split(jax.random.key(0), 2)
+
+    def last(z):
+        margin = jnp.sum(jnp.tanh(z) * weight, axis=(1, 2, 3)) + 9
+        return jnp.stack([margin, 0 * margin], axis=1)
+
+    def found(f, x, channels):
+        attack = attacks.square(p=p, epsilon=0.3, num_queries=30, channels=channels)
+        return jax.jit(lambda x, keys: attack(f, x, labels, keys))(x, keys)
+
+    expected = found(last, x, "last")
+    moved = found(lambda z: last(jnp.moveaxis(z, 1, 3)), np.moveaxis(x, 3, 1), "first")
+    np.testing.assert_allclose(np.moveaxis(moved, 1, 3), expected, atol=1e-5)
+    assert np.all(np.linalg.norm((expected - x).reshape(2, -1), axis=1) > 0)
+
+
+@pytest.mark.parametrize("make", [attacks.square, attacks.auto_attack])
+def test_channels_that_are_plainly_elsewhere_are_refused(make) -> None:
+    def never(_):
+        raise AssertionError("the network was evaluated")
+
+    labels, key = jnp.zeros(2, int), jax.random.key(0)
+    for shape, channels, message in (
+        ((2, 3, 8, 8), "last", "channels is 'last': axis 1 with 3.*channels='first'"),
+        ((2, 8, 8, 1), "first", "channels is 'first': axis 3 with 1.*channels='last'"),
+    ):
+        attack = make(p=2.0, epsilon=0.1, channels=channels)
+        with pytest.raises(ValueError, match=message):
+            attack.run(never, jnp.zeros(shape), labels, key)
+
+
 @pytest.mark.parametrize("p", [2.0, math.inf])
 def test_square_takes_pictures_of_any_shape(p) -> None:
     def f(x):
         return jnp.stack([jnp.sum(x.reshape(len(x), -1), 1) + 9, jnp.zeros(len(x))], 1)
 
     attack = attacks.square(p=p, epsilon=0.3, num_queries=3)
-    for shape in [(3, 7, 2), (17,)]:
+    for shape in [(5, 7, 2), (17,)]:
         x = jnp.full((2, *shape), 0.5)
         found = attack.run(f, x, jnp.zeros(2, int), jax.random.key(0))
         assert np.all(found.distance > 0) and np.all(found.distance <= 0.3 + 1e-5)
@@ -318,6 +376,9 @@ def test_attacks_that_do_not_fit_together_are_refused() -> None:
         attacks.first_success([pga(p=2.0), pga(p=math.inf)])
     with pytest.raises(ValueError, match="deepfool have no budget; best_distance"):
         attacks.first_success([pga(p=2.0), attacks.deepfool()])
+    sure = attacks.carlini_wagner(confidence=0.5)
+    with pytest.raises(ValueError, match=r"confidences \[0.0, 0.5\]"):
+        attacks.best_distance([sure, attacks.deepfool()])
     with pytest.raises(ValueError, match="targeted and untargeted"):
         attacks.first_success([pga(p=2.0), pga(p=2.0, targeted=True)])
 
@@ -333,6 +394,7 @@ def test_attacks_that_do_not_fit_together_are_refused() -> None:
         (attacks.fab, {"bounds": None}, "bounds is None"),
         (attacks.fab, {"num_targets": 0}, "num_targets is 0"),
         (attacks.square, {"fraction": 0.0}, "fraction is 0"),
+        (attacks.square, {"channels": "middle"}, "channels is 'middle'; it may be"),
         (attacks.square, {"num_queries": True}, "num_queries is True"),
         (attacks.auto_attack, {"epsilon": -1.0}, "epsilon is -1"),
     ],

@@ -38,6 +38,10 @@ def steepest(p):
 def largest_drop(x, p, epsilon):
     """The largest decrease of <W, x> in the ball and the box [0, 1], in numpy."""
     room, size = np.where(W > 0, x, 1 - x), np.abs(W)
+    if p == 1:
+        order = np.argsort(-size)
+        before = np.cumsum(room[order]) - room[order]
+        return size[order] @ np.clip(epsilon - before, 0, room[order])
     if p == math.inf:
         return (size * np.minimum(epsilon, room)).sum()
     low, high = 0.0, 1e6
@@ -143,9 +147,10 @@ def test_targeted_attacks_descend_to_their_labels() -> None:
     np.testing.assert_allclose(back - x, x - away, atol=1e-6)
 
 
-@pytest.mark.parametrize(("p", "ratio"), [(2.0, 0.99), (math.inf, 1 - 1e-9)])
+@pytest.mark.parametrize(("p", "ratio"), [(1, 0.98), (2.0, 0.99), (math.inf, 1 - 1e-9)])
 def test_pga_reaches_the_worst_case_inside_the_box(p, ratio) -> None:
-    epsilon = 0.4
+    # In L1 as much as three pixels have room for.
+    epsilon = 1.5 if p == 1 else 0.4
     options = {"p": p, "epsilon": epsilon, "num_steps": 200, "random_start": False}
     with jax.enable_x64(True):
         x = points(5, 0.0, 1.0)
@@ -156,13 +161,45 @@ def test_pga_reaches_the_worst_case_inside_the_box(p, ratio) -> None:
         assert np.all((part >= ratio) & (part <= 1 + 1e-9)), part
 
 
-def test_the_l1_attack_stops_at_the_edge_of_the_steepest_pixel() -> None:
+def test_the_published_l1_attack_stops_at_the_edge_of_the_steepest_pixel() -> None:
     options = {"p": 1.0, "epsilon": 0.9, "random_start": False}
     with jax.enable_x64(True):
         x = points()
-        found = attacked(attacks.pga, x, ZEROS, **options)
+        found = attacked(attacks.pga, x, ZEROS, skip_blocked=False, **options)
         x[:, 3] = 1.0
         np.testing.assert_allclose(found, x, atol=1e-14)
+
+
+@pytest.mark.parametrize(("p", "momentum"), [(1.0, 0.0), (2.0, 0.0), (2.0, 0.9)])
+def test_a_step_takes_its_length_from_entries_that_the_box_leaves_free(
+    p, momentum
+) -> None:
+    # The two steepest entries are at the faces that they point to.
+    options = {"p": p, "epsilon": 1.0, "num_steps": 2, "step_size": 0.05}
+    with jax.enable_x64(True):
+        x = points()
+        x[:, 3], x[:, 0] = 1.0, 0.0
+        found = attacked(
+            attacks.pga, x, ZEROS, random_start=False, momentum=momentum, **options
+        )
+        free = np.where(np.isin(np.arange(6), [0, 3]), 0, W)
+        if p == 1:
+            free = np.where(np.arange(6) == 4, free, 0)
+        np.testing.assert_allclose(
+            found - x, [-0.1 * free / np.linalg.norm(free)] * 3, atol=1e-14
+        )
+        # An unlimited step starts from x, where its own faces count.
+        options |= {"step_size": math.inf, "epsilon": 0.1, "num_steps": 3}
+        far = attacked(attacks.pga, x, ZEROS, random_start=False, **options)
+        np.testing.assert_allclose(far, found, atol=1e-14)
+
+
+def test_points_off_the_faces_are_those_of_the_published_attack() -> None:
+    options = {"p": 2.0, "epsilon": EPSILON}
+    x, key = points(dtype=np.float32), jax.random.key(1)
+    found = attacked(attacks.pga, x, ZEROS, key, **options)
+    published = attacked(attacks.pga, x, ZEROS, key, skip_blocked=False, **options)
+    np.testing.assert_array_equal(found, published)
 
 
 def test_without_bounds_points_leave_the_box() -> None:

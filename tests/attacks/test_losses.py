@@ -1,5 +1,6 @@
 """Losses of attacks against optax and closed forms."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,11 +35,55 @@ def test_margin_is_positive_just_for_errors():
     np.testing.assert_allclose(found, [-2.0, 0.5])
 
 
-def test_one_class_has_nothing_to_confuse():
+def test_one_logit_is_refused():
     logits, labels = jnp.ones((2, 1)), jnp.zeros(2, int)
-    gradient = jax.grad(lambda z: attacks.cross_entropy(z, labels).sum())(logits)
-    np.testing.assert_array_equal(gradient, 0)
-    assert np.all(np.isfinite(attacks.margin(logits, labels)))
+    for loss in (attacks.cross_entropy, attacks.margin, attacks.dlr):
+        with pytest.raises(ValueError, match="the network has 1 logit"):
+            loss(logits, labels)
+    with pytest.raises(ValueError, match="the network has 1 logit"):
+        attacks.dlr_targeted(logits, labels, labels)
+
+
+@pytest.mark.parametrize("count", (2, 3, 4, 5))
+def test_masked_classes_change_no_loss(count):
+    # Of nine classes, those at -inf are spread between the others.
+    kept = np.sort(np.random.default_rng(count).permutation(9)[:count])
+    drawn = np.random.default_rng(7).normal(size=(6, count)).astype(np.float32)
+    whole = np.full((6, 9), -np.inf, np.float32)
+    whole[:, kept] = drawn
+    labels, targets = np.arange(6) % count, (np.arange(6) + 1) % count
+
+    @jax.jit
+    def measure(logits, labels, targets):
+        losses = (
+            attacks.cross_entropy,
+            attacks.margin,
+            attacks.dlr,
+            lambda z, y: attacks.dlr_targeted(z, y, targets),
+            lambda z, y: attacks.logit_distance(z, logits.at[:].add(-0.5), 2.0),
+        )
+        return [
+            jax.value_and_grad(lambda z, f=f: f(z, labels).sum())(logits)
+            for f in losses
+        ]
+
+    masked = measure(whole, kept[labels], kept[targets])
+    plain = measure(drawn, labels, targets)
+    chex.assert_tree_all_finite(masked)
+    for (value, gradient), (expected, slope) in zip(masked, plain, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        np.testing.assert_allclose(gradient[:, kept], slope, rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(np.delete(gradient, kept, axis=1), 0)
+
+
+def test_where_all_other_classes_are_masked_nothing_can_be_gained():
+    logits = jnp.array([[-jnp.inf, 2.0, -jnp.inf]])
+    for loss, value in ((attacks.cross_entropy, 0.0), (attacks.margin, -jnp.inf)):
+        found, gradient = jax.value_and_grad(
+            lambda z, f=loss: f(z, jnp.ones(1, int))[0]
+        )(logits)
+        assert found == value
+        assert np.all(np.isfinite(gradient))
 
 
 @pytest.mark.parametrize("q", (1.0, 2.0, np.inf))

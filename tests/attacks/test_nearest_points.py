@@ -1,6 +1,7 @@
 """tests: CW, DeepFool, DDN and FMN find the nearest point of an affine boundary."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -126,11 +127,12 @@ def test_carlini_wagner_raises_the_constant_until_it_suffices() -> None:
         x = pictures()
         f = functools.partial(affine, offsets(x, MARGINS))
         found = jax.jit(lambda x, f=f, a=attack: a.run(f, x, jnp.zeros(4, int)))(x)
+        assert found.success.all()
+        # The other examples have walked to a corner of the box after their searches.
+        succeeded = np.asarray(found.steps) == 400 * searches
         enough = constant >= 2 * exact / size
         clear = np.abs(np.log(constant * size / (2 * exact))) > 0.1
-        np.testing.assert_array_equal(
-            np.asarray(found.success)[clear], enough[clear], str(searches)
-        )
+        np.testing.assert_array_equal(succeeded[clear], enough[clear], str(searches))
 
 
 def test_carlini_wagner_keeps_its_confidence() -> None:
@@ -143,6 +145,98 @@ def test_carlini_wagner_keeps_its_confidence() -> None:
     exact = (MARGINS + 0.5) / np.linalg.norm(W)
     ratio = np.asarray(found.distance) / exact
     assert np.all((ratio >= 1 - 1e-5) & (ratio <= 1.02)), ratio
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_carlini_wagner_raises_the_margin_of_what_is_wrong_already(targeted) -> None:
+    options = {"num_steps": 300, "num_searches": 6, "initial_constant": 0.01}
+    attack = attacks.carlini_wagner(confidence=0.5, targeted=targeted, **options)
+    x = pictures()
+    # Right; wrong by less than the confidence; by just enough; out of reach of the box.
+    margins = np.array([0.2, -0.05, -0.51, 40.0])
+    f = functools.partial(affine, offsets(x, margins))
+    labels = jnp.full(4, int(targeted))
+    found = jax.jit(lambda x: attack.run(f, x, labels))(x)
+    np.testing.assert_array_equal(found.success, [True, True, True, False])
+    logits = f(found.x_adv)
+    assert np.all((logits[:, 1] - logits[:, 0])[:3] >= 0.5)
+    exact = (margins[:2] + 0.5) / np.linalg.norm(W)
+    ratio = np.asarray(found.distance[:2]) / exact
+    assert np.all((ratio >= 1 - 1e-5) & (ratio <= 1.02)), ratio
+    np.testing.assert_array_equal(found.distance[2:], 0)
+
+
+# Networks of two layers and three classes, one for each example, whose pixels are at 0
+# and 1 as well. The first 40 have ReLUs, the others are affine.
+LAYERED, RECTIFIED = 64, 40
+SEARCHES = {
+    "carlini_wagner": functools.partial(
+        attacks.carlini_wagner, num_steps=20, num_searches=2
+    ),
+    "decoupled_direction": attacks.decoupled_direction,
+    "deepfool": attacks.deepfool,
+    "fab": functools.partial(attacks.fab, p=2.0, num_steps=20),
+    "fmn_1": functools.partial(attacks.fast_minimum_norm, p=1.0),
+    "fmn_2": functools.partial(attacks.fast_minimum_norm, p=2.0),
+    "fmn_inf": functools.partial(attacks.fast_minimum_norm, p=math.inf),
+    "log_barrier": functools.partial(
+        attacks.log_barrier, num_outer=1, num_inner=10, num_tries=2
+    ),
+}
+
+
+@functools.cache
+def layered():
+    rng = np.random.default_rng(4)
+    first, second = rng.normal(size=(LAYERED, 8, 6)), rng.normal(size=(LAYERED, 6, 3))
+    shift, bias = rng.normal(size=(LAYERED, 6)), 2 * rng.normal(size=(LAYERED, 3))
+    x = rng.uniform(size=(LAYERED, 8))
+    x = np.where(x < 0.3, 0, np.where(x > 0.7, 1, x))
+    # In the last the steepest pixel, the first, cannot fall; along the second one the
+    # boundary is 0.4 away.
+    x[-1, :2], first[-1], shift[-1], second[-1] = (0, 0.9), 0, 0, 0
+    first[-1, :2, 0], second[-1, 0, 0], bias[-1] = (10, 1), 1, (-0.5, 0, -100)
+    return [a.astype(np.float32) for a in (x, first, shift, second, bias)]
+
+
+def layers(first, shift, second, bias, x, xp=jnp):
+    hidden = xp.einsum("bi...,bij->bj...", x, first)
+    hidden = hidden + shift.reshape(*shift.shape, *(1,) * (x.ndim - 2))
+    linear = np.arange(LAYERED).reshape(-1, *(1,) * (x.ndim - 1)) >= RECTIFIED
+    hidden = xp.where(linear, hidden, xp.maximum(hidden, 0))
+    logits = xp.einsum("bj...,bjk->bk...", hidden, second)
+    return logits + bias.reshape(*bias.shape, *(1,) * (x.ndim - 2))
+
+
+def test_no_search_misses_what_a_corner_of_the_box_has() -> None:
+    x, *weights = layered()
+    exact = [w.astype(np.float64) for w in weights]
+    labels = np.argmax(layers(*exact, x.astype(np.float64), xp=np), axis=1)
+    corners = np.array(list(itertools.product((0.0, 1.0), repeat=8))).T
+    corners = np.broadcast_to(corners, (LAYERED, *corners.shape))
+    decisions = np.argmax(layers(*exact, corners, xp=np), axis=1)
+    # A difference of two logits that are affine is largest at a corner.
+    breakable = np.any(decisions != labels[:, None], axis=1)
+    assert not breakable[RECTIFIED:].all() and breakable.sum() > 50
+    keys = jax.random.split(jax.random.key(0), LAYERED)
+    found = {}
+    for name, make in SEARCHES.items():
+
+        def run(weights, x, labels, keys, make=make):
+            return make().run(functools.partial(layers, *weights), x, labels, keys)
+
+        found[name] = jax.jit(run)(weights, x, labels, keys)
+    hits = {name: np.asarray(result.success) for name, result in found.items()}
+    missed = {name: np.sum(breakable & ~hit) for name, hit in hits.items()}
+    assert missed["fmn_2"] <= missed["decoupled_direction"]
+    for name, hit in hits.items():
+        np.testing.assert_array_equal(hit[RECTIFIED:], breakable[RECTIFIED:], name)
+        assert missed[name] <= 1, missed
+        if name in REACH and name != "carlini_wagner":
+            distance = found[name].distance[-1]
+            assert 0.4 <= distance <= 0.4 * REACH[name], name
+        moved = found[name].x_adv
+        assert np.all((moved >= 0) & (moved <= 1)), name
 
 
 THREE = np.random.default_rng(3).normal(size=(N, 3))
@@ -193,10 +287,10 @@ def test_a_zero_gradient_gets_a_random_direction_where_there_is_a_key() -> None:
 
     x, attack = pictures(2), attacks.decoupled_direction(initial_epsilon=3.0)
     labels = jnp.argmax(rounded(x), axis=1)
-    still = attack.run(rounded, x, labels)
-    np.testing.assert_array_equal(still.x_adv, x)
+    # Without one only the walk from other corners of the box moves.
+    assert np.all(attack.run(rounded, x, labels).steps > 101)
     moved = attack.run(rounded, x, labels, jax.random.key(0))
-    assert moved.success.any()
+    assert moved.success.all() and np.all(moved.steps == 101)
 
 
 @pytest.mark.parametrize(

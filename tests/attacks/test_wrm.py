@@ -190,7 +190,7 @@ def constant(value, classes, z):
     return jnp.sum(z) * 0 + jnp.full((len(z), classes), value)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 4])
+@pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1.0])
 def test_constant_and_broken_networks_move_nothing(value, classes) -> None:
     x, labels = points().astype(jnp.float32), jnp.zeros(3, int)

@@ -32,6 +32,32 @@ def test_unknown_splits_are_refused_with_the_known_ones() -> None:
         data.load("cifar10_mini", split="dev")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"labels": np.array([0, -1])},
+            "1 of 2 labels of 'x' are no class, such as -1",
+        ),
+        ({"labels": np.array([2, 3])}, "2 of 2 labels .* as 2; there are 2 classes"),
+        (
+            {"labels": np.array([0.0, 1.0])},
+            "labels is float64 of shape .*must be integ",
+        ),
+        ({"labels": np.array([0])}, r"labels is int64 of shape \(1,\).*shape \(2,\)"),
+        ({"images": np.zeros((2, 4, 4, 3))}, "images is float64 .*must be uint8"),
+        ({"images": np.zeros((2, 48), np.uint8)}, r"of shape \(2, 48\); .*\(N, H, W"),
+    ],
+)
+def test_arrays_that_are_no_dataset_are_refused(changes: dict, words: str) -> None:
+    arrays = {"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.array([0, 1])}
+    data.Dataset(**arrays, class_names=("a", "b"), name="x", description="x")
+    with pytest.raises(ValueError, match=words):
+        data.Dataset(
+            **(arrays | changes), class_names=("a", "b"), name="x", description="x"
+        )
+
+
 def test_limit_draws_a_balanced_subset_that_depends_on_the_seed() -> None:
     whole = data.load("cifar10_mini", split="test")
     part = data.load("cifar10_mini", split="test", limit=25, seed=1)

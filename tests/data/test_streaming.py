@@ -417,5 +417,5 @@ def test_missing_folders_are_described(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         data.open_stream(f"image_folder:{tmp_path / 'nowhere'}", split="train")
     (tmp_path / "train" / "a").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="expected .*<class>/<picture>"):
+    with pytest.raises(FileNotFoundError, match="expected .*<class>/<image>"):
         data.open_stream(f"image_folder:{tmp_path}", split="train")

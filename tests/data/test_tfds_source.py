@@ -118,11 +118,88 @@ def test_notices_tfrecords_that_end_early(as_tfrecord: Path) -> None:
         data.load("cifar10", split="train", data_dir=str(as_tfrecord))
 
 
+@pytest.mark.parametrize("form", ["today", "snake", "legacy", "nested", "missing"])
+def test_a_received_folder_runs_no_code(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "payload.py").write_text("raise SystemExit('code of the data ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "cifar10" / "3.0.2" / "features.json"
+    content = json.loads(file.read_text())
+    image = content["featuresDict"]["features"]["image"]
+    if form == "today":
+        content = {"pythonClassName": "payload.Feature"}
+    if form == "snake":
+        image["python_class_name"] = image.pop("pythonClassName")
+        image["python_class_name"] = "payload.Feature"
+    if form == "legacy":
+        content = {"type": content["pythonClassName"], "content": {"type": image}}
+        content["content"]["id"] = {"type": "payload.Feature", "content": {}}
+    if form == "nested":
+        inner = json.dumps({"x": {"type": "payload.Feature", "content": {}}})
+        content = {
+            "pythonClassName": content["pythonClassName"],
+            "jsonFeature": {"json": inner},
+        }
+    file.unlink()
+    if form == "missing":
+        with pytest.raises(FileNotFoundError, match=r"features.json is missing"):
+            data.load("cifar10", split="train", data_dir=str(tmp_path))
+        return
+    file.write_text(json.dumps(content))
+    words = r"features.json names the class 'payload.Feature'"
+    with pytest.raises(ValueError, match=words):
+        data.load("cifar10", split="train", data_dir=str(tmp_path))
+    # Incomplete, it would be prepared.
+    (file.parent / "dataset_info.json").unlink()
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: True if name == "tensorflow" else find_spec(name, *rest),
+    )
+    with pytest.raises(ValueError, match=words):
+        data.load("cifar10", split="train", data_dir=str(tmp_path), download=True)
+    assert "payload" not in sys.modules
+
+
+def test_features_that_no_reader_expects_are_refused(
+    prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "cifar10" / "3.0.2" / "features.json"
+    content = json.loads(file.read_text())
+    for text, words in (
+        ("[" * 100_000, "cannot be read: maximum recursion"),
+        ("not JSON", "cannot be read"),
+        ("{}", "names no class"),
+        ('{"pythonClassName": 3}', "names the class '3'"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            data.load("cifar10", split="train", data_dir=str(tmp_path))
+    del content["featuresDict"]["features"]["label"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="has the features id, image; images of one"):
+        data.load("cifar10", split="train", data_dir=str(tmp_path))
+
+
 def test_finds_data_where_the_environment_says(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     _check(data.load("cifar10", split="test"), "test")
+
+
+def test_refuses_images_that_are_no_bytes(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "cifar10" / "3.0.2" / "features.json"
+    text = file.read_text()
+    assert text.count('"uint8"') == 1
+    file.write_text(text.replace('"uint8"', '"uint16"'))
+    with pytest.raises(ValueError, match="images of dtype uint16; it must be uint8"):
+        data.load("cifar10", split="test", data_dir=str(tmp_path))
 
 
 def test_missing_data_end_at_once_with_the_ways_to_get_some(tmp_path: Path) -> None:

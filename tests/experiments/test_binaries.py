@@ -1,6 +1,7 @@
 """The binaries as a user runs them: results, kill -9, damage, usage errors."""
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -143,7 +144,7 @@ def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(
 
 
 def test_the_main_job_runs_small_and_is_repeatable_from_its_directory(
-    run, compared, evaluated, tmp_path
+    run, compared, tmp_path
 ):
     results = json.loads((compared / "results.json").read_text())
     assert list(results["methods"]) == [
@@ -158,13 +159,25 @@ def test_the_main_job_runs_small_and_is_repeatable_from_its_directory(
         assert np.all(np.diff(method["singular_values"]["mean"]) <= 0)
     for name in ("accuracy.png", "singular_values.png", "table.md"):
         assert (compared / name).stat().st_size > 0
-    shutil.copytree(compared, tmp_path, dirs_exist_ok=True)
-    # As if one of its networks had been evaluated.
-    shutil.copy(evaluated / "evaluation.json", tmp_path / "standard-seed0")
-    again = run("equivalence", *COMPARED, f"--run={tmp_path}")
-    assert again.returncode == 0, again.stderr
-    repeated = json.loads((tmp_path / "results.json").read_text())
+    again = tmp_path / "again"
+    shutil.copytree(compared, again)
+    # As somebody else may have left it: a link to a file of the user's, another number.
+    mine = tmp_path / "mine.txt"
+    mine.write_text("the user's own text")
+    for name in ("accuracy.png", "table.md"):
+        (again / name).unlink()
+        (again / name).symlink_to(mine)
+    forged = again / "adversarial-seed1" / "measured.json"
+    content = json.loads(forged.read_text())
+    forged.write_text(json.dumps(content | {"clean_accuracy": 1.0}))
+    done = run("equivalence", *COMPARED, f"--run={again}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("is taken from an earlier measurement") == 7
+    assert f"{forged} is damaged, was edited" in done.stderr
+    repeated = json.loads((again / "results.json").read_text())
     assert repeated["methods"] == results["methods"]
+    assert mine.read_text() == "the user's own text"
+    assert (again / "accuracy.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_a_trained_network_can_be_evaluated(evaluated):
@@ -173,9 +186,24 @@ def test_a_trained_network_can_be_evaluated(evaluated):
     assert curve["epsilon"][0] == 0
     assert curve["mean"][0] == pytest.approx(found["clean_accuracy"])
     assert all(np.diff(curve["mean"]) <= 0)
-    assert len(found["checks"]) == 10
+    assert len(found["checks"]) == 13
     for name in ("accuracy.png", "distances.png", "evaluation.md"):
         assert (evaluated / name).stat().st_size > 0
+
+
+def test_data_are_checked_before_training(run, tmp_path):
+    for name in ("train/a/0", "train/b/0", "test/a/0", "test/b/0", "test/b/1"):
+        file = tmp_path / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file)
+    file.write_bytes(file.read_bytes()[:45])
+    directory = tmp_path / "run"
+    flags = ["--model=mlp1", "--check_data", "--image_size=8", f"--run={directory}"]
+    result = run("train", *flags, f"--dataset=image_folder:{tmp_path}")
+    assert result.returncode == 2
+    assert "check_data: 2 images of split train can be read" in result.stderr
+    assert "test/b/1.png cannot be read" in result.stderr.splitlines()[-1]
+    assert not directory.exists()
 
 
 def test_a_network_is_evaluated_on_pictures_that_it_takes_only(run, trained, tmp_path):
@@ -216,10 +244,17 @@ def test_a_killed_and_damaged_evaluation_resumes_to_the_same_numbers(
     content = bytearray(saved[0].read_bytes())
     content[len(content) // 2] ^= 0xFF
     saved[0].write_bytes(bytes(content))
-    kept = {file: file.stat().st_mtime_ns for file in saved[1:]}
+    # An edited one keeps its digest, and its checksums are right.
+    with np.load(saved[1]) as stored:
+        edited = {name: stored[name] for name in stored.files}
+    edited["success"] = ~edited["success"]
+    np.savez_compressed(saved[1], **edited)
+    kept = {file: file.stat().st_mtime_ns for file in saved[2:]}
     resumed = run("evaluate", *options, f"--out={killed}")
     assert resumed.returncode == 0, resumed.stderr
-    assert "is damaged; it is computed again" in resumed.stderr
+    for file in saved[:2]:
+        assert f"{file} is damaged or was edited" in resumed.stderr
+    assert "of 16 pieces of pga keep=success num_steps=3 were" in resumed.stdout
     assert all(file.stat().st_mtime_ns == when for file, when in kept.items())
     first, second = (
         json.loads((directory / "evaluation.json").read_text())
@@ -229,8 +264,24 @@ def test_a_killed_and_damaged_evaluation_resumes_to_the_same_numbers(
         assert card["examples"] == 64
         for attack in card["attacks"].values():
             attack.pop("seconds")
+            assert attack.pop("reused") <= attack["pieces"] == 16
     assert first["attacks"] == second["attacks"]
     assert first["best_known"] == second["best_known"]
+
+
+def test_directories_in_use_or_of_another_program_are_refused(run, trained, tmp_path):
+    (tmp_path / "evaluation.json").write_text('{"accuracy": 1}')
+    evaluate = ["evaluate", f"--run={trained}", "--examples=2", "--check_examples=0"]
+    result = run(*evaluate, f"--out={tmp_path}")
+    assert result.returncode == 2
+    assert f"{tmp_path} is not the directory of a run" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
+    with training.RunDirectory(trained).locked():
+        for command in (["train", *SNR, f"--run={trained}"], evaluate):
+            result = run(*command)
+            assert result.returncode == 1
+            assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+            assert f"{trained} is in use by process {os.getpid()}" in result.stderr
 
 
 def test_a_later_attack_can_only_lower_what_is_best_known(

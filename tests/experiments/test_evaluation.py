@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import attack_specs, evaluation, measure
+from experiments import attack_specs, evaluation, measure, pieces
 from opnorm import attacks, data, training
 from opnorm.training import Config, network
 
@@ -32,6 +32,9 @@ def random_pictures(count, side, num_classes):
         ("pga step_size=None", {"step_size": None, "keep": "success"}),
         ("pga step_size=none", {"step_size": None, "keep": "success"}),
         ("pga step_size=inf q=1.5", {"step_size": math.inf, "q": 1.5}),
+        ("pga step_size=2/255", {"step_size": 2 / 255}),
+        ("square channels=first", {"channels": "first"}),
+        ("auto_attack channels=none", {"channels": "none"}),
         ("apgd loss=dlr num_steps=3", {"loss": "dlr", "num_steps": 3}),
         ("wrm gamma=2", {"gamma": 2}),
         ("wrm penalty=4.0", {"penalty": 4.0}),
@@ -69,7 +72,8 @@ def test_every_attack_is_read_with_its_own_defaults():
         ("pga num_steps=ten", ["num_steps=ten", "a number."]),
         ("pga num_steps=true", ["num_steps=True", "a number."]),
         ("pga num_steps=[3]", ["num_steps=[3]", "a number."]),
-        ("pga step_size=1/255", ["step_size=1/255", "a number or none"]),
+        ("pga step_size=1/0", ["step_size=1/0", "a number or none"]),
+        ("pga step_size=2/x", ["step_size=2/x", "a number or none"]),
         ("pga loss=3", ["loss=3", "a name"]),
         ("wrm", ["wrm", "such as 'wrm gamma=2'"]),
         ("wrm num_steps=3", ["such as 'wrm gamma=2'"]),
@@ -101,7 +105,7 @@ def test_what_an_attack_broke_within_a_budget_is_known_to_fall_within_it(tmp_pat
         batch_size=64,
         part_size=64,
         seed=0,
-        parts=evaluation.Parts(tmp_path),
+        parts=pieces.Parts(tmp_path),
         identity="",
     )
     fell = found["success"]
@@ -109,6 +113,35 @@ def test_what_an_attack_broke_within_a_budget_is_known_to_fall_within_it(tmp_pat
     assert fell[0][right].any() and not fell[1].all()
     np.testing.assert_array_equal(fell, found["distance"] <= np.c_[epsilons])
     assert np.all(np.isinf(found["distance"][~fell]))
+
+
+def test_what_an_earlier_evaluation_measured_is_said(tmp_path):
+    parts = pieces.Parts(tmp_path)
+    near, far = np.array([0.5, np.inf]), np.array([0.75, 1.0])
+    found = evaluation.best_known(parts, "L2", "net", near, ["pga"])
+    np.testing.assert_array_equal(found[0], near)
+    assert found[1:] == (["pga"], [])
+    assert parts.reused == 0
+    distance, attacks, earlier = evaluation.best_known(
+        parts, "L2", "net", far, ["deepfool"]
+    )
+    np.testing.assert_array_equal(distance, [0.5, 1.0])
+    assert (attacks, earlier) == (["deepfool", "pga"], ["pga"])
+    card = {
+        "attacks": {
+            "pga": {"pieces": 3, "reused": 2},
+            "deepfool": {"pieces": 3, "reused": 0},
+        },
+        "best_known": {"L2": {"earlier_attacks": earlier}},
+    }
+    assert evaluation.reuse_as_text(card) == [
+        "reused: 2 of 3 pieces of pga were measured by an earlier evaluation",
+        "reused: best known includes distances of an earlier evaluation by pga",
+    ]
+    fresh = pieces.Parts(tmp_path, fresh=True)
+    distance, *names = evaluation.best_known(fresh, "L2", "net", far, ["deepfool"])
+    np.testing.assert_array_equal(distance, far)
+    assert names == [["deepfool"], []]
 
 
 def test_networks_are_measured_on_pictures_that_they_take_only():
@@ -154,18 +187,3 @@ def test_another_job_in_a_directory_is_told_by_what_differs(tmp_path):
     create()
     with pytest.raises(ValueError, match="run: cutout is 0 there and 8 here"):
         create(cutout=8)
-
-
-def test_only_a_jobs_own_measurement_gets_its_present_name(tmp_path):
-    before, now = tmp_path / "evaluation.json", tmp_path / "measured.json"
-    job = {"accuracy": {"mean": [0.5]}, "training_seconds": 1.0}
-    for text in ('{"attacks": {}, "clean_accuracy": 0.5}', "not JSON"):
-        before.write_text(text)
-        measure.rename_measured(tmp_path)
-        assert before.read_text() == text and not now.exists()
-    before.write_text(json.dumps(job))
-    measure.rename_measured(tmp_path)
-    assert json.loads(now.read_text()) == job and not before.exists()
-    before.write_text(json.dumps(job | {"examples": 3}))
-    measure.rename_measured(tmp_path)
-    assert json.loads(now.read_text()) == job and before.exists()

@@ -10,11 +10,11 @@ import pytest
 
 from experiments import (
     attack_specs,
-    evaluation,
     gradient_regularization_attacks,
     gradient_regularization_measure,
     gradient_regularization_paper,
     gradient_regularization_rows,
+    pieces,
 )
 from opnorm import data, training
 
@@ -126,7 +126,8 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
             20,
             settings,
             smooth=False,
-            parts=evaluation.Parts(tmp_path),
+            config=training.Config(),
+            parts=pieces.Parts(tmp_path),
             description="test",
         )
 

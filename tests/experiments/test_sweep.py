@@ -1,6 +1,7 @@
 """Sweeps: grids, what is run and what is not, the table, jobs, presets on the way."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,16 @@ from absl import flags
 from experiments import cli, sweep
 from opnorm import training
 
+def fill():
+    raise OSError(28, "No space left on device", "/disk/x")
+
+def interrupt():
+    raise KeyboardInterrupt
+
 def show():
     print(json.dumps(dataclasses.asdict(cli.config_from_flags(training.Config))))
 
+mains = {"sweep": sweep.main, "show": show, "fill": fill, "interrupt": interrupt}
 for line in sys.stdin:
     request = json.loads(line)
     flags.FLAGS.unparse_flags()
@@ -33,7 +41,7 @@ for line in sys.stdin:
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.run({"sweep": sweep.main, "show": show}[request["main"]])
+            cli.run(mains[request["main"]])
         except SystemExit as end:
             code = end.code or 0
     answer = {"returncode": code, "stdout": out.getvalue(), "stderr": err.getvalue()}
@@ -114,11 +122,12 @@ def test_every_point_is_trained_measured_and_ranked(swept):
 def test_a_second_call_runs_nothing_and_a_half_done_run_goes_on(call, swept):
     directory, options, _ = swept
     before = read(directory)["points"]
-    assert call(*options).stderr == ""
+    assert call(*options).stderr == "2 of 2 points were measured earlier\n"
     assert read(directory)["points"] == before
     # As if the process had been killed after the first of the two epochs.
     run = directory / "learning_rate=0.01_seed=0"
-    (run / "sweep_result.json").unlink()
+    forged = read(run, "sweep_result.json") | {"clean": {"mean": 1.0}}
+    (run / "sweep_result.json").write_text(json.dumps(forged))
     shutil.rmtree(run / "checkpoints" / "6")
     kept = (run / "checkpoints" / "3").stat().st_mtime_ns
     state = call(*options, "--dry_run").stdout
@@ -126,6 +135,7 @@ def test_a_second_call_runs_nothing_and_a_half_done_run_goes_on(call, swept):
     assert "learning_rate=0.001_seed=0 | done" in state
     result = call(*options)
     assert "run 1 of 1: learning_rate=0.01_seed=0" in result.stderr
+    assert "1 of 2 points were measured earlier" in result.stderr
     assert (run / "checkpoints" / "3").stat().st_mtime_ns == kept
     assert (run / "checkpoints" / "6").exists()
     again = read(directory)["points"]
@@ -172,7 +182,7 @@ def test_a_point_that_fails_is_in_the_table_and_the_others_go_on(call, tmp_path)
     assert failed["state"].startswith("0 of 1 done; 1 failed: batch_size is 64")
     assert failed["state"] in (tmp_path / "table.md").read_text()
     # It is tried again only if asked for.
-    assert call(*options).stderr == ""
+    assert call(*options).stderr == "2 of 2 points were measured earlier\n"
     assert "run 1 of 1: batch_size=64_seed=0" in call(*options, "--retry").stderr
 
 
@@ -262,6 +272,14 @@ def test_only_what_no_job_is_at_work_on_is_submitted(tmp_path, monkeypatch):
     assert sweep_launch.describe_state(points[2], measured) == "submitted, job 12_3"
 
 
+@pytest.mark.parametrize("text", ["", "3", "[1]", '{"status": "done"}', "[" * 100_000])
+def test_a_result_of_any_shape_is_one_line(tmp_path, text):
+    point = sweep_launch.Point("a", {}, Config(), str(tmp_path))
+    (tmp_path / "sweep_result.json").write_text(text)
+    with pytest.raises(ValueError, match="sweep_result.json is damaged.*remove it"):
+        sweep_launch.read_result(point, sweep_launch.Measurement(2.0, (0.5,), 10, 100))
+
+
 def test_without_submitit_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "submitit", None)
     cluster = sweep_launch.Cluster("slurm", None, 1, 8, 1.0, None)
@@ -311,6 +329,39 @@ def test_bad_sweeps_are_one_line_and_touch_nothing(call, arguments, words, tmp_p
     for word in words:
         assert word in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "line"),
+    [
+        ("fill", 1, "sweep: /disk/x: No space left on device\n"),
+        ("interrupt", 130, "sweep: interrupted\n"),
+    ],
+)
+def test_the_operating_systems_errors_and_ctrl_c_are_one_line(call, main, code, line):
+    result = call(main=main)
+    assert (result.returncode, result.stderr) == (code, line)
+
+
+def test_a_sweep_in_use_and_another_programs_folder_are_refused(call, swept, tmp_path):
+    directory, options, _ = swept
+    with training.RunDirectory(directory).locked():
+        result = call(*options)
+    assert result.returncode == 1
+    assert f"sweep: {directory} is in use by process {os.getpid()}" in result.stderr
+    (tmp_path / "mine.txt").write_text("mine")
+    result = call(*options[:-1], f"--directory={tmp_path}")
+    assert result.returncode == 2
+    assert "is not the directory of a run: it holds mine.txt" in result.stderr
+    # Nor is a point's, and its failure is not noted there.
+    training.RunDirectory(tmp_path / "sweep").mark()
+    point = tmp_path / "sweep" / "learning_rate=0.001_seed=0"
+    point.mkdir()
+    (point / "mine.txt").write_text("mine")
+    result = call(*options[:-1], f"--directory={tmp_path / 'sweep'}")
+    assert result.returncode == 2
+    assert f"{point} is not the directory of a run" in result.stderr
+    assert [path.name for path in point.iterdir()] == ["mine.txt"]
 
 
 def test_a_directory_of_another_sweep_is_refused(call, swept):

@@ -1,9 +1,13 @@
 """Checkpoints come back exactly, or the one before does; never anything else."""
 
+import contextlib
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 
+from opnorm import training
 from opnorm.training import checkpoints, step
 
 
@@ -42,10 +47,9 @@ def assert_same(first, second):
 
 
 def save(directory, *steps):
-    store = checkpoints.CheckpointStore(directory)
-    for number in steps:
-        store.save(number, state(number), {"config": {"seed": number}})
-    store.close()
+    with contextlib.closing(checkpoints.CheckpointStore(directory)) as store:
+        for number in steps:
+            store.save(number, state(number), {"config": {"seed": number}})
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path):
@@ -143,6 +147,76 @@ def test_steps_must_rise(tmp_path):
     save(tmp_path, 2)
     with pytest.raises(ValueError, match="step is 2"):
         save(tmp_path, 2)
+
+
+def test_what_a_kill_left_unfinished_is_removed(tmp_path):
+    save(tmp_path, 1)
+    left = [f"12.orbax-checkpoint-tmp{ending}" for ending in ("", "-1700000000")]
+    others = ["notes", "best.orbax-checkpoint-tmp"]
+    for name in left + others:
+        (tmp_path / name / "state").mkdir(parents=True)
+    save(tmp_path, 2)
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"1", "2", *others}
+
+
+def test_two_stores_do_not_save_at_the_same_time(tmp_path):
+    store = checkpoints.CheckpointStore(tmp_path)
+    store.save(1, {"a": np.zeros(3)}, {})
+    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+    with pytest.raises(training.RunInUse):
+        save(tmp_path, 3)
+    # It is at work on that one.
+    assert (tmp_path / "2.orbax-checkpoint-tmp").exists()
+    store.close()
+    save(tmp_path, 3)
+
+
+def test_a_full_disk_is_an_oserror_and_keeps_the_checkpoints(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    for failure, reason in (
+        (OSError(errno.EDQUOT, "over quota", "elsewhere"), "Disk quota exceeded"),
+        (ValueError('RESOURCE_EXHAUSTED: Error opening "zarr"'), "No space left"),
+        (ValueError("PERMISSION_DENIED: Failed writing"), "Permission denied"),
+        (RuntimeError("the reason\nin lines"), "the reason"),
+    ):
+        with monkeypatch.context() as patched, pytest.raises(OSError) as raised:
+            fail = mock.Mock(side_effect=failure)
+            patched.setattr("orbax.checkpoint.CheckpointManager.save", fail)
+            save(tmp_path, 2)
+        assert raised.value.filename == str(tmp_path)
+        assert f"step 2 cannot be written ({reason}" in str(raised.value)
+        assert "\n" not in str(raised.value)
+    usage = shutil.disk_usage(tmp_path)._replace(free=70_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match="No space left on device"):
+        save(tmp_path, 2)
+    assert checkpoints.CheckpointStore(tmp_path).restore(state(0)).step == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "metadata", "message"),
+    [
+        ({"params": np.zeros(2)}, {"config": {}}, "lies at no place in a state"),
+        ({"params": {"a": np.zeros(2)}}, {}, "has no configuration"),
+        (
+            {"params": {"a": np.zeros(2)}},
+            {"config": {"width": -3}},
+            "cannot be used: width is -3",
+        ),
+        (
+            {"params": {"a": np.zeros(2)}, "method_state": {}},
+            {"config": {"spectral_norm_bound": 1.0}, "image_shape": "many"},
+            "num_classes is None, image_shape is many",
+        ),
+    ],
+)
+def test_a_checkpoint_of_any_shape_is_one_line(tmp_path, state, metadata, message):
+    store = checkpoints.CheckpointStore(tmp_path)
+    store.save(0, state, metadata)
+    store.close()
+    with pytest.raises(ValueError, match=message):
+        training.load_run(tmp_path)
 
 
 def test_variables_are_read_without_knowing_the_optimiser(tmp_path):

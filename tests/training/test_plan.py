@@ -64,6 +64,51 @@ def rates(config, examples=100):
     return np.array([float(schedule(step)) for step in range(made.total_steps)])
 
 
+@pytest.mark.parametrize(
+    ("change", "longer", "differs"),
+    [
+        ({"schedule": "constant"}, {}, None),
+        ({"schedule": "constant", "warmup_epochs": 1.5}, {}, None),
+        ({"schedule": "cosine"}, {}, 1),
+        # Half and three quarters of the epochs: of 20 steps they were 10 and 15.
+        ({"schedule": "step"}, {}, 10),
+        ({"schedule": "step", "milestones": "1,3"}, {}, None),
+        ({"schedule": "step", "milestones": "1"}, {"milestones": "1,5"}, None),
+        ({"schedule": "step", "milestones": "1"}, {"milestones": "1,3"}, 15),
+        (
+            {"schedule": "linear", "learning_rates": "0:0,2:1,4:0.5"},
+            {"learning_rates": "0:0,2:1,4:0.5,6:0"},
+            None,
+        ),
+        (
+            {"schedule": "linear", "learning_rates": "0:0,2:1,4:0.5"},
+            {"learning_rates": "0:0,2:1,6:0.5"},
+            11,
+        ),
+    ],
+)
+def test_epochs_are_added_where_the_steps_before_stay(change, longer, differs):
+    before = Config(epochs=4, batch_size=20, **change)
+    config = dataclasses.replace(before, epochs=6, **longer)
+    made = plan.make(config, 100)
+    # An independent look at the rates.
+    short, long = rates(before), rates(config)[:20]
+    changed = np.flatnonzero(short != long)
+    assert (changed[0] if len(changed) else None) == differs
+    if differs is None:
+        plan.check_extension(before, config, made)
+        return
+    message = f"4 in the run and 6.*from step {differs + 1} on"
+    with pytest.raises(ValueError, match=message):
+        plan.check_extension(before, config, made)
+
+
+def test_steps_are_counted_in_32_bits():
+    plan.make(Config(epochs=2**31 - 1, batch_size=20), 20)
+    with pytest.raises(ValueError, match="epochs is 1073741824.*2147483648 steps"):
+        plan.make(Config(epochs=2**30, batch_size=20), 40)
+
+
 def test_milestones_are_epochs():
     config = Config(
         schedule="step",

@@ -1,6 +1,7 @@
 """Progress off a terminal is plain lines, and reads metrics only when it shows them."""
 
 import sys
+from unittest import mock
 
 from opnorm.training.progress import Progress
 
@@ -42,6 +43,16 @@ def test_metrics_are_read_only_when_shown(capsys):
             bar.update(step, loss=Metric())
     assert Metric.read == 1
     assert "step 100/100" in capsys.readouterr().err
+
+
+def test_a_closed_terminal_ends_nothing_but_the_lines(monkeypatch):
+    closed = mock.Mock(isatty=lambda: False)
+    closed.write.side_effect = OSError(5, "Input/output error")
+    monkeypatch.setattr(sys, "stderr", closed)
+    with Progress(3, interval=0.0) as bar:
+        for step in (1, 2, 3):
+            bar.update(step)
+    assert closed.write.call_count == 1
 
 
 def test_it_can_be_silent(capsys):

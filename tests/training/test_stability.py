@@ -112,14 +112,15 @@ def test_too_many_in_a_row_end_the_run_and_keep_the_good_state(
 
 
 class _Signalling(np.ndarray):
-    """Pictures that send SIGTERM to this process when the third batch is read."""
+    """Images that send a signal to this process when the third batch is read."""
 
     reads = 0
+    number = signal.SIGTERM
 
     def __getitem__(self, place):
         self.reads += 1
         if self.reads == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
             time.sleep(0.2)
         return np.asarray(super().__getitem__(place))
 
@@ -141,30 +142,75 @@ def test_sigterm_ends_with_a_checkpoint_and_the_run_goes_on(train_set, tmp_path)
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGHUP, training.Preempted)],
+)
+def test_so_do_ctrl_c_and_a_closed_terminal(train_set, tmp_path, number, kind, capsys):
+    before = signal.getsignal(number)
+    images = train_set.images.view(_Signalling)
+    images.number = number
+    with pytest.raises(kind) as stopped:
+        training.train(
+            TINY,
+            directory=tmp_path,
+            train_set=dataclasses.replace(train_set, images=images),
+            mesh=one_device(),
+            show_progress=False,
+        )
+    assert training.load_run(tmp_path)[3]["step"] == 3
+    assert signal.getsignal(number) == before
+    if kind is KeyboardInterrupt:
+        assert "Ctrl-C after step 3" in str(stopped.value)
+        assert "again, at once" in capsys.readouterr().err
+    else:
+        assert stopped.value.code == 129
+
+
+def test_signals_that_are_ignored_stay_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with preemption.on_signals() as request:
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+            assert not request
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_process_that_cannot_finish_its_step_ends_after_the_grace_time():
     # A process that nothing else lives in; the module needs Python alone.
     program = f"""
-import runpy, time
-on_sigterm = runpy.run_path({preemption.__file__!r})["on_sigterm"]
-with on_sigterm(grace_seconds=0.5):
+import runpy, sys, time
+on_signals = runpy.run_path({preemption.__file__!r})["on_signals"]
+with on_signals(grace_seconds=float(sys.argv[1])):
     print("ready", flush=True)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         time.sleep(0.1)
 """
-    with subprocess.Popen([sys.executable, "-c", program], stdout=-1) as process:
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen([*command, "0.5"], stdout=-1) as process:
         process.stdout.readline()
         start = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 143
         assert 0.4 < time.monotonic() - start < 8
+    # A second Ctrl-C does not wait for that.
+    with subprocess.Popen([*command, "60"], stdout=-1, stderr=-1) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert b"again, at once" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
 
 
 def test_in_other_threads_nothing_is_caught():
     found = []
 
     def ask():
-        with preemption.on_sigterm() as request:
+        with preemption.on_signals() as request:
             found.append(bool(request))
 
     thread = threading.Thread(target=ask)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from opnorm import data, regularizers, training
-from opnorm.training import build, methods, network
+from opnorm.training import build, checkpoints, methods, network
 
 TINY = training.Config(
     model="mlp",
@@ -90,15 +91,61 @@ def test_a_run_resumed_from_a_checkpoint_ends_bit_identical(
     assert steps == list(range(1, 7))
 
 
-def test_a_finished_run_is_returned_without_training(finished, train_set):
+def test_a_finished_run_is_returned_without_training(finished, train_set, interrupt):
     directory, first = finished
     again = training.train(
         TINY,
         directory=directory,
-        train_set=dataclasses.replace(train_set, images=train_set.images[::-1]),
+        train_set=interrupt(train_set, after=0),
         show_progress=False,
     )
     assert_identical(first.params, again.params)
+
+
+def test_other_data_are_refused(finished, train_set):
+    turned = dataclasses.replace(train_set, images=train_set.images[::-1])
+    for other, message in ((turned, "other images"), (train_set.slice(0, 32), "32")):
+        with pytest.raises(ValueError, match=f"other data.*{message}"):
+            training.train(TINY, directory=finished[0], train_set=other)
+
+
+def test_checkpoints_that_are_gone_are_missed(
+    finished, train_set, tmp_path, interrupt, caplog
+):
+    lost = tmp_path / "lost"
+    shutil.copytree(finished[0], lost)
+    shutil.rmtree(lost / "checkpoints")
+    before = (lost / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match="metrics up to step 6, but its checkpoints"):
+        training.train(TINY, directory=lost, train_set=train_set)
+    assert (lost / "metrics.jsonl").read_text() == before
+    # A run that was ended before its first checkpoint begins again.
+    begun = {"directory": tmp_path / "begun", "log_every": 1, "show_progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        training.train(TINY, train_set=interrupt(train_set, after=2), **begun)
+    again = training.train(TINY, train_set=train_set, **begun)
+    assert "metrics up to step 2, but no checkpoint" in caplog.text
+    assert_identical(finished[1].params, again.params)
+    steps = [line["step"] for line in training.read_metrics(tmp_path / "begun")]
+    assert steps == list(range(1, 7))
+
+
+def test_added_epochs_are_those_of_a_run_that_had_them_at_once(train_set, tmp_path):
+    config = dataclasses.replace(TINY, schedule="step", milestones="1", warmup_epochs=1)
+    longer = dataclasses.replace(config, epochs=3, milestones="1,2")
+    options = {"train_set": train_set, "show_progress": False}
+    whole = training.train(longer, directory=tmp_path / "whole", **options)
+    training.train(config, directory=tmp_path / "added", **options)
+    added = training.train(longer, directory=tmp_path / "added", **options)
+    assert added.step == whole.step == 9
+    assert_identical(whole.params, added.params)
+    # Optimiser, method and random numbers, too.
+    states = [
+        checkpoints._read(tmp_path / run / "checkpoints" / "9")[0]["leaves"]
+        for run in ("whole", "added")
+    ]
+    assert states[0] == states[1]
+    assert training.load_run(tmp_path / "added")[0] == longer
 
 
 def test_a_directory_of_another_run_is_refused(finished, train_set):
@@ -156,6 +203,9 @@ def test_a_run_can_start_from_another_runs_parameters(finished, train_set):
         ({"epochs": 0}, "epochs is 0"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"seed": -1}, "seed"),
+        # JAX would take it for seed 0.
+        ({"seed": 2**32}, "seed is 4294967296.*at most 4294967295"),
+        ({"epochs": 2**31}, "epochs is 2147483648; it must be at most"),
         ({"momentum": 1.0}, "momentum"),
         ({"schedule": "circular"}, "schedule.*circular.*cosine"),
     ],
@@ -189,6 +239,12 @@ def test_half_precision_leaves_parameters_and_losses_in_float32(train_set):
     assert result.metrics["skipped_updates"] == 0
     for tree in (result.params, result.batch_stats):
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(tree)} == {"float32"}
+
+
+def test_images_that_were_divided_by_255_are_refused(train_set):
+    scaled = dataclasses.replace(train_set, images=train_set.images // 128)
+    with pytest.raises(ValueError, match="no value above 1; they must be bytes"):
+        training.train(TINY, train_set=scaled, show_progress=False)
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(train_set):
