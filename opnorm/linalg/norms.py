@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def check_exponent(name: str, p: Any) -> float:
@@ -81,6 +82,25 @@ def scale(x: jax.Array, factor: jax.Array) -> jax.Array:
     if factor.ndim:
         factor = factor.reshape(factor.shape + (1,) * (x.ndim - 1))
     return (x * factor).astype(x.dtype)
+
+
+def rescale(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Divides by the largest modulus along some axes, and returns that, too.
+
+    Squares of the entries then neither overflow nor vanish. The divisor carries no
+    gradient.
+
+    Args:
+      x: float.
+      axes: of ``x``.
+
+    Returns:
+      ``x`` divided, and the divisor, of size 1 along the axes: 1 where all entries are
+      zero or some are not finite.
+    """
+    largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
+    size = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    return x / size, size
 
 
 def inner(x: jax.Array, y: jax.Array) -> jax.Array:
