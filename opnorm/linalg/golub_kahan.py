@@ -48,6 +48,46 @@ class _State(NamedTuple):
     step: jax.Array
 
 
+class _Process(NamedTuple):
+    """What every step needs: ``locked`` vectors begin each basis, k of them or none."""
+
+    linear_map: LinearMap
+    k: int
+    num_steps: int
+    locked: int
+    key: jax.Array
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.promote_types(self.linear_map.dtype, jnp.float32)
+
+    @property
+    def narrowing(self) -> float:
+        return krylov.narrowing(self.dtype, self.linear_map.dtype)
+
+    def apply(self, vectors: jax.Array) -> jax.Array:
+        """A v, ``(B, n) -> (B, d)``."""
+        given = self.linear_map
+        shaped = vectors.reshape(given.batch_size, *given.in_shape)
+        found = given.matvec(shaped.astype(given.dtype))
+        return found.reshape(given.batch_size, given.out_size).astype(self.dtype)
+
+    def pull(self, vectors: jax.Array) -> jax.Array:
+        """A^T u, ``(B, d) -> (B, n)``."""
+        given = self.linear_map
+        shaped = vectors.reshape(given.batch_size, *given.out_shape)
+        found = given.rmatvec(shaped.astype(given.dtype))
+        return found.reshape(given.batch_size, given.in_size).astype(self.dtype)
+
+    def restart(self, number: Any, j: Any) -> jax.Array:
+        """The key of the j-th random vector of the process of this number."""
+        base = self.key
+        if self.locked:
+            later = jax.random.fold_in(base, 2 * self.num_steps + 1 + number)
+            base = jnp.where(number > 0, later, base)
+        return jax.random.fold_in(base, j)
+
+
 def golub_kahan(
     linear_map: LinearMap,
     k: int = 1,
@@ -99,8 +139,7 @@ def golub_kahan(
 
     Source: Golub & Kahan 1965.
     """
-    d, n, batch = linear_map.out_size, linear_map.in_size, linear_map.batch_size
-    most = min(d, n)
+    most, batch = min(linear_map.out_size, linear_map.in_size), linear_map.batch_size
     k = checks.check_count("k", k, 1, most)
     steps = min(most, 2 * k + 5) if num_steps is None else num_steps
     steps = checks.check_count("num_steps", steps, 1, most)
@@ -108,32 +147,46 @@ def golub_kahan(
     krylov.check_tolerance(tolerance)
     shape = (batch, *linear_map.out_shape)
     start = krylov.start(init, key, shape, float)
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
-
-    def apply(vectors: jax.Array) -> jax.Array:
-        shaped = vectors.reshape(batch, *linear_map.in_shape).astype(linear_map.dtype)
-        return linear_map.matvec(shaped).reshape(batch, d).astype(wide)
-
-    def pull(vectors: jax.Array) -> jax.Array:
-        shaped = vectors.reshape(batch, *linear_map.out_shape).astype(linear_map.dtype)
-        return linear_map.rmatvec(shaped).reshape(batch, n).astype(wide)
-
     restarts = jax.random.key(0) if key is None else jax.random.fold_in(key, 1)
-    several = tolerance is not None and k > 1
-    # The bases begin with as many locked vectors, which the others are orthogonal to.
-    locked = k if several else 0
+    sweeping = tolerance is not None and k > 1
+    process = _Process(linear_map, k, steps, k if sweeping else 0, restarts)
+    state = _start(process, start)
+    if tolerance is None:
+        state = loops.fori_loop(steps, lambda _, s: _advance(process, s, 0), state)
+        found, done = _read_all(process, state), jnp.int32(steps)
+    elif sweeping:
+        found, done = _sweep(process, state, tolerance)
+    else:
 
-    def restart(number: Any, j: Any) -> jax.Array:
-        base = restarts
-        if several:
-            later = jax.random.fold_in(restarts, 2 * steps + 1 + number)
-            base = jnp.where(number > 0, later, restarts)
-        return jax.random.fold_in(base, j)
+        def unfinished(carry: Any) -> jax.Array:
+            state, enough = carry
+            return ~enough & (state.step < steps)
 
+        def refine(carry: Any) -> Any:
+            state = _advance(process, carry[0], 0)
+            _, values, _, residual = _decompose(process, state)
+            return state, jnp.all(residual <= tolerance * values)
+
+        enough = linear_map.spread(jnp.zeros((), bool))
+        state, _ = loops.while_loop(unfinished, refine, (state, enough))
+        found, done = _read_all(process, state), state.step
+    lefts, rights = found.vectors
+    return SingularTriplets(
+        found.values,
+        rights.reshape(batch, k, *linear_map.in_shape),
+        lefts.reshape(batch, k, *linear_map.out_shape),
+        found.residual,
+        done,
+    )
+
+
+def _start(process: _Process, start: jax.Array) -> _State:
+    linear_map, steps, locked = process.linear_map, process.num_steps, process.locked
+    batch, d, n = linear_map.batch_size, linear_map.out_size, linear_map.in_size
+    wide = process.dtype
     first = start.reshape(batch, d).astype(wide)
     empty = jnp.zeros((batch, 1, d), wide)
-    first, _, _ = krylov.extend(first, empty, jnp.zeros(()), restart(0, 0))
-    narrowing = krylov.narrowing(wide, linear_map.dtype)
+    first, _, _ = krylov.extend(first, empty, jnp.zeros(()), process.restart(0, 0))
     # A^T U = V B^T with B lower bidiagonal: alpha on, beta below its diagonal.
     state = _State(
         jnp.zeros((batch, locked + steps + 1, d), wide).at[:, locked].set(first),
@@ -143,145 +196,133 @@ def golub_kahan(
         jnp.zeros((batch, steps + 1), wide),
         jnp.zeros((batch, steps), wide),
         jnp.zeros((batch,), wide),
-        pull(first),
+        process.pull(first),
         jnp.int32(0),
     )
-    state = jax.tree.map(linear_map.spread, state)
+    return jax.tree.map(linear_map.spread, state)
 
-    def advance(state: _State, number: Any = 0) -> _State:
-        j = state.step
-        row = locked + j
-        before = state.betas[:, jnp.maximum(j - 1, 0)]
-        v, alpha, along = krylov.extend(
-            state.pulled, state.vs, state.size, restart(number, 2 * j + 1)
-        )
-        removed = krylov.removed(along, (row - 1, before))
-        size = jnp.maximum(state.size, alpha)
-        removed_left = state.removed_left.at[:, j].set(removed + narrowing * size)
-        u, beta, along = krylov.extend(
-            apply(v), state.us, size, restart(number, 2 * j + 2)
-        )
-        removed = krylov.removed(along, (row, alpha))
-        size = jnp.maximum(size, beta)
-        removed_right = state.removed_right.at[:, j].set(removed + narrowing * size)
-        return _State(
-            state.us.at[:, row + 1].set(u),
-            state.vs.at[:, row].set(v),
-            state.alphas.at[:, j].set(alpha),
-            state.betas.at[:, j].set(beta),
-            removed_left,
-            removed_right,
-            size,
-            # What the next step begins with tells the error of this one.
-            pull(u),
-            j + 1,
-        )
 
-    def decompose(state: _State) -> tuple[Any, Any, Any, Any]:
-        """Singular vectors of B, the leading k values and their residuals."""
-        rows = jnp.arange(steps)
-        small = jnp.zeros((batch, steps + 1, steps), wide)
-        small = small.at[:, rows, rows].set(state.alphas)
-        small = small.at[:, rows + 1, rows].set(state.betas)
-        # Some backends square what they decompose.
-        scaled, size = norms.rescale(small, (1, 2))
-        left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
-        values = size[..., 0] * values
-        # A V = U B with U of one column more than V, so what is wrong is
-        # A^T u - sigma v, along the direction that would come next, and what
-        # orthogonalisation removed on both sides.
-        following, along = krylov.orthogonalize(state.pulled, state.vs)
-        final = norms.norm(following, 2.0)[:, None]
-        last = state.step - 1
-        removed = krylov.removed(along, (locked + last, state.betas[:, last]))
-        removed = removed + narrowing * state.size
-        removed_left = state.removed_left.at[:, state.step].set(removed)
-        residual = final * jnp.abs(left[:, state.step, :k])
-        residual = residual + jnp.einsum(
-            "bi,bik->bk", removed_left, jnp.abs(left[:, :, :k]), precision="highest"
-        )
-        residual = residual + jnp.einsum(
-            "bi,bki->bk",
-            state.removed_right,
-            jnp.abs(right[:, :k]),
-            precision="highest",
-        )
-        rounding = krylov.ROUNDING * jnp.finfo(wide).eps
-        largest = values[:, :1]
-        if several:
-            # The norm of the map, of which this process sees a part.
-            largest = jnp.maximum(largest, state.size[:, None])
-        residual = residual + rounding * largest
-        # A map that is not finite breaks every step down, which would read as zero.
-        values = jnp.where(jnp.isfinite(final), values, jnp.nan)
-        return left, values[:, :k], right, residual
+def _advance(process: _Process, state: _State, number: Any) -> _State:
+    """One step of the process of this number."""
+    j = state.step
+    row = process.locked + j
+    before = state.betas[:, jnp.maximum(j - 1, 0)]
+    v, alpha, along = krylov.extend(
+        state.pulled, state.vs, state.size, process.restart(number, 2 * j + 1)
+    )
+    removed = krylov.removed(along, (row - 1, before))
+    size = jnp.maximum(state.size, alpha)
+    left = state.removed_left.at[:, j].set(removed + process.narrowing * size)
+    u, beta, along = krylov.extend(
+        process.apply(v), state.us, size, process.restart(number, 2 * j + 2)
+    )
+    removed = krylov.removed(along, (row, alpha))
+    size = jnp.maximum(size, beta)
+    right = state.removed_right.at[:, j].set(removed + process.narrowing * size)
+    return _State(
+        state.us.at[:, row + 1].set(u),
+        state.vs.at[:, row].set(v),
+        state.alphas.at[:, j].set(alpha),
+        state.betas.at[:, j].set(beta),
+        left,
+        right,
+        size,
+        # What the next step begins with tells the error of this one.
+        process.pull(u),
+        j + 1,
+    )
 
-    def lift(state: _State, left: jax.Array, right: jax.Array) -> Any:
-        us, vs = state.us[:, locked:], state.vs[:, locked:]
-        return (
-            jnp.einsum("bik,bid->bkd", left[:, :, :k], us, precision="highest"),
-            jnp.einsum("bki,bin->bkn", right[:, :k], vs, precision="highest"),
-        )
+
+def _decompose(
+    process: _Process, state: _State
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Left vectors of B, the k values, right vectors, and the values' residuals."""
+    k, steps, wide = process.k, process.num_steps, process.dtype
+    rows = jnp.arange(steps)
+    small = jnp.zeros((len(state.size), steps + 1, steps), wide)
+    small = small.at[:, rows, rows].set(state.alphas)
+    small = small.at[:, rows + 1, rows].set(state.betas)
+    # Some backends square what they decompose.
+    scaled, size = norms.rescale(small, (1, 2))
+    left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
+    values = size[..., 0] * values
+    # A V = U B with U of one column more than V, so what is wrong is A^T u - sigma v,
+    # along the direction that would come next, and what orthogonalisation removed on
+    # both sides.
+    following, along = krylov.orthogonalize(state.pulled, state.vs)
+    final = norms.norm(following, 2.0)[:, None]
+    last = state.step - 1
+    removed = krylov.removed(along, (process.locked + last, state.betas[:, last]))
+    removed = removed + process.narrowing * state.size
+    removed_left = state.removed_left.at[:, state.step].set(removed)
+    residual = final * jnp.abs(left[:, state.step, :k])
+    residual = residual + jnp.einsum(
+        "bi,bik->bk", removed_left, jnp.abs(left[:, :, :k]), precision="highest"
+    )
+    residual = residual + jnp.einsum(
+        "bi,bki->bk", state.removed_right, jnp.abs(right[:, :k]), precision="highest"
+    )
+    largest = values[:, :1]
+    if process.locked:
+        # A later process sees a part of the map.
+        largest = jnp.maximum(largest, state.size[:, None])
+    residual = residual + krylov.ROUNDING * jnp.finfo(wide).eps * largest
+    # A map that is not finite breaks every step down, which would read as zero.
+    values = jnp.where(jnp.isfinite(final), values, jnp.nan)
+    return left, values[:, :k], right, residual
+
+
+def _lift(
+    process: _Process, state: _State, left: jax.Array, right: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The singular vectors of the map, of those of B."""
+    k, locked = process.k, process.locked
+    us, vs = state.us[:, locked:], state.vs[:, locked:]
+    return (
+        jnp.einsum("bik,bid->bkd", left[:, :, :k], us, precision="highest"),
+        jnp.einsum("bki,bin->bkn", right[:, :k], vs, precision="highest"),
+    )
+
+
+def _read_all(process: _Process, state: _State) -> krylov.Found:
+    left, values, right, residual = _decompose(process, state)
+    vectors = _lift(process, state, left, right)
+    return krylov.Found(values, values, residual, vectors)
+
+
+def _sweep(
+    process: _Process, state: _State, tolerance: float
+) -> tuple[krylov.Found, jax.Array]:
+    """The k triplets of :func:`krylov.sweep`, and the steps that were taken."""
+    linear_map, k, dtype = process.linear_map, process.k, process.dtype
+    batch, d, n = linear_map.batch_size, linear_map.out_size, linear_map.in_size
 
     def begin(found: krylov.Found, state: _State, number: jax.Array) -> _State:
         lefts, rights = found.vectors
-        fresh = restart(number, 0)
-        drawn = jax.random.normal(fresh, (batch, d), wide)
-        first, _, _ = krylov.extend(drawn, lefts, jnp.zeros(()), fresh)
+        key = process.restart(number, 0)
+        drawn = jax.random.normal(key, (batch, d), dtype)
+        first, _, _ = krylov.extend(drawn, lefts, jnp.zeros(()), key)
         empty = jax.tree.map(jnp.zeros_like, state)
         return empty._replace(
             us=empty.us.at[:, :k].set(lefts).at[:, k].set(first),
             vs=empty.vs.at[:, :k].set(rights),
             size=state.size,
-            pulled=pull(first),
+            pulled=process.pull(first),
         )
 
     def read(state: _State) -> tuple[krylov.Found, Any]:
-        left, values, right, residual = decompose(state)
+        left, values, right, residual = _decompose(process, state)
         keys = jnp.where(jnp.arange(k) < state.step, values, -jnp.inf)
         return krylov.Found(keys, values, residual, ()), (left, right)
 
-    if tolerance is not None and k > 1:
-        unknown = jnp.full((batch, k), jnp.nan, wide)
-        vectors = jnp.zeros((batch, k, d), wide), jnp.zeros((batch, k, n), wide)
-        nothing = krylov.Found(
-            -jnp.inf * jnp.ones_like(unknown), unknown, unknown, vectors
-        )
-        found, done = krylov.sweep(
-            state,
-            jax.tree.map(linear_map.spread, nothing),
-            begin=begin,
-            advance=advance,
-            read=read,
-            lift=lambda state, small: lift(state, *small),
-            room=most - k,
-            num_steps=steps,
-            tolerance=tolerance,
-        )
-        values, residual, (lefts, rights) = found.values, found.residual, found.vectors
-    else:
-        if tolerance is None:
-            state = loops.fori_loop(steps, lambda _, state: advance(state), state)
-        else:
-
-            def unfinished(carry: Any) -> jax.Array:
-                state, enough = carry
-                return ~enough & (state.step < steps)
-
-            def refine(carry: Any) -> Any:
-                state = advance(carry[0])
-                _, values, _, residual = decompose(state)
-                return state, jnp.all(residual <= tolerance * values)
-
-            enough = linear_map.spread(jnp.zeros((), bool))
-            state, _ = loops.while_loop(unfinished, refine, (state, enough))
-        left, values, right, residual = decompose(state)
-        lefts, rights = lift(state, left, right)
-        done = jnp.int32(steps) if tolerance is None else state.step
-    return SingularTriplets(
-        values,
-        rights.reshape(batch, k, *linear_map.in_shape),
-        lefts.reshape(batch, k, *linear_map.out_shape),
-        residual,
-        done,
+    return krylov.sweep(
+        state,
+        krylov.nothing(linear_map, k, (d, n), dtype),
+        begin=begin,
+        advance=lambda state, number: _advance(process, state, number),
+        read=read,
+        lift=lambda state, small: _lift(process, state, *small),
+        room=min(d, n) - k,
+        num_steps=process.num_steps,
+        tolerance=tolerance,
     )

@@ -1,6 +1,6 @@
 """linalg: the parts that Lanczos and Golub-Kahan share: growing orthonormal bases."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -144,6 +144,16 @@ class Found(NamedTuple):
     vectors: tuple[jax.Array, ...]
 
 
+def nothing(linear_map: Any, k: int, sizes: Sequence[int], dtype: Any) -> Found:
+    """What :func:`sweep` begins with, for vectors of the given sizes."""
+    unknown = jnp.full((linear_map.batch_size, k), jnp.nan, dtype)
+    vectors = tuple(
+        jnp.zeros((linear_map.batch_size, k, size), dtype) for size in sizes
+    )
+    found = Found(jnp.full_like(unknown, -jnp.inf), unknown, unknown, vectors)
+    return jax.tree.map(linear_map.spread, found)
+
+
 class _Sweeps(NamedTuple):
     state: Any
     found: Found
@@ -155,7 +165,7 @@ class _Sweeps(NamedTuple):
 
 def sweep(
     state: Any,
-    nothing: Found,
+    found: Found,
     *,
     begin: Callable[[Found, Any, jax.Array], Any],
     advance: Callable[[Any, jax.Array], Any],
@@ -175,7 +185,7 @@ def sweep(
 
     Args:
       state: of the first process, with its number of steps as ``step``.
-      nothing: k values with keys of -inf, values and error bars of NaN.
+      found: of :func:`nothing`.
       begin: ``(found, state, number) -> state`` of a process orthogonal to the vectors
         of ``found``.
       advance: ``(state, number) -> state`` after one more step.
@@ -221,7 +231,7 @@ def sweep(
         return _Sweeps(state, found, first, number, carry.taken + 1, over & ~more)
 
     zero = jnp.zeros_like(state.step)
-    start = _Sweeps(state, nothing, zero, zero, jnp.int32(0), zero > 0)
+    start = _Sweeps(state, found, zero, zero, jnp.int32(0), zero > 0)
     end = loops.while_loop(unfinished, body, start)
     current, small = read(end.state)
     vectors = lift(end.state, small)

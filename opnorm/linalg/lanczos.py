@@ -324,14 +324,9 @@ def _sweep(
         return (jnp.einsum("bmk,bmn->bkn", small, basis, precision="highest"),)
 
     state = _start(linear_map, num_steps, init, key, True, k)
-    unknown = jnp.full((batch, k), jnp.nan, state.size.dtype)
-    vectors = jnp.zeros((batch, k, n), state.size.dtype)
-    nothing = krylov.Found(
-        jnp.full_like(unknown, -jnp.inf), unknown, unknown, (vectors,)
-    )
     found, taken = krylov.sweep(
         state,
-        jax.tree.map(linear_map.spread, nothing),
+        krylov.nothing(linear_map, k, (n,), state.size.dtype),
         begin=begin,
         advance=advance,
         read=read,
