@@ -109,19 +109,19 @@ def golub_kahan(
     With a tolerance, repeated values are found with their multiplicity: for k of 2 or
     more, further processes begin from random directions orthogonal to the triplets that
     have converged, until one changes no value by more than the tolerance. That at
-    least doubles the number of products. Without a tolerance all steps are of one
-    process, which finds a repeated value once unless its Krylov space is exhausted (at
-    the latest after min(d, n) steps): copies may be missing.
+    least doubles the number of products. Copies may be missing where ``num_steps`` is
+    reached before, and without a tolerance: then all steps are of one process, which
+    finds a repeated value once unless its Krylov space is exhausted (at the latest
+    after min(d, n) steps).
 
     Each step costs one product with A^T and one with A; the error bar of each process
-    costs one more with A^T. Derivatives through the process are not supported; they are
-    NaN at repeated values (:func:`opnorm.operators.jacobian_norm` has derivatives).
+    costs one more with A^T. Derivatives through the process are NaN at repeated values;
+    those of :func:`opnorm.operators.jacobian_norm` are not.
 
     Args:
       linear_map: B maps.
       k: triplets, from 1 to num_steps.
-      num_steps: dimension of the Krylov space, at most min(d, n); None for
-        ``min(d, n, 2 k + 5)``.
+      num_steps: most steps, from 1 to min(d, n); None for ``min(d, n, 2 k + 5)``.
       tolerance: stop once the residual of each of the k is at most this times its
         value, for every map; None takes every step. A zero singular value never
         satisfies it.

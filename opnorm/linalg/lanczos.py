@@ -111,13 +111,14 @@ def eigenpairs(
     With a tolerance, repeated eigenvalues are found as often as they occur: for k of 2
     or more, further processes begin from random directions orthogonal to the pairs that
     have converged, until one changes no value by more than the tolerance. That at
-    least doubles the number of products. Without a tolerance all steps are of one
-    process, which finds a repeated eigenvalue once unless its Krylov space is exhausted
-    (at the latest after n steps): copies may be missing.
+    least doubles the number of products. Copies may be missing where ``num_steps`` is
+    reached before, and without a tolerance: then all steps are of one process, which
+    finds a repeated eigenvalue once unless its Krylov space is exhausted (at the latest
+    after n steps).
 
     For both ends of a spectrum from one run, call :func:`lanczos` once and
-    :func:`ritz_pairs` twice. Derivatives through the process are not supported; they
-    are NaN at repeated values.
+    :func:`ritz_pairs` twice. Derivatives through the process are NaN at repeated
+    values.
 
     Args:
       linear_map: B symmetric maps.
@@ -156,7 +157,7 @@ def eigenpairs(
 
         def advance(carry: Any) -> Any:
             state = body(carry[0])
-            values, _, residual = _ritz(*_numbers(state), k, which)
+            values, _, residual = _ritz(_numbers(state), k, which)
             return state, jnp.all(residual <= tolerance * jnp.abs(values))
 
         state, _ = loops.while_loop(
@@ -184,15 +185,14 @@ def ritz_pairs(
     _check_wanted(k, which, tridiagonal.diagonal.shape[1])
     if tridiagonal.basis is None or tridiagonal.removed is None:
         raise ValueError("tridiagonal has no basis; it needs reorthogonalize=True.")
-    values, small, residual = _ritz(
+    numbers = (
         tridiagonal.diagonal,
         tridiagonal.off_diagonal,
         tridiagonal.removed,
         0.0,
         tridiagonal.num_steps,
-        k,
-        which,
     )
+    values, small, residual = _ritz(numbers, k, which)
     vectors = jnp.einsum(
         "bmk,bm...->bk...", small, tridiagonal.basis, precision="highest"
     )
@@ -314,7 +314,7 @@ def _sweep(
         return _step(linear_map, True, own, k)(state)
 
     def read(state: _State) -> tuple[krylov.Found, jax.Array]:
-        values, small, residual = _ritz(*_numbers(state), k, which)
+        values, small, residual = _ritz(_numbers(state), k, which)
         computed = jnp.arange(k) < state.step
         keys = jnp.where(computed, _order(values, which), -jnp.inf)
         return krylov.Found(keys, values, residual, ()), small
@@ -393,7 +393,8 @@ def tridiagonal_eigh(
     return size[..., 0] * values, vectors
 
 
-def _numbers(state: _State) -> tuple[jax.Array, ...]:
+def _numbers(state: _State) -> tuple[Any, ...]:
+    """What :func:`_ritz` reads."""
     return state.diagonal, state.off_diagonal, state.removed, state.size, state.step
 
 
@@ -405,18 +406,17 @@ def _order(values: jax.Array, which: str) -> jax.Array:
 
 
 def _ritz(
-    diagonal: jax.Array,
-    off_diagonal: jax.Array,
-    removed: jax.Array,
-    least: jax.Array | float,
-    step: jax.Array,
-    k: int,
-    which: str,
+    numbers: tuple[Any, ...], k: int, which: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The k wanted Ritz values, their vectors ``(B, m, k)`` in T, and residuals.
 
-    ``least`` is a lower bound of the map's norm that may exceed that of T.
+    Args:
+      numbers: both diagonals of T, what was removed, a lower bound of the map's norm,
+        which may exceed that of T, and how many columns were computed.
+      k: how many.
+      which: "largest", "smallest" or "magnitude".
     """
+    diagonal, off_diagonal, removed, least, step = numbers
     m = diagonal.shape[1]
     done = jnp.arange(m) < step
     # |T| row by row bounds its spectrum; columns to come are put outside of it.

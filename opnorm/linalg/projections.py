@@ -182,8 +182,9 @@ def _bisect(
         further = left(value(middle))
         return jnp.where(further, middle, low), jnp.where(further, high, middle)
 
-    ends = lax.stop_gradient((low, high))
-    ends = tuple(lax.bitcast_convert_type(end, bits) for end in ends)
+    ends = tuple(
+        lax.bitcast_convert_type(lax.stop_gradient(end), bits) for end in (low, high)
+    )
     low_bits, high_bits = lax.fori_loop(0, jnp.iinfo(bits).bits, halve, ends)
     return value(low_bits), value(high_bits)
 
