@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from opnorm.linalg.linear_map import LinearMap, varying_axes
+from opnorm.linalg.norms import norm
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -212,8 +213,8 @@ def convolution_frobenius_norm(
             places = starts + taps[:, None]
             along = ((places >= 0) & (places < length)).sum(axis=1)
         counts = np.multiply.outer(counts, along)
-    squares = jnp.sum(scaled**2, axis=(-2, -1))
-    return size * jnp.sqrt(jnp.sum(jnp.asarray(counts, squares.dtype) * squares))
+    weights = jnp.asarray(np.sqrt(counts), scaled.dtype)[..., None, None]
+    return size * norm((weights * scaled)[None], 2.0)[0]
 
 
 def kernel_matrix_singular_values(kernel: jax.Array) -> jax.Array:

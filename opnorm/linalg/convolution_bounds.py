@@ -12,6 +12,7 @@ from opnorm.linalg import checks
 from opnorm.linalg import convolution_spectrum as spectrum
 from opnorm.linalg.convolution import Geometry, Padding, as_map, geometry, scale
 from opnorm.linalg.golub_kahan import golub_kahan
+from opnorm.linalg.norms import norm
 
 METHODS = ("svd", "gram_iteration")
 
@@ -243,7 +244,7 @@ def _upper(
     columns = math.prod(strides) * where.in_channels // where.groups
     taps = math.prod(where.kernel_sizes)
     split = scaled.reshape(taps, -1, where.groups, rows)
-    length = jnp.sqrt(jnp.max(jnp.sum(split**2, axis=(0, 1, 3))))
+    length = jnp.max(norm(jnp.moveaxis(split, 2, 0), 2.0))
     eps = float(jnp.finfo(scaled.dtype).eps)
     relative = eps * (2 * (rows + columns) + 20)
     absolute = eps * math.sqrt(taps) * (taps + 10 * len(sizes) + 10) * length
@@ -258,9 +259,11 @@ def _gram_iteration(block: jax.Array, num_iterations: int) -> jax.Array:
     # ||B|| = ||B B^H||^(1/2), and so on; in the end the Frobenius norm bounds it. Each
     # matrix is scaled to length 1 first, so that powers neither overflow nor vanish.
     for step in range(num_iterations + 1):
-        length = jnp.sqrt(jnp.sum(jnp.abs(block) ** 2, axis=(1, 2)))
-        bound = bound * length ** (0.5**step)
-        block = block / jnp.where(length > 0, length, 1.0)[:, None, None]
+        length = norm(jnp.concatenate([block.real, block.imag], axis=1), 2.0)
+        # The root has no slope at zero.
+        safe = jnp.where(length > 0, length, 1.0)
+        bound = jnp.where(length > 0, bound * safe ** (0.5**step), length)
+        block = block / safe[:, None, None]
         if step < num_iterations:
             block = jnp.einsum("gri,gsi->grs", block, block.conj(), precision="highest")
     return bound

@@ -10,6 +10,7 @@ norm and the size.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,8 @@ def clip_singular_values(matrix: jax.Array, bound: float | jax.Array) -> jax.Arr
 
     Returns:
       Shape and dtype of ``matrix``, its norm at most ``bound`` up to rounding: itself,
-      to the last bit, where its largest singular value, as computed, is.
+      to the last bit, where its largest singular value, as computed, is. It can be
+      differentiated, at equal and zero singular values too.
 
     Raises:
       ValueError: for another number of axes, an empty matrix, a dtype that is not
@@ -45,11 +47,62 @@ def clip_singular_values(matrix: jax.Array, bound: float | jax.Array) -> jax.Arr
             "floating, (m, n) and not empty."
         )
     scaled, size = scale(matrix)
-    limit = jnp.asarray(bound, scaled.dtype) / size
+    limit = jnp.asarray(bound, scaled.dtype)
+    clipped, largest = _clip(scaled, limit, size)
+    return jnp.where(largest > limit, clipped.astype(matrix.dtype), matrix)
+
+
+@jax.custom_jvp
+def _clip(
+    scaled: jax.Array, limit: jax.Array, size: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """``size * scaled`` clipped, and its largest singular value before."""
     left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
-    kept = left * jnp.minimum(values, limit)
-    clipped = size * jnp.matmul(kept, right, precision="highest")
-    return jnp.where(values[0] > limit, clipped.astype(matrix.dtype), matrix)
+    kept = left * jnp.minimum(size * values, limit)
+    return jnp.matmul(kept, right, precision="highest"), size * values[0]
+
+
+@_clip.defjvp
+def _clip_jvp(primals: Any, tangents: Any) -> Any:
+    """The derivative of a function of singular values, by divided differences.
+
+    Those of ``min(s, limit)`` exist for equal and for zero values, where the
+    derivatives of singular vectors do not.
+
+    Source: Noferini 2017, A formula for the Fréchet derivative of a generalized matrix
+    function.
+    """
+    scaled, limit, size = primals
+    moved, more, _ = tangents
+    left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
+    raised = size * values
+    kept, above = jnp.minimum(raised, limit), raised > limit
+
+    def multiply(*factors: jax.Array) -> jax.Array:
+        return jnp.linalg.multi_dot(factors, precision="highest")
+
+    def divide(top: jax.Array, bottom: jax.Array, otherwise: Any) -> jax.Array:
+        usable = bottom != 0
+        return jnp.where(usable, top / jnp.where(usable, bottom, 1.0), otherwise)
+
+    same = jnp.where(above, 0.0, 1.0)
+    across = divide(
+        kept[:, None] - kept, raised[:, None] - raised, jnp.minimum(same[:, None], same)
+    )
+    # Both exceed the limit: their difference is nothing but rounding.
+    across = jnp.where(above[:, None] & above, 0.0, across)
+    along = divide(kept[:, None] + kept, raised[:, None] + raised, 1.0)
+    shrunk = divide(kept, raised, 1.0)
+    inner = multiply(left.T, size * moved, right.T)
+    middle = 0.5 * (across * (inner + inner.T) + along * (inner - inner.T))
+    # What the change has outside of the rows or columns is shrunk as they are.
+    beside = size * moved - multiply(left, left.T, size * moved)
+    below = multiply(left.T, size * moved) - multiply(inner, right)
+    change = multiply(left, middle, right) + multiply(beside, right.T * shrunk, right)
+    change = change + multiply(left * shrunk, below)
+    change = change + more * multiply(left * jnp.where(above, 1.0, 0.0), right)
+    top = multiply(left[:, :1].T, size * moved, right[:1].T)[0, 0]
+    return _clip(*primals), (change, top)
 
 
 def clip_circular_singular_values(

@@ -29,6 +29,65 @@ class SingularTriplets(NamedTuple):
     num_steps: jax.Array
 
 
+class _State(NamedTuple):
+    """The state of a process.
+
+    ``us`` and ``vs`` are the locked vectors that each basis is orthogonal to, and the
+    basis; ``removed_left`` and ``removed_right`` are bounds of what A^T U and A V have
+    beside V B^T and U B, column by column; ``pulled`` is A^T of the last vector.
+    """
+
+    us: jax.Array
+    vs: jax.Array
+    alphas: jax.Array
+    betas: jax.Array
+    removed_left: jax.Array
+    removed_right: jax.Array
+    size: jax.Array
+    pulled: jax.Array
+    step: jax.Array
+
+
+class _Process(NamedTuple):
+    """What every step needs: ``locked`` vectors begin each basis, k of them or none."""
+
+    linear_map: LinearMap
+    k: int
+    num_steps: int
+    locked: int
+    key: jax.Array
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.promote_types(self.linear_map.dtype, jnp.float32)
+
+    @property
+    def narrowing(self) -> float:
+        return krylov.narrowing(self.dtype, self.linear_map.dtype)
+
+    def apply(self, vectors: jax.Array) -> jax.Array:
+        """A v, ``(B, n) -> (B, d)``."""
+        given = self.linear_map
+        shaped = vectors.reshape(given.batch_size, *given.in_shape)
+        found = given.matvec(shaped.astype(given.dtype))
+        return found.reshape(given.batch_size, given.out_size).astype(self.dtype)
+
+    def pull(self, vectors: jax.Array) -> jax.Array:
+        """A^T u, ``(B, d) -> (B, n)``."""
+        given = self.linear_map
+        shaped = vectors.reshape(given.batch_size, *given.out_shape)
+        found = given.rmatvec(shaped.astype(given.dtype))
+        return found.reshape(given.batch_size, given.in_size).astype(self.dtype)
+
+    def restart(self, number: Any, j: Any) -> jax.Array:
+        """The key of the j-th random vector of the process of this number."""
+        base = self.key
+        if self.locked:
+            later = jax.random.fold_in(base, 2 * self.num_steps + 1 + number)
+            base = jnp.where(number > 0, later, base)
+        return jax.random.fold_in(base, j)
+
+
 def golub_kahan(
     linear_map: LinearMap,
     k: int = 1,
@@ -44,21 +103,30 @@ def golub_kahan(
     outputs, and keeps both bases orthogonal (twice classical Gram-Schmidt). For one
     triplet to 1e-3 it needs 5 to 7 steps where the power method needs 12 to 33, and it
     is exact after min(d, n) steps. Where the Krylov space is exhausted early (repeated
-    singular values, rank-deficient or zero maps) it goes on from a random direction
-    orthogonal to it, so that repeated values are found with their multiplicity.
+    singular values, rank-deficient or zero maps) it continues from a random direction
+    orthogonal to it.
 
-    Each step costs one product with A^T and one with A; the error bar one more with
-    A^T.
+    With a tolerance, repeated values are found with their multiplicity: for k of 2 or
+    more, further processes begin from random directions orthogonal to the triplets that
+    have converged, until one changes no value by more than the tolerance. That at
+    least doubles the number of products. Copies may be missing where ``num_steps`` is
+    reached before, and without a tolerance: then all steps are of one process, which
+    finds a repeated value once unless its Krylov space is exhausted (at the latest
+    after min(d, n) steps).
+
+    Each step costs one product with A^T and one with A; the error bar of each process
+    costs one more with A^T. Derivatives through the process are NaN at repeated values;
+    those of :func:`opnorm.operators.jacobian_norm` are not.
 
     Args:
       linear_map: B maps.
       k: triplets, from 1 to num_steps.
-      num_steps: dimension of the Krylov space, at most min(d, n); None for
-        ``min(d, n, 2 k + 5)``.
+      num_steps: most steps, from 1 to min(d, n); None for ``min(d, n, 2 k + 5)``.
       tolerance: stop once the residual of each of the k is at most this times its
         value, for every map; None takes every step. A zero singular value never
         satisfies it.
-      init: ``(B, *out_shape)``, where to start; random if None.
+      init: ``(B, *out_shape)``, where to start; random if None. With ``k=1`` and a
+        tolerance, the process stops at a singular vector of any singular value.
       key: typed key for a random start.
 
     Returns:
@@ -71,8 +139,7 @@ def golub_kahan(
 
     Source: Golub & Kahan 1965.
     """
-    d, n, batch = linear_map.out_size, linear_map.in_size, linear_map.batch_size
-    most = min(d, n)
+    most, batch = min(linear_map.out_size, linear_map.in_size), linear_map.batch_size
     k = checks.check_count("k", k, 1, most)
     steps = min(most, 2 * k + 5) if num_steps is None else num_steps
     steps = checks.check_count("num_steps", steps, 1, most)
@@ -80,113 +147,182 @@ def golub_kahan(
     krylov.check_tolerance(tolerance)
     shape = (batch, *linear_map.out_shape)
     start = krylov.start(init, key, shape, float)
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
-
-    def apply(vectors: jax.Array) -> jax.Array:
-        shaped = vectors.reshape(batch, *linear_map.in_shape).astype(linear_map.dtype)
-        return linear_map.matvec(shaped).reshape(batch, d).astype(wide)
-
-    def pull(vectors: jax.Array) -> jax.Array:
-        shaped = vectors.reshape(batch, *linear_map.out_shape).astype(linear_map.dtype)
-        return linear_map.rmatvec(shaped).reshape(batch, n).astype(wide)
-
     restarts = jax.random.key(0) if key is None else jax.random.fold_in(key, 1)
+    sweeping = tolerance is not None and k > 1
+    process = _Process(linear_map, k, steps, k if sweeping else 0, restarts)
+    state = _start(process, start)
+    if tolerance is None:
+        state = loops.fori_loop(steps, lambda _, s: _advance(process, s, 0), state)
+        found, done = _read_all(process, state), jnp.int32(steps)
+    elif sweeping:
+        found, done = _sweep(process, state, tolerance)
+    else:
 
-    def extend(x: jax.Array, basis: jax.Array, size: jax.Array, j: Any) -> Any:
-        return krylov.extend(x, basis, size, jax.random.fold_in(restarts, j))
+        def unfinished(carry: Any) -> jax.Array:
+            state, enough = carry
+            return ~enough & (state.step < steps)
 
+        def refine(carry: Any) -> Any:
+            state = _advance(process, carry[0], 0)
+            _, values, _, residual = _decompose(process, state)
+            return state, jnp.all(residual <= tolerance * values)
+
+        enough = linear_map.spread(jnp.zeros((), bool))
+        state, _ = loops.while_loop(unfinished, refine, (state, enough))
+        found, done = _read_all(process, state), state.step
+    lefts, rights = found.vectors
+    return SingularTriplets(
+        found.values,
+        rights.reshape(batch, k, *linear_map.in_shape),
+        lefts.reshape(batch, k, *linear_map.out_shape),
+        found.residual,
+        done,
+    )
+
+
+def _start(process: _Process, start: jax.Array) -> _State:
+    linear_map, steps, locked = process.linear_map, process.num_steps, process.locked
+    batch, d, n = linear_map.batch_size, linear_map.out_size, linear_map.in_size
+    wide = process.dtype
     first = start.reshape(batch, d).astype(wide)
-    first, _, _ = extend(first, jnp.zeros((batch, 1, d), wide), jnp.zeros(()), 0)
-    narrowing = krylov.narrowing(wide, linear_map.dtype)
+    empty = jnp.zeros((batch, 1, d), wide)
+    first, _, _ = krylov.extend(first, empty, jnp.zeros(()), process.restart(0, 0))
     # A^T U = V B^T with B lower bidiagonal: alpha on, beta below its diagonal.
-    carry = (
-        jnp.zeros((batch, steps + 1, d), wide).at[:, 0].set(first),
-        jnp.zeros((batch, steps, n), wide),
+    state = _State(
+        jnp.zeros((batch, locked + steps + 1, d), wide).at[:, locked].set(first),
+        jnp.zeros((batch, locked + steps, n), wide),
         jnp.zeros((batch, steps), wide),
         jnp.zeros((batch, steps), wide),
-        # What A^T U and A V have beside V B^T and U B, column by column.
         jnp.zeros((batch, steps + 1), wide),
         jnp.zeros((batch, steps), wide),
         jnp.zeros((batch,), wide),
-        pull(first),
+        process.pull(first),
+        jnp.int32(0),
     )
-    carry = jax.tree.map(linear_map.spread, carry)
+    return jax.tree.map(linear_map.spread, state)
 
-    def body(j: jax.Array, carry: Any) -> Any:
-        us, vs, alphas, betas, removed_left, removed_right, size, pulled = carry
-        before = betas[:, jnp.maximum(j - 1, 0)]
-        v, alpha, along = extend(pulled, vs, size, 2 * j + 1)
-        removed = krylov.removed(along, (j - 1, before))
-        size = jnp.maximum(size, alpha)
-        removed_left = removed_left.at[:, j].set(removed + narrowing * size)
-        u, beta, along = extend(apply(v), us, size, 2 * j + 2)
-        removed = krylov.removed(along, (j, alpha))
-        size = jnp.maximum(size, beta)
-        removed_right = removed_right.at[:, j].set(removed + narrowing * size)
-        return (
-            us.at[:, j + 1].set(u),
-            vs.at[:, j].set(v),
-            alphas.at[:, j].set(alpha),
-            betas.at[:, j].set(beta),
-            removed_left,
-            removed_right,
-            size,
-            # What the next step begins with tells the error of this one.
-            pull(u),
+
+def _advance(process: _Process, state: _State, number: Any) -> _State:
+    """One step of the process of this number."""
+    j = state.step
+    row = process.locked + j
+    before = state.betas[:, jnp.maximum(j - 1, 0)]
+    v, alpha, along = krylov.extend(
+        state.pulled, state.vs, state.size, process.restart(number, 2 * j + 1)
+    )
+    removed = krylov.removed(along, (row - 1, before))
+    size = jnp.maximum(state.size, alpha)
+    left = state.removed_left.at[:, j].set(removed + process.narrowing * size)
+    u, beta, along = krylov.extend(
+        process.apply(v), state.us, size, process.restart(number, 2 * j + 2)
+    )
+    removed = krylov.removed(along, (row, alpha))
+    size = jnp.maximum(size, beta)
+    right = state.removed_right.at[:, j].set(removed + process.narrowing * size)
+    return _State(
+        state.us.at[:, row + 1].set(u),
+        state.vs.at[:, row].set(v),
+        state.alphas.at[:, j].set(alpha),
+        state.betas.at[:, j].set(beta),
+        left,
+        right,
+        size,
+        # What the next step begins with tells the error of this one.
+        process.pull(u),
+        j + 1,
+    )
+
+
+def _decompose(
+    process: _Process, state: _State
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Left vectors of B, the k values, right vectors, and the values' residuals."""
+    k, steps, wide = process.k, process.num_steps, process.dtype
+    rows = jnp.arange(steps)
+    small = jnp.zeros((len(state.size), steps + 1, steps), wide)
+    small = small.at[:, rows, rows].set(state.alphas)
+    small = small.at[:, rows + 1, rows].set(state.betas)
+    # Some backends square what they decompose.
+    scaled, size = norms.rescale(small, (1, 2))
+    left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
+    values = size[..., 0] * values
+    # A V = U B with U of one column more than V, so what is wrong is A^T u - sigma v,
+    # along the direction that would come next, and what orthogonalisation removed on
+    # both sides.
+    following, along = krylov.orthogonalize(state.pulled, state.vs)
+    final = norms.norm(following, 2.0)[:, None]
+    last = state.step - 1
+    removed = krylov.removed(along, (process.locked + last, state.betas[:, last]))
+    removed = removed + process.narrowing * state.size
+    removed_left = state.removed_left.at[:, state.step].set(removed)
+    residual = final * jnp.abs(left[:, state.step, :k])
+    residual = residual + jnp.einsum(
+        "bi,bik->bk", removed_left, jnp.abs(left[:, :, :k]), precision="highest"
+    )
+    residual = residual + jnp.einsum(
+        "bi,bki->bk", state.removed_right, jnp.abs(right[:, :k]), precision="highest"
+    )
+    largest = values[:, :1]
+    if process.locked:
+        # A later process sees a part of the map.
+        largest = jnp.maximum(largest, state.size[:, None])
+    residual = residual + krylov.ROUNDING * jnp.finfo(wide).eps * largest
+    # A map that is not finite breaks every step down, which would read as zero.
+    values = jnp.where(jnp.isfinite(final), values, jnp.nan)
+    return left, values[:, :k], right, residual
+
+
+def _lift(
+    process: _Process, state: _State, left: jax.Array, right: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The singular vectors of the map, of those of B."""
+    k, locked = process.k, process.locked
+    us, vs = state.us[:, locked:], state.vs[:, locked:]
+    return (
+        jnp.einsum("bik,bid->bkd", left[:, :, :k], us, precision="highest"),
+        jnp.einsum("bki,bin->bkn", right[:, :k], vs, precision="highest"),
+    )
+
+
+def _read_all(process: _Process, state: _State) -> krylov.Found:
+    left, values, right, residual = _decompose(process, state)
+    vectors = _lift(process, state, left, right)
+    return krylov.Found(values, values, residual, vectors)
+
+
+def _sweep(
+    process: _Process, state: _State, tolerance: float
+) -> tuple[krylov.Found, jax.Array]:
+    """The k triplets of :func:`krylov.sweep`, and the steps that were taken."""
+    linear_map, k, dtype = process.linear_map, process.k, process.dtype
+    batch, d, n = linear_map.batch_size, linear_map.out_size, linear_map.in_size
+
+    def begin(found: krylov.Found, state: _State, number: jax.Array) -> _State:
+        lefts, rights = found.vectors
+        key = process.restart(number, 0)
+        drawn = jax.random.normal(key, (batch, d), dtype)
+        first, _, _ = krylov.extend(drawn, lefts, jnp.zeros(()), key)
+        empty = jax.tree.map(jnp.zeros_like, state)
+        return empty._replace(
+            us=empty.us.at[:, :k].set(lefts).at[:, k].set(first),
+            vs=empty.vs.at[:, :k].set(rights),
+            size=state.size,
+            pulled=process.pull(first),
         )
 
-    def decompose(carry: Any, steps_done: Any) -> Any:
-        """Singular vectors of B, and the residuals of the leading k."""
-        _, vs, alphas, betas, removed_left, removed_right, size, pulled = carry
-        rows = jnp.arange(steps)
-        small = jnp.zeros((batch, steps + 1, steps), wide)
-        small = small.at[:, rows, rows].set(alphas).at[:, rows + 1, rows].set(betas)
-        left, values, right = jnp.linalg.svd(small, full_matrices=False)
-        # A V = U B with U of one column more than V, so what is wrong is
-        # A^T u - sigma v, along the direction that would come next, and what
-        # orthogonalisation removed on both sides.
-        following, along = krylov.orthogonalize(pulled, vs)
-        final = norms.norm(following, 2.0)[:, None]
-        last = steps_done - 1
-        removed = krylov.removed(along, (last, betas[:, last]))
-        removed = removed + narrowing * size
-        removed_left = removed_left.at[:, steps_done].set(removed)
-        residual = final * jnp.abs(left[:, steps_done, :k])
-        residual = residual + jnp.einsum(
-            "bi,bik->bk", removed_left, jnp.abs(left[:, :, :k])
-        )
-        residual = residual + jnp.einsum(
-            "bi,bki->bk", removed_right, jnp.abs(right[:, :k])
-        )
-        rounding = krylov.ROUNDING * jnp.finfo(wide).eps
-        residual = residual + rounding * values[:, :1]
-        # A map that is not finite breaks every step down, which would read as zero.
-        values = jnp.where(jnp.isfinite(final), values, jnp.nan)
-        return left, values[:, :k], right, residual
+    def read(state: _State) -> tuple[krylov.Found, Any]:
+        left, values, right, residual = _decompose(process, state)
+        keys = jnp.where(jnp.arange(k) < state.step, values, -jnp.inf)
+        return krylov.Found(keys, values, residual, ()), (left, right)
 
-    if tolerance is None:
-        carry, done = loops.fori_loop(steps, body, carry), jnp.int32(steps)
-    else:
-
-        def unfinished(state: Any) -> jax.Array:
-            return ~state[2] & (state[1] < steps)
-
-        def advance(state: Any) -> Any:
-            carry = body(state[1], state[0])
-            _, values, _, residual = decompose(carry, state[1] + 1)
-            enough = jnp.all(residual <= tolerance * values)
-            return carry, state[1] + 1, enough & (state[1] + 1 >= k)
-
-        carry, done, _ = loops.while_loop(
-            unfinished, advance, (carry, jnp.int32(0), jnp.zeros((), bool))
-        )
-    left, values, right, residual = decompose(carry, done)
-    lefts = jnp.einsum("bik,bid->bkd", left[:, :, :k], carry[0], precision="highest")
-    rights = jnp.einsum("bki,bin->bkn", right[:, :k], carry[1], precision="highest")
-    return SingularTriplets(
-        values,
-        rights.reshape(batch, k, *linear_map.in_shape),
-        lefts.reshape(batch, k, *linear_map.out_shape),
-        residual,
-        done,
+    return krylov.sweep(
+        state,
+        krylov.nothing(linear_map, k, (d, n), dtype),
+        begin=begin,
+        advance=lambda state, number: _advance(process, state, number),
+        read=read,
+        lift=lambda state, small: _lift(process, state, *small),
+        room=min(d, n) - k,
+        num_steps=process.num_steps,
+        tolerance=tolerance,
     )

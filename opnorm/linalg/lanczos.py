@@ -60,10 +60,11 @@ def lanczos(
     """Runs the Lanczos process on a batch of symmetric maps, one product a step.
 
     With ``reorthogonalize`` every vector is made orthogonal to all before it (twice
-    classical Gram-Schmidt, in float32 or wider): nothing is found twice, and where the
-    Krylov space is exhausted (repeated eigenvalues, low rank, zero map) the process
-    goes on from a random direction, so that repeated eigenvalues are found as often as
-    they occur. It holds m vectors.
+    classical Gram-Schmidt, in float32 or wider): nothing is found twice. It holds m
+    vectors. A Krylov space holds one vector of each eigenspace, so a repeated
+    eigenvalue is found once before the space is exhausted. Then (repeated eigenvalues,
+    low rank, zero map) the process continues from a random direction: n steps find
+    every eigenvalue as often as it occurs.
 
     Without, three vectors are held, whatever m. Extreme eigenvalues stay right, but
     appear again as copies once they have converged; that does not harm
@@ -90,7 +91,7 @@ def lanczos(
     Source: Lanczos 1950; Paige 1972.
     """
     state = _start(linear_map, num_steps, init, key, reorthogonalize)
-    body = _step(linear_map, num_steps, reorthogonalize, key)
+    body = _step(linear_map, reorthogonalize, key)
     state = loops.fori_loop(num_steps, lambda _, s: body(s), state)
     return _finish(linear_map, num_steps, state, reorthogonalize)
 
@@ -107,8 +108,17 @@ def eigenpairs(
 ) -> Eigenpairs:
     """Computes k extreme eigenpairs of each symmetric map, with error bars.
 
+    With a tolerance, repeated eigenvalues are found as often as they occur: for k of 2
+    or more, further processes begin from random directions orthogonal to the pairs that
+    have converged, until one changes no value by more than the tolerance. That at
+    least doubles the number of products. Copies may be missing where ``num_steps`` is
+    reached before, and without a tolerance: then all steps are of one process, which
+    finds a repeated eigenvalue once unless its Krylov space is exhausted (at the latest
+    after n steps).
+
     For both ends of a spectrum from one run, call :func:`lanczos` once and
-    :func:`ritz_pairs` twice.
+    :func:`ritz_pairs` twice. Derivatives through the process are NaN at repeated
+    values.
 
     Args:
       linear_map: B symmetric maps.
@@ -117,7 +127,8 @@ def eigenpairs(
       num_steps: most products with the map; None for ``min(n, 2 k + 20)``.
       tolerance: stop once every residual is at most this times its eigenvalue's
         absolute value; None takes every step. A zero eigenvalue never satisfies it.
-      init: ``(B, *shape)``, where to start, such as an earlier eigenvector.
+      init: ``(B, *shape)``, where to start, such as an earlier eigenvector. With
+        ``k=1`` and a tolerance, the process stops at an eigenvector of any eigenvalue.
       key: typed key; needed without ``init``.
 
     Returns:
@@ -132,8 +143,10 @@ def eigenpairs(
     steps = min(linear_map.in_size, 2 * k + 20) if num_steps is None else num_steps
     _check_wanted(k, which, steps)
     krylov.check_tolerance(tolerance)
+    if tolerance is not None and k > 1:
+        return _sweep(linear_map, k, which, steps, tolerance, init, key)
     state = _start(linear_map, steps, init, key, True)
-    body = _step(linear_map, steps, True, key)
+    body = _step(linear_map, True, key)
     if tolerance is None:
         state = loops.fori_loop(steps, lambda _, s: body(s), state)
     else:
@@ -144,11 +157,8 @@ def eigenpairs(
 
         def advance(carry: Any) -> Any:
             state = body(carry[0])
-            values, _, residual = _ritz(
-                state.diagonal, state.off_diagonal, state.removed, state.step, k, which
-            )
-            enough = state.step >= k
-            return state, enough & jnp.all(residual <= tolerance * jnp.abs(values))
+            values, _, residual = _ritz(_numbers(state), k, which)
+            return state, jnp.all(residual <= tolerance * jnp.abs(values))
 
         state, _ = loops.while_loop(
             unfinished, advance, (state, linear_map.spread(jnp.zeros((), bool)))
@@ -175,14 +185,14 @@ def ritz_pairs(
     _check_wanted(k, which, tridiagonal.diagonal.shape[1])
     if tridiagonal.basis is None or tridiagonal.removed is None:
         raise ValueError("tridiagonal has no basis; it needs reorthogonalize=True.")
-    values, small, residual = _ritz(
+    numbers = (
         tridiagonal.diagonal,
         tridiagonal.off_diagonal,
         tridiagonal.removed,
+        0.0,
         tridiagonal.num_steps,
-        k,
-        which,
     )
+    values, small, residual = _ritz(numbers, k, which)
     vectors = jnp.einsum(
         "bmk,bm...->bk...", small, tridiagonal.basis, precision="highest"
     )
@@ -190,7 +200,11 @@ def ritz_pairs(
 
 
 class _State(NamedTuple):
-    """``vectors``: the whole basis and the next vector, or the last and the next."""
+    """The state of a process.
+
+    ``vectors`` are the locked vectors that the basis is orthogonal to, the whole basis
+    and the next vector; without orthogonalisation, the last vector and the next.
+    """
 
     vectors: jax.Array
     diagonal: jax.Array
@@ -206,6 +220,7 @@ def _start(
     init: jax.Array | None,
     key: jax.Array | None,
     keep: bool,
+    num_locked: int = 0,
 ) -> _State:
     batch, n = linear_map.batch_size, linear_map.in_size
     check_steps(linear_map, num_steps)
@@ -214,21 +229,23 @@ def _start(
     start = krylov.start(init, key, shape, wide).reshape(batch, n).astype(wide)
     empty = jnp.zeros((batch, 1, n), wide)
     first, _, _ = krylov.extend(start, empty, jnp.zeros((), wide), _restart(key, n))
-    vectors = jnp.zeros((batch, num_steps + 1 if keep else 2, n), wide)
+    length = num_locked + num_steps + 1 if keep else 2
+    vectors = jnp.zeros((batch, length, n), wide)
     numbers = jnp.zeros((batch, num_steps), wide)
     spread = linear_map.spread
     return _State(
-        spread(vectors.at[:, 0 if keep else 1].set(first)),
+        spread(vectors.at[:, num_locked if keep else 1].set(first)),
         spread(numbers),
         spread(numbers),
         spread(numbers),
         spread(jnp.zeros((batch,), wide)),
-        jnp.int32(0),
+        # Differs between devices that stop on their own.
+        spread(jnp.int32(0)) if num_locked else jnp.int32(0),
     )
 
 
 def _step(
-    linear_map: LinearMap, num_steps: int, keep: bool, key: jax.Array | None
+    linear_map: LinearMap, keep: bool, key: jax.Array | None, num_locked: int = 0
 ) -> Any:
     batch, n = linear_map.batch_size, linear_map.in_size
     wide = jnp.promote_types(linear_map.dtype, jnp.float32)
@@ -236,7 +253,8 @@ def _step(
 
     def advance(state: _State) -> _State:
         j = state.step
-        current = state.vectors[:, j] if keep else state.vectors[:, 1]
+        row = num_locked + j
+        current = state.vectors[:, row] if keep else state.vectors[:, 1]
         shaped = current.reshape(batch, *linear_map.in_shape).astype(linear_map.dtype)
         product = linear_map.matvec(shaped).reshape(batch, n).astype(current.dtype)
         size = jnp.maximum(state.size, norms.norm(product, 2.0))
@@ -246,10 +264,10 @@ def _step(
             vector, beta, along = krylov.extend(
                 product, state.vectors, size, _restart(key, j)
             )
-            alpha = along[:, j]
-            removed = krylov.removed(along, (j, alpha), (j - 1, before))
+            alpha = along[:, row]
+            removed = krylov.removed(along, (row, alpha), (row - 1, before))
             removed = removed + narrowing * size
-            vectors = state.vectors.at[:, j + 1].set(vector)
+            vectors = state.vectors.at[:, row + 1].set(vector)
         else:
             alpha = jnp.einsum("bn,bn->b", current, product, precision="highest")
             product = product - alpha[:, None] * current
@@ -266,6 +284,59 @@ def _step(
         )
 
     return advance
+
+
+def _sweep(
+    linear_map: LinearMap,
+    k: int,
+    which: str,
+    num_steps: int,
+    tolerance: float,
+    init: jax.Array | None,
+    key: jax.Array | None,
+) -> Eigenpairs:
+    """The k eigenpairs of :func:`krylov.sweep`."""
+    batch, n = linear_map.batch_size, linear_map.in_size
+
+    def begin(found: krylov.Found, state: _State, number: jax.Array) -> _State:
+        (locked,) = found.vectors
+        fresh = _restart(_restart(key, n + number), n)
+        start = jax.random.normal(fresh, (batch, n), locked.dtype)
+        first, _, _ = krylov.extend(start, locked, jnp.zeros((), start.dtype), fresh)
+        empty = jax.tree.map(jnp.zeros_like, state)
+        vectors = empty.vectors.at[:, :k].set(locked).at[:, k].set(first)
+        return empty._replace(vectors=vectors, size=state.size)
+
+    def advance(state: _State, number: jax.Array) -> _State:
+        # The first process draws what it draws without a tolerance.
+        later = _restart(key, n + number)
+        own = later if key is None else jnp.where(number > 0, later, key)
+        return _step(linear_map, True, own, k)(state)
+
+    def read(state: _State) -> tuple[krylov.Found, jax.Array]:
+        values, small, residual = _ritz(_numbers(state), k, which)
+        computed = jnp.arange(k) < state.step
+        keys = jnp.where(computed, _order(values, which), -jnp.inf)
+        return krylov.Found(keys, values, residual, ()), small
+
+    def lift(state: _State, small: jax.Array) -> tuple[jax.Array, ...]:
+        basis = state.vectors[:, k : k + num_steps]
+        return (jnp.einsum("bmk,bmn->bkn", small, basis, precision="highest"),)
+
+    state = _start(linear_map, num_steps, init, key, True, k)
+    found, taken = krylov.sweep(
+        state,
+        krylov.nothing(linear_map, k, (n,), state.size.dtype),
+        begin=begin,
+        advance=advance,
+        read=read,
+        lift=lift,
+        room=n - k,
+        num_steps=num_steps,
+        tolerance=tolerance,
+    )
+    shaped = found.vectors[0].reshape(batch, k, *linear_map.in_shape)
+    return Eigenpairs(found.values, shaped, found.residual, taken)
 
 
 def _finish(
@@ -316,18 +387,36 @@ def tridiagonal_eigh(
     beside = off_diagonal[..., :-1]
     matrix = matrix.at[..., rows[1:], rows[:-1]].set(beside)
     matrix = matrix.at[..., rows[:-1], rows[1:]].set(beside)
-    return jnp.linalg.eigh(matrix)
+    # Some backends square what they decompose.
+    scaled, size = norms.rescale(matrix, (-2, -1))
+    values, vectors = jnp.linalg.eigh(scaled)
+    return size[..., 0] * values, vectors
+
+
+def _numbers(state: _State) -> tuple[Any, ...]:
+    """What :func:`_ritz` reads."""
+    return state.diagonal, state.off_diagonal, state.removed, state.size, state.step
+
+
+def _order(values: jax.Array, which: str) -> jax.Array:
+    """What is largest for the values that are wanted first."""
+    if which == "magnitude":
+        return jnp.abs(values)
+    return values if which == "largest" else -values
 
 
 def _ritz(
-    diagonal: jax.Array,
-    off_diagonal: jax.Array,
-    removed: jax.Array,
-    step: jax.Array,
-    k: int,
-    which: str,
+    numbers: tuple[Any, ...], k: int, which: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The k wanted Ritz values, their vectors ``(B, m, k)`` in T, and residuals."""
+    """The k wanted Ritz values, their vectors ``(B, m, k)`` in T, and residuals.
+
+    Args:
+      numbers: both diagonals of T, what was removed, a lower bound of the map's norm,
+        which may exceed that of T, and how many columns were computed.
+      k: how many.
+      which: "largest", "smallest" or "magnitude".
+    """
+    diagonal, off_diagonal, removed, least, step = numbers
     m = diagonal.shape[1]
     done = jnp.arange(m) < step
     # |T| row by row bounds its spectrum; columns to come are put outside of it.
@@ -341,10 +430,12 @@ def _ritz(
         jnp.where((jnp.arange(m) == step - 1)[:, None], vectors, 0.0), axis=1
     )
     residual = jnp.abs(last[:, None] * final)
-    residual = residual + jnp.einsum("bm,bmk->bk", removed, jnp.abs(vectors))
-    residual = residual + krylov.ROUNDING * jnp.finfo(values.dtype).eps * size
-    keys = {"largest": values, "smallest": -values, "magnitude": jnp.abs(values)}
-    order = jnp.where(values > 2 * size, -jnp.inf, keys[which])
+    residual = residual + jnp.einsum(
+        "bm,bmk->bk", removed, jnp.abs(vectors), precision="highest"
+    )
+    norm = jnp.maximum(size, jnp.reshape(least, (-1, 1)))
+    residual = residual + krylov.ROUNDING * jnp.finfo(values.dtype).eps * norm
+    order = jnp.where(values > 2 * size, -jnp.inf, _order(values, which))
     chosen = jnp.argsort(-order, axis=1)[:, :k]
     return (
         jnp.take_along_axis(values, chosen, axis=1),

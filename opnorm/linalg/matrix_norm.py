@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from opnorm.linalg import norms
 from opnorm.linalg.linear_map import as_batch, from_matrix
@@ -52,6 +53,11 @@ def matrix_norm(
     function over a cube is at one of its 2^n corners, and for q = 1 it is
     ``max ||A^T s||_{p*}`` over the 2^d sign vectors s: NP-hard, but enumerated while
     the corners are few. Every other case is iterated from several starts.
+
+    The value can be differentiated: it is ``<left, A right>`` with both vectors held
+    constant, whose gradient is a subgradient of the norm where several vectors attain
+    it, and 0 at zero. The vectors carry no gradient, and second derivatives of the
+    value are wrong.
 
     Args:
       matrix: ``(d, n)`` or ``(B, d, n)`` float.
@@ -113,6 +119,7 @@ def _compute(
     num_steps: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The norms and their right and left vectors."""
+    given, batch = batch, lax.stop_gradient(batch)
     if method == "column":
         right = _column(batch, q)
     elif method == "row":
@@ -134,8 +141,10 @@ def _compute(
     alive = norms.norm(right, math.inf)[:, None] > 0
     first = jnp.zeros_like(right).at[:, 0].set(1.0)
     right = jnp.where(alive, right, first)
-    image = jnp.einsum("bdn,bn->bd", batch, right)
-    return norms.norm(image, q), right, norms.dual_map(image, q)
+    right = lax.stop_gradient(right)
+    image = jnp.einsum("bdn,bn->bd", given, right, precision="highest")
+    left = norms.dual_map(lax.stop_gradient(image), q)
+    return norms.norm(image, q), right, left
 
 
 def _enumerate(batch: jax.Array, p: float, q: float) -> jax.Array:
@@ -145,7 +154,8 @@ def _enumerate(batch: jax.Array, p: float, q: float) -> jax.Array:
         return _corner(batch, q)
     dual = norms.conjugate_exponent(p)
     left = _corner(jnp.swapaxes(batch, 1, 2), dual)
-    return norms.dual_map(jnp.einsum("bdn,bd->bn", batch, left), dual)
+    pulled = jnp.einsum("bdn,bd->bn", batch, left, precision="highest")
+    return norms.dual_map(pulled, dual)
 
 
 def _column(batch: jax.Array, q: float) -> jax.Array:
@@ -165,7 +175,8 @@ def _row(batch: jax.Array, p: float) -> jax.Array:
 
 
 def _singular(batch: jax.Array) -> jax.Array:
-    _, _, right = jnp.linalg.svd(batch, full_matrices=False)
+    scaled, _ = norms.rescale(batch, (1, 2))
+    _, _, right = jnp.linalg.svd(scaled, full_matrices=False)
     return right[:, 0]
 
 
@@ -179,7 +190,7 @@ def _corner(batch: jax.Array, q: float) -> jax.Array:
     corner = jnp.ones((count, n), batch.dtype)
     for start in range(0, total, _CHUNK):
         chunk = jnp.asarray(signs[start : start + _CHUNK], batch.dtype)
-        images = jnp.einsum("bdn,sn->bsd", batch, chunk)
+        images = jnp.einsum("bdn,sn->bsd", batch, chunk, precision="highest")
         sizes = norms.norm(images.reshape(-1, d), q).reshape(count, len(chunk))
         place = jnp.argmax(sizes, axis=1)
         size = jnp.max(sizes, axis=1)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def check_exponent(name: str, p: Any) -> float:
@@ -83,6 +84,25 @@ def scale(x: jax.Array, factor: jax.Array) -> jax.Array:
     return (x * factor).astype(x.dtype)
 
 
+def rescale(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Divides by the largest modulus along some axes, and returns that, too.
+
+    Squares of the entries then neither overflow nor vanish. The divisor carries no
+    gradient.
+
+    Args:
+      x: float.
+      axes: of ``x``.
+
+    Returns:
+      ``x`` divided, and the divisor, of size 1 along the axes: 1 where all entries are
+      zero or some are not finite.
+    """
+    largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
+    size = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    return x / size, size
+
+
 def inner(x: jax.Array, y: jax.Array) -> jax.Array:
     """Computes the inner product ``<x_i, y_i>`` of each pair of examples.
 
@@ -136,7 +156,8 @@ def dual_map(z: jax.Array, s: float) -> jax.Array:
       s: exponent in [1, inf].
 
     Returns:
-      Shape and dtype of ``z``; zero where ``z`` is zero or not finite.
+      Shape and dtype of ``z``; zero where ``z`` is zero or not finite. Derivatives
+      are finite; they are zero at zero.
 
     Raises:
       ValueError: for s outside [1, inf], no batch axis, or a dtype that is not float.
@@ -194,11 +215,16 @@ def _dual_map(flat: jax.Array, s: float) -> jax.Array:
         count = jnp.maximum(jnp.sum(winners, axis=1, keepdims=True), 1)
         return jnp.where(winners, jnp.sign(ratio), 0.0) / count
     if s == 2:
-        length = jnp.sqrt(jnp.sum(ratio * ratio, axis=1, keepdims=True))
-        return ratio / jnp.where(usable, length, 1.0)
-    power = jnp.abs(ratio) ** (s - 1)
-    length = jnp.sum(jnp.abs(ratio) ** s, axis=1, keepdims=True) ** ((s - 1) / s)
-    return jnp.sign(ratio) * power / jnp.where(usable, length, 1.0)
+        squares = jnp.sum(ratio * ratio, axis=1, keepdims=True)
+        # Where nothing is usable, nothing infinite may enter the derivative.
+        return ratio / jnp.sqrt(jnp.where(usable, squares, 1.0))
+    modulus = jnp.abs(ratio)
+    # For s < 2 the slope at zero is infinite; it counts as zero.
+    base = jnp.where(modulus > 0, modulus, 1.0)
+    power = base ** (s - 1)
+    total = jnp.sum(base**s, axis=1, keepdims=True, where=modulus > 0)
+    length = jnp.where(usable, total, 1.0) ** ((s - 1) / s)
+    return jnp.sign(ratio) * power / length
 
 
 # Called eagerly they are one program instead of ten, and traced they are traced once.

@@ -5,16 +5,18 @@ All about the origin, one per example. The leading axis is the batch.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 from opnorm.linalg import checks, norms
 
+# Terms that reach their room between two neighbouring numbers are few.
+_CLIMB_STEPS = 3
 # In float32, over p from 1.01 to 500 and radii from 1e-30 to 0.999999 of the norm, more
 # than 26 steps for the multiplier or 8 for its entries improved nothing any further.
 _MULTIPLIER_STEPS = 32
@@ -62,7 +64,7 @@ def project_ball_box(
     too, but not at the nearest point for p = 1 and 2, where the entries that the box
     holds back leave radius to the others. With the multiplier t, ``y_i`` is ``x_i``
     shrunk by t (p = 1) or times t (p = 2) and then clipped; t solves ``||y||_p =
-    radius`` by bisection, ended on the side inside the ball.
+    radius`` by bisection over the numbers of the dtype.
 
     Args:
       x: ``(B, ...)`` float.
@@ -96,31 +98,95 @@ def _project_ball_box(
 ) -> jax.Array:
     if p == math.inf:
         return jnp.clip(jnp.clip(flat, lowest, highest), -limit, limit)
-
-    def at(t: jax.Array) -> jax.Array:
-        moved = t * flat
-        if p == 1:
-            moved = _sign(flat) * jnp.maximum(jnp.abs(flat) - t, 0.0)
-        return jnp.clip(moved, lowest, highest)
-
-    size = norms.norm(flat, p)[:, None]
-    if p == 1:
-        loose, tight = jnp.zeros_like(limit), norms.norm(flat, math.inf)[:, None]
-    else:
-        tight = jnp.minimum(1.0, limit / jnp.where(size > 0, size, 1.0))
-        loose = jnp.ones_like(limit)
-
-    def halve(_: Any, ends: Any) -> Any:
-        loose, tight = ends
-        middle = 0.5 * (loose + tight)
-        outside = norms.norm(at(middle), p)[:, None] > limit
-        return jnp.where(outside, middle, loose), jnp.where(outside, tight, middle)
-
     free = jnp.clip(flat, lowest, highest)
     inside = norms.norm(free, p)[:, None] <= limit
-    steps = 28 if flat.dtype == jnp.float32 else 56
-    _, tight = lax.fori_loop(0, steps, halve, (loose, tight))
-    return jnp.where(inside, free, at(tight))
+    modulus = jnp.abs(flat)
+    room = jnp.where(flat < 0, -lowest, highest)
+    project = _shrink if p == 1 else _scale_down
+    shrunk = project(modulus, room, jnp.where(limit > 0, limit, 1.0))
+    # Products with zero, so that NaN stays.
+    shrunk = jnp.where(limit > 0, shrunk, 0.0 * modulus)
+    found = jnp.clip(_sign(flat) * shrunk, lowest, highest)
+    return jnp.where(inside, free, found)
+
+
+def _shrink(modulus: jax.Array, room: jax.Array, limit: jax.Array) -> jax.Array:
+    """Solves ``sum min(max(modulus - t, 0), room) = limit`` for t; returns the terms.
+
+    Near the largest entry t itself has fewer digits than a small limit asks for. So it
+    is bracketed by neighbouring numbers of its dtype, between which no further term
+    begins, and then ``tight - t`` is found: the sum is concave there, so that Newton's
+    method ascends to the solution from below, in as many steps as terms reach their
+    room.
+    """
+
+    fixed = lax.stop_gradient(modulus)
+
+    def outside(t: jax.Array) -> jax.Array:
+        terms = jnp.minimum(jnp.maximum(fixed - t, 0.0), room)
+        return jnp.sum(terms, axis=1, keepdims=True) > limit
+
+    top = jnp.max(fixed, axis=1, keepdims=True)
+    loose, tight = _bisect(outside, jnp.zeros_like(limit), top)
+    started = fixed > loose
+    above = fixed - tight
+
+    def climb(_: Any, more: jax.Array) -> jax.Array:
+        terms = jnp.where(started, jnp.minimum(above + more, room), 0.0)
+        missing = limit - jnp.sum(terms, axis=1, keepdims=True)
+        growing = started & (above + more < room)
+        count = jnp.sum(growing, axis=1, keepdims=True)
+        return more + jnp.maximum(missing, 0.0) / jnp.maximum(count, 1)
+
+    more = lax.fori_loop(0, _CLIMB_STEPS, climb, jnp.zeros_like(limit))
+    terms = jnp.minimum(modulus - tight + lax.stop_gradient(more), room)
+    return jnp.where(started, terms, 0.0 * modulus)
+
+
+def _scale_down(modulus: jax.Array, room: jax.Array, limit: jax.Array) -> jax.Array:
+    """Solves ``||min(t modulus, room)||_2 = limit`` for t; returns the terms."""
+    # Of length 1, so that t neither overflows nor vanishes.
+    size = lax.stop_gradient(norms.norm(modulus, 2.0))[:, None]
+    unit = modulus / jnp.where(size > 0, size, 1.0)
+
+    def inside(t: jax.Array) -> jax.Array:
+        ratio = jnp.minimum(t * lax.stop_gradient(unit), room) / limit
+        return jnp.sum(ratio * ratio, axis=1, keepdims=True) <= 1
+
+    # Where the box is not active, t is the limit itself.
+    t, _ = _bisect(inside, limit, jnp.maximum(size, limit))
+    return jnp.minimum(t * unit, room)
+
+
+def _bisect(
+    left: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Neighbouring numbers ``a < b`` of the dtype where ``left`` changes to false.
+
+    Numbers of at least 0 are ordered as the integers of their bits are, so that
+    halving the interval of integers takes as many steps at every scale.
+
+    Args:
+      left: of ``(B, 1)``, whether the change is to the right.
+      low: ``(B, 1)``, at least 0.
+      high: ``(B, 1)``, at which ``left`` is false, or b where there is no change.
+    """
+    bits = jnp.int32 if low.dtype == jnp.float32 else jnp.int64
+
+    def value(number: jax.Array) -> jax.Array:
+        return lax.bitcast_convert_type(number, low.dtype)
+
+    def halve(_: Any, ends: Any) -> Any:
+        low, high = ends
+        middle = low + (high - low) // 2
+        further = left(value(middle))
+        return jnp.where(further, middle, low), jnp.where(further, high, middle)
+
+    ends = tuple(
+        lax.bitcast_convert_type(lax.stop_gradient(end), bits) for end in (low, high)
+    )
+    low_bits, high_bits = lax.fori_loop(0, jnp.iinfo(bits).bits, halve, ends)
+    return value(low_bits), value(high_bits)
 
 
 def project_sphere(
@@ -321,15 +387,28 @@ def _sign(x: jax.Array) -> jax.Array:
 
 
 def _project_l1(flat: jax.Array, limit: jax.Array) -> jax.Array:
-    # optax projects one vector on a positive radius: scaled, so that huge entries do
-    # not swamp its partial sums, and with radius 0 taken out of its way.
-    size = lax.stop_gradient(norms.norm(flat, math.inf))[:, None]
-    size = jnp.where(size > 0, size, 1.0)
-    empty = limit <= 0
-    radius = jnp.where(empty, 1.0, limit / size)[:, 0]
-    project = optax.projections.projection_l1_ball
-    projected = size * jax.vmap(project)(flat / size, radius)
-    return jnp.where(empty, 0.0, projected)
+    """Projects rows that are outside the ball: a soft threshold, found by sorting.
+
+    Everything is measured from the largest modulus downwards, ``y_i = max(h - d_i, 0)``
+    with ``d_i = max |x| - |x_i|``, so that a small radius is not lost in large entries:
+    the k entries that remain have ``k h = radius + d_1 + ... + d_k``.
+    """
+    modulus = jnp.abs(flat)
+    top = lax.stop_gradient(jnp.max(modulus, axis=1, keepdims=True))
+    depth = top - modulus
+    # What is a radius or more below the largest entry does not remain.
+    capped = jnp.minimum(lax.stop_gradient(depth), limit)
+    sorted_depth = jnp.sort(lax.stop_gradient(capped), axis=1)
+    counts = jnp.arange(1, flat.shape[1] + 1)
+    height = (limit + jnp.cumsum(sorted_depth, axis=1)) / counts
+    place = jnp.sum(height > sorted_depth, axis=1, keepdims=True)
+    last = jnp.take_along_axis(sorted_depth, jnp.maximum(place - 1, 0), axis=1)
+    remains = lax.stop_gradient((capped <= last) & (capped < limit))
+    total = jnp.sum(jnp.where(remains, depth, 0.0), axis=1, keepdims=True)
+    count = jnp.maximum(jnp.sum(remains, axis=1, keepdims=True), 1)
+    height = (limit + total) / count
+    kept = jnp.where(remains, jnp.maximum(height - depth, 0.0), 0.0 * flat)
+    return jnp.where(limit > 0, _sign(flat) * kept, 0.0)
 
 
 def _direction(flat: jax.Array, p: float) -> jax.Array:

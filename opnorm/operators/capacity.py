@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from opnorm import linalg
-from opnorm.operators.layers import Layer, check_form, kernel_values, stack
+from opnorm.operators.layers import (
+    Layer,
+    check_counted,
+    check_form,
+    kernel_values,
+    stack,
+)
 
 # The options that each scheme takes; wrm takes one of its two.
 OPTIONS = {
@@ -78,7 +84,8 @@ def log_spectral_complexity(
       which that layer counts nothing.
 
     Raises:
-      ValueError: for an unknown form.
+      ValueError: for an unknown form, or a network that multiplies by parameters that
+        are in no kernel.
 
     Source: Farnia et al. 2019, Phi^erm (Theorem 1); Neyshabur et al. 2018.
     """
@@ -149,7 +156,8 @@ def log_capacity(
 
     Raises:
       ValueError: for an unknown scheme or form, an option that the scheme needs or does
-        not take, or one out of range.
+        not take, one out of range, or a network that multiplies by parameters that are
+        in no kernel.
 
     Source: Farnia et al. 2019, Theorems 1 to 4 and Lemma 7.
     """
@@ -205,6 +213,7 @@ def _log_norms(
 ) -> tuple[jax.Array, jax.Array]:
     """Logs of the spectral norms, ``(L,)``, and of the sum of the stable ranks."""
     check_form(form)
+    check_counted(layers)
     spectral, frobenius = [], []
     for layer in layers:
         if form == "kernel" or layer.kind != "convolution":

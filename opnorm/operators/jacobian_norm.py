@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg
+from opnorm.linalg import krylov
+from opnorm.linalg.norms import rescale
 from opnorm.linalg.operator_norm import check_options, evaluate
 from opnorm.operators import jacobian
 from opnorm.operators.jacobian import BatchFunction
@@ -193,10 +195,14 @@ def singular_triplets(
             return linalg.golub_kahan(linear_map, k, num_steps=steps, key=key)
         matrix = jacobian.materialize(linear_map)
         matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
-        left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+        scaled, size = rescale(matrix, (1, 2))
+        left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
         values, left, right = values[:, :k], left[:, :, :k], right[:, :k]
-        pulled = jnp.einsum("bdn,bdk->bkn", matrix, left, precision="highest")
-        residual = jnp.linalg.norm(pulled - values[:, :, None] * right, axis=-1)
+        pulled = jnp.einsum("bdn,bdk->bkn", scaled, left, precision="highest")
+        error = jnp.linalg.norm(pulled - values[:, :, None] * right, axis=-1)
+        rounding = krylov.ROUNDING * float(jnp.finfo(matrix.dtype).eps)
+        residual = size[:, 0] * (error + rounding * values[:, :1])
+        values = size[:, 0] * values
         return linalg.SingularTriplets(
             values,
             right.reshape(len(x), k, *x.shape[1:]),
@@ -219,9 +225,14 @@ def _golub_kahan(
     start = None if init is None else linear_map.matvec(init)
     found = linalg.golub_kahan(linear_map, num_steps=steps, init=start, key=key)
     value, right, left = found.values[:, 0], found.right[:, 0], found.left[:, 0]
-    # ||J^T u||^2 = sigma^2 + residual^2, since the error is orthogonal to v.
-    bound = jnp.sqrt(value**2 + found.residual[:, 0] ** 2)
-    residual = (bound - value) / jnp.where(bound > 0, bound, 1.0)
+    # ||J^T u||^2 = sigma^2 + error^2, since the error is orthogonal to v. In units of
+    # the larger, whose square neither overflows nor vanishes, and without a difference.
+    error = found.residual[:, 0]
+    size = jnp.maximum(value, error)
+    size = jnp.where(size == 0, 1.0, size)
+    a, b = value / size, error / size
+    bound = jnp.sqrt(a * a + b * b)
+    residual = b * b / jnp.where(bound == 0, 1.0, bound * (bound + a))
     return linalg.OperatorNorm(value, right, left, residual, jnp.int32(steps))
 
 
@@ -238,8 +249,7 @@ def _dense(
     wide = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
     if p == q == 2 and linear_map.out_size <= linear_map.in_size:
         # Scaled, so that squares neither overflow nor vanish.
-        size = jnp.max(jnp.abs(wide), axis=(1, 2), keepdims=True)
-        scaled = wide / jnp.where((size > 0) & jnp.isfinite(size), size, 1.0)
+        scaled, _ = rescale(wide, (1, 2))
         gram = jnp.einsum("bdn,ben->bde", scaled, scaled, precision="highest")
         _, vectors = jnp.linalg.eigh(gram)
         top = vectors[:, :, -1]

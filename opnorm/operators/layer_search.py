@@ -11,6 +11,11 @@ from flax.linen.linear import canonicalize_padding
 from jax import lax
 
 KINDS = {nn.Conv: "convolution", nn.Dense: "dense", nn.BatchNorm: "batch_norm"}
+# They divide by what they find in the example, so no constant bounds their slope.
+NORMALIZATIONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm)
+# Operations in which a constant does not raise the slope in the other operand.
+_ADDITIONS = {"add", "sub", "add_any", "max", "min", "concatenate", "clamp"}
+_LOOPS = {"scan", "while", "cond"}
 
 
 class Call(NamedTuple):
@@ -41,20 +46,26 @@ class Call(NamedTuple):
 
 def search(
     module: nn.Module, variables: Any, x: Any, call_options: dict[str, Any]
-) -> list[Call]:
+) -> tuple[list[Call], tuple[str, ...]]:
     """Lists the calls of nn.Conv, nn.Dense and nn.BatchNorm in order.
+
+    Returns them and the names of the other factors in the network: parameters of fewer
+    than two dimensions that are not only added, and layers that normalise by the
+    example.
 
     Args:
       module, variables, x, call_options: as :func:`opnorm.operators.layers`.
 
     Raises:
       ValueError: for modules and options that cannot be written as a ``Call``, and for
-        parameters of two or more dimensions that are used but are no call's kernel.
+        parameters of two or more dimensions that are not only added, but are no call's
+        kernel.
     """
     variables = nn.meta.unbox(variables)
     params = variables.get("params", {})
     calls: list[Call] = []
-    kernels: set[str] = set()
+    counted: set[str] = set()
+    normalizations: list[str] = []
 
     def run(params: Any, batch: jax.Array) -> Any:
         trace = tracers.current_trace()
@@ -62,6 +73,8 @@ def search(
         def note(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
             module = context.module
             base = next((of for of in KINDS if isinstance(module, of)), None)
+            if isinstance(module, NORMALIZATIONS) and context.method_name == "__call__":
+                normalizations.append(_name(module))
             if base is None or context.method_name != "__call__":
                 return next_fun(*args, **kwargs)
             kind = KINDS[base]
@@ -78,7 +91,8 @@ def search(
             if kind != "batch_norm":
                 _check_kernel(module, params)
             calls.append(_call(kind, module, variables, args, kwargs, output))
-            kernels.add("/".join((*module.path, "kernel")))
+            names = ("scale", "bias") if kind == "batch_norm" else ("kernel",)
+            counted.update("/".join((*module.path, name)) for name in names)
             return output
 
         with nn.intercept_methods(note):
@@ -96,22 +110,73 @@ def search(
     def num_uses(variable: Any) -> int:
         return sum(any(v is variable for v in taken) for taken in takers)
 
+    uncounted = list(dict.fromkeys(normalizations))
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    for (place, _), variable in zip(leaves, jaxpr.invars, strict=False):
+    found: list[set[int]] = [{number} for number in range(len(leaves))]
+    of_input = [None] * (len(jaxpr.invars) - len(leaves))
+    factors: set[int] = set()
+    _trace(jaxpr, [*found, *of_input], factors)
+    for number in sorted(factors):
+        place, leaf = leaves[number]
         path = jax.tree_util.keystr(place, simple=True, separator="/")
-        # What is added leaves the Jacobian as it is.
-        counted = path in kernels or path.split("/")[-1] == "bias"
-        if variable.aval.ndim >= 2 and not counted and num_uses(variable):
+        if path in counted or path.rpartition("/")[0] in normalizations:
+            continue
+        if len(leaf.shape) >= 2:
             raise ValueError(
                 f"parameter {path!r} of {type(module).__name__} has shape "
-                f"{variable.aval.shape} and is used by no layer that can be listed; "
+                f"{leaf.shape} and is used by no layer that can be listed; "
                 f"layers may be {', '.join(known.__name__ for known in KINDS)}."
             )
-    return [
+        uncounted.append(path)
+    listed = [
         # What is computed during the run must not leave it.
         call._replace(kernel=call.kernel(), num_uses=num_uses(variable))
         for call, variable in zip(calls, jaxpr.outvars, strict=False)
     ]
+    return listed, tuple(uncounted)
+
+
+def _trace(
+    jaxpr: Any, given: Sequence[set[int] | None], factors: set[int]
+) -> list[set[int] | None]:
+    """Follows parameters through a program to where they meet the input.
+
+    Args:
+      jaxpr: the program.
+      given: for each argument the numbers of the parameters that it is made of, or None
+        if it depends on the input.
+      factors: gains the numbers of parameters that meet the input in anything but an
+        addition.
+
+    Returns:
+      The same for each result.
+    """
+    known: dict[Any, set[int] | None] = dict(zip(jaxpr.invars, given, strict=True))
+
+    def read(atom: Any) -> set[int] | None:
+        return set() if hasattr(atom, "val") else known.get(atom, set())
+
+    for equation in jaxpr.eqns:
+        parts = [read(atom) for atom in equation.invars]
+        constants = set().union(*(part for part in parts if part is not None))
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        inner = getattr(inner, "jaxpr", inner)
+        name = equation.primitive.name
+        results: list[set[int] | None]
+        if None not in parts:
+            results = [constants] * len(equation.outvars)
+        elif (
+            name not in _LOOPS
+            and len(getattr(inner, "invars", ())) == len(parts)
+            and len(inner.outvars) == len(equation.outvars)
+        ):
+            results = _trace(inner, parts, factors)
+        else:
+            if name not in _ADDITIONS:
+                factors |= constants
+            results = [None] * len(equation.outvars)
+        known.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
 
 
 def _call(

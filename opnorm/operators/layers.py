@@ -1,6 +1,7 @@
 """operators: the linear layers of a Flax network, their norms and singular values."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,10 @@ class Layer:
       strides, padding, kernel_dilation, groups: of a convolution, as
         :func:`opnorm.linalg.convolution_map`.
       batch_norm: name of the BatchNorm whose factors the kernel contains, or None.
+      uncounted: names of what multiplies in the network but is in no kernel: parameters
+        such as gains, and layers that normalise by the example. The same for all layers
+        of a network.
+      ignored: likewise the names of its BatchNorms that were left out.
     """
 
     kernel: jax.Array
@@ -42,6 +47,8 @@ class Layer:
     kernel_dilation: tuple[int, ...] = struct.field(pytree_node=False, default=())
     groups: int = struct.field(pytree_node=False, default=1)
     batch_norm: str | None = struct.field(pytree_node=False, default=None)
+    uncounted: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    ignored: tuple[str, ...] = struct.field(pytree_node=False, default=())
 
     @property
     def options(self) -> dict[str, Any]:
@@ -86,9 +93,12 @@ def layers(
 
     The network runs abstractly: nothing is computed but the folded kernels. A module
     that is called twice is there twice. Every parameter of two or more dimensions that
-    the network uses is a kernel of some layer, unless it is called "bias"; other
-    parameters are **not counted**, such as the scales of LayerNorm and GroupNorm, and
-    neither is what has no parameters: normalisation, pooling, activations, sums.
+    the network does more with than add is a kernel of some layer. Other parameters that
+    multiply are **no layers**, such as gains and the scales of LayerNorm and GroupNorm.
+    Their names are in ``uncounted`` of every layer, and functions of the whole network
+    (:func:`log_lipschitz_bound`, :func:`log_capacity`,
+    :func:`log_spectral_complexity`) refuse them. Pooling, activations and sums are not
+    listed either.
 
     Args:
       module: a Flax linen module (``flax.linen.Module``; nnx is not supported), called
@@ -107,10 +117,10 @@ def layers(
 
     Raises:
       ValueError: for a module that is not Flax linen, an unknown ``batch_norm``, a
-        network without layers, one with a parameter of two or more dimensions that
-        belongs to none of them (nn.ConvTranspose, nn.Embed, a matrix of its own), one
-        whose kernels are computed inside it (nn.SpectralNorm, a subclass of a layer
-        with a ``__call__`` or ``param`` of its own) or whose layers are
+        network without layers, one that multiplies by a parameter of two or more
+        dimensions that belongs to none of them (nn.ConvTranspose, nn.Embed, a matrix of
+        its own), one whose kernels are computed inside it (nn.SpectralNorm, a subclass
+        of a layer with a ``__call__`` or ``param`` of its own) or whose layers are
         called in a transformation (nn.scan, nn.RNN, nn.remat, nn.vmap; our models are
         cloned with ``rematerialize=False``), and for input dilation, reflected padding,
         or a BatchNorm on batch statistics or on another axis than the last.
@@ -125,7 +135,8 @@ def layers(
         )
     found: list[Layer] = []
     outputs: list[Any] = []
-    for call in search(module, variables, x, call_options):
+    calls, uncounted = search(module, variables, x, call_options)
+    for call in calls:
         if call.kind != "batch_norm":
             found.append(_layer(call))
             outputs.append(call.output if call.num_uses == 1 else None)
@@ -146,7 +157,33 @@ def layers(
         raise ValueError(
             f"module is {type(module).__name__}; it must call an nn.Conv or nn.Dense."
         )
-    return tuple(found)
+    norms = [call.name for call in calls if call.kind == "batch_norm"]
+    ignored = tuple(norms) if batch_norm == "ignore" else ()
+    return tuple(
+        dataclasses.replace(layer, uncounted=uncounted, ignored=ignored)
+        for layer in found
+    )
+
+
+def check_counted(layers: Sequence[Layer], *, batch_norm: bool = False) -> None:
+    """Raises ValueError where a network multiplies by more than its layers' kernels.
+
+    Args:
+      layers: of :func:`layers`.
+      batch_norm: whether BatchNorms that were left out are refused, too.
+    """
+    uncounted = {name for layer in layers for name in layer.uncounted}
+    if uncounted:
+        raise ValueError(
+            f"layers are of a network that also multiplies by {sorted(uncounted)}; it "
+            "may have no factors but nn.Conv, nn.Dense and nn.BatchNorm."
+        )
+    ignored = {name for layer in layers for name in layer.ignored}
+    if batch_norm and ignored:
+        raise ValueError(
+            f"layers leave out the BatchNorms {sorted(ignored)}; they must be found "
+            "with batch_norm 'fold' or 'separate'."
+        )
 
 
 def layer_map(layer: Layer) -> linalg.LinearMap:
@@ -267,7 +304,13 @@ def singular_value_std(layers: Sequence[Layer], *, form: str = "operator") -> ja
     Neural Networks", 2020, Figs. 1 and 5.
     """
     values = [layer_singular_values(layer, form=form) for layer in layers]
-    return stack([jnp.std(v) for v in values])
+    return stack([_std(v) for v in values])
+
+
+def _std(values: jax.Array) -> jax.Array:
+    """The population's standard deviation; values of any size, gradient 0 at 0."""
+    away = (values - jnp.mean(values))[None]
+    return linalg.norm(away, 2.0)[0] / math.sqrt(values.size)
 
 
 def log_lipschitz_bound(
@@ -281,10 +324,11 @@ def log_lipschitz_bound(
 
     The sum of the logs of upper bounds of the layers' norms, rounding included. It
     bounds a network that is a chain of these layers with 1-Lipschitz functions between
-    them: ReLU, max- or average-pooling without overlap, flattening. It is **not valid
-    for residual networks** or other branches, for overlapping max-pooling (3x3 windows
-    with stride 2 have constant 2), or for LayerNorm, GroupNorm and attention: what
-    :func:`layers` does not list is not counted.
+    them: ReLU, max- or average-pooling without overlap, flattening. Networks with
+    parameters that multiply elsewhere, or with LayerNorm and its like, are refused. The
+    bound is **not valid for residual networks** or other branches, nor for overlapping
+    max-pooling (3x3 windows with stride 2 have constant 2), and constants that multiply
+    are not seen, but for ``input_scale``.
 
     Args:
       layers: all of the chain, of :func:`layers` with ``batch_norm`` "fold" (tighter)
@@ -298,8 +342,10 @@ def log_lipschitz_bound(
       A scalar.
 
     Raises:
-      ValueError: as :func:`opnorm.linalg.convolution_upper_bound`.
+      ValueError: for a network that multiplies by what is in no kernel, BatchNorms that
+        were left out, and as :func:`opnorm.linalg.convolution_upper_bound`.
     """
+    check_counted(layers, batch_norm=True)
     bounds = stack([_upper_bound(layer, method, num_iterations) for layer in layers])
     largest = jnp.max(jnp.abs(jnp.asarray(input_scale, bounds.dtype)))
     logs = jnp.append(jnp.log(bounds), jnp.log(largest))

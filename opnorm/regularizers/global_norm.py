@@ -91,14 +91,19 @@ def global_spectral_norm(
         constant = lax.stop_gradient(matrix)
         v = _unit(lax.stop_gradient(vectors[path]))
         for _ in range(num_steps):
-            u = _unit(constant @ v)
-            pulled = _unit(constant.T @ u)
+            u = _unit(_product(constant, v))
+            pulled = _unit(_product(constant.T, u))
             # A zero kernel, with which some networks begin, must not end the search.
             v = jnp.where(jnp.any(pulled != 0), pulled, v)
-        norms[path] = u @ (matrix @ v)
+        norms[path] = _product(u, _product(matrix, v))
         refined[path] = v
     penalty = 0.5 * sum((sigma**2 for sigma in norms.values()), jnp.zeros(()))
     return GlobalNorms(penalty, norms, refined)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    # The default of some accelerators rounds float32 factors to 10 bits.
+    return jnp.matmul(a, b, precision="highest")
 
 
 def _unit(vector: jax.Array) -> jax.Array:

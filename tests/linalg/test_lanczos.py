@@ -1,6 +1,7 @@
 """Lanczos eigenpairs and quadrature against dense eigendecompositions and SciPy."""
 
 import functools
+import math
 
 import hypothesis
 import hypothesis.strategies as st
@@ -201,6 +202,35 @@ def test_tolerance_stops_early_with_the_error_it_allows():
         assert again.num_steps == 1
 
 
+def test_repeated_values_are_found_on_a_tolerance():
+    rest = np.linspace(0, 0.1, SIZE - 4)
+    tops = [[10, 10, 5, 1], [10, 10, 10, 10], [4, 3, 2, 1], [3, 2, 2, 2], [7, 6, 0, 0]]
+    a = np.concatenate([with_spectrum([*top, *rest], batch=1) for top in tops])
+    run = compiled(3, which="largest", num_steps=4 * SIZE, tolerance=1e-3)
+    with pytest.raises(ValueError, match="num_steps is 96"):
+        run(a, jax.random.key(0))
+    run = compiled(3, which="largest", num_steps=SIZE, tolerance=1e-3)
+    found = run(a.astype(np.float32), jax.random.key(0))
+    expected = [[10, 10, 5], [10, 10, 10], [4, 3, 2], [3, 2, 2], [7, 6, 0.1]]
+    np.testing.assert_allclose(found.values, expected, rtol=1e-3)
+    gram = np.einsum("bkn,bln->bkl", found.vectors, found.vectors)
+    np.testing.assert_allclose(gram, [np.eye(3)] * 5, atol=1e-5)
+    images = np.einsum("bmn,bkn->bkm", a, found.vectors)
+    error = images - np.asarray(found.values)[..., None] * found.vectors
+    assert np.all(np.linalg.norm(error, axis=-1) <= found.residual)
+
+
+def test_no_random_vector_is_drawn_without_a_breakdown():
+    def run(a, key):
+        return linalg.lanczos(linalg.from_matrix(a), 3, init=jnp.ones((1, 4))).diagonal
+
+    jaxpr = jax.make_jaxpr(run)(jnp.eye(4), jax.random.key(0))
+    (loop,) = (e for e in jaxpr.eqns if e.primitive.name in ("scan", "while"))
+    body = loop.params.get("jaxpr", loop.params.get("body_jaxpr"))
+    names = [equation.primitive.name for equation in body.jaxpr.eqns]
+    assert "cond" in names and "random_bits" not in names
+
+
 def test_a_map_of_nan_spoils_no_other():
     a = with_spectrum(np.arange(SIZE) * 1.0, batch=3).astype(np.float32)
     spoilt = a.copy()
@@ -274,6 +304,10 @@ def test_quadrature_gives_the_moments_and_the_density(reorthogonalize):
             exact = np.mean(values**power)
             assert np.all(np.abs(mean - exact) < 4 * error), power
             assert np.all(error < 0.1 * np.mean(np.abs(values) ** power))
+        with pytest.raises(ValueError, match="power is -1; it must be an int of 0"):
+            density.moment(-1)
+        with pytest.raises(ValueError, match="power is 0.5"):
+            density.moment(0.5)
         grid = jnp.linspace(-4, 7, 400)
         found = density.at(grid, 0.3)
         bells = np.exp(-0.5 * ((grid[:, None] - values) / 0.3) ** 2)
@@ -281,6 +315,31 @@ def test_quadrature_gives_the_moments_and_the_density(reorthogonalize):
         assert np.abs(found.mean - exact).max() < 0.05 * exact.max()
         area = np.sum(found.mean, axis=1) * (grid[1] - grid[0])
         np.testing.assert_allclose(area, 1, atol=1e-3)
+
+
+def test_error_bars_of_a_density_contain_the_error_of_the_quadrature():
+    values = np.stack([np.linspace(0, 1, SIZE), np.r_[[5.0] * 4, np.zeros(SIZE - 4)]])
+
+    @jax.jit
+    def run(values, widths, grid):
+        maps = linalg.from_matrix(jax.vmap(jnp.diag)(values))
+        key = jax.random.key(0)
+        density = linalg.spectral_density(maps, num_steps=5, num_probes=3, key=key)
+        return [density.at(grid, width) for width in widths]
+
+    grid, widths = np.linspace(-1, 6, 57), np.array([0.01, 0.1, 0.5])
+    found = run(values, widths, grid)
+    for width, (mean, error) in zip(widths, found, strict=True):
+        away = (grid[:, None] - values[:, None]) / width
+        exact = np.exp(-0.5 * away**2).mean(-1) / (width * math.sqrt(2 * math.pi))
+        # The probes see a diagonal map exactly, so the bound alone must hold.
+        assert np.all(np.abs(mean - exact) <= np.asarray(error) + 1e-4 * exact.max())
+        assert np.any(np.abs(mean[0] - exact[0]) > 0.3 * exact[0].max()) == (
+            width == 0.01
+        )
+    # The more steps in a width, the smaller the bound; it is no more than all of it.
+    relative = [np.max(error[0]) / np.max(mean[0]) for mean, error in found]
+    assert relative[2] < relative[1] < relative[0] < 3
 
 
 def test_trace_and_frobenius_norm_are_unbiased_with_their_errors():

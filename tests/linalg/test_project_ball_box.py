@@ -147,6 +147,20 @@ def test_a_box_larger_than_the_ball_changes_nothing(p) -> None:
     np.testing.assert_allclose(found, ball, atol=1e-13)
 
 
+@pytest.mark.parametrize("p", (1.0, 2.0))
+@pytest.mark.parametrize("scale", (1e-25, 1.0, 1e25))
+def test_a_small_radius_is_not_lost_in_large_entries(p, scale) -> None:
+    x = np.array([[1, 0.5, -1, 0.25, 1]] * 3)
+    # Some of the largest entries have less room than their part of the radius.
+    high = np.array([[1, 1, 1, 1, 1], [1e-9, 1, 1, 1, 1e-8], [1e-9, 1, 1, 1, 1e-9]])
+    low = -np.array([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 2e-9, 1, 1]])
+    for radius in (1e-4, 1e-6, 3e-8):
+        given = (scale * x, p, np.full(3, scale * radius), scale * low, scale * high)
+        found = project(*given, np.float32) / scale
+        expected = [nearest(x[i], p, radius, low[i], high[i]) for i in range(len(x))]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * radius)
+
+
 @pytest.mark.parametrize("p", P)
 def test_without_radius_or_room_nothing_moves(p) -> None:
     x = np.random.default_rng(3).uniform(-9, 9, SHAPE)

@@ -120,6 +120,22 @@ def test_huge_and_tiny_points(p, size):
     )
 
 
+def test_a_small_l1_radius_is_not_lost_in_large_entries():
+    # Equal entries share the radius, however small it is; a near one takes its part.
+    x = np.float32([[1e20, 3e19, 1], [-1e20, 1e20, 0], [1, 1 - 2**-20, 0], [1, 0, 0]])
+    radius = np.float32([1e-20, 1e-30, 3e-6, 3e-8])
+    near = (3e-6 - 2**-20) / 2
+    expected = [
+        [1e-20, 0, 0],
+        [-5e-31, 5e-31, 0],
+        [near + 2**-20, near, 0],
+        [3e-8, 0, 0],
+    ]
+    for project in (linalg.project_ball, linalg.project_sphere):
+        found = project(jnp.asarray(x), 1.0, jnp.asarray(radius))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("p", EXPONENTS)
 def test_a_far_point_projects_to_the_steepest_vertex_direction(p):
     # Lemma 2: far out along z the projection of z is T_{p*}(z).

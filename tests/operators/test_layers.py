@@ -430,6 +430,68 @@ def test_matrices_that_are_added_or_not_used_are_no_layers():
     assert layer.name == "Matrices_0/dense"
 
 
+class Factor(nn.Module):
+    """A chain with something that is no layer behind it."""
+
+    then: Any
+
+    @nn.compact
+    def __call__(self, x):
+        return self.then(self, nn.Dense(3)(x))
+
+
+def parameter(module, *shape):
+    return module.param("gain", nn.initializers.constant(5.0), shape)
+
+
+@pytest.mark.parametrize(
+    ("then", "named"),
+    [
+        (lambda m, x: x * parameter(m), "'gain'"),
+        (lambda m, x: x * parameter(m, 3), "'gain'"),
+        (lambda m, x: x / parameter(m, 3), "'gain'"),
+        (lambda m, x: x * jnp.exp(1 + parameter(m)), "'gain'"),
+        (lambda m, x: jnp.where(x > 0, x, parameter(m) * x), "'gain'"),
+        (lambda m, x: jax.jit(jnp.multiply)(x, parameter(m)), "'gain'"),
+        (lambda m, x: nn.LayerNorm()(x), "'LayerNorm_0'"),
+        (lambda m, x: nn.RMSNorm(use_scale=False)(x), "'RMSNorm_0'"),
+        (lambda m, x: nn.GroupNorm(3)(x), "'GroupNorm_0'"),
+    ],
+)
+def test_bounds_refuse_networks_that_multiply_elsewhere(then, named):
+    module, x = Factor(then), jnp.ones((1, 4))
+    variables = random_variables(module, x.shape)
+    layers = operators.layers(module, variables, x)
+    assert [layer.kind for layer in layers] == ["dense"]
+    for bound in (
+        operators.log_lipschitz_bound,
+        operators.log_spectral_complexity,
+        functools.partial(operators.log_capacity, scheme="erm"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            bound(layers)
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda m, x: x + parameter(m),
+        lambda m, x: nn.relu(x - jnp.exp(parameter(m, 3))),
+        lambda m, x: jnp.maximum(x, parameter(m, 1, 3)),
+        lambda m, x: x,
+    ],
+)
+def test_parameters_that_are_added_are_no_factors(then):
+    module, x = Factor(then), jnp.ones((1, 4))
+    layers = operators.layers(module, random_variables(module, x.shape), x)
+    assert [layer.uncounted for layer in layers] == [()]
+
+
+def test_a_bound_refuses_layers_without_their_batch_norm():
+    with pytest.raises(ValueError, match="after.*norm.*'fold' or 'separate'"):
+        operators.log_lipschitz_bound(found(batch_norm="ignore"))
+
+
 class Standardised(nn.Dense):
     """Weight standardisation: the kernel that multiplies is not the parameter."""
 
