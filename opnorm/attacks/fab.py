@@ -75,7 +75,7 @@ def fab(
         others = jnp.where(hit | jnp.isnan(logits), -jnp.inf, logits)
         count = max(1, min(num_targets, classes - 1))
         wrong = attack_lib.decided(logits, labels, False)
-        state = {
+        state: dict[str, Any] = {
             "x": x,
             "best": x,
             "distance": jnp.where(wrong, 0.0, jnp.inf).astype(wide),
