@@ -110,10 +110,12 @@ def attack_examples(
     if images.dtype != np.uint8:
         for stage in pattern.stages:
             checks.check_inside(images, stage.bounds)
-    rows = attack_lib.Problem(images[:1], labels[:1], key, None)
+    example = attack_lib.Problem(
+        jnp.asarray(images[:1]), jnp.asarray(labels[:1]), key, None
+    )
     for stage in pattern.stages:
         if stage.check is not None:
-            stage.check(rows)
+            stage.check(example)
     sizes = batch_sizes(batch_size)
     check_labels(apply, variables, images, labels, sizes[0])
     pool = _Pool(

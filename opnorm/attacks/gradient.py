@@ -80,7 +80,8 @@ def pga(
     Gradient entries that point out of the box at a face are left out before the dual
     map: with them a step spends its length where clipping takes it away, and for p = 1
     stands still once the steepest entry has reached its bound. That departs from the
-    source, which ``skip_blocked=False`` follows; for p = inf both take the same steps.
+    source, which ``skip_blocked=False`` follows; for p = inf without momentum both take
+    the same steps up to rounding.
     For p other than 1, 2 and inf the dual map is not the gradient of what the
     projection preserves, and small steps stop short of the maximum even of a linear
     loss; ``step_size=inf`` reaches it.

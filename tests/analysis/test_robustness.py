@@ -122,7 +122,7 @@ def test_what_is_wrong_by_less_than_the_confidence_is_attacked() -> None:
     assert np.all(lead[rows[:4]] < 0.3) and np.all(lead[rows[4:]] > 0.3)
     assert found.success.all()
     np.testing.assert_array_equal(found.distance[0] > 0, np.arange(8) < 4)
-    reached = np.asarray(network(W, found.x_adv[0]))
+    reached = np.array(network(W, found.x_adv[0]))
     own = reached[np.arange(8), second[rows]]
     reached[np.arange(8), second[rows]] = -np.inf
     assert np.all(reached.max(axis=1) - own >= 0.3 - 1e-6)

@@ -122,3 +122,15 @@ def _nothing(*_, epsilons, **__):
 def test_squares_that_gain_on_gradients_are_a_warning() -> None:
     assert analysis.square_check(0.5, 0.499).passed
     assert not analysis.square_check(0.5, 0.45).passed
+
+
+def test_images_with_channels_elsewhere_are_refused_before_anything_is_run():
+    def never(_, x):
+        raise AssertionError("the network was evaluated")
+
+    images, labels = np.zeros((4, 3, 8, 8), np.float32), np.zeros(4, np.int32)
+    options = {"p": 2.0, "epsilon": 0.1, "key": jax.random.key(0)}
+    with pytest.raises(ValueError, match="axis 1 with 3 entries .*channels='first'"):
+        analysis.sanity_checks(never, None, images, labels, **options)
+    with pytest.raises(AssertionError, match="evaluated"):
+        analysis.sanity_checks(never, None, images, labels, channels="first", **options)

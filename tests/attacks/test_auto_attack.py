@@ -290,7 +290,7 @@ def test_first_squares_cover_the_fraction(shape, channels, size, fraction) -> No
         assert abs(covered - fraction) <= slack or side == (3 if p == 2 else 1)
 
 
-@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize("p", [2.0, math.inf])
 def test_where_channels_are_makes_no_difference(p) -> None:
     weight = np.random.default_rng(2).normal(size=(6, 5, 3)).astype(np.float32)
     x = np.random.default_rng(3).uniform(size=(2, 6, 5, 3)).astype(np.float32)

@@ -170,7 +170,7 @@ def test_the_published_l1_attack_stops_at_the_edge_of_the_steepest_pixel() -> No
         np.testing.assert_allclose(found, x, atol=1e-14)
 
 
-@pytest.mark.parametrize(("p", "momentum"), [(1.0, 0.0), (2.0, 0.0), (2.0, 0.9)])
+@pytest.mark.parametrize(("p", "momentum"), [(1.0, 0.0), (2.0, 0.9)])
 def test_a_step_takes_its_length_from_entries_that_the_box_leaves_free(
     p, momentum
 ) -> None:

@@ -135,20 +135,8 @@ def test_carlini_wagner_raises_the_constant_until_it_suffices() -> None:
         np.testing.assert_array_equal(succeeded[clear], enough[clear], str(searches))
 
 
-def test_carlini_wagner_keeps_its_confidence() -> None:
-    attack = attacks.carlini_wagner(num_steps=300, num_searches=7, confidence=0.5)
-    x = pictures()
-    f = functools.partial(affine, offsets(x, MARGINS))
-    found = jax.jit(lambda x: attack.run(f, x, jnp.zeros(4, int)))(x)
-    logits = f(found.x_adv)
-    assert np.all(logits[:, 1] - logits[:, 0] >= 0.5)
-    exact = (MARGINS + 0.5) / np.linalg.norm(W)
-    ratio = np.asarray(found.distance) / exact
-    assert np.all((ratio >= 1 - 1e-5) & (ratio <= 1.02)), ratio
-
-
 @pytest.mark.parametrize("targeted", [False, True])
-def test_carlini_wagner_raises_the_margin_of_what_is_wrong_already(targeted) -> None:
+def test_carlini_wagner_reaches_its_confidence_wherever_it_begins(targeted) -> None:
     options = {"num_steps": 300, "num_searches": 6, "initial_constant": 0.01}
     attack = attacks.carlini_wagner(confidence=0.5, targeted=targeted, **options)
     x = pictures()
