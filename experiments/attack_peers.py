@@ -121,7 +121,8 @@ def _pgd(p: float, steps: int) -> Row:
         _foolbox(name, options),
         _foolbox_jax(name, options),
     )
-    return Row(f"pga num_steps={steps} keep=last", p, peers)
+    # The other libraries follow the whole gradient at a face of the box.
+    return Row(f"pga num_steps={steps} keep=last skip_blocked=false", p, peers)
 
 
 def _given(epsilon: float) -> float:

@@ -77,7 +77,11 @@ def test_pga_visits_the_points_of_foolbox(p, f, torch, network, pictures):
     foolbox = pytest.importorskip("foolbox")
     x, labels = data.to_float(jnp.asarray(pictures.images)), decisions(f, pictures)
     ours = attacks.pga(
-        p=p, epsilon=EPSILONS[p], num_steps=3, random_start=False, keep="last"
+        p=p,
+        epsilon=EPSILONS[p],
+        num_steps=3,
+        random_start=False,
+        skip_blocked=False,
     )(f, x, labels)
     kind = {2.0: "L2", math.inf: "Linf"}[p] + "ProjectedGradientDescentAttack"
     attack = getattr(foolbox.attacks, kind)(
@@ -107,7 +111,7 @@ def test_pgd_of_every_library_leaves_the_same_accuracy(
     found = []
     for scale in (0.03, 0.1, 0.3, 1.0):
         epsilon = scale * EPSILONS[row.p]
-        attack = attacks.pga(p=row.p, epsilon=epsilon, num_steps=10)
+        attack = attacks.pga(p=row.p, epsilon=epsilon, num_steps=10, skip_blocked=False)
         points = {"opnorm": attack(f, x, labels, jax.random.key(0))}
         for peer in row.peers:
             if peer.library != "foolbox-jax":
