@@ -11,7 +11,15 @@ from jax.sharding import Mesh
 
 from opnorm import data
 from opnorm.data.dataset import check_units
-from opnorm.training import build, feed, hosts, preemption, progress, validation
+from opnorm.training import (
+    build,
+    checkpoints,
+    feed,
+    hosts,
+    preemption,
+    progress,
+    validation,
+)
 from opnorm.training import plan as plans
 from opnorm.training.config import Config
 from opnorm.training.shared_run import SharedRun
@@ -66,8 +74,9 @@ def train(
       directory: run directory for flags, metrics (JSON lines) and checkpoints; a run
         that is there already is resumed, or returned at once if it is complete. It may
         be given more epochs where its schedule gives the steps planned before the same
-        learning rates, and the path of a folder of images may change while the images
-        do not. None keeps nothing. Several processes need it in the first one only.
+        learning rates, and the paths of images and of init_from may change while what
+        lies there does not. None keeps nothing. Several processes need it in the first
+        one only.
       train_set: the training set as :func:`load_train_set` returns it, if it is loaded
         already; None loads it.
       download: whether the data set may be downloaded.
@@ -127,7 +136,7 @@ def train(
                 plan,
                 max(shapes),
                 train_set.num_classes,
-                data.fingerprint(train_set),
+                _inputs(config, train_set),
             )
             stack.callback(run.close)
         state = place(state if run is None else run.restore(state), shardings)
@@ -190,6 +199,17 @@ def train(
         config, train_set.num_classes, max(shapes), params, state.method_state
     )
     return TrainResult(params, state.batch_stats, int(state.step), logged)
+
+
+def _inputs(config: Config, train_set: data.Dataset | data.Stream) -> dict[str, Any]:
+    """What the run reads and its flags only name: data, and a network to start from."""
+    found = data.fingerprint(train_set)
+    if config.init_from is not None:
+        # As it is stored: what is computed from it may differ between devices.
+        names = ("params", "batch_stats")
+        stored, _ = checkpoints.restore_parts(config.init_from, names)
+        found["start"] = checkpoints.digest(stored)
+    return found
 
 
 def _on_signals() -> contextlib.AbstractContextManager[preemption.Request]:

@@ -139,7 +139,8 @@ class RunDirectory:
             data are; the directory keeps those it was made with.
           defaults: what a flag was that did not exist yet when the directory was made.
           data: what :func:`opnorm.data.fingerprint` says of the data that the flags
-            name, or None. Runs of earlier versions hold none, and are opened.
+            name, and as "start" a digest of a network that they start from; or None.
+            Runs of earlier versions hold none, and are opened.
 
         Raises:
           ValueError: if the directory belongs to a run with other flags or data, its
@@ -427,12 +428,12 @@ def _is_result(file: Path) -> bool:
 def _remove_orphans(path: Path) -> None:
     """Removes what processes that are gone left half-written, one folder deep."""
     with os.scandir(path) as entries:
-        folders = [e.path for e in entries if e.is_dir(follow_symlinks=False)]
+        folders = [Path(e) for e in entries if e.is_dir(follow_symlinks=False)]
     for folder in (path, *folders):
         for name in os.listdir(folder):
             found = _TEMPORARY.fullmatch(name)
             if found and not _is_alive(int(found[1])):
-                _remove_old(Path(folder, name))
+                _remove_old(folder / name)
 
 
 def _remove_old(file: Path) -> None:
@@ -460,6 +461,11 @@ def _check_data(run: RunDirectory, given: Mapping[str, Any] | None) -> None:
     change = f"{_short(there)} examples there and {here} here"
     if there == here:
         change = f"{here} examples, but other images or labels"
+    if stored.get("digest") == given.get("digest"):
+        raise ValueError(
+            f"{run.path} was started from another network than init_from names now; "
+            "give the path of that one, or another directory."
+        )
     raise ValueError(
         f"{run.path} was made with other data than are there now: {change}; bring the "
         "data back, or give another directory."

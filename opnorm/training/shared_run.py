@@ -19,8 +19,9 @@ from opnorm.training.step import TrainState
 _COUNTERS = ("skipped_updates", "skipped_in_a_row")
 # Says that there is a checkpoint, so that its loss is noticed.
 _SAVED = "checkpoints.json"
-# Flags that say where data lie; the data's fingerprint says whether they are the same.
+# Flags that say where data lie, or the network to start from, which may have moved.
 _PLACES = ("dataset", "data_dir")
+_START = "init_from"
 # Flags that may change when epochs are added.
 _LENGTHS = ("epochs", "milestones", "learning_rates")
 
@@ -37,11 +38,12 @@ class SharedRun:
       plan: of the run.
       image_shape: ``(H, W, C)`` of the largest images that the network sees.
       num_classes: of the data set.
-      fingerprint: of :func:`opnorm.data.fingerprint` of the training set.
+      inputs: what :func:`opnorm.data.fingerprint` says of the training set, and as
+        "start", with init_from, the digest of the variables there.
 
     Raises:
-      ValueError: if the directory holds another run or other data, or is not that of a
-        run, or if this process has other data than the first one.
+      ValueError: if the directory holds another run or other inputs, or is not that of
+        a run, or if this process has other inputs than the first one.
       RunInUse: an OSError, if another process writes into the directory.
     """
 
@@ -52,7 +54,7 @@ class SharedRun:
         plan: Plan,
         image_shape: tuple[int, ...],
         num_classes: int,
-        fingerprint: Mapping[str, Any],
+        inputs: Mapping[str, Any],
     ) -> None:
         self._metadata = {
             "config": dataclasses.asdict(config),
@@ -66,16 +68,16 @@ class SharedRun:
         def open_directory() -> dict[str, Any]:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(self._directory.locked())
-                _create(self._directory, config, plan, fingerprint)
+                _create(self._directory, config, plan, inputs)
                 self._held = stack.pop_all()
-            return dict(fingerprint)
+            return dict(inputs)
 
         theirs = hosts.from_writer(open_directory)
-        if theirs != fingerprint:
+        if theirs != inputs:
             raise ValueError(
-                f"this process has {fingerprint['examples']} training examples, the "
-                f"first one {theirs['examples']}, and they are not the same; give all "
-                "processes the same data."
+                f"this process has {inputs['examples']} training examples, the first "
+                f"one {theirs['examples']}, and they, or the networks to start from, "
+                "are not the same; give all processes the same."
             )
 
     def restore(self, state: TrainState) -> TrainState:
@@ -144,7 +146,7 @@ class SharedRun:
 
 
 def _create(
-    run: RunDirectory, config: Config, plan: Plan, fingerprint: Mapping[str, Any]
+    run: RunDirectory, config: Config, plan: Plan, inputs: Mapping[str, Any]
 ) -> None:
     """Makes the directory, or checks that it is the same run's, and adds epochs."""
     flags, default = dataclasses.asdict(config), dataclasses.asdict(Config())
@@ -154,11 +156,13 @@ def _create(
     may_differ: tuple[str, ...] = ()
     if known is not None and _kind(stored["dataset"]) == _kind(config.dataset):
         may_differ += _PLACES
+    if known is not None and "start" in known and "start" in inputs:
+        may_differ += (_START,)
     longer = _is_number(stored["epochs"]) and config.epochs > stored["epochs"]
     if longer:
         may_differ += _LENGTHS
     RunDirectory.create(
-        run.path, flags, may_differ=may_differ, defaults=default, data=fingerprint
+        run.path, flags, may_differ=may_differ, defaults=default, data=inputs
     )
     if longer:
         lengths = {name: stored[name] for name in _LENGTHS}

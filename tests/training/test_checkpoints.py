@@ -61,6 +61,14 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["2", "3"]
 
 
+def test_a_digest_is_that_of_names_and_content():
+    first, again, other = state(1), state(1), state(2)
+    assert checkpoints.digest(first) == checkpoints.digest(again)
+    same_names = (other.params, {"kernel": np.zeros(2)}, {"kernel": np.zeros((2, 1))})
+    digests = {checkpoints.digest(each) for each in (first.params, *same_names)}
+    assert len(digests) == 4
+
+
 def test_nothing_saved_is_nothing_restored(tmp_path):
     assert checkpoints.CheckpointStore(tmp_path / "none").restore(state(0)) is None
     with pytest.raises(FileNotFoundError, match="no checkpoint"):

@@ -45,6 +45,17 @@ def test_other_data_are_refused(tmp_path, fingerprint, message):
             begin(tmp_path, fingerprint=fingerprint, dataset=dataset)
 
 
+def test_another_network_to_start_from_is_refused_wherever_it_lies(tmp_path):
+    begun = {"init_from": "runs/a", "fingerprint": DATA | {"start": "s"}}
+    begin(tmp_path, **begun)
+    begin(tmp_path, **begun | {"init_from": "moved/a"})
+    for path in ("runs/a", "moved/a"):
+        with pytest.raises(ValueError, match="another network than init_from names"):
+            begin(tmp_path, init_from=path, fingerprint=DATA | {"start": "t"})
+    with pytest.raises(ValueError, match="init_from is runs/a there and None here"):
+        begin(tmp_path)
+
+
 def test_a_run_without_the_record_opens_with_its_own_flags(tmp_path):
     begin(tmp_path)
     stored = card(tmp_path)

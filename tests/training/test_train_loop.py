@@ -156,13 +156,20 @@ def test_a_directory_of_another_run_is_refused(finished, train_set):
         )
 
 
-def test_a_run_can_start_from_another_runs_parameters(finished, train_set):
+def test_a_run_can_start_from_another_runs_parameters(finished, train_set, tmp_path):
     directory, first = finished
     later = dataclasses.replace(TINY, init_from=str(directory))
     begun = build.initial_state(later, train_set, training.make_plan(later, 48))
     assert_identical(begun.params, first.params)
     # Had it not started there, it would have ended there.
-    second = training.train(later, train_set=train_set, show_progress=False)
+    run = tmp_path / "later"
+    second = training.train(
+        later, directory=run, train_set=train_set, show_progress=False
+    )
+    stored = json.loads((run / "flags.json").read_text())["data"]
+    variables = {"params": first.params, "batch_stats": first.batch_stats}
+    expected = checkpoints.digest(variables)
+    assert stored == data.fingerprint(train_set) | {"start": expected}
     for a, b in zip(leaves(first.params), leaves(second.params), strict=True):
         assert not np.array_equal(a, b)
     wider = dataclasses.replace(later, width=9)
