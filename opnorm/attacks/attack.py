@@ -269,14 +269,22 @@ class Attack:
                 checks.check_per_example("epsilon", stage.epsilon, len(x))
             if stage.check is not None:
                 stage.check(problem)
-        frozen = linalg.detach(f, problem.x)
         if self.needs_classes:
-            checks.check_labels(labels, len(x), jax.eval_shape(frozen, problem.x))
-        search = functools.partial(self._search, judge, inside)
-        # One program where it is called eagerly, not hundreds of one operation.
-        return jax.jit(functools.partial(_without_explicit_axes, search, frozen))(
-            problem
-        )
+            checks.check_labels(labels, len(x), _apply.eval_shape(f, problem.x))
+        return self._program(f, problem, judge=judge, inside=inside)
+
+    @functools.cached_property
+    def _program(self) -> Any:
+        """The search as a compiled program, which is released with the attack."""
+
+        def search(
+            f: BatchFunction, problem: Problem, *, judge: bool, inside: bool
+        ) -> AttackResult:
+            detached = linalg.detach(f, problem.x)
+            run = functools.partial(self._search, judge, inside)
+            return _without_explicit_axes(run, detached, problem)
+
+        return linalg.network_program(search)
 
     def _search(
         self, judge: bool, inside: bool, f: BatchFunction, problem: Problem
@@ -322,6 +330,11 @@ class Attack:
             )
             best = chosen._replace(steps=found.steps)
         return jax.tree.map(lax.stop_gradient, best)
+
+
+@linalg.network_program
+def _apply(f: BatchFunction, x: jax.Array) -> jax.Array:
+    return f(x)
 
 
 def make_problem(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import lax
 
 Network = Callable[..., Any]
 
@@ -79,7 +80,7 @@ def place_network(f: Network, put: Callable[[Any], Any]) -> Network:
     return f if parts is None else parts.structure.join(put(parts.arrays))
 
 
-def network_program(fun: Callable[..., Any]) -> Callable[..., Any]:
+def network_program(fun: Callable[..., Any]) -> Any:
     """Compiles ``fun(f, *arrays, **options)`` for a network f; a decorator.
 
     The compiled program is kept where f is a callable pytree: for all networks of the
@@ -91,7 +92,9 @@ def network_program(fun: Callable[..., Any]) -> Callable[..., Any]:
       fun: a pure function. Its options must be hashable, and are compared with ``==``.
 
     Returns:
-      A function of the same arguments; options are given by keyword.
+      A function of the same arguments; options are given by keyword. Its ``eval_shape``
+      takes the same arguments and returns the shapes of the result: nothing is
+      compiled, and nothing is traced again where the program would not be.
     """
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -103,16 +106,26 @@ def network_program(fun: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         return fun(structure.join(arrays), *args, **dict(options))
 
-    @functools.wraps(fun)
-    def call(f: Network, *args: Any, **options: Any) -> Any:
+    def chosen(f: Network, args: Any, options: dict[str, Any]) -> Any:
+        """A compiled function, and the arguments that come before ``args``."""
         ordered = tuple(sorted(options.items()))
         if isinstance(f, Prepared):
-            return f.program(fun, ordered)(*args)
+            return f.program(fun, ordered), ()
         parts = _split(f)
         if parts is None or _is_traced((parts.arrays, args)):
-            return _fresh(fun, f, options)(*args)
-        return shared(parts.structure, ordered, parts.arrays, *args)
+            return _fresh(fun, f, options), ()
+        return shared, (parts.structure, ordered, parts.arrays)
 
+    @functools.wraps(fun)
+    def call(f: Network, *args: Any, **options: Any) -> Any:
+        compiled, first = chosen(f, args, options)
+        return compiled(*first, *args)
+
+    def eval_shape(f: Network, *args: Any, **options: Any) -> Any:
+        compiled, first = chosen(f, args, options)
+        return compiled.eval_shape(*first, *args)
+
+    call.eval_shape = eval_shape  # type: ignore[attr-defined]
     return call
 
 
@@ -173,4 +186,10 @@ def _fresh(
 
 
 def _is_traced(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    """Whether a program around this one is being traced.
+
+    An option may hold a traced array where no argument is one, such as the epsilon of
+    an attack; then every operation is traced.
+    """
+    leaves = (*jax.tree.leaves(tree), lax.full((), 0))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)

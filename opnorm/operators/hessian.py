@@ -102,9 +102,7 @@ def cross_entropy_hessian(f: BatchFunction, x: jax.Array) -> linalg.Eigenpairs:
     :func:`input_hessian_map` for its Hessian and :func:`cross_entropy_gauss_newton` for
     the part above alone.
 
-    Every call outside ``jit`` compiles anew, since what ``f`` closes over may have
-    changed: for repeated use wrap the call in ``jax.jit``, with the network's variables
-    among the arguments.
+    Calls outside ``jit`` compile as those of :func:`opnorm.operators.jacobian_norm`.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` of logits, with independent rows,
@@ -123,15 +121,9 @@ def cross_entropy_hessian(f: BatchFunction, x: jax.Array) -> linalg.Eigenpairs:
     Source: Schraudolph 2002 for the factors.
     """
     d = jacobian.check(f, x)
-
-    def decompose(x: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
-        fixed = linalg.detach(f, x)
-        return *_gauss_newton_pairs(fixed, x), is_curved(fixed, x, key=key)
-
     # The key is an argument, so that XLA does not compute with its numbers while it
     # compiles.
-    found = jax.jit(decompose)(lax.stop_gradient(x), jax.random.key(0))
-    values, vectors, curved = lax.stop_gradient(found)
+    values, vectors, curved = _pairs_and_curved(f, x, jax.random.key(0))
     if not isinstance(curved, jax.core.Tracer) and curved.any():
         raise ValueError(
             f"f is not piecewise linear at {int(curved.sum())} of the {len(x)} "
@@ -150,7 +142,7 @@ def cross_entropy_gauss_newton(f: BatchFunction, x: jax.Array) -> linalg.Eigenpa
     matrix of each example. For a piecewise linear network it is the Hessian, see
     :func:`cross_entropy_hessian`; for others it may be far from it.
 
-    Every call outside ``jit`` compiles anew, as that of :func:`cross_entropy_hessian`.
+    Calls outside ``jit`` compile as those of :func:`opnorm.operators.jacobian_norm`.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` of logits, with independent rows.
@@ -165,12 +157,24 @@ def cross_entropy_gauss_newton(f: BatchFunction, x: jax.Array) -> linalg.Eigenpa
     Source: Schraudolph 2002.
     """
     d = jacobian.check(f, x)
-
-    def decompose(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _gauss_newton_pairs(linalg.detach(f, x), x)
-
-    values, vectors = lax.stop_gradient(jax.jit(decompose)(lax.stop_gradient(x)))
+    values, vectors = _pairs(f, x)
     return _with_residuals(values, vectors, d)
+
+
+@linalg.network_program
+def _pairs(f: BatchFunction, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x = lax.stop_gradient(x)
+    return lax.stop_gradient(_gauss_newton_pairs(linalg.detach(f, x), x))
+
+
+@linalg.network_program
+def _pairs_and_curved(
+    f: BatchFunction, x: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x = lax.stop_gradient(x)
+    fixed = linalg.detach(f, x)
+    values, vectors = lax.stop_gradient(_gauss_newton_pairs(fixed, x))
+    return values, vectors, is_curved(fixed, x, key=key)
 
 
 def _gauss_newton_pairs(f: BatchFunction, x: jax.Array) -> tuple[jax.Array, jax.Array]:

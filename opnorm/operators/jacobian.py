@@ -76,9 +76,8 @@ def dense_jacobian(
     It takes d transposed passes, or n forward ones if n < d. The passes run one after
     another, so the working memory is that of one pass beside the result.
 
-    Every call outside ``jit`` compiles anew, since what ``f`` closes over may have
-    changed: for repeated use wrap the call in ``jax.jit``, with the network's variables
-    among the arguments.
+    Where f is a callable pytree, such as :func:`opnorm.models.network` returns, it is
+    compiled once for all such networks. A plain function is compiled in each call.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` with independent rows.
@@ -100,8 +99,13 @@ def dense_jacobian(
             f"{(x.shape[0], d, *x.shape[1:])} has {needed} bytes; "
             "dense_jacobian_chunks computes it piece by piece."
         )
-    matrix = jax.jit(lambda x: materialize(jacobian_map(f, x)))(x)
+    matrix = _dense(f, x)
     return matrix.reshape(x.shape[0], d, *x.shape[1:])
+
+
+@linalg.network_program
+def _dense(f: BatchFunction, x: jax.Array) -> jax.Array:
+    return materialize(jacobian_map(f, x))
 
 
 def dense_jacobian_chunks(
@@ -128,14 +132,14 @@ def dense_jacobian_chunks(
             f"max_bytes is {max_bytes}; the Jacobian of one example has {one} bytes."
         )
     size = min(len(x), max_bytes // one)
-    compute = jax.jit(lambda chunk: dense_jacobian(f, chunk, max_bytes=max_bytes))
+    prepared = linalg.prepare_network(f)
 
     def pieces() -> Iterator[tuple[slice, np.ndarray]]:
         for start in range(0, len(x), size):
             stop = min(start + size, len(x))
             # The last piece is filled up with its own examples, to keep its shape.
             rows = np.minimum(np.arange(start, start + size), len(x) - 1)
-            found = compute(x[rows])
+            found = dense_jacobian(prepared, x[rows], max_bytes=max_bytes)
             yield slice(start, stop), np.asarray(found)[: stop - start]
 
     return pieces()
@@ -163,8 +167,7 @@ def materialize(linear_map: linalg.LinearMap) -> jax.Array:
 def check(f: BatchFunction, x: jax.Array) -> int:
     """Returns d, or raises ValueError if f and x break the contract."""
     check_input(x)
-    # A function of our own, as in linalg.detach: f may close over another network now.
-    out = jax.eval_shape(lambda x: f(x), x)
+    out = _apply.eval_shape(f, x)
     if (
         len(getattr(out, "shape", ())) != 2
         or out.shape[0] != x.shape[0]
@@ -176,6 +179,11 @@ def check(f: BatchFunction, x: jax.Array) -> int:
             f"({x.shape[0]}, d), d at least 1."
         )
     return out.shape[1]
+
+
+@linalg.network_program
+def _apply(f: BatchFunction, x: jax.Array) -> jax.Array:
+    return f(x)
 
 
 def check_input(x: jax.Array) -> None:

@@ -54,11 +54,11 @@ def jacobian_norm(
     constant, whose gradient is that of the norm (envelope theorem). That costs one
     more forward pass. Second derivatives of the value are wrong.
 
-    Every call outside ``jit`` compiles anew, since what ``f`` closes over may have
-    changed: for repeated use wrap the call in ``jax.jit``, with the network's variables
-    among the arguments. The axes of a mesh that ``x`` is spread over must be of the
-    type ``jax.sharding.AxisType.Auto``; :func:`jax.make_mesh` makes others unless it is
-    told so.
+    Where f is a callable pytree, such as :func:`opnorm.models.network` returns, a call
+    outside ``jit`` compiles once for all such networks. A plain function is compiled in
+    each call, since it may close over values that have changed. The axes of a mesh that
+    ``x`` is spread over must be of the type ``jax.sharding.AxisType.Auto``;
+    :func:`jax.make_mesh` makes others unless it is told so.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` with independent rows.
@@ -91,9 +91,10 @@ def jacobian_norm(
     )
     if key is not None:
         linalg.check_key(key)
-    d = jacobian.check(f, x)
+    jacobian.check(f, x)
     euclidean = p == q == 2
-    power = not isinstance(step_size, jax.core.Tracer) and step_size == math.inf
+    traced = isinstance(step_size, jax.core.Tracer)
+    power = not traced and step_size == math.inf
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it may be {', '.join(METHODS)}.")
     if method == "golub_kahan" and not euclidean:
@@ -102,46 +103,90 @@ def jacobian_norm(
         raise ValueError(f"method {method!r} has no tolerance and no step_size.")
     if method == "golub_kahan" and num_restarts != 1:
         raise ValueError(f"num_restarts is {num_restarts}; 'golub_kahan' starts once.")
-    if init is not None and init.shape != x.shape:
-        raise ValueError(f"init has shape {init.shape}; it must be {x.shape}.")
-    if method == "auto":
-        if tolerance is not None or not power:
-            method = "iterative"
-        elif min(d, math.prod(x.shape[1:])) <= _ROWS_PER_STEP * num_steps:
-            method = "dense"
-        else:
-            method = "golub_kahan" if euclidean and num_steps else "iterative"
     if method == "golub_kahan" and num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; 'golub_kahan' needs at least 1.")
+    if init is not None and init.shape != x.shape:
+        raise ValueError(f"init has shape {init.shape}; it must be {x.shape}.")
+    return _norm(
+        f,
+        x,
+        init,
+        key,
+        step_size if traced else None,
+        method=method,
+        p=p,
+        q=q,
+        num_steps=num_steps,
+        tolerance=tolerance,
+        fixed_step_size=None if traced else float(step_size),
+        num_restarts=num_restarts,
+    )
 
-    def search(
-        x: jax.Array, init: jax.Array | None, key: jax.Array | None
-    ) -> linalg.OperatorNorm:
-        linear_map = jacobian.jacobian_map(linalg.detach(f, x), x)
-        if method == "iterative":
-            return linalg.operator_norm(
-                linear_map,
-                p=p,
-                q=q,
-                num_steps=num_steps,
-                tolerance=tolerance,
-                step_size=step_size,
-                num_restarts=num_restarts,
-                init=init,
-                key=key,
-            )
-        if method == "golub_kahan":
-            return _golub_kahan(linear_map, num_steps, init, key)
-        return _dense(linear_map, p, q, num_steps, num_restarts, init, key)
 
-    # One program where it is called eagerly, not hundreds of one operation.
-    found = jax.jit(search)(*lax.stop_gradient((x, init, key)))
+@linalg.network_program
+def _norm(
+    f: BatchFunction,
+    x: jax.Array,
+    init: jax.Array | None,
+    key: jax.Array | None,
+    step_size: jax.Array | None,
+    *,
+    method: str,
+    p: float,
+    q: float,
+    num_steps: int,
+    tolerance: float | None,
+    fixed_step_size: float | None,
+    num_restarts: int,
+) -> linalg.OperatorNorm:
+    if method == "auto":
+        method = _cheapest(f, x, p, q, num_steps, tolerance, fixed_step_size)
+    held, init, key = lax.stop_gradient((x, init, key))
+    linear_map = jacobian.jacobian_map(linalg.detach(f, held), held)
+    if method == "iterative":
+        found = linalg.operator_norm(
+            linear_map,
+            p=p,
+            q=q,
+            num_steps=num_steps,
+            tolerance=tolerance,
+            step_size=fixed_step_size if step_size is None else step_size,
+            num_restarts=num_restarts,
+            init=init,
+            key=key,
+        )
+    elif method == "golub_kahan":
+        found = _golub_kahan(linear_map, num_steps, init, key)
+    else:
+        found = _dense(linear_map, p, q, num_steps, num_restarts, init, key)
     right = lax.stop_gradient(found.right).astype(x.dtype)
     image = jacobian.directional_derivative(f, x, right)
     left = lax.stop_gradient(linalg.dual_map(image, q))
     return linalg.OperatorNorm(
-        linalg.inner(left, image), right, left, found.residual, found.num_steps
+        linalg.inner(left, image),
+        right,
+        left,
+        lax.stop_gradient(found.residual),
+        found.num_steps,
     )
+
+
+def _cheapest(
+    f: BatchFunction,
+    x: jax.Array,
+    p: float,
+    q: float,
+    num_steps: int,
+    tolerance: float | None,
+    step_size: float | None,
+) -> str:
+    """The method that "auto" stands for; a step size of None is a traced one."""
+    if tolerance is not None or step_size != math.inf:
+        return "iterative"
+    smaller = min(jacobian.check(f, x), math.prod(x.shape[1:]))
+    if smaller <= _ROWS_PER_STEP * num_steps:
+        return "dense"
+    return "golub_kahan" if p == q == 2 and num_steps else "iterative"
 
 
 def singular_triplets(
@@ -155,9 +200,7 @@ def singular_triplets(
 ) -> linalg.SingularTriplets:
     """Computes the leading k singular triplets of each example's Jacobian.
 
-    Every call outside ``jit`` compiles anew, as with :func:`jacobian_norm`: for
-    repeated use wrap the call in ``jax.jit``, with the network's variables among the
-    arguments.
+    Calls outside ``jit`` compile as those of :func:`jacobian_norm`.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` with independent rows.
@@ -189,30 +232,43 @@ def singular_triplets(
     if method == "auto":
         method = "golub_kahan" if most > _ROWS_PER_STEP * steps else "dense"
 
-    def search(x: jax.Array, key: jax.Array) -> linalg.SingularTriplets:
-        linear_map = jacobian.jacobian_map(linalg.detach(f, x), x)
-        if method == "golub_kahan":
-            return linalg.golub_kahan(linear_map, k, num_steps=steps, key=key)
-        matrix = jacobian.materialize(linear_map)
-        matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
-        scaled, size = rescale(matrix, (1, 2))
-        left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
-        values, left, right = values[:, :k], left[:, :, :k], right[:, :k]
-        pulled = jnp.einsum("bdn,bdk->bkn", scaled, left, precision="highest")
-        error = jnp.linalg.norm(pulled - values[:, :, None] * right, axis=-1)
-        rounding = krylov.ROUNDING * float(jnp.finfo(matrix.dtype).eps)
-        residual = size[:, 0] * (error + rounding * values[:, :1])
-        values = size[:, 0] * values
-        return linalg.SingularTriplets(
-            values,
-            right.reshape(len(x), k, *x.shape[1:]),
-            jnp.swapaxes(left, 1, 2),
-            residual,
-            jnp.int32(0),
-        )
-
     key = jax.random.key(0) if key is None else key
-    return jax.jit(search)(*lax.stop_gradient((x, key)))
+    return _triplets(f, x, key, k=k, method=method, num_steps=steps)
+
+
+@linalg.network_program
+def _triplets(
+    f: BatchFunction,
+    x: jax.Array,
+    key: jax.Array,
+    *,
+    k: int,
+    method: str,
+    num_steps: int,
+) -> linalg.SingularTriplets:
+    x, key = lax.stop_gradient((x, key))
+    linear_map = jacobian.jacobian_map(linalg.detach(f, x), x)
+    if method == "golub_kahan":
+        found = linalg.golub_kahan(linear_map, k, num_steps=num_steps, key=key)
+        return lax.stop_gradient(found)
+    matrix = jacobian.materialize(linear_map)
+    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    scaled, size = rescale(matrix, (1, 2))
+    left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
+    values, left, right = values[:, :k], left[:, :, :k], right[:, :k]
+    pulled = jnp.einsum("bdn,bdk->bkn", scaled, left, precision="highest")
+    error = jnp.linalg.norm(pulled - values[:, :, None] * right, axis=-1)
+    rounding = krylov.ROUNDING * float(jnp.finfo(matrix.dtype).eps)
+    residual = size[:, 0] * (error + rounding * values[:, :1])
+    values = size[:, 0] * values
+    found = linalg.SingularTriplets(
+        values,
+        right.reshape(len(x), k, *x.shape[1:]),
+        jnp.swapaxes(left, 1, 2),
+        residual,
+        jnp.int32(0),
+    )
+    return lax.stop_gradient(found)
 
 
 def _golub_kahan(

@@ -49,29 +49,37 @@ def regressed_jacobian(
 
     Source: Roth et al. 2020, section 7.9.
     """
-    d = jacobian.check(f, x)
+    jacobian.check(f, x)
     num_samples = linalg.check_count("num_samples", num_samples, 2)
     linalg.check_key(key)
     if not 0 < radius < math.inf:
         raise ValueError(f"radius is {radius}; it must be positive and finite.")
-    batch, shape = len(x), x.shape[1:]
+    return _fit(f, x, key, num_samples=num_samples, radius=radius)
 
-    def fit(x: jax.Array) -> jax.Array:
-        drawn = jax.random.uniform(key, (num_samples, *shape), x.dtype)
-        noise = radius * (2 * drawn - 1)
-        empty = jnp.zeros((num_samples, batch, d), jax.eval_shape(f, x).dtype)
-        outputs = linalg.fori_loop(
-            num_samples,
-            lambda k, found: found.at[k].set(f(x + noise[k])),
-            empty,
-        )
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        noise = noise.reshape(num_samples, -1).astype(wide)
-        outputs = outputs.reshape(num_samples, -1).astype(wide)
-        # Free constants are fitted by taking out the means.
-        noise = noise - jnp.mean(noise, axis=0)
-        outputs = outputs - jnp.mean(outputs, axis=0)
-        slopes, *_ = jnp.linalg.lstsq(noise, outputs)
-        return slopes.T.reshape(batch, d, *shape).astype(x.dtype)
 
-    return jax.jit(fit)(x)
+@linalg.network_program
+def _fit(
+    f: BatchFunction,
+    x: jax.Array,
+    key: jax.Array,
+    *,
+    num_samples: int,
+    radius: float,
+) -> jax.Array:
+    d, batch, shape = jacobian.check(f, x), len(x), x.shape[1:]
+    drawn = jax.random.uniform(key, (num_samples, *shape), x.dtype)
+    noise = radius * (2 * drawn - 1)
+    empty = jnp.zeros((num_samples, batch, d), jax.eval_shape(f, x).dtype)
+    outputs = linalg.fori_loop(
+        num_samples,
+        lambda k, found: found.at[k].set(f(x + noise[k])),
+        empty,
+    )
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    noise = noise.reshape(num_samples, -1).astype(wide)
+    outputs = outputs.reshape(num_samples, -1).astype(wide)
+    # Free constants are fitted by taking out the means.
+    noise = noise - jnp.mean(noise, axis=0)
+    outputs = outputs - jnp.mean(outputs, axis=0)
+    slopes, *_ = jnp.linalg.lstsq(noise, outputs)
+    return slopes.T.reshape(batch, d, *shape).astype(x.dtype)
