@@ -3,14 +3,15 @@
 Imports every other room. Orbax is imported when a checkpoint is written or read.
 """
 
-from opnorm.training.build import build_model, load_run, load_train_set
+from opnorm.training.build import Run, build_model, load_run, load_train_set
 from opnorm.training.config import COMPUTE_DTYPES, METHODS, Config
 from opnorm.training.files import write_whole
 from opnorm.training.hosts import ProcessLost, is_writer
 from opnorm.training.hosts import initialize as initialize_hosts
 from opnorm.training.loop import TrainResult, train
 from opnorm.training.methods import Auxiliary, Batch, Method
-from opnorm.training.network import Network, bind
+from opnorm.training.modes import Modes
+from opnorm.training.modes import create as make_modes
 from opnorm.training.plan import Plan, check_devices, image_size
 from opnorm.training.plan import make as make_plan
 from opnorm.training.preemption import Preempted
@@ -42,17 +43,17 @@ __all__ = [
     "Batch",
     "Config",
     "Method",
-    "Network",
+    "Modes",
     "Plan",
     "Preempted",
     "ProcessLost",
     "Progress",
+    "Run",
     "RunDirectory",
     "RunInUse",
     "TrainResult",
     "TrainState",
     "as_json",
-    "bind",
     "build_model",
     "check_devices",
     "data_mesh",
@@ -64,6 +65,7 @@ __all__ = [
     "is_writer",
     "load_run",
     "load_train_set",
+    "make_modes",
     "make_plan",
     "make_step",
     "place",

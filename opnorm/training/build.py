@@ -1,10 +1,10 @@
-"""training: what a configuration becomes: module, data, state and compiled steps."""
+"""The module, data, state and compiled steps that a configuration stands for."""
 
 import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ from opnorm import data, models
 from opnorm.training import (
     checkpoints,
     methods,
-    network,
+    modes,
     optimizers,
     validation,
     weight_bounds,
@@ -34,6 +34,25 @@ from opnorm.training.step import (
 
 # Digits are not the same digit in a mirror.
 _NO_FLIP = ("mnist", "svhn_cropped")
+
+
+class Run(NamedTuple):
+    """A trained network, as a run directory holds it.
+
+    Attributes:
+      config: of its training, without ``data_dir``: a run may come from somebody else,
+        and TensorFlow Datasets is to read only folders that the user names.
+      network: ``network(x)`` in inference mode. Its kernels are bounded where the
+        configuration bounds their layers' norms.
+      step: number of updates done.
+      metadata: what the checkpoint says of itself besides: configuration, number of
+        classes and shape of images.
+    """
+
+    config: Config
+    network: models.Network
+    step: int
+    metadata: dict[str, Any]
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
@@ -83,24 +102,19 @@ def load_train_set(
     return data.randomize_labels(dataset, config.random_labels, seed=0)
 
 
-def load_run(
-    directory: str | os.PathLike[str],
-) -> tuple[Config, Any, Any, dict[str, Any]]:
-    """Reads the network of a run's newest valid checkpoint.
+def load_run(directory: str | os.PathLike[str]) -> Run:
+    """Reads the network of a run's newest valid checkpoint::
+
+        run = training.load_run("runs/snr")
+        run.network(x)  # (B, K) logits
 
     Args:
       directory: a run directory, or its folder of checkpoints.
 
-    Returns:
-      (config, params, batch_stats, metadata), parameters bounded where the
-      configuration bounds their layers' norms. The configuration has no ``data_dir``:
-      a run may come from somebody else, and TensorFlow Datasets is to read only folders
-      that the user names.
-
     Raises:
       FileNotFoundError: if there is no checkpoint.
-      ValueError: if all of them are damaged, or the configuration is not one that this
-        version knows.
+      ValueError: if all of them are damaged, the configuration is not one that this
+        version knows, or the parameters are not those of such a network.
     """
     parts, metadata = checkpoints.restore_parts(
         directory, ("params", "batch_stats", "method_state")
@@ -125,8 +139,36 @@ def load_run(
                 f"{directory} holds parameters that are not those of its "
                 f"configuration ({str(error).strip().splitlines()[:1]})."
             ) from error
+    num_classes = _num_classes(params, directory)
     config = dataclasses.replace(config, data_dir=None)
-    return config, params, parts["batch_stats"], metadata
+    network = as_network(config, num_classes, params, parts["batch_stats"])
+    return Run(config, network, metadata["step"], metadata)
+
+
+def as_network(
+    config: Config, num_classes: int, params: Any, batch_stats: Any
+) -> models.Network:
+    """Returns trained variables as a network ``f(x)`` in inference mode.
+
+    Args:
+      config: of the training.
+      num_classes: of its data.
+      params: the trained parameters.
+      batch_stats: BatchNorm's running statistics; empty if there are none.
+    """
+    variables = {"params": params, "batch_stats": batch_stats}
+    return models.Network(variables, build_model(config, num_classes))
+
+
+def _num_classes(params: Any, directory: str | os.PathLike[str]) -> int:
+    """The number of logits: checkpoints of earlier versions do not tell it."""
+    try:
+        return int(params["logits"]["kernel"].shape[-1])
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{directory} holds parameters without the layer 'logits'; they are "
+            f"{', '.join(sorted(params))[:200] or 'none'}."
+        ) from error
 
 
 def _shape_of_data(
@@ -180,7 +222,7 @@ def clipping(
       image_shape: ``(H, W, C)`` of its largest pictures.
       shardings: of the state; given parameters are donated.
     """
-    bound = network.bind(build_model(config, num_classes))
+    bound = modes.create(build_model(config, num_classes))
     clip = weight_bounds.clipping(config, bound, image_shape)
     if clip is None:
         return None
@@ -209,11 +251,11 @@ def initial_state(
     key = jax.random.key(config.seed)
     init_key, run_key = jax.random.split(key)
     module = build_model(config, train_set.num_classes)
-    params, batch_stats = network.init(module, init_key, shapes[0])
+    params, batch_stats = modes.init(module, init_key, shapes[0])
     if config.init_from is not None:
-        _, found_params, found_stats, _ = load_run(config.init_from)
-        params = _fit(params, found_params, config.init_from)
-        batch_stats = _fit(batch_stats, found_stats, config.init_from)
+        start = load_run(config.init_from).network
+        params = _fit(params, start.params, config.init_from)
+        batch_stats = _fit(batch_stats, start.batch_stats, config.init_from)
     return init_state(
         params,
         batch_stats,
@@ -276,7 +318,7 @@ def _shared(config: Config) -> Config:
 def _method(
     config: Config, num_classes: int, image_shape: tuple[int, ...]
 ) -> methods.Method:
-    bound = network.bind(build_model(config, num_classes))
+    bound = modes.create(build_model(config, num_classes))
     return weight_bounds.create(config, bound, image_shape)
 
 
@@ -295,7 +337,7 @@ def _compiled_step(
     if parameter_sharding != "replicated":
         module = build_model(config, num_classes)
         params, batch_stats = jax.eval_shape(
-            lambda key: network.init(module, key, image_shapes[0]), jax.random.key(0)
+            lambda key: modes.init(module, key, image_shapes[0]), jax.random.key(0)
         )
         state = jax.eval_shape(
             lambda params, batch_stats, key: init_state(

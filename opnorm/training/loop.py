@@ -1,4 +1,4 @@
-"""training: the loop over compiled steps, with checkpoints, metrics and progress."""
+"""The loop over compiled steps, with checkpoints, metrics and progress."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from opnorm import data
+from opnorm import data, models
 from opnorm.data.dataset import check_units
 from opnorm.training import (
     build,
@@ -34,20 +34,29 @@ from opnorm.training.step import (
 
 
 class TrainResult(NamedTuple):
-    """A trained network.
+    """A trained network: ``result.network(x)``.
 
     Attributes:
-      params: parameters after the last step, bounded where the configuration bounds
-        their layers' norms.
-      batch_stats: BatchNorm's running statistics after the last step.
+      network: ``(B, H, W, C) -> (B, K)`` in inference mode, a callable pytree with the
+        variables after the last step. Its kernels are bounded where the configuration
+        bounds their layers' norms.
       step: number of updates done.
       metrics: the last logged metrics.
     """
 
-    params: Any
-    batch_stats: Any
+    network: models.Network
     step: int
     metrics: dict[str, float]
+
+    @property
+    def params(self) -> Any:
+        """The parameters of the network."""
+        return self.network.params
+
+    @property
+    def batch_stats(self) -> Any:
+        """BatchNorm's running statistics of the network."""
+        return self.network.batch_stats
 
 
 def train(
@@ -91,7 +100,7 @@ def train(
       show_progress: whether to show a progress bar or lines.
 
     Returns:
-      The trained variables, whole on every device of the mesh.
+      The trained network; its variables are whole on every device of the mesh.
 
     Raises:
       ValueError: for a configuration that cannot be trained, a directory that holds
@@ -198,7 +207,8 @@ def train(
     params = build.deployed(
         config, train_set.num_classes, max(shapes), params, state.method_state
     )
-    return TrainResult(params, state.batch_stats, int(state.step), logged)
+    network = build.as_network(config, train_set.num_classes, params, state.batch_stats)
+    return TrainResult(network, int(state.step), logged)
 
 
 def _inputs(config: Config, train_set: data.Dataset | data.Stream) -> dict[str, Any]:

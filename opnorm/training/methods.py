@@ -38,7 +38,7 @@ from jax import lax
 from opnorm import attacks, linalg, operators, regularizers
 from opnorm.operators.jacobian import BatchFunction
 from opnorm.training.config import Config
-from opnorm.training.network import Network
+from opnorm.training.modes import Modes
 
 
 class Batch(NamedTuple):
@@ -85,40 +85,40 @@ class Method(NamedTuple):
     deploy: Callable[[Any, Any], Any] = lambda params, method_state: params
 
 
-def create(config: Config, network: Network) -> Method:
+def create(config: Config, modes: Modes) -> Method:
     """Returns the method that a validated configuration names."""
     if config.method == "standard":
-        return _standard(network)
+        return _standard(modes)
     if config.method == "global_snr":
-        return _global(config, network)
+        return _global(config, modes)
     if config.method in ("adversarial", "adversarial_only", "wrm"):
-        return _adversarial(config, network)
+        return _adversarial(config, modes)
     if config.method == "interpolated":
-        return _interpolated(config, network)
+        return _interpolated(config, modes)
     if config.method == "gradient_regularization":
-        return _gradient_regularization(config, network)
-    return _data_dependent(config, network)
+        return _gradient_regularization(config, modes)
+    return _data_dependent(config, modes)
 
 
-def _standard(network: Network) -> Method:
+def _standard(modes: Modes) -> Method:
     def loss(
         params: Any, batch_stats: Any, state: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Auxiliary]:
-        logits, batch_stats = network.train(params, batch_stats, batch.images)
+        logits, batch_stats = modes.train(params, batch_stats, batch.images)
         value = _cross_entropy(logits, batch.labels)
         return value, Auxiliary(batch_stats, state, _metrics(logits, batch.labels))
 
     return Method(_no_state, loss)
 
 
-def _global(config: Config, network: Network) -> Method:
+def _global(config: Config, modes: Modes) -> Method:
     def init(params: Any, key: jax.Array, num_examples: int, num_classes: int) -> Any:
         return regularizers.init_vectors(params, key)
 
     def loss(
         params: Any, batch_stats: Any, state: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Auxiliary]:
-        logits, batch_stats = network.train(params, batch_stats, batch.images)
+        logits, batch_stats = modes.train(params, batch_stats, batch.images)
         found = regularizers.global_spectral_norm(
             params, state, num_steps=config.num_steps
         )
@@ -129,8 +129,8 @@ def _global(config: Config, network: Network) -> Method:
     return Method(init, loss)
 
 
-def _adversarial(config: Config, network: Network) -> Method:
-    perturb = _attack(config, network)
+def _adversarial(config: Config, modes: Modes) -> Method:
+    perturb = _attack(config, modes)
     clean_too = config.method == "adversarial"
 
     def loss(
@@ -139,7 +139,7 @@ def _adversarial(config: Config, network: Network) -> Method:
         x, labels = batch.images, batch.labels
         perturbed = perturb(params, batch_stats, batch, key)
         inputs = jnp.concatenate([x, perturbed]) if clean_too else perturbed
-        outputs, batch_stats = network.train(params, batch_stats, inputs)
+        outputs, batch_stats = modes.train(params, batch_stats, inputs)
         logits, adversarial = outputs[: len(x)], outputs[-len(x) :]
         adversarial_loss = _cross_entropy(adversarial, labels)
         value = adversarial_loss
@@ -152,9 +152,9 @@ def _adversarial(config: Config, network: Network) -> Method:
     return Method(_no_state, loss)
 
 
-def _data_dependent(config: Config, network: Network) -> Method:
+def _data_dependent(config: Config, modes: Modes) -> Method:
     squared = config.method == "data_dependent_snr"
-    init, direction, refresh = _search(config, network)
+    init, direction, refresh = _search(config, modes)
     fraction = config.penalty_fraction if config.variant == "difference" else 1.0
 
     def loss(
@@ -164,7 +164,7 @@ def _data_dependent(config: Config, network: Network) -> Method:
         v = direction(params, batch_stats, state, part, key)
         if config.variant == "derivative":
             logits, change, batch_stats = jax.jvp(
-                lambda z: network.train(params, batch_stats, z),
+                lambda z: modes.train(params, batch_stats, z),
                 (x,),
                 (v,),
                 has_aux=True,
@@ -172,7 +172,7 @@ def _data_dependent(config: Config, network: Network) -> Method:
             change = config.epsilon * change
         else:
             inputs = jnp.concatenate([x, part.images + config.epsilon * v])
-            outputs, batch_stats = network.train(params, batch_stats, inputs)
+            outputs, batch_stats = modes.train(params, batch_stats, inputs)
             logits = outputs[: len(x)]
             change = outputs[len(x) :] - logits[: len(v)]
         penalty = regularizers.size_penalty(change, q=config.q, squared=squared).mean()
@@ -186,16 +186,16 @@ def _data_dependent(config: Config, network: Network) -> Method:
     return Method(init, loss)
 
 
-def _interpolated(config: Config, network: Network) -> Method:
+def _interpolated(config: Config, modes: Modes) -> Method:
     # At the ends the other search would be paid for and its examples would share the
     # batch statistics: they are the methods themselves.
     if config.mix == 0:
-        return _adversarial(dataclasses.replace(config, method="adversarial"), network)
+        return _adversarial(dataclasses.replace(config, method="adversarial"), modes)
     if config.mix == 1:
         alone = dataclasses.replace(config, method="data_dependent_snr")
-        return _data_dependent(alone, network)
-    perturb = _attack(config, network)
-    init, direction, refresh = _search(config, network)
+        return _data_dependent(alone, modes)
+    perturb = _attack(config, modes)
+    init, direction, refresh = _search(config, modes)
 
     def loss(
         params: Any, batch_stats: Any, state: Any, batch: Batch, key: jax.Array
@@ -206,9 +206,7 @@ def _interpolated(config: Config, network: Network) -> Method:
         perturbed = perturb(params, batch_stats, batch, attack_key)
         v = direction(params, batch_stats, state, part, search_key)
         inputs = [x, perturbed, part.images + config.epsilon * v]
-        outputs, batch_stats = network.train(
-            params, batch_stats, jnp.concatenate(inputs)
-        )
+        outputs, batch_stats = modes.train(params, batch_stats, jnp.concatenate(inputs))
         logits, adversarial = outputs[: len(x)], outputs[len(x) : 2 * len(x)]
         change = outputs[2 * len(x) :] - logits[: len(v)]
         penalty = regularizers.size_penalty(change, q=2.0, squared=True).mean()
@@ -225,7 +223,7 @@ def _interpolated(config: Config, network: Network) -> Method:
     return Method(init, loss)
 
 
-def _gradient_regularization(config: Config, network: Network) -> Method:
+def _gradient_regularization(config: Config, modes: Modes) -> Method:
     step = config.difference_step
 
     def loss(
@@ -236,11 +234,11 @@ def _gradient_regularization(config: Config, network: Network) -> Method:
         frozen = lax.stop_gradient((params, batch_stats))
 
         def total(z: jax.Array) -> jax.Array:
-            return jnp.sum(_cross_entropies(network.infer(*frozen, z), part.labels))
+            return jnp.sum(_cross_entropies(modes.infer(*frozen, z), part.labels))
 
         d = regularizers.gradient_direction(jax.grad(total)(part.images), config.p)
         inputs = jnp.concatenate([x, part.images + step * d])
-        outputs, batch_stats = network.train(params, batch_stats, inputs)
+        outputs, batch_stats = modes.train(params, batch_stats, inputs)
         logits = outputs[: len(x)]
         clean = _cross_entropies(logits, labels)
         shifted = _cross_entropies(outputs[len(x) :], part.labels)
@@ -294,7 +292,7 @@ def attack(
     return perturb
 
 
-def _attack(config: Config, network: Network) -> Callable[..., jax.Array]:
+def _attack(config: Config, modes: Modes) -> Callable[..., jax.Array]:
     """``(params, batch_stats, batch, key) ->`` perturbed images, no gradient."""
     perturb = attack(config)
 
@@ -302,7 +300,7 @@ def _attack(config: Config, network: Network) -> Callable[..., jax.Array]:
         frozen = lax.stop_gradient((params, batch_stats))
 
         def f(x: jax.Array) -> jax.Array:
-            return network.infer(*frozen, x)
+            return modes.infer(*frozen, x)
 
         return perturb(f, batch.images, batch.labels, key)
 
@@ -317,7 +315,7 @@ class _Search(NamedTuple):
     refresh: Callable[[Any, Batch, jax.Array], Any]
 
 
-def _search(config: Config, network: Network) -> _Search:
+def _search(config: Config, modes: Modes) -> _Search:
     amortized = config.search == "amortized"
 
     def init(params: Any, key: jax.Array, num_examples: int, num_classes: int) -> Any:
@@ -332,7 +330,7 @@ def _search(config: Config, network: Network) -> _Search:
         x, p, q = batch.images, config.p, config.q
 
         def f(x: jax.Array) -> jax.Array:
-            return network.infer(*frozen, x)
+            return modes.infer(*frozen, x)
 
         if amortized:
             _, pull = jax.vjp(f, x)

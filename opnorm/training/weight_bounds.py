@@ -16,7 +16,7 @@ from opnorm import regularizers
 from opnorm.training import methods
 from opnorm.training.config import Config
 from opnorm.training.methods import Auxiliary, Batch, Method
-from opnorm.training.network import Network
+from opnorm.training.modes import Modes
 
 _FORMS = {"normalize": "operator", "normalize_kernels": "kernel"}
 
@@ -27,21 +27,21 @@ def divides(config: Config) -> bool:
     return bounded and config.spectral_norm_method in _FORMS
 
 
-def create(config: Config, network: Network, image_shape: tuple[int, ...]) -> Method:
+def create(config: Config, modes: Modes, image_shape: tuple[int, ...]) -> Method:
     """Returns the method that a validated configuration names, on bounded parameters.
 
     Args:
       config: of the run.
-      network: to be trained.
+      modes: of the network to be trained.
       image_shape: ``(H, W, C)`` of the largest pictures that it will see: the norm of
         a convolution grows with the picture.
     """
-    method = methods.create(config, network)
+    method = methods.create(config, modes)
     bound = config.spectral_norm_bound
     if bound is None or not divides(config):
         return method
     form = _FORMS[config.spectral_norm_method]
-    layers = network.layers(image_shape)
+    layers = modes.layers(image_shape)
 
     def normalize(params: Any, state: Any) -> regularizers.NormalizedParameters:
         return regularizers.spectral_normalize(
@@ -88,17 +88,17 @@ def create(config: Config, network: Network, image_shape: tuple[int, ...]) -> Me
 
 
 def clipping(
-    config: Config, network: Network, image_shape: tuple[int, ...]
+    config: Config, modes: Modes, image_shape: tuple[int, ...]
 ) -> Callable[[Any], Any] | None:
     """Returns what changes the parameters after an epoch, or None if nothing does.
 
     Args:
       config: of the run.
-      network: to be trained.
+      modes: of the network to be trained.
       image_shape: as for :func:`create`.
     """
     bound = config.spectral_norm_bound
     if bound is None or divides(config):
         return None
-    layers = network.layers(image_shape)
+    layers = modes.layers(image_shape)
     return lambda params: regularizers.clip_spectral_norms(params, layers, bound)

@@ -207,6 +207,7 @@ def test_a_full_disk_is_an_oserror_and_keeps_the_checkpoints(tmp_path, monkeypat
     [
         ({"params": np.zeros(2)}, {"config": {}}, "lies at no place in a state"),
         ({"params": {"a": np.zeros(2)}}, {}, "has no configuration"),
+        ({"params": {"a": np.zeros(2)}}, {"config": {}}, "'logits'; they are a"),
         (
             {"params": {"a": np.zeros(2)}},
             {"config": {"width": -3}},

@@ -4,6 +4,7 @@ import signal
 import socket
 import time
 
+import chex
 import numpy as np
 import pytest
 
@@ -69,13 +70,11 @@ def test_two_processes_train_as_one(begin, tmp_path):
     assert "| run" in outputs[0][0]
     assert "| run" not in outputs[1][0]
     # The same run in this process alone.
-    config = training.load_run(tmp_path / "two")[0]
+    config = training.load_run(tmp_path / "two").config
     training.train(config, directory=tmp_path / "one", log_every=1, show_progress=False)
     np.testing.assert_allclose(found, losses(tmp_path / "one")[1], rtol=1e-5)
-    here, there = (training.load_run(tmp_path / run)[1] for run in ("two", "one"))
-    for layer, leaves in there.items():
-        for name, value in leaves.items():
-            np.testing.assert_allclose(here[layer][name], value, atol=2e-5)
+    here, there = (training.load_run(tmp_path / run).network for run in ("two", "one"))
+    chex.assert_trees_all_close(here, there, atol=2e-5)
 
 
 def test_the_death_of_one_is_told_and_the_run_goes_on(begin, tmp_path):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from opnorm import training
-from opnorm.training import methods, network, optimizers
+from opnorm.training import methods, modes, optimizers
 
 
 @pytest.mark.parametrize(("model", "convolutions"), [("cnn7", 7), ("wrn28", 27)])
@@ -26,11 +26,11 @@ def test_every_product_is_in_half_precision_and_none_is_wasted(
         batch_size=4,
     )
     module = training.build_model(config, 10)
-    bound = methods.create(config, network.bind(module))
+    bound = methods.create(config, modes.create(module))
     optimizer = optimizers.create(config, training.make_plan(config, 40))
     shape = (32, 32, 3)
     params, batch_stats = jax.eval_shape(
-        lambda key: network.init(module, key, shape), jax.random.key(0)
+        lambda key: modes.init(module, key, shape), jax.random.key(0)
     )
     state = jax.eval_shape(
         lambda params, batch_stats: training.init_state(

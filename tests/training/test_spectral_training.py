@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from opnorm import attacks, data, operators, training
-from opnorm.training import build, methods, network
+from opnorm.training import build, methods, modes
 
 TINY = training.Config(
     model="mlp",
@@ -51,6 +51,17 @@ def train(config, train_set, devices=1, **options):
     )
 
 
+@jax.jit
+def _apply(network, x):
+    return network(x)
+
+
+def logits(trained):
+    """Logits of the network of a result or of a run, for four drawn images."""
+    x = np.random.default_rng(0).uniform(size=(4, 32, 32, 3)).astype(np.float32)
+    return np.asarray(_apply(trained.network, x))
+
+
 def norms(params):
     return [np.linalg.norm(layer["kernel"], 2) for layer in params.values()]
 
@@ -70,7 +81,7 @@ def test_layers_have_at_most_the_bound(whole):
     np.testing.assert_allclose(norms(whole["clip"].params), 0.7, rtol=1e-5)
     careful = norms(whole["normalize_kernels"].params)
     np.testing.assert_allclose(careful, 0.7, rtol=1e-4)
-    # What the metrics tell of is the norm that is divided by.
+    # The metrics tell the norm that is divided by.
     assert whole["normalize"].metrics["largest_norm"] > 0.9
 
 
@@ -89,13 +100,17 @@ def test_an_interrupted_run_ends_bit_identical_and_is_loaded_bounded(
     resumed = train(config, train_set, directory=tmp_path)
     expected = whole[config.spectral_norm_method]
     assert_identical(expected.params, resumed.params)
-    found, params, _, metadata = training.load_run(tmp_path)
-    assert found == config and metadata["image_shape"] == [32, 32, 3]
-    assert_identical(expected.params, params)
+    run = training.load_run(tmp_path)
+    assert run.config == config and run.metadata["image_shape"] == [32, 32, 3]
+    assert_identical(expected.params, run.network.params)
+    np.testing.assert_array_equal(logits(expected), logits(run))
+    # A program of the one serves the other.
+    same = jax.tree.structure(expected.network)
+    assert jax.tree.structure(run.network) == same
     # Runs that start from it start from the bounded network.
     later = dataclasses.replace(TINY, init_from=str(tmp_path))
     begun = build.initial_state(later, train_set, training.make_plan(later, 48))
-    assert_identical(begun.params, params)
+    assert_identical(begun.params, run.network.params)
 
 
 @pytest.mark.parametrize("config", [CAREFUL, CLIPPED], ids=["normalize", "clip"])
@@ -134,8 +149,8 @@ def test_convolutions_are_bounded_for_the_pictures_they_see(train_set):
 def setup(config, train_set):
     """A network, a batch, and what its method makes of them."""
     module = training.build_model(config, 10)
-    params, stats = network.init(module, jax.random.key(0), train_set.image_shape)
-    net = network.bind(module)
+    params, stats = modes.init(module, jax.random.key(0), train_set.image_shape)
+    net = modes.create(module)
     batch = methods.Batch(
         data.to_float(train_set.images[:16]), train_set.labels[:16], np.arange(16)
     )

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -106,9 +107,9 @@ def test_too_many_in_a_row_end_the_run_and_keep_the_good_state(
             max_skipped_updates=2,
             **options,
         )
-    _, params, _, metadata = training.load_run(tmp_path)
-    assert metadata["step"] == 4
-    assert all(np.isfinite(leaf).all() for leaf in leaves(params))
+    run = training.load_run(tmp_path)
+    assert run.step == 4
+    chex.assert_tree_all_finite(run.network)
 
 
 class _Signalling(np.ndarray):
@@ -134,7 +135,7 @@ def test_sigterm_ends_with_a_checkpoint_and_the_run_goes_on(train_set, tmp_path)
         training.train(TINY, directory=tmp_path, train_set=signalling, **options)
     assert stopped.value.code == 143
     assert stopped.value.step == 3
-    assert training.load_run(tmp_path)[3]["step"] == 3
+    assert training.load_run(tmp_path).step == 3
     assert signal.getsignal(signal.SIGTERM) == before
     resumed = training.train(TINY, directory=tmp_path, train_set=train_set, **options)
     whole = training.train(TINY, train_set=train_set, **options)
@@ -158,7 +159,7 @@ def test_so_do_ctrl_c_and_a_closed_terminal(train_set, tmp_path, number, kind, c
             mesh=one_device(),
             show_progress=False,
         )
-    assert training.load_run(tmp_path)[3]["step"] == 3
+    assert training.load_run(tmp_path).step == 3
     assert signal.getsignal(number) == before
     if kind is KeyboardInterrupt:
         assert "Ctrl-C after step 3" in str(stopped.value)

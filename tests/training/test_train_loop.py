@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from opnorm import data, regularizers, training
-from opnorm.training import build, checkpoints, methods, network
+from opnorm.training import build, checkpoints, methods, modes
 
 TINY = training.Config(
     model="mlp",
@@ -145,7 +145,7 @@ def test_added_epochs_are_those_of_a_run_that_had_them_at_once(train_set, tmp_pa
         for run in ("whole", "added")
     ]
     assert states[0] == states[1]
-    assert training.load_run(tmp_path / "added")[0] == longer
+    assert training.load_run(tmp_path / "added").config == longer
 
 
 def test_a_directory_of_another_run_is_refused(finished, train_set):
@@ -266,8 +266,8 @@ def setup(config, train_set, examples):
     The MLP has no BatchNorm, so both modes are one function.
     """
     module = training.build_model(config, 10)
-    params, stats = network.init(module, jax.random.key(0), train_set.image_shape)
-    method = methods.create(config, network.bind(module))
+    params, stats = modes.init(module, jax.random.key(0), train_set.image_shape)
+    method = methods.create(config, modes.create(module))
     batch = methods.Batch(
         data.to_float(train_set.images[examples]), train_set.labels[examples], examples
     )

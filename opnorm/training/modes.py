@@ -1,4 +1,4 @@
-"""training: the two faces of a Flax module, as pure functions of its variables."""
+"""A Flax module in training and in inference, as pure functions of its variables."""
 
 import functools
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class InferFunction(Protocol):
     def __call__(self, params: Any, batch_stats: Any, x: jax.Array) -> jax.Array: ...
 
 
-class Network(NamedTuple):
+class Modes(NamedTuple):
     """A module in its two BatchNorm modes.
 
     Attributes:
@@ -33,7 +33,7 @@ class Network(NamedTuple):
         running statistics.
       infer: ``(params, batch_stats, x) -> logits``, normalised by the running
         statistics: a batch function, whose rows are independent.
-      layers: ``(H, W, C) ->`` its layers on pictures of that shape, without BatchNorm;
+      layers: ``(H, W, C) ->`` its layers on images of that shape, without BatchNorm;
         their kernels are shapes only, and nothing is computed.
     """
 
@@ -42,8 +42,8 @@ class Network(NamedTuple):
     layers: Callable[[tuple[int, ...]], tuple[operators.Layer, ...]]
 
 
-def bind(module: nn.Module) -> Network:
-    """Returns the two modes of a Flax module ``module(x, train=...)``."""
+def create(module: nn.Module) -> Modes:
+    """Returns the modes of a Flax module ``module(x, train=...)``."""
 
     def train(params: Any, batch_stats: Any, x: jax.Array) -> tuple[jax.Array, Any]:
         variables = {"params": params, "batch_stats": batch_stats}
@@ -71,7 +71,7 @@ def bind(module: nn.Module) -> Network:
 
         return jax.eval_shape(find, jax.random.key(0))
 
-    return Network(train, infer, layers)
+    return Modes(train, infer, layers)
 
 
 def init(
