@@ -1,21 +1,20 @@
 """Measurements of a trained network. Imports linalg, operators, attacks.
 
-A network is given as ``apply(variables, x)`` and its variables, and ``apply`` must be
-pure: it is compiled once, with the values that it closes over at that time, and found
-again by being the same object. Whatever may change must be in ``variables``. Where
-weights outside of them are changed in place, results go on being those of the old ones,
-**without an error**. So a Flax NNX module is taken apart first::
+A network ``f`` is a function of a batch, ``(B, ...) -> (B, d)``, in inference mode and
+with independent rows. It is best a callable pytree, whose arrays are arguments of the
+compiled programs: these are compiled once for all networks of one structure::
 
-    module.eval()
-    graph = nnx.graphdef(module)
+    f = opnorm.network(module, variables)  # Flax Linen
+    f = jax.tree_util.Partial(apply, variables)  # any function of variables and a batch
+    f = module  # an NNX module in evaluation mode, or an Equinox module, as it is
+    analysis.evaluate_accuracy(f, images, labels)
 
-    def apply(state, x):
-        return nnx.merge(graph, state)(x)
+A plain function is compiled once in each call, since what it closes over may have
+changed since the last one. Results are those of the present values in both cases.
 
-    analysis.evaluate_accuracy(apply, nnx.state(module), images, labels)
-
-The same holds for attacks and losses. Each should be one object, and not a new function
-each time, which would be compiled each time.
+Attacks and losses are different: they must be pure, and each should be one object. A
+new function is compiled anew, and the same one is not compiled again, **even where
+values that it closes over have changed**.
 """
 
 from opnorm.analysis.accuracy import (

@@ -1,11 +1,9 @@
 """Accuracy, robust accuracy and Jacobian spectra of a network on a data set.
 
-A network is given as ``apply(variables, x) -> logits`` and its variables, so that one
-compiled function serves every network of the same shape, every epsilon, and every
-batch: the last batch is filled up, and what filled it is left out of the results.
-Functions are compiled once per ``apply`` and ``attack``, which must therefore be pure
-(:mod:`opnorm.analysis` says how), and should each be one object and not a new lambda
-each time.
+One compiled program serves every network of the same structure, every epsilon and every
+batch: the last batch is filled up with copies of an example, which are left out of the
+results. ``attack`` must be pure and one object, not a new lambda each time
+(:mod:`opnorm.analysis` says why).
 """
 
 import functools
@@ -20,7 +18,7 @@ import numpy as np
 from opnorm import linalg, operators
 from opnorm.analysis import robustness
 from opnorm.analysis.averages import average
-from opnorm.analysis.robustness import Apply, AttackFactory
+from opnorm.analysis.robustness import AttackFactory
 from opnorm.attacks import attack as attack_lib
 from opnorm.attacks import checks
 from opnorm.attacks.checks import Bounds
@@ -65,8 +63,7 @@ class Spectrum(NamedTuple):
 
 
 def evaluate_accuracy(
-    apply: Apply,
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -76,9 +73,8 @@ def evaluate_accuracy(
     """Computes the accuracy on clean examples.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode; pure,
-        see :mod:`opnorm.analysis`.
-      variables: first argument of ``apply``: all of the network that may change.
+      f: ``(B, ...) -> (B, K)``, in inference mode; best a callable pytree, see
+        :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float, in the bounds. uint8 images are divided by
         255, float images are taken as they are.
       labels: ``(N,)`` int.
@@ -93,15 +89,13 @@ def evaluate_accuracy(
     robustness.check_examples(images, labels, batch_size)
     checks.check_bounds(bounds)
     robustness.check_bounds(images, bounds)
-    size = min(batch_size, len(images))
-    robustness.check_labels(apply, variables, images, labels, size)
-    hits = in_batches(_hits(apply), variables, (images, labels), batch_size)
-    return _accuracy(hits)
+    f = linalg.prepare_network(f)
+    robustness.check_labels(f, images, labels, min(batch_size, len(images)))
+    return _accuracy(in_batches(_hits, f, (images, labels), batch_size))
 
 
 def robust_accuracy(
-    apply: Apply,
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -113,9 +107,8 @@ def robust_accuracy(
     """Computes the part of the examples right at x and after an attack, by budget.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode; pure,
-        see :mod:`opnorm.analysis`.
-      variables: first argument of ``apply``: all of the network that may change.
+      f: ``(B, ...) -> (B, K)``, in inference mode; best a callable pytree, see
+        :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float, in the attack's bounds; see
         :func:`evaluate_accuracy`.
       labels: ``(N,)`` int, which the attack leaves.
@@ -141,8 +134,7 @@ def robust_accuracy(
     if robustness.make_pattern(attack).stages[0].targeted:
         raise ValueError("attack is targeted; its labels would be classes to reach.")
     attacked = robustness.attack_examples(
-        apply,
-        variables,
+        f,
         images,
         labels,
         attack=attack,
@@ -154,8 +146,7 @@ def robust_accuracy(
 
 
 def perturbations(
-    apply: Apply,
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -178,12 +169,12 @@ def perturbations(
     robustness.check_examples(images, labels, batch_size)
     boxes = (stage.bounds for stage in pattern.stages)
     images = robustness.check_bounds(images, *boxes)
+    f = linalg.prepare_network(f)
     if pattern.needs_classes:
-        size = min(batch_size, len(images))
-        robustness.check_labels(apply, variables, images, labels, size)
+        robustness.check_labels(f, images, labels, min(batch_size, len(images)))
     return in_batches(
-        _perturbed(apply, attack),
-        variables,
+        functools.partial(_perturbed, attack=attack),
+        f,
         (images, labels, np.arange(len(images))),
         batch_size,
         (budget, key),
@@ -191,8 +182,7 @@ def perturbations(
 
 
 def jacobian_spectrum(
-    apply: Apply,
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     *,
     k: int | None = None,
@@ -201,9 +191,8 @@ def jacobian_spectrum(
     """Computes the leading singular values of ``d logits / d pixels`` per example.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, d)``, in inference mode; pure,
-        see :mod:`opnorm.analysis`.
-      variables: first argument of ``apply``: all of the network that may change.
+      f: ``(B, ...) -> (B, d)``, in inference mode; best a callable pytree, see
+        :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       k: how many values; None for all min(d, n).
       batch_size: examples per compiled call.
@@ -213,12 +202,13 @@ def jacobian_spectrum(
 
     Source: Roth et al. 2020, Fig. 2 left (there of the features).
     """
-    return Spectrum(*in_batches(_singular(apply, k), variables, (images,), batch_size))
+    measure = functools.partial(_singular, k=k)
+    f = linalg.prepare_network(f)
+    return Spectrum(*in_batches(measure, f, (images,), batch_size))
 
 
 def jacobian_norms(
-    apply: Apply,
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     *,
     p: float = 2.0,
@@ -230,9 +220,8 @@ def jacobian_norms(
     """Computes ``||d logits / d pixels||_{p,q}`` per example.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, d)``, in inference mode; pure,
-        see :mod:`opnorm.analysis`.
-      variables: first argument of ``apply``: all of the network that may change.
+      f: ``(B, ...) -> (B, d)``, in inference mode; best a callable pytree, see
+        :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       p: exponent of the input norm, in [1, inf].
       q: exponent of the output norm, in [1, inf].
@@ -247,81 +236,66 @@ def jacobian_norms(
 
     Source: Roth et al. 2020, Eq. 8.
     """
-    compiled = _normed(apply, p, q, tuple(sorted(search.items())))
+    measure = functools.partial(_normed, p=p, q=q, **search)
     rows = (images, np.arange(len(images)))
-    found = in_batches(compiled, variables, rows, batch_size, (key,))
-    return JacobianNorms(*found)
+    f = linalg.prepare_network(f)
+    return JacobianNorms(*in_batches(measure, f, rows, batch_size, (key,)))
 
 
-@functools.lru_cache(maxsize=16)
-def _hits(apply: Apply) -> Callable[..., Any]:
-    @jax.jit
-    def hits(variables: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = apply(variables, to_pixels(x))
-        return ~attack_lib.decided(logits, labels, targeted=False)
-
-    return hits
+@linalg.network_program
+def _hits(f: linalg.Network, x: jax.Array, labels: jax.Array) -> jax.Array:
+    return ~attack_lib.decided(f(to_pixels(x)), labels, targeted=False)
 
 
-@functools.lru_cache(maxsize=16)
-def _perturbed(apply: Apply, attack: AttackFactory) -> Callable[..., Any]:
-    @jax.jit
-    def perturbed(
-        variables: Any,
-        x: jax.Array,
-        labels: jax.Array,
-        number: jax.Array,
-        epsilon: Any,
-        key: jax.Array,
-    ) -> jax.Array:
-        clean = to_pixels(x)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
-        f, bound = functools.partial(apply, variables), attack(epsilon)
-        delta = bound(f, clean, labels, keys) - clean
-        length = linalg.norm(delta, bound.p)
-        kept = attack_lib.within_budget(length, epsilon, clean, bound.p)
-        return jnp.where(attack_lib.like(kept, delta), delta, 0.0)
-
-    return perturbed
+@linalg.network_program
+def _perturbed(
+    f: linalg.Network,
+    x: jax.Array,
+    labels: jax.Array,
+    number: jax.Array,
+    epsilon: Any,
+    key: jax.Array,
+    *,
+    attack: AttackFactory,
+) -> jax.Array:
+    clean = to_pixels(x)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
+    bound = attack(epsilon)
+    delta = bound(f, clean, labels, keys) - clean
+    length = linalg.norm(delta, bound.p)
+    kept = attack_lib.within_budget(length, epsilon, clean, bound.p)
+    return jnp.where(attack_lib.like(kept, delta), delta, 0.0)
 
 
-@functools.lru_cache(maxsize=16)
+@linalg.network_program
 def _normed(
-    apply: Apply, p: float, q: float, search: tuple[tuple[str, Any], ...]
-) -> Callable[..., Any]:
-    @jax.jit
-    def normed(
-        variables: Any, x: jax.Array, number: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        found = operators.jacobian_norm(
-            functools.partial(apply, variables),
-            to_pixels(x),
-            p=p,
-            q=q,
-            key=jax.random.fold_in(key, number[0]),
-            **dict(search),
-        )
-        return found.value, found.right
-
-    return normed
+    f: linalg.Network,
+    x: jax.Array,
+    number: jax.Array,
+    key: jax.Array,
+    *,
+    p: float,
+    q: float,
+    **search: Any,
+) -> tuple[jax.Array, jax.Array]:
+    key = jax.random.fold_in(key, number[0])
+    found = operators.jacobian_norm(f, to_pixels(x), p=p, q=q, key=key, **search)
+    return found.value, found.right
 
 
-@functools.lru_cache(maxsize=16)
-def _singular(apply: Apply, k: int | None) -> Callable[..., Any]:
-    @jax.jit
-    def singular(variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        f = functools.partial(apply, variables)
-        pixels = to_pixels(x)
-        outputs = jax.eval_shape(f, pixels).shape[1]
-        most = min(outputs, math.prod(pixels.shape[1:]))
-        found = operators.singular_triplets(f, pixels, most if k is None else k)
-        return found.values, found.right[:, 0]
-
-    return singular
+@linalg.network_program
+def _singular(
+    f: linalg.Network, x: jax.Array, *, k: int | None
+) -> tuple[jax.Array, jax.Array]:
+    pixels = to_pixels(x)
+    outputs = jax.eval_shape(f, pixels).shape[1]
+    most = min(outputs, math.prod(pixels.shape[1:]))
+    found = operators.singular_triplets(f, pixels, most if k is None else k)
+    return found.values, found.right[:, 0]
 
 
 def to_pixels(x: jax.Array) -> jax.Array:
-    """Returns uint8 pictures as float in [0, 1], others as they are."""
+    """Returns uint8 images as float in [0, 1], others as they are."""
     return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
 
 
@@ -332,17 +306,17 @@ def _accuracy(hits: np.ndarray) -> Accuracy:
 
 def in_batches(
     fun: Callable[..., Any],
-    variables: Any,
+    f: Any,
     arrays: tuple[np.ndarray, ...],
     batch_size: int,
     extra: tuple[Any, ...] = (),
 ) -> Any:
-    """Applies ``fun(variables, *batch, *extra)`` to filled-up batches of the arrays."""
+    """Applies ``fun(f, *batch, *extra)`` to filled-up batches of the arrays."""
     count = len(arrays[0])
     robustness.check_examples(arrays[0], arrays[-1], batch_size)
     size = min(batch_size, count)
     pieces = []
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)
-        pieces.append(fun(variables, *(array[rows] for array in arrays), *extra))
+        pieces.append(fun(f, *(array[rows] for array in arrays), *extra))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *pieces)

@@ -18,7 +18,7 @@ import numpy as np
 
 from opnorm import linalg, operators
 from opnorm.analysis import accuracy, margins
-from opnorm.analysis.robustness import Apply, check_examples, check_labels
+from opnorm.analysis.robustness import check_examples, check_labels
 from opnorm.attacks import checks, losses
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -258,8 +258,7 @@ def violations(bound: Any, distance: Any) -> float:
 
 
 def loss_regularity(
-    apply: Apply,
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -279,9 +278,8 @@ def loss_regularity(
     with an error bar. On piecewise linear networks they miss what happens at kinks.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, K)`` logits, in inference mode; pure,
-        see :mod:`opnorm.analysis`.
-      variables: first argument of ``apply``: all of the network that may change.
+      f: ``(B, ...) -> (B, K)`` logits, in inference mode; best a callable pytree, see
+        :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       labels: ``(N,)`` int; for a loss of the caller's, what it takes.
       loss: ``(logits, labels) -> (B,)``; one object, not a new lambda each time.
@@ -312,54 +310,55 @@ def loss_regularity(
         )
     check_examples(images, labels, batch_size)
     named = loss.func if isinstance(loss, functools.partial) else loss
+    f = linalg.prepare_network(f)
     if named in _OF_CLASSES:
-        size = min(batch_size, len(images))
-        check_labels(apply, variables, images, labels, size)
-    measure = _regularity(apply, loss, p, num_steps, num_samples)
+        check_labels(f, images, labels, min(batch_size, len(images)))
+    options: dict[str, Any] = {"num_steps": num_steps, "num_samples": num_samples}
+    measure = functools.partial(_regularity, loss=loss, p=p, **options)
     return Regularity(
-        *accuracy.in_batches(
-            measure, variables, (images, labels), batch_size, (radius, key)
-        )
+        *accuracy.in_batches(measure, f, (images, labels), batch_size, (radius, key))
     )
 
 
-@functools.lru_cache(maxsize=16)
+@linalg.network_program
 def _regularity(
-    apply: Apply, loss: Loss, p: float, num_steps: int, num_samples: int
-) -> Callable[..., Any]:
-    @jax.jit
-    def regularity(
-        variables: Any, x: jax.Array, labels: jax.Array, radius: Any, key: jax.Array
-    ) -> tuple[jax.Array, ...]:
-        pixels = accuracy.to_pixels(x)
-        steps = min(num_steps, math.prod(pixels.shape[1:]))
+    f: linalg.Network,
+    x: jax.Array,
+    labels: jax.Array,
+    radius: Any,
+    key: jax.Array,
+    *,
+    loss: Loss,
+    p: float,
+    num_steps: int,
+    num_samples: int,
+) -> tuple[jax.Array, ...]:
+    pixels = accuracy.to_pixels(x)
+    steps = min(num_steps, math.prod(pixels.shape[1:]))
 
-        def at(z: jax.Array) -> jax.Array:
-            return loss(apply(variables, z), labels)
+    def at(z: jax.Array) -> jax.Array:
+        return loss(f(z), labels)
 
-        def curvatures(z: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
-            if num_steps == 0:
-                return (jnp.full(len(z), jnp.nan),) * 3
-            process = linalg.lanczos(operators.input_hessian_map(at, z), steps, key=key)
-            signed = linalg.ritz_pairs(process, which="largest")
-            absolute = linalg.ritz_pairs(process, which="magnitude")
-            error = jnp.maximum(signed.residual, absolute.residual)[:, 0]
-            return signed.values[:, 0], jnp.abs(absolute.values[:, 0]), error
+    def curvatures(z: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
+        if num_steps == 0:
+            return (jnp.full(len(z), jnp.nan),) * 3
+        process = linalg.lanczos(operators.input_hessian_map(at, z), steps, key=key)
+        signed = linalg.ritz_pairs(process, which="largest")
+        absolute = linalg.ritz_pairs(process, which="magnitude")
+        error = jnp.maximum(signed.residual, absolute.residual)[:, 0]
+        return signed.values[:, 0], jnp.abs(absolute.values[:, 0]), error
 
-        def sample(number: jax.Array, found: tuple[jax.Array, ...]) -> Any:
-            ball_key, start_key = jax.random.split(jax.random.fold_in(key, number))
-            noise = linalg.sample_ball(ball_key, pixels, p, radius)
-            z = jnp.where(number == 0, pixels, pixels + noise)
-            f = functools.partial(apply, variables)
-            slope = margins.gradient_norms(f, z, labels, loss=loss, p=p)
-            new = (slope, *curvatures(z, start_key))
-            return jax.tree.map(jnp.maximum, found, new)
+    def sample(number: jax.Array, found: tuple[jax.Array, ...]) -> Any:
+        ball_key, start_key = jax.random.split(jax.random.fold_in(key, number))
+        noise = linalg.sample_ball(ball_key, pixels, p, radius)
+        z = jnp.where(number == 0, pixels, pixels + noise)
+        slope = margins.gradient_norms(f, z, labels, loss=loss, p=p)
+        new = (slope, *curvatures(z, start_key))
+        return jax.tree.map(jnp.maximum, found, new)
 
-        start = jnp.full(len(pixels), -jnp.inf)
-        found = linalg.fori_loop(num_samples, sample, (start,) * 4)
-        return at(pixels), *found
-
-    return regularity
+    start = jnp.full(len(pixels), -jnp.inf)
+    found = linalg.fori_loop(num_samples, sample, (start,) * 4)
+    return at(pixels), *found
 
 
 def _probabilities(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

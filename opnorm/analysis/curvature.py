@@ -8,18 +8,19 @@ distribution.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from opnorm import linalg, operators
 from opnorm.analysis import accuracy
 from opnorm.analysis.averages import Average, average
 from opnorm.analysis.feature_spectrum import reporting_progress
-from opnorm.analysis.robustness import Apply, check_examples, check_labels
+from opnorm.analysis.robustness import check_examples, check_labels
 from opnorm.attacks import losses
 from opnorm.linalg.lanczos import tridiagonal_eigh
 
@@ -63,7 +64,7 @@ class Eigenvalue(NamedTuple):
 
 
 class ParameterSpectrum(NamedTuple):
-    """The spectrum of a symmetric matrix of all parameters.
+    """The spectrum of a symmetric matrix of the parameters.
 
     Attributes:
       size: n, how many parameters there are.
@@ -82,8 +83,7 @@ class ParameterSpectrum(NamedTuple):
 
 
 def input_curvature(
-    apply: Apply,
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -103,9 +103,8 @@ def input_curvature(
     random probes, in ``num_steps + num_probes`` products.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, d)`` logits, in inference mode; pure,
-        see :mod:`opnorm.analysis`.
-      variables: first argument of ``apply``: all of the network that may change.
+      f: ``(B, ...) -> (B, d)`` logits, in inference mode; best a callable pytree, see
+        :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       labels: ``(N,)`` int.
       num_steps: of each Lanczos process, at least 1; as many as pixels are exact. Only
@@ -129,23 +128,28 @@ def input_curvature(
     linalg.check_key(key)
     check_examples(images, labels, batch_size)
     size = min(batch_size, len(images))
-    check_labels(apply, variables, images, labels, size)
+    f = linalg.prepare_network(f)
+    check_labels(f, images, labels, size)
+    options = {"num_steps": num_steps, "num_probes": num_probes}
 
     def measured(
-        variables: Any, x: jax.Array, labels: jax.Array, number: Any, key: jax.Array
+        f: linalg.Network,
+        x: jax.Array,
+        labels: jax.Array,
+        number: Any,
+        key: jax.Array,
     ) -> InputCurvature:
         # No two batches may share probes: their errors would not average out.
         key = jax.random.fold_in(key, number[0])
-        found, pairs = _curvature(apply)(variables, x, labels, key)
+        found, pairs = _curvature(f, x, labels, key)
         if not np.any(found.curved):
             return found
         # Compiled for networks that need it alone.
-        whole = _whole_curvature(apply, num_steps, num_probes)
-        return whole(variables, x, labels, key, found, pairs)
+        return _whole_curvature(f, x, labels, key, found, pairs, **options)
 
     return accuracy.in_batches(
         reporting_progress(measured, len(images), size, on_progress),
-        variables,
+        f,
         (images, labels, np.arange(len(images))),
         size,
         (key,),
@@ -153,12 +157,12 @@ def input_curvature(
 
 
 def parameter_spectrum(
-    apply: Apply,
-    variables: Mapping[str, Any],
+    f: linalg.Network,
     images: np.ndarray,
     labels: np.ndarray,
     *,
     matrix: str = "hessian",
+    parameters: Callable[[str], bool] | None = None,
     num_steps: int = 30,
     num_probes: int = 4,
     batch_size: int = 100,
@@ -172,15 +176,27 @@ def parameter_spectrum(
     ``num_probes * num_steps`` products with the Hessian, each some passes over all
     examples, and holds ``num_steps`` vectors of all parameters.
 
+    The parameters are floating point arrays among the leaves of ``f``; the other leaves
+    are constant. ``parameters`` chooses them. Where it is None, they are
+
+    - in an NNX module: its variables of the type ``nnx.Param``;
+    - in another pytree that has "params" in the path of a leaf, such as a
+      :class:`opnorm.models.Network` or ``jax.tree_util.Partial(module.apply,
+      variables)``: all such arrays below "params";
+    - in any other pytree, such as ``jax.tree_util.Partial(apply, weights)``: all such
+      arrays.
+
     Args:
-      apply: ``(variables, (B, ...)) -> (B, d)`` logits, in inference mode: on running
-        statistics BatchNorm keeps the rows independent. Pure, see
-        :mod:`opnorm.analysis`.
-      variables: the Hessian is in what it has as "params"; the rest is constant.
+      f: ``(B, ...) -> (B, d)`` logits, a callable pytree, see :mod:`opnorm.analysis`;
+        in inference mode: on running statistics BatchNorm keeps the rows independent.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       labels: ``(N,)`` int.
       matrix: "hessian", or "gauss_newton" for its positive semidefinite part, which
         for the cross-entropy is the Fisher matrix too.
+      parameters: ``path -> bool``, which floating point arrays are parameters, such as
+        ``lambda path: path.endswith("kernel")``; the path of a leaf is what
+        ``jax.tree_util.keystr(..., simple=True, separator="/")`` writes, such as
+        "variables/params/Dense_0/kernel". None for those above.
       num_steps: m, of each process, from 1 to the number of parameters.
       num_probes: P, at least 1; 2 or more for standard errors.
       batch_size: examples that are passed through the network at a time.
@@ -188,8 +204,8 @@ def parameter_spectrum(
       on_progress: called with the part of the probes that is behind, in [0, 1].
 
     Raises:
-      ValueError: for no examples, labels that do not fit, an option out of range or
-        variables without "params".
+      ValueError: for no examples, labels that do not fit, an option out of range, a
+        plain function, whose parameters do not show, or no parameter.
 
     Source: Golub & Welsch 1969; Ubaru, Chen & Saad 2017; Ghorbani, Krishnan & Xiao 2019
     for networks.
@@ -197,23 +213,21 @@ def parameter_spectrum(
     check_examples(images, labels, batch_size)
     if matrix not in MATRICES:
         raise ValueError(f"matrix is {matrix!r}; it may be {', '.join(MATRICES)}.")
-    if "params" not in variables:
-        raise ValueError(f"variables has {sorted(variables)}; it must have 'params'.")
     if num_probes < 1:
         raise ValueError(f"num_probes is {num_probes}; it must be at least 1.")
-    params = variables["params"]
-    constants = {name: part for name, part in variables.items() if name != "params"}
-    n = sum(leaf.size for leaf in jax.tree.leaves(params))
+    network = linalg.prepare_network(f)
+    chosen = _choose(f, parameters)
+    n = sum(leaf.size for leaf in _split(f, chosen))
     if not 1 <= num_steps <= n:
         raise ValueError(f"num_steps is {num_steps}; it must be from 1 to {n}.")
     shards = _shards(images, labels, batch_size)
-    check_labels(apply, variables, images, labels, shards["label"].shape[1])
+    check_labels(network, images, labels, shards["label"].shape[1])
     shards = jax.device_put(shards)
-    process = reporting_progress(
-        _process(apply, matrix, num_steps), num_probes, 1, on_progress
-    )
+    options: dict[str, Any] = {"matrix": matrix, "num_steps": num_steps}
+    measure = functools.partial(_process, chosen=chosen, **options)
+    process = reporting_progress(measure, num_probes, 1, on_progress)
     keys = jax.random.split(key, num_probes)
-    probes = [process(params, constants, shards, probe) for probe in keys]
+    probes = [process(network, shards, probe) for probe in keys]
     nodes, weights, largest, smallest = (
         np.concatenate(parts, axis=1) for parts in zip(*probes, strict=True)
     )
@@ -231,95 +245,87 @@ def parameter_spectrum(
     )
 
 
-@functools.lru_cache(maxsize=16)
-def _curvature(apply: Apply) -> Callable[..., Any]:
+@linalg.network_program
+def _curvature(
+    f: linalg.Network, x: jax.Array, labels: jax.Array, key: jax.Array
+) -> tuple[InputCurvature, linalg.Eigenpairs]:
     """All that is asked for if the network is piecewise linear, and whether it is."""
+    pixels = accuracy.to_pixels(x)
+    logits, rows = f(pixels), operators.dense_jacobian(f, pixels)
 
-    @jax.jit
-    def curvature(
-        variables: Any, x: jax.Array, labels: jax.Array, key: jax.Array
-    ) -> tuple[InputCurvature, linalg.Eigenpairs]:
-        f = functools.partial(apply, variables)
-        pixels = accuracy.to_pixels(x)
-        logits, rows = f(pixels), operators.dense_jacobian(f, pixels)
+    # All of this depends on values and slopes at x only, and so needs no second way
+    # through the network.
+    def linearized(z: jax.Array) -> jax.Array:
+        moved = (z - pixels).reshape(len(z), -1)
+        flat = rows.reshape(*rows.shape[:2], -1)
+        return logits + jnp.einsum("bdn,bn->bd", flat, moved, precision="highest")
 
-        # All of this depends on values and slopes at x only, and so needs no second way
-        # through the network.
-        def linearized(z: jax.Array) -> jax.Array:
-            moved = (z - pixels).reshape(len(z), -1)
-            flat = rows.reshape(*rows.shape[:2], -1)
-            return logits + jnp.einsum("bdn,bn->bd", flat, moved, precision="highest")
+    pairs = operators.cross_entropy_gauss_newton(linearized, pixels)
 
-        pairs = operators.cross_entropy_gauss_newton(linearized, pixels)
-        gradient = jax.grad(
-            lambda z: jnp.sum(losses.cross_entropy(linearized(z), labels))
-        )(pixels)
-        top = operators.singular_triplets(linearized, pixels, 1, method="dense")
-        # The last of d values is zero but for rounding where there are d pixels.
-        few = math.prod(pixels.shape[1:]) < logits.shape[1]
-        lowest = pairs.values[:, -1]
-        # NumPy arrays once they leave the batches.
-        found: dict[str, Any] = {
-            "largest": pairs.values[:, 0],
-            "trace": jnp.sum(pairs.values, axis=1),
-            "gradient_norm": linalg.norm(gradient, 2.0),
-            "sigma": top.values[:, 0],
-            "smallest": lowest if few else jnp.zeros_like(lowest),
-            "error": pairs.residual[:, 0],
-            "trace_error": jnp.zeros_like(lowest),
-            "curved": operators.is_curved(f, pixels, key=key),
-        }
-        return InputCurvature(**found), pairs
+    def total(z: jax.Array) -> jax.Array:
+        return jnp.sum(losses.cross_entropy(linearized(z), labels))
 
-    return curvature
+    gradient = jax.grad(total)(pixels)
+    top = operators.singular_triplets(linearized, pixels, 1, method="dense")
+    # The last of d values is zero but for rounding where there are d pixels.
+    few = math.prod(pixels.shape[1:]) < logits.shape[1]
+    lowest = pairs.values[:, -1]
+    # NumPy arrays once they leave the batches.
+    found: dict[str, Any] = {
+        "largest": pairs.values[:, 0],
+        "trace": jnp.sum(pairs.values, axis=1),
+        "gradient_norm": linalg.norm(gradient, 2.0),
+        "sigma": top.values[:, 0],
+        "smallest": lowest if few else jnp.zeros_like(lowest),
+        "error": pairs.residual[:, 0],
+        "trace_error": jnp.zeros_like(lowest),
+        "curved": operators.is_curved(f, pixels, key=key),
+    }
+    return InputCurvature(**found), pairs
 
 
-@functools.lru_cache(maxsize=16)
+@linalg.network_program
+# Rounded products would not be those of a symmetric matrix.
+@jax.default_matmul_precision("highest")
 def _whole_curvature(
-    apply: Apply, num_steps: int, num_probes: int
-) -> Callable[..., Any]:
+    f: linalg.Network,
+    x: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    found: InputCurvature,
+    pairs: linalg.Eigenpairs,
+    *,
+    num_steps: int,
+    num_probes: int,
+) -> InputCurvature:
     """Puts the whole Hessian in place of its Gauss-Newton part at curved examples."""
+    start_key, probe_key = jax.random.split(key)
+    pixels = accuracy.to_pixels(x)
+    hessian = operators.input_hessian_map(
+        lambda z: losses.cross_entropy(f(z), labels), pixels
+    )
+    steps = min(num_steps, hessian.in_size)
+    krylov = linalg.lanczos(hessian, steps, key=start_key)
+    largest = linalg.ritz_pairs(krylov, which="largest")
+    smallest = linalg.ritz_pairs(krylov, which="smallest")
 
-    @jax.jit
-    # Rounded products would not be those of a symmetric matrix.
-    @jax.default_matmul_precision("highest")
-    def whole(
-        variables: Any,
-        x: jax.Array,
-        labels: jax.Array,
-        key: jax.Array,
-        found: InputCurvature,
-        pairs: linalg.Eigenpairs,
-    ) -> InputCurvature:
-        start_key, probe_key = jax.random.split(key)
-        pixels = accuracy.to_pixels(x)
-        hessian = operators.input_hessian_map(
-            lambda z: losses.cross_entropy(apply(variables, z), labels), pixels
-        )
-        steps = min(num_steps, hessian.in_size)
-        krylov = linalg.lanczos(hessian, steps, key=start_key)
-        largest = linalg.ritz_pairs(krylov, which="largest")
-        smallest = linalg.ritz_pairs(krylov, which="smallest")
+    def product(v: jax.Array) -> jax.Array:
+        along = pairs.values * jnp.einsum("bk...,b...->bk", pairs.vectors, v)
+        return jnp.einsum("bk,bk...->b...", along, pairs.vectors)
 
-        def product(v: jax.Array) -> jax.Array:
-            along = pairs.values * jnp.einsum("bk...,b...->bk", pairs.vectors, v)
-            return jnp.einsum("bk,bk...->b...", along, pairs.vectors)
-
-        # Probes of the difference alone: the rest of the trace is known exactly.
-        rest = hessian - hessian._replace(matvec=product, rmatvec=product)
-        estimate = _trace(rest, num_probes, probe_key)
-        bent: dict[str, Any] = {
-            "largest": largest.values[:, 0],
-            "trace": found.trace + estimate.mean,
-            "smallest": smallest.values[:, 0],
-            "error": jnp.maximum(largest.residual, smallest.residual)[:, 0],
-            "trace_error": estimate.standard_error,
-        }
-        return jax.tree.map(
-            lambda a, b: jnp.where(found.curved, a, b), found._replace(**bent), found
-        )
-
-    return whole
+    # Probes of the difference alone: the rest of the trace is known exactly.
+    rest = hessian - hessian._replace(matvec=product, rmatvec=product)
+    estimate = _trace(rest, num_probes, probe_key)
+    bent: dict[str, Any] = {
+        "largest": largest.values[:, 0],
+        "trace": found.trace + estimate.mean,
+        "smallest": smallest.values[:, 0],
+        "error": jnp.maximum(largest.residual, smallest.residual)[:, 0],
+        "trace_error": estimate.standard_error,
+    }
+    return jax.tree.map(
+        lambda a, b: jnp.where(found.curved, a, b), found._replace(**bent), found
+    )
 
 
 def _trace(
@@ -341,44 +347,100 @@ def _trace(
     return linalg.Estimate(linalg.fori_loop(n, add, zero), zero)
 
 
-@functools.lru_cache(maxsize=16)
-def _process(apply: Apply, matrix: str, num_steps: int) -> Callable[..., Any]:
+@linalg.network_program
+# Rounded products would not be those of a symmetric matrix.
+@jax.default_matmul_precision("highest")
+def _process(
+    f: linalg.Network,
+    shards: Any,
+    key: jax.Array,
+    *,
+    chosen: tuple[int, ...],
+    matrix: str,
+    num_steps: int,
+) -> Any:
     """One probe: nodes, weights ``(1, 1, m)``; both ends with errors ``(1, 1, 2)``."""
+
+    def logits(params: Any, shard: Any) -> jax.Array:
+        network = _join(f, chosen, params)
+        return network(accuracy.to_pixels(shard["image"]))
 
     def mean_loss(logits: jax.Array, shard: Any) -> jax.Array:
         each = losses.cross_entropy(logits, shard["label"])
         return jnp.mean(shard["weight"].astype(each.dtype) * each)
 
-    @jax.jit
-    # Rounded products would not be those of a symmetric matrix.
-    @jax.default_matmul_precision("highest")
-    def process(
-        params: Any, constants: dict[str, Any], shards: Any, key: jax.Array
-    ) -> Any:
-        def logits(params: Any, shard: Any) -> jax.Array:
-            x = accuracy.to_pixels(shard["image"])
-            return apply({**constants, "params": params}, x)
-
-        if matrix == "hessian":
-            found = operators.parameter_hessian(
-                lambda params, shard: mean_loss(logits(params, shard), shard),
-                params,
-                shards,
-            )
-        else:
-            found = operators.gauss_newton(logits, mean_loss, params, shards)
-        wide = jnp.promote_types(found.map.dtype, jnp.float32)
-        signs = jax.random.rademacher(key, (1, *found.map.in_shape), wide)
-        krylov = linalg.lanczos(found.map, num_steps, init=signs, key=key)
-        nodes, vectors = tridiagonal_eigh(krylov.diagonal, krylov.off_diagonal)
-        ends = [linalg.ritz_pairs(krylov, which=end) for end in ("largest", "smallest")]
-        return (
-            nodes[:, None],
-            vectors[:, None, 0] ** 2,
-            *(jnp.stack([end.values, end.residual], axis=2) for end in ends),
+    params = _split(f, chosen)
+    if matrix == "hessian":
+        found = operators.parameter_hessian(
+            lambda params, shard: mean_loss(logits(params, shard), shard),
+            params,
+            shards,
         )
+    else:
+        found = operators.gauss_newton(logits, mean_loss, params, shards)
+    wide = jnp.promote_types(found.map.dtype, jnp.float32)
+    signs = jax.random.rademacher(key, (1, *found.map.in_shape), wide)
+    krylov = linalg.lanczos(found.map, num_steps, init=signs, key=key)
+    nodes, vectors = tridiagonal_eigh(krylov.diagonal, krylov.off_diagonal)
+    ends = [linalg.ritz_pairs(krylov, which=end) for end in ("largest", "smallest")]
+    return (
+        nodes[:, None],
+        vectors[:, None, 0] ** 2,
+        *(jnp.stack([end.values, end.residual], axis=2) for end in ends),
+    )
 
-    return process
+
+def _choose(
+    f: linalg.Network, parameters: Callable[[str], bool] | None
+) -> tuple[int, ...]:
+    """The positions of the parameters among the leaves of a network."""
+    leaves = jax.tree_util.tree_flatten_with_path(f)[0]
+    paths = {
+        i: jax.tree_util.keystr(path, simple=True, separator="/")
+        for i, (path, leaf) in enumerate(leaves)
+        if jnp.issubdtype(getattr(leaf, "dtype", np.bool_), jnp.floating)
+    }
+    if not paths:
+        raise ValueError(
+            f"f is a {type(f).__name__} that shows no floating point arrays; it must "
+            "be a pytree with its parameters as leaves, such as opnorm.network(module, "
+            "variables) or jax.tree_util.Partial(apply, variables)."
+        )
+    if parameters is None:
+        return _usual_parameters(f, paths)
+    chosen = tuple(i for i, path in paths.items() if parameters(path))
+    if not chosen:
+        raise ValueError(
+            "parameters chooses none of the floating point arrays of f; their paths "
+            f"are {', '.join(paths.values())}."
+        )
+    return chosen
+
+
+def _usual_parameters(f: linalg.Network, paths: dict[int, str]) -> tuple[int, ...]:
+    nodes = jax.tree.leaves(f, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    trained = [
+        isinstance(node, nnx.Param) for node in nodes for _ in jax.tree.leaves(node)
+    ]
+    if any(trained):
+        return tuple(i for i in paths if trained[i])
+    below = tuple(i for i, path in paths.items() if "params" in path.split("/"))
+    return below or tuple(paths)
+
+
+def _split(f: linalg.Network, chosen: Sequence[int]) -> list[jax.Array]:
+    leaves = jax.tree.leaves(f)
+    return [leaves[i] for i in chosen]
+
+
+def _join(
+    f: linalg.Network, chosen: Sequence[int], params: Sequence[jax.Array]
+) -> linalg.Network:
+    """The network with other parameters."""
+    leaves, treedef = jax.tree.flatten(f)
+    for i, leaf in zip(chosen, params, strict=True):
+        leaves[i] = leaf
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def _shards(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Any:

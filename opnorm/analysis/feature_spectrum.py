@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opnorm import operators
+from opnorm import linalg, operators
 from opnorm.analysis import accuracy
 from opnorm.analysis.alignment import alignment, pearson_alignment
 from opnorm.analysis.linearity import check_perturbations
-from opnorm.analysis.robustness import Apply, check_examples
+from opnorm.analysis.robustness import check_examples, evaluate
 
 # Arrays of a Jacobian's size that are alive at once: it, its right singular vectors,
 # and what the decomposition works on. Measured on CPU: about 3.
@@ -43,8 +43,7 @@ class RankAlignment(NamedTuple):
 
 
 def singular_values(
-    apply: Apply,
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     *,
     batch_size: int = 100,
@@ -57,9 +56,8 @@ def singular_values(
     values below about 3e-4 of the largest would be rounding in float32.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, d)``, features or logits, in inference
-        mode; pure, see :mod:`opnorm.analysis`.
-      variables: first argument of ``apply``: all of the network that may change.
+      f: ``(B, ...) -> (B, d)``, features or logits, in inference mode; best a callable
+        pytree, see :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       batch_size: most examples per compiled call.
       max_bytes: most bytes for Jacobians and their decompositions at a time; the
@@ -75,16 +73,15 @@ def singular_values(
     Source: Roth et al. 2020, Fig. 2 left.
     """
     check_examples(images, images, batch_size)
-    size = _batch_size(apply, variables, images, batch_size, max_bytes)
-    compiled = reporting_progress(
-        _values(apply, max_bytes), len(images), size, on_progress
-    )
-    return accuracy.in_batches(compiled, variables, (images,), size)
+    f = linalg.prepare_network(f)
+    size = _batch_size(f, images, batch_size, max_bytes)
+    measure = functools.partial(_values, max_bytes=max_bytes)
+    reporting = reporting_progress(measure, len(images), size, on_progress)
+    return accuracy.in_batches(reporting, f, (images,), size)
 
 
 def alignment_by_rank(
-    apply: Apply,
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     perturbations: Sequence[np.ndarray],
     *,
@@ -95,9 +92,8 @@ def alignment_by_rank(
     """Computes how perturbations align with each right singular vector at x.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, d)``, features or logits, in inference
-        mode; pure, see :mod:`opnorm.analysis`.
-      variables: first argument of ``apply``: all of the network that may change.
+      f: ``(B, ...) -> (B, d)``, features or logits, in inference mode; best a callable
+        pytree, see :mod:`opnorm.analysis`.
       images: ``(N, ...)``, x, uint8 or float in [0, 1]; the Jacobian is taken here.
       perturbations: P arrays ``(N, ...)`` float, at least one.
       batch_size: most examples per compiled call.
@@ -114,47 +110,40 @@ def alignment_by_rank(
         raise ValueError("perturbations is empty; give at least one array.")
     for array in perturbations:
         check_perturbations(images, array, batch_size)
-    size = _batch_size(apply, variables, images, batch_size, max_bytes)
-    compiled = reporting_progress(
-        _ranked(apply, max_bytes), len(images), size, on_progress
-    )
+    f = linalg.prepare_network(f)
+    size = _batch_size(f, images, batch_size, max_bytes)
+    measure = functools.partial(_ranked, max_bytes=max_bytes)
+    reporting = reporting_progress(measure, len(images), size, on_progress)
     rows = (images, *perturbations)
-    return RankAlignment(*accuracy.in_batches(compiled, variables, rows, size))
+    return RankAlignment(*accuracy.in_batches(reporting, f, rows, size))
 
 
-@functools.lru_cache(maxsize=16)
-def _values(apply: Apply, max_bytes: int) -> Callable[..., Any]:
-    @jax.jit
-    def values(variables: Any, x: jax.Array) -> jax.Array:
-        matrix = _jacobian(apply, variables, x, max_bytes)
-        return jnp.linalg.svd(matrix, full_matrices=False, compute_uv=False)
-
-    return values
+@linalg.network_program
+def _values(f: linalg.Network, x: jax.Array, *, max_bytes: int) -> jax.Array:
+    matrix = _jacobian(f, x, max_bytes)
+    return jnp.linalg.svd(matrix, full_matrices=False, compute_uv=False)
 
 
-@functools.lru_cache(maxsize=16)
-def _ranked(apply: Apply, max_bytes: int) -> Callable[..., Any]:
-    @jax.jit
-    def ranked(variables: Any, x: jax.Array, *perturbations: jax.Array) -> Any:
-        matrix = _jacobian(apply, variables, x, max_bytes)
-        _, values, right = jnp.linalg.svd(matrix, full_matrices=False)
-        # The threshold of numpy.linalg.matrix_rank.
-        rounding = max(matrix.shape[1:]) * jnp.finfo(matrix.dtype).eps
-        defined = values > rounding * values[:, :1]
+@linalg.network_program
+def _ranked(
+    f: linalg.Network, x: jax.Array, *perturbations: jax.Array, max_bytes: int
+) -> Any:
+    matrix = _jacobian(f, x, max_bytes)
+    _, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    # The threshold of numpy.linalg.matrix_rank.
+    rounding = max(matrix.shape[1:]) * jnp.finfo(matrix.dtype).eps
+    defined = values > rounding * values[:, :1]
 
-        def by_rank(measure: Callable[..., jax.Array]) -> jax.Array:
-            each = jax.vmap(measure, in_axes=(None, 1), out_axes=1)
-            found = [each(z.reshape(len(x), -1), right) for z in perturbations]
-            return jnp.where(defined[:, None], jnp.stack(found, axis=1), 0.0)
+    def by_rank(measure: Callable[..., jax.Array]) -> jax.Array:
+        each = jax.vmap(measure, in_axes=(None, 1), out_axes=1)
+        found = [each(z.reshape(len(x), -1), right) for z in perturbations]
+        return jnp.where(defined[:, None], jnp.stack(found, axis=1), 0.0)
 
-        return values, defined, by_rank(alignment), by_rank(pearson_alignment)
-
-    return ranked
+    return values, defined, by_rank(alignment), by_rank(pearson_alignment)
 
 
-def _jacobian(apply: Apply, variables: Any, x: jax.Array, max_bytes: int) -> jax.Array:
+def _jacobian(f: linalg.Network, x: jax.Array, max_bytes: int) -> jax.Array:
     """``(B, d, n)``, at least float32."""
-    f = functools.partial(apply, variables)
     pixels = accuracy.to_pixels(x)
     dense = operators.dense_jacobian(f, pixels, max_bytes=max_bytes)
     matrix = dense.reshape(*dense.shape[:2], -1)
@@ -162,15 +151,14 @@ def _jacobian(apply: Apply, variables: Any, x: jax.Array, max_bytes: int) -> jax
 
 
 def _batch_size(
-    apply: Apply,
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     batch_size: int,
     max_bytes: int,
 ) -> int:
     """Examples per call within the limit, such that calls are about equally full."""
-    one = jax.eval_shape(lambda x: accuracy.to_pixels(x), images[:1])
-    outputs = jax.eval_shape(apply, variables, one)
+    one = jax.eval_shape(accuracy.to_pixels, images[:1])
+    outputs = evaluate.eval_shape(f, one)
     wide = jnp.promote_types(one.dtype, jnp.float32).itemsize
     needed = _COPIES * outputs.shape[1] * math.prod(one.shape) * wide
     if needed > max_bytes:

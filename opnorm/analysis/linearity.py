@@ -5,9 +5,7 @@ linearisation along given perturbations, and how many of its ReLU units a pertur
 switches.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,7 @@ import numpy as np
 
 from opnorm import linalg
 from opnorm.analysis import accuracy
-from opnorm.analysis.robustness import Apply, check_examples
+from opnorm.analysis.robustness import check_examples
 
 
 class Linearity(NamedTuple):
@@ -43,8 +41,7 @@ class Linearity(NamedTuple):
 
 
 def deviation_from_linearity(
-    apply: Apply,
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     perturbations: np.ndarray,
     *,
@@ -57,9 +54,8 @@ def deviation_from_linearity(
     ``relative`` does.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, d)``, logits or features, in inference
-        mode; pure, see :mod:`opnorm.analysis`.
-      variables: first argument of ``apply``: all of the network that may change.
+      f: ``(B, ...) -> (B, d)``, logits or features, in inference mode; best a callable
+        pytree, see :mod:`opnorm.analysis`.
       images: ``(N, ...)``, x, uint8 or float in [0, 1].
       perturbations: ``(N, ...)`` float, z, in [0, 1] pixel units.
       batch_size: examples per compiled call.
@@ -71,13 +67,12 @@ def deviation_from_linearity(
     """
     check_perturbations(images, perturbations, batch_size)
     rows = (images, perturbations)
-    found = accuracy.in_batches(_deviation(apply), variables, rows, batch_size)
-    return Linearity(*found)
+    f = linalg.prepare_network(f)
+    return Linearity(*accuracy.in_batches(_deviation, f, rows, batch_size))
 
 
 def activation_agreement(
-    preactivations: Callable[[Any, jax.Array], Any],
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     perturbations: np.ndarray,
     *,
@@ -90,10 +85,9 @@ def activation_agreement(
     same.
 
     Args:
-      preactivations: ``(variables, (B, ...)) ->`` any pytree of arrays ``(B, ...)``,
-        what enters the ReLUs, in inference mode; pure, see :mod:`opnorm.analysis`.
-      variables: first argument of ``preactivations``: all of the network that may
-        change.
+      f: ``(B, ...) ->`` any pytree of arrays ``(B, ...)``, the inputs of the ReLUs, in
+        inference mode; best a callable pytree, see :mod:`opnorm.analysis`. A
+        :class:`opnorm.models.Network` has it as its ``preactivations``.
       images: ``(N, ...)``, x, uint8 or float in [0, 1].
       perturbations: ``(N, ...)`` float, z, in [0, 1] pixel units.
       batch_size: examples per compiled call.
@@ -103,15 +97,15 @@ def activation_agreement(
 
     Raises:
       ValueError: for no examples, a bad batch size, perturbations that do not fit, or a
-        network without ReLU units.
+        function that returns no unit.
 
     Source: Roth et al. 2020, Figs. 5 and 9 (their code counts agreement of either
     state; the text reads as if only units that are on counted).
     """
     check_perturbations(images, perturbations, batch_size)
     rows = (images, perturbations)
-    compiled = _agreement(preactivations)
-    return accuracy.in_batches(compiled, variables, rows, batch_size)
+    f = linalg.prepare_network(f)
+    return accuracy.in_batches(_agreement, f, rows, batch_size)
 
 
 def random_directions(perturbations: np.ndarray, key: jax.Array) -> np.ndarray:
@@ -150,39 +144,25 @@ def _random_directions(like: jax.Array, key: jax.Array) -> jax.Array:
     return linalg.scale(unit, linalg.norm(like, 2.0))
 
 
-@functools.lru_cache(maxsize=16)
-def _deviation(apply: Apply) -> Callable[..., Any]:
-    @jax.jit
-    def deviation(variables: Any, x: jax.Array, z: jax.Array) -> tuple[jax.Array, ...]:
-        f = functools.partial(apply, variables)
-        pixels = accuracy.to_pixels(x)
-        z = z.astype(pixels.dtype)
-        clean, linear = jax.jvp(f, (pixels,), (z,))
-        moved = f(pixels + z) - clean
-        differences = (z, moved, moved - linear)
-        return tuple(linalg.norm(difference, 2.0) for difference in differences)
-
-    return deviation
+@linalg.network_program
+def _deviation(f: linalg.Network, x: jax.Array, z: jax.Array) -> tuple[jax.Array, ...]:
+    pixels = accuracy.to_pixels(x)
+    z = z.astype(pixels.dtype)
+    clean, linear = jax.jvp(f, (pixels,), (z,))
+    moved = f(pixels + z) - clean
+    differences = (z, moved, moved - linear)
+    return tuple(linalg.norm(difference, 2.0) for difference in differences)
 
 
-@functools.lru_cache(maxsize=16)
-def _agreement(preactivations: Callable[[Any, jax.Array], Any]) -> Callable[..., Any]:
-    @jax.jit
-    def agreement(variables: Any, x: jax.Array, z: jax.Array) -> jax.Array:
-        pixels = accuracy.to_pixels(x)
-        states = [
-            [
-                layer.reshape(len(x), -1) > 0
-                for layer in jax.tree.leaves(preactivations(variables, points))
-            ]
-            for points in (pixels, pixels + z.astype(pixels.dtype))
-        ]
-        units = sum(layer.shape[1] for layer in states[0])
-        if not units:
-            raise ValueError(
-                "preactivations returns no unit; the network must have a ReLU layer."
-            )
-        equal = [jnp.sum(a == b, axis=1) for a, b in zip(*states, strict=True)]
-        return sum(equal[1:], equal[0]) / units
-
-    return agreement
+@linalg.network_program
+def _agreement(f: linalg.Network, x: jax.Array, z: jax.Array) -> jax.Array:
+    pixels = accuracy.to_pixels(x)
+    states = [
+        [layer.reshape(len(x), -1) > 0 for layer in jax.tree.leaves(f(points))]
+        for points in (pixels, pixels + z.astype(pixels.dtype))
+    ]
+    units = sum(layer.shape[1] for layer in states[0])
+    if not units:
+        raise ValueError("f returns no unit; it must return the inputs of the ReLUs.")
+    equal = [jnp.sum(a == b, axis=1) for a, b in zip(*states, strict=True)]
+    return sum(equal[1:], equal[0]) / units

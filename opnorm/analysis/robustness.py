@@ -26,7 +26,6 @@ from opnorm import attacks, linalg
 from opnorm.attacks import attack as attack_lib
 from opnorm.attacks import checks
 
-Apply = Callable[[Any, jax.Array], jax.Array]
 AttackFactory = Callable[[Any], attacks.Attack]
 
 # The rows of a stage are sorted out this often, but not for fewer steps.
@@ -63,8 +62,7 @@ class Attacked(NamedTuple):
 
 
 def attack_examples(
-    apply: Apply,
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -81,9 +79,8 @@ def attack_examples(
     An example that the network gets wrong at x is not attacked.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode; pure,
-        see :mod:`opnorm.analysis`.
-      variables: first argument of ``apply``: all of the network that may change.
+      f: ``(B, ...) -> (B, K)``, in inference mode; best a callable pytree, see
+        :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float, in the attack's bounds. uint8 images are
         divided by 255, float images are taken as they are.
       labels: ``(N,)`` int, the classes to leave or, if targeted, to reach.
@@ -121,7 +118,8 @@ def attack_examples(
         if stage.check is not None:
             stage.check(example)
     sizes = batch_sizes(batch_size)
-    check_labels(apply, variables, images, labels, sizes[0])
+    f = linalg.prepare_network(f)
+    check_labels(f, images, labels, sizes[0])
     pool = _Pool(
         images=images,
         labels=np.asarray(labels, np.int32),
@@ -132,13 +130,13 @@ def attack_examples(
         place=_Placement(),
         key=key,
     )
-    variables = pool.place.replicate(variables)
-    goal = pattern.stages[0].goal
-    judge = functools.partial(_judged(apply, *goal), variables)
+    f = linalg.place_network(f, pool.place.replicate)
+    targeted, confidence = pattern.stages[0].goal
     at_input = np.zeros(count, bool)
     for rows, filled in pool.batches(np.arange(count)):
         given = pool.place.shard((pool.images[filled], pool.labels[filled]))
-        at_input[rows] = np.asarray(judge(*given))[: len(rows)]
+        judged = _judged(f, *given, targeted=targeted, confidence=confidence)
+        at_input[rows] = np.asarray(judged)[: len(rows)]
     success = at_input[pool.example]
     distance = np.where(success, 0.0, np.inf).astype(np.float32)
     steps = np.zeros(len(success), np.int32)
@@ -155,8 +153,8 @@ def attack_examples(
             if on_progress is not None:
                 on_progress((number + part) / len(pattern.stages))
 
-        compiled = _stage_functions(apply, attack, number)
-        found = _search(pool, compiled, stage, variables, left, keep_points, report)
+        compiled = _stage_functions(attack, number, stage)
+        found = _search(pool, compiled, stage, f, left, keep_points, report)
         wins = found["success"] & (found["distance"] < distance[left])
         won = left[wins]
         success[won] = True
@@ -268,17 +266,22 @@ def make_pattern(attack: AttackFactory) -> attack_lib.Attack:
 
 
 def check_labels(
-    apply: Apply, variables: Any, images: np.ndarray, labels: np.ndarray, size: int
+    f: linalg.Network, images: np.ndarray, labels: np.ndarray, size: int
 ) -> None:
     """Raises ValueError unless the labels are classes of the network.
 
-    The network is traced, on a batch of ``size`` examples, at most once for each
-    ``apply`` and shape.
+    A prepared network is traced, on a batch of ``size`` examples, at most once for each
+    structure and shape.
     """
-    pixels = np.float32 if images.dtype == np.uint8 else images.dtype
-    x = jax.ShapeDtypeStruct((size, *images.shape[1:]), pixels)
-    logits = jax.eval_shape(apply, variables, x)
+    x = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype)
+    logits = evaluate.eval_shape(f, x)
     checks.check_labels(np.asarray(labels), len(images), logits)
+
+
+@linalg.network_program
+def evaluate(f: linalg.Network, x: jax.Array) -> Any:
+    """The outputs of a network for images."""
+    return f(_to_float(x))
 
 
 def batch_sizes(batch_size: int) -> tuple[int, ...]:
@@ -362,13 +365,13 @@ def _search(
     pool: _Pool,
     compiled: _StageFunctions,
     stage: attacks.Stage,
-    variables: Any,
+    f: linalg.Network,
     left: np.ndarray,
     keep_points: bool,
     report: Callable[[float], None],
 ) -> dict[str, Any]:
     """Runs a stage on some rows of the pool."""
-    given = (variables, pool.key)
+    given = (f, pool.key)
     states: Any = None
     pending = np.ones(len(left), bool)
     places = np.arange(len(left))
@@ -413,68 +416,118 @@ def _search(
     }
 
 
-@functools.lru_cache(maxsize=64)
 def _stage_functions(
-    apply: Apply, attack: AttackFactory, number: int
+    attack: AttackFactory, number: int, stage: attacks.Stage
 ) -> _StageFunctions:
     """The three parts of a stage, compiled once for each size of batch."""
+    given = {"attack": attack, "number": number}
 
-    def bind(variables: Any, key: jax.Array, rows: Any) -> tuple[Any, ...]:
-        images, labels, index, epsilon = rows
-        bound = attack(epsilon)
-        stage = bound.stages[number]
-        keys = attack_lib.fold_in(key, index)
-        problem = attack_lib.make_problem(_to_float(images), labels, keys)
-        problem = attack_lib.for_stage(problem, number)
-        if stage.check is not None:
-            stage.check(problem)
-        return functools.partial(apply, variables), bound, stage, problem
-
-    def is_done(stage: attacks.Stage, labels: jax.Array, state: Any) -> jax.Array:
-        if stage.done is None:
-            return jnp.zeros_like(labels, dtype=bool)
-        return stage.done(state)
-
-    @jax.jit
-    def begin(variables: Any, key: jax.Array, rows: Any) -> Any:
-        f, _, stage, problem = bind(variables, key, rows)
-        state = stage.init(f, problem)
-        return state, is_done(stage, problem.labels, state)
-
-    # Where every row takes every step, the number of steps is a constant.
-    every = attack(jnp.zeros(1)).stages[number].done is None
-
-    @functools.partial(jax.jit, static_argnums=(5,) if every else ())
-    def advance(
-        variables: Any, key: jax.Array, rows: Any, state: Any, first: Any, count: Any
+    def advance_every_row(
+        f: linalg.Network, key: jax.Array, rows: Any, state: Any, first: int, count: int
     ) -> Any:
-        f, _, stage, problem = bind(variables, key, rows)
-        state, taken = stage.advance(f, problem, state, first, count)
-        done = is_done(stage, problem.labels, state)
-        return state, taken, done, jnp.max(taken)
+        return _advance_every_row(f, key, rows, state, first, count=count, **given)
 
-    @jax.jit
-    def end(variables: Any, key: jax.Array, rows: Any, state: Any) -> Any:
-        f, bound, stage, problem = bind(variables, key, rows)
-        x_adv = attack_lib.finish(stage, problem, state)
-        hit = attack_lib.decided(f(x_adv), problem.labels, *stage.goal)
-        distance = linalg.norm(x_adv - problem.x, bound.p)
-        hit &= attack_lib.within_budget(distance, rows[3], problem.x, bound.p)
-        return x_adv, hit, distance
-
-    return _StageFunctions(begin, advance, end)
+    every = stage.done is None
+    return _StageFunctions(
+        functools.partial(_begin, **given),
+        advance_every_row if every else functools.partial(_advance, **given),
+        functools.partial(_end, **given),
+    )
 
 
-@functools.lru_cache(maxsize=16)
+@linalg.network_program
+def _begin(
+    f: linalg.Network, key: jax.Array, rows: Any, *, attack: AttackFactory, number: int
+) -> Any:
+    _, stage, problem = _bind(attack, number, key, rows)
+    state = stage.init(f, problem)
+    return state, _is_done(stage, problem.labels, state)
+
+
+def _advanced(
+    f: linalg.Network,
+    key: jax.Array,
+    rows: Any,
+    state: Any,
+    first: Any,
+    count: Any,
+    *,
+    attack: AttackFactory,
+    number: int,
+) -> Any:
+    _, stage, problem = _bind(attack, number, key, rows)
+    state, taken = stage.advance(f, problem, state, first, count)
+    done = _is_done(stage, problem.labels, state)
+    return state, taken, done, jnp.max(taken)
+
+
+_advance = linalg.network_program(_advanced)
+
+
+@linalg.network_program
+def _advance_every_row(
+    f: linalg.Network,
+    key: jax.Array,
+    rows: Any,
+    state: Any,
+    first: Any,
+    *,
+    count: int,
+    **given: Any,
+) -> Any:
+    """Every row takes every step, so that the number of steps can be a constant."""
+    return _advanced(f, key, rows, state, first, count, **given)
+
+
+@linalg.network_program
+def _end(
+    f: linalg.Network,
+    key: jax.Array,
+    rows: Any,
+    state: Any,
+    *,
+    attack: AttackFactory,
+    number: int,
+) -> Any:
+    bound, stage, problem = _bind(attack, number, key, rows)
+    x_adv = attack_lib.finish(stage, problem, state)
+    hit = attack_lib.decided(f(x_adv), problem.labels, *stage.goal)
+    distance = linalg.norm(x_adv - problem.x, bound.p)
+    hit &= attack_lib.within_budget(distance, rows[3], problem.x, bound.p)
+    return x_adv, hit, distance
+
+
+def _bind(
+    attack: AttackFactory, number: int, key: jax.Array, rows: Any
+) -> tuple[attacks.Attack, attacks.Stage, attack_lib.Problem]:
+    """The attack with the budgets of these rows, its stage, and the stage's problem."""
+    images, labels, index, epsilon = rows
+    bound = attack(epsilon)
+    stage = bound.stages[number]
+    keys = attack_lib.fold_in(key, index)
+    problem = attack_lib.make_problem(_to_float(images), labels, keys)
+    problem = attack_lib.for_stage(problem, number)
+    if stage.check is not None:
+        stage.check(problem)
+    return bound, stage, problem
+
+
+def _is_done(stage: attacks.Stage, labels: jax.Array, state: Any) -> jax.Array:
+    if stage.done is None:
+        return jnp.zeros_like(labels, dtype=bool)
+    return stage.done(state)
+
+
+@linalg.network_program
 def _judged(
-    apply: Apply, targeted: bool, confidence: float
-) -> Callable[..., jax.Array]:
-    @jax.jit
-    def judged(variables: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = apply(variables, _to_float(x))
-        return attack_lib.decided(logits, labels, targeted, confidence)
-
-    return judged
+    f: linalg.Network,
+    x: jax.Array,
+    labels: jax.Array,
+    *,
+    targeted: bool,
+    confidence: float,
+) -> jax.Array:
+    return attack_lib.decided(f(_to_float(x)), labels, targeted, confidence)
 
 
 def _store(states: Any, state: Any, rows: np.ndarray, count: int) -> Any:

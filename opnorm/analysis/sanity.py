@@ -13,11 +13,11 @@ from opnorm import attacks, linalg
 from opnorm.analysis import accuracy
 from opnorm.analysis.averages import average
 from opnorm.analysis.robustness import (
-    Apply,
     attack_examples,
     check_bounds,
     check_examples,
     check_labels,
+    evaluate,
     pixel_range,
 )
 from opnorm.attacks import checks
@@ -51,8 +51,7 @@ class Check(NamedTuple):
 
 
 def sanity_checks(
-    apply: Apply,
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -77,9 +76,8 @@ def sanity_checks(
     standard errors.
 
     Args:
-      apply: ``(variables, (B, ...)) -> (B, K)``, in inference mode; pure,
-        see :mod:`opnorm.analysis`.
-      variables: first argument of ``apply``: all of the network that may change.
+      f: ``(B, ...) -> (B, K)``, in inference mode; best a callable pytree, see
+        :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float, in the bounds; a hundred examples tell
         enough. uint8 images are divided by 255.
       labels: ``(N,)`` int.
@@ -112,7 +110,8 @@ def sanity_checks(
     check_bounds(images, bounds)
     if p in (1, 2, math.inf):
         check_layout(images.shape, channels)
-    check_labels(apply, variables, images, labels, batch_size)
+    f = linalg.prepare_network(f)
+    check_labels(f, images, labels, batch_size)
     low, high = pixel_range(images)
     box = (low, high)
     if bounds is not None:
@@ -122,13 +121,12 @@ def sanity_checks(
     found = [
         _units_check(low, high, bounds if box == bounds else None),
         budget_check(epsilon, p=p, shape=images.shape[1:], bounds=box),
-        *_basic_checks(apply, variables, images, labels, batch_size),
+        *_basic_checks(f, images, labels, batch_size),
     ]
 
     def stands(name: str, budget: float, **options: Any) -> np.ndarray:
         attacked = attack_examples(
-            apply,
-            variables,
+            f,
             images,
             labels,
             attack=_factory(name, p, bounds, tuple(sorted(options.items()))),
@@ -224,8 +222,7 @@ def _units_check(low: float, high: float, box: Bounds) -> Check:
 
 
 def _basic_checks(
-    apply: Apply,
-    variables: Any,
+    f: linalg.Network,
     images: np.ndarray,
     labels: np.ndarray,
     batch_size: int,
@@ -233,14 +230,16 @@ def _basic_checks(
     parts = []
     for start in range(0, len(images), batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-        batch = _probe(apply)(variables, images[rows], labels[rows])
+        logits, zero, finite = _probe(f, images[rows], labels[rows])
+        # A second program, so that nothing is shared but the network.
+        batch = (logits, evaluate(f, images[rows]), zero, finite)
         kept = min(batch_size, len(images) - start)
         parts.append(jax.tree.map(lambda a, n=kept: np.asarray(a)[:n], batch))
     logits, again, zero, finite = map(np.concatenate, zip(*parts, strict=True))
     apart = _difference(logits, again)
     moved = 0.0
     for rows in _other_batches(min(len(images), batch_size), batch_size):
-        other = np.asarray(_forward(apply)(variables, images[rows]))
+        other = np.asarray(evaluate(f, images[rows]))
         moved = max(moved, _difference(again[rows], other))
     independent = moved <= _SAME
     causes = "" if independent else "; usual causes: BatchNorm in train mode, dropout"
@@ -336,30 +335,15 @@ def _factory(
     )
 
 
-@functools.lru_cache(maxsize=16)
-def _probe(apply: Apply) -> Callable[..., Any]:
-    @jax.jit
-    def evaluate(variables: Any, x: jax.Array, labels: jax.Array) -> Any:
-        x = accuracy.to_pixels(x)
-        f = functools.partial(apply, variables)
+@linalg.network_program
+def _probe(f: linalg.Network, x: jax.Array, labels: jax.Array) -> Any:
+    x = accuracy.to_pixels(x)
 
-        def total(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-            logits = f(z)
-            return jnp.sum(attacks.cross_entropy(logits, labels)), logits
+    def total(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = f(z)
+        return jnp.sum(attacks.cross_entropy(logits, labels)), logits
 
-        gradient, logits = jax.grad(total, has_aux=True)(x)
-        flat = gradient.reshape(len(x), -1)
-        zero = jnp.all(flat == 0, axis=1)
-        return logits, zero, jnp.all(jnp.isfinite(flat), axis=1)
-
-    def probe(variables: Any, x: Any, labels: Any) -> Any:
-        logits, zero, finite = evaluate(variables, x, labels)
-        # A second program, so that nothing is shared but the network.
-        return logits, _forward(apply)(variables, x), zero, finite
-
-    return probe
-
-
-@functools.lru_cache(maxsize=16)
-def _forward(apply: Apply) -> Callable[..., Any]:
-    return jax.jit(lambda variables, x: apply(variables, accuracy.to_pixels(x)))
+    gradient, logits = jax.grad(total, has_aux=True)(x)
+    flat = gradient.reshape(len(x), -1)
+    zero = jnp.all(flat == 0, axis=1)
+    return logits, zero, jnp.all(jnp.isfinite(flat), axis=1)

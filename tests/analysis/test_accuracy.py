@@ -1,9 +1,10 @@
 """tests: accuracy, robust accuracy and spectra over a data set in filled-up batches."""
 
 import functools
+import gc
 import math
+import weakref
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from flax import nnx
 
 from opnorm import analysis, attacks
 
+Partial = jax.tree_util.Partial
 W = np.random.default_rng(5).normal(size=(6, 3)).astype(np.float32)
 IMAGES = np.random.default_rng(6).uniform(0.3, 0.7, (11, 3, 2)).astype(np.float32)
 LABELS = np.random.default_rng(7).integers(0, 3, 11)
@@ -26,6 +28,9 @@ def affine(w, x):
     return jnp.stack([margin, -margin], axis=1) / 2
 
 
+NETWORK = Partial(linear, W)
+
+
 def fgm(epsilon):
     return attacks.fgm(p=math.inf, epsilon=epsilon)
 
@@ -36,7 +41,7 @@ def noise(epsilon):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 100])
 def test_accuracy_counts_every_example_once(batch_size: int) -> None:
-    found = analysis.evaluate_accuracy(linear, W, IMAGES, LABELS, batch_size=batch_size)
+    found = analysis.evaluate_accuracy(NETWORK, IMAGES, LABELS, batch_size=batch_size)
     hits = (IMAGES.reshape(11, 6) @ W).argmax(axis=1) == LABELS
     np.testing.assert_array_equal(found.correct, hits)
     assert found.mean == pytest.approx(hits.mean())
@@ -44,11 +49,10 @@ def test_accuracy_counts_every_example_once(batch_size: int) -> None:
 
 
 def test_bytes_are_pixels_over_255() -> None:
-    pictures = (IMAGES * 255).astype(np.uint8)
-    bytes_ = analysis.evaluate_accuracy(linear, W, pictures, LABELS)
-    floats = analysis.evaluate_accuracy(
-        linear, W, pictures.astype(np.float32) / 255, LABELS
-    )
+    images = (IMAGES * 255).astype(np.uint8)
+    bytes_ = analysis.evaluate_accuracy(NETWORK, images, LABELS)
+    pixels = images.astype(np.float32) / 255
+    floats = analysis.evaluate_accuracy(NETWORK, pixels, LABELS)
     np.testing.assert_array_equal(bytes_.correct, floats.correct)
 
 
@@ -58,8 +62,7 @@ def test_robust_accuracy_is_the_closed_form_of_an_affine_network() -> None:
     labels = (margins < 0).astype(int)
     epsilons = [0.0, 0.01, 0.03, 0.1]
     found = analysis.robust_accuracy(
-        affine,
-        w,
+        Partial(affine, w),
         IMAGES,
         labels,
         attack=fgm,
@@ -73,39 +76,81 @@ def test_robust_accuracy_is_the_closed_form_of_an_affine_network() -> None:
     assert found[0].mean == 1 and found[-1].mean < 1
 
 
-def test_one_compilation_serves_checkpoints_epsilons_and_batches() -> None:
-    # Once to be compiled, and once for the number of classes.
-    traced = chex.assert_max_traces(n=2)(lambda weight, x: linear(weight, x))
-    weights = [W, 2 * W, -W]
-    for weight in weights:
-        analysis.evaluate_accuracy(traced, weight, IMAGES, LABELS, batch_size=4)
-    traces, counts = [], []
+def test_networks_of_one_structure_compile_once_for_all_epsilons_and_batches() -> None:
+    traces, attack_traces, counts = [], [], []
+
+    def counted(weight, x):
+        traces.append(x.shape)
+        return linear(weight, x)
 
     def attack(epsilon):
         if isinstance(epsilon, jax.core.Tracer):
-            traces.append(epsilon)
+            attack_traces.append(epsilon)
         return fgm(epsilon)
 
-    for weight in weights:
-        analysis.robust_accuracy(
-            linear,
-            weight,
+    given = {"batch_size": 4, "key": jax.random.key(0)}
+    for weight in (W, 2 * W, -W):
+        f = Partial(counted, weight)
+        clean = analysis.evaluate_accuracy(f, IMAGES, LABELS, batch_size=4)
+        budgets = [0.0, 0.1, 0.2]
+        curve = analysis.robust_accuracy(
+            f, IMAGES, LABELS, attack=attack, epsilons=budgets, **given
+        )
+        norms = analysis.jacobian_norms(f, IMAGES, method="dense", **given)
+        counts.append((len(traces), len(attack_traces)))
+        hits = (IMAGES.reshape(11, 6) @ weight).argmax(axis=1) == LABELS
+        np.testing.assert_array_equal(clean.correct, hits)
+        np.testing.assert_array_equal(curve[0].correct, hits)
+        expected = np.linalg.norm(weight, 2)
+        np.testing.assert_allclose(norms.values, [expected] * 11, rtol=1e-4)
+    # Beginning, steps and end of the attack.
+    assert counts[0][1] == 3 and counts == counts[:1] * 3
+
+
+def test_a_plain_function_whose_closure_changes_gives_fresh_results() -> None:
+    weights, traces = {"matrix": W}, []
+
+    def f(x):
+        traces.append(x.shape)
+        return linear(weights["matrix"], x)
+
+    for weight in (W, -W):
+        weights["matrix"] = jnp.asarray(weight)
+        found = analysis.evaluate_accuracy(f, IMAGES, LABELS, batch_size=4)
+        hits = (IMAGES.reshape(11, 6) @ weight).argmax(axis=1) == LABELS
+        np.testing.assert_array_equal(found.correct, hits)
+        (curve,) = analysis.robust_accuracy(
+            f,
             IMAGES,
             LABELS,
-            attack=attack,
-            epsilons=[0.0, 0.1, 0.2],
+            attack=fgm,
+            epsilons=[0.0],
             batch_size=4,
             key=jax.random.key(0),
         )
-        counts.append(len(traces))
-    # Beginning, steps and end of the attack.
-    assert counts == [3, 3, 3]
+        np.testing.assert_array_equal(curve.correct, hits)
+        traces.append(None)
+    # It is traced anew in each call, and not for each batch: the same for both.
+    first = traces.index(None)
+    assert traces[: first + 1] == traces[first + 1 :]
+
+
+def test_nothing_keeps_a_plain_function_alive() -> None:
+    class Weights(np.ndarray):
+        """An array that can be referred to weakly."""
+
+    weights = W.view(Weights)
+    alive = weakref.ref(weights)
+    f = functools.partial(lambda weights, x: linear(np.asarray(weights), x), weights)
+    analysis.evaluate_accuracy(f, IMAGES, LABELS, batch_size=4)
+    del f, weights
+    gc.collect()
+    assert alive() is None
 
 
 def test_perturbations_are_those_of_the_attack() -> None:
     found = analysis.perturbations(
-        linear,
-        W,
+        NETWORK,
         IMAGES,
         LABELS,
         attack=fgm,
@@ -113,16 +158,13 @@ def test_perturbations_are_those_of_the_attack() -> None:
         batch_size=4,
         key=jax.random.key(0),
     )
-    attacked = fgm(0.1)(
-        functools.partial(linear, W), jnp.asarray(IMAGES), jnp.asarray(LABELS)
-    )
+    attacked = fgm(0.1)(NETWORK, jnp.asarray(IMAGES), jnp.asarray(LABELS))
     np.testing.assert_allclose(found, attacked - IMAGES, atol=1e-6)
 
 
 def test_batches_have_different_noise() -> None:
     found = analysis.perturbations(
-        linear,
-        W,
+        NETWORK,
         IMAGES[:8],
         LABELS[:8],
         attack=noise,
@@ -136,7 +178,7 @@ def test_batches_have_different_noise() -> None:
 
 @pytest.mark.parametrize("k", [None, 1, 2])
 def test_the_spectrum_of_a_linear_network_is_that_of_its_matrix(k) -> None:
-    found = analysis.jacobian_spectrum(linear, W, IMAGES, k=k, batch_size=4)
+    found = analysis.jacobian_spectrum(NETWORK, IMAGES, k=k, batch_size=4)
     left, values, _ = np.linalg.svd(W, full_matrices=False)
     np.testing.assert_allclose(found.values, [values[:k]] * 11, rtol=1e-4)
     assert found.right.shape == IMAGES.shape
@@ -152,8 +194,7 @@ def test_the_norms_of_a_linear_network_are_those_of_its_matrix(p, q) -> None:
     # For other norms than the spectral one, iterations may end at a local maximum.
     for method in ("dense", "iterative") if p == 2 else ("dense",):
         found = analysis.jacobian_norms(
-            linear,
-            W,
+            NETWORK,
             IMAGES,
             p=p,
             q=q,
@@ -170,21 +211,21 @@ def test_the_norms_of_a_linear_network_are_those_of_its_matrix(p, q) -> None:
         np.testing.assert_allclose(gain, found.values, rtol=1e-5)
 
 
-def test_an_nnx_module_is_followed_by_the_recipe() -> None:
-    module = nnx.Linear(6, 3, use_bias=False, rngs=nnx.Rngs(0))
-    module.eval()
-    graph = nnx.graphdef(module)
+def test_an_nnx_module_that_is_updated_in_place_gives_fresh_results() -> None:
+    class Flat(nnx.Module):
+        def __init__(self):
+            self.linear = nnx.Linear(6, 3, use_bias=False, rngs=nnx.Rngs(0))
 
-    def apply(state, x):
-        return nnx.merge(graph, state)(x.reshape(len(x), -1))
+        def __call__(self, x):
+            return self.linear(x.reshape(len(x), -1))
 
+    f = Flat()
     for weight in (W, -W, 2 * W):
-        module.kernel[...] = jnp.asarray(weight)
-        state = nnx.state(module)
-        found = analysis.evaluate_accuracy(apply, state, IMAGES, LABELS)
+        f.linear.kernel[...] = jnp.asarray(weight)
+        found = analysis.evaluate_accuracy(f, IMAGES, LABELS)
         hits = (IMAGES.reshape(11, 6) @ weight).argmax(axis=1) == LABELS
         np.testing.assert_array_equal(found.correct, hits)
-        values = analysis.singular_values(apply, state, IMAGES[:2])
+        values = analysis.singular_values(f, IMAGES[:2])
         expected = np.linalg.svd(weight, compute_uv=False)
         np.testing.assert_allclose(values, [expected] * 2, rtol=1e-4)
 
@@ -219,15 +260,10 @@ def test_labels_that_are_no_classes_are_refused(labels, message) -> None:
         if measure not in (analysis.evaluate_accuracy, analysis.input_curvature):
             options = options | {"key": jax.random.key(0)}
         with pytest.raises(ValueError, match=message):
-            measure(linear, W, IMAGES, labels, **options)
+            measure(NETWORK, IMAGES, labels, **options)
     with pytest.raises(ValueError, match=message):
         analysis.parameter_spectrum(
-            lambda variables, x: linear(variables["params"], x),
-            {"params": W},
-            IMAGES,
-            labels,
-            num_steps=2,
-            key=jax.random.key(0),
+            NETWORK, IMAGES, labels, num_steps=2, key=jax.random.key(0)
         )
 
 
@@ -264,7 +300,7 @@ def test_images_outside_the_bounds_are_refused(entry, images, bounds, message) -
     if entry != "evaluate_accuracy":
         options["key"] = jax.random.key(0)
     with pytest.raises(ValueError, match=message):
-        getattr(analysis, entry)(linear, W, images, LABELS, **options)
+        getattr(analysis, entry)(NETWORK, images, LABELS, **options)
 
 
 def test_rounding_outside_the_bounds_is_clipped() -> None:
@@ -274,7 +310,7 @@ def test_rounding_outside_the_bounds_is_clipped() -> None:
     for name, budget in (("perturbations", {"epsilon": 1e-7}), ("attack_examples", {})):
         options = given | (budget or {"epsilons": [1e-7], "keep_points": True})
         found, same = (
-            getattr(analysis, name)(linear, W, x, LABELS, **options)
+            getattr(analysis, name)(NETWORK, x, LABELS, **options)
             for x in (images, whole)
         )
         for left, right in zip(
@@ -288,12 +324,10 @@ def test_accuracy_takes_images_in_other_units_where_that_is_said() -> None:
     standardised = (IMAGES - 0.5) / 0.1
     hits = (standardised.reshape(11, 6) @ W).argmax(axis=1) == LABELS
     for bounds in (None, (-3.0, 3.0)):
-        found = analysis.evaluate_accuracy(
-            linear, W, standardised, LABELS, bounds=bounds
-        )
+        found = analysis.evaluate_accuracy(NETWORK, standardised, LABELS, bounds=bounds)
         np.testing.assert_array_equal(found.correct, hits)
     with pytest.raises(ValueError, match="bounds is"):
-        analysis.evaluate_accuracy(linear, W, IMAGES, LABELS, bounds=(1.0, 0.0))
+        analysis.evaluate_accuracy(NETWORK, IMAGES, LABELS, bounds=(1.0, 0.0))
 
 
 def test_a_network_of_one_logit_is_refused_whatever_the_labels() -> None:
@@ -313,28 +347,27 @@ def test_a_network_of_one_logit_is_refused_whatever_the_labels() -> None:
         if entry not in ("evaluate_accuracy", "input_curvature"):
             options = options | {"key": jax.random.key(0)}
         with pytest.raises(ValueError, match=r"has 1 logit; .*jnp.zeros_like\(z\), z"):
-            getattr(analysis, entry)(one, W, IMAGES, zeros, **options)
+            getattr(analysis, entry)(Partial(one, W), IMAGES, zeros, **options)
 
 
 def test_a_network_that_returns_no_logits_is_refused() -> None:
     for apply in (lambda w, x: x @ w[:2], lambda w, x: linear(w, x)[:, 0]):
         with pytest.raises(ValueError, match="logits have shape .*must be .B, K."):
-            analysis.evaluate_accuracy(apply, W, IMAGES, LABELS)
+            analysis.evaluate_accuracy(Partial(apply, W), IMAGES, LABELS)
 
 
 def test_bad_arguments_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="images and labels"):
-        analysis.evaluate_accuracy(linear, W, IMAGES, LABELS[:3])
+        analysis.evaluate_accuracy(NETWORK, IMAGES, LABELS[:3])
     with pytest.raises(ValueError, match="images and labels"):
-        analysis.evaluate_accuracy(linear, W, IMAGES[:0], LABELS[:0])
+        analysis.evaluate_accuracy(NETWORK, IMAGES[:0], LABELS[:0])
     with pytest.raises(ValueError, match="images has dtype"):
-        analysis.evaluate_accuracy(linear, W, IMAGES.astype(int), LABELS)
+        analysis.evaluate_accuracy(NETWORK, IMAGES.astype(int), LABELS)
     with pytest.raises(ValueError, match="batch_size"):
-        analysis.evaluate_accuracy(linear, W, IMAGES, LABELS, batch_size=0)
+        analysis.evaluate_accuracy(NETWORK, IMAGES, LABELS, batch_size=0)
     with pytest.raises(ValueError, match="epsilons"):
         analysis.robust_accuracy(
-            linear,
-            W,
+            NETWORK,
             IMAGES,
             LABELS,
             attack=fgm,
@@ -345,7 +378,7 @@ def test_bad_arguments_are_refused_by_name() -> None:
 
 def test_attacks_that_robust_accuracy_cannot_count_are_refused() -> None:
     measure = functools.partial(
-        analysis.robust_accuracy, linear, W, epsilons=[0.1], key=jax.random.key(0)
+        analysis.robust_accuracy, NETWORK, epsilons=[0.1], key=jax.random.key(0)
     )
 
     def targeted(epsilon):
@@ -357,10 +390,10 @@ def test_attacks_that_robust_accuracy_cannot_count_are_refused() -> None:
         measure(IMAGES, LABELS, attack=attacks.pga(p=2, epsilon=0.1))
     with pytest.raises(ValueError, match="fgm has a budget, which must be given"):
         analysis.attack_examples(
-            linear, W, IMAGES, LABELS, attack=fgm, key=jax.random.key(0)
+            NETWORK, IMAGES, LABELS, attack=fgm, key=jax.random.key(0)
         )
     raw = jax.random.PRNGKey(0)
     with pytest.raises(ValueError, match="typed key"):
         analysis.robust_accuracy(
-            linear, W, IMAGES, LABELS, attack=fgm, epsilons=[0.1], key=raw
+            NETWORK, IMAGES, LABELS, attack=fgm, epsilons=[0.1], key=raw
         )

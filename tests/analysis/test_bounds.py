@@ -81,8 +81,7 @@ def test_regularity_is_that_of_dense_derivatives_and_rises_with_the_ball():
         labels = np.arange(5) % 4
         measure = functools.partial(
             analysis.loss_regularity,
-            network,
-            weight,
+            jax.tree_util.Partial(network, weight),
             x,
             labels,
             batch_size=2,
@@ -142,8 +141,7 @@ def test_bounds_of_a_linear_network_are_those_in_closed_form():
         logit = np.asarray([1e-3, 0.5, 2.0, 8.0])
         x = (logit / (weight @ weight))[:, None] * weight
         found = analysis.loss_regularity(
-            linear,
-            weight,
+            jax.tree_util.Partial(linear, weight),
             x.reshape(4, 2, 2),
             np.zeros(4, np.int64),
             loss=analysis.probability_margin,
@@ -161,7 +159,7 @@ def test_bounds_of_a_linear_network_are_those_in_closed_form():
     bound = analysis.lipschitz_bound(found.loss, found.gradient_norm.max())
     assert analysis.violations(bound, distance) == 0
     np.testing.assert_allclose(bound[0], distance[0], rtol=1e-5)
-    # The slope at pictures far from the boundary is no bound of that near it.
+    # The slope at images far from the boundary is no bound of that near it.
     far = analysis.lipschitz_bound(found.loss, found.gradient_norm[2])
     assert analysis.violations(far, distance) == 0.75
 
@@ -174,7 +172,12 @@ def test_a_loss_of_the_callers_may_take_other_targets():
     x = np.random.default_rng(0).uniform(size=(4, 2, 2)).astype(np.float32)
     targets = np.asarray([0.5, -2.0, 7.0, 100.0], np.float32)
     found = analysis.loss_regularity(
-        linear, weight, x, targets, loss=squares, num_steps=0, key=jax.random.key(0)
+        jax.tree_util.Partial(linear, weight),
+        x,
+        targets,
+        loss=squares,
+        num_steps=0,
+        key=jax.random.key(0),
     )
     apart = x.reshape(4, 4) @ weight - targets
     np.testing.assert_allclose(found.loss, apart**2, rtol=1e-5)

@@ -35,6 +35,9 @@ def affine(w, x):
     return jnp.stack([margin, -margin], axis=1) / 2
 
 
+F = jax.tree_util.Partial(affine, W)
+
+
 def exact_distances(p):
     """To the plane, which the box does not cut off for these images."""
     dual = math.inf if p == 1 else p / (p - 1) if p < math.inf else 1
@@ -69,8 +72,7 @@ def near_after_far(epsilon):
 
 def attack_all(attack, **options):
     return analysis.attack_examples(
-        affine,
-        W,
+        F,
         IMAGES,
         LABELS,
         attack=attack,
@@ -92,7 +94,7 @@ def test_every_attack_breaks_within_the_budget_only(name) -> None:
 
     found = attack_all(attack, epsilons=epsilons)
     length = lengths(found.x_adv - IMAGES, 2.0)
-    logits = affine(W, found.x_adv.reshape(-1, 6))
+    logits = F(found.x_adv.reshape(-1, 6))
     wrong = np.asarray(jnp.argmax(logits, axis=1)).reshape(3, COUNT) != LABELS
     budgets = np.array(epsilons)[:, None]
     assert not np.any(found.success & (exact > budgets * (1 + 1e-5)))
@@ -119,14 +121,10 @@ def test_a_point_beyond_the_budget_counts_nowhere() -> None:
     worst = analysis.worst_over_budgets(found, epsilons)
     np.testing.assert_array_equal(worst, found.success)
     given = {"attack": far, "batch_size": COUNT, "key": jax.random.key(0)}
-    curve = analysis.robust_accuracy(
-        affine, W, IMAGES, LABELS, epsilons=epsilons, **given
-    )
+    curve = analysis.robust_accuracy(F, IMAGES, LABELS, epsilons=epsilons, **given)
     assert [point.mean for point in curve] == [1.0, 1.0, 0.0]
     for epsilon, within in zip(epsilons, expected, strict=True):
-        delta = analysis.perturbations(
-            affine, W, IMAGES, LABELS, epsilon=epsilon, **given
-        )
+        delta = analysis.perturbations(F, IMAGES, LABELS, epsilon=epsilon, **given)
         np.testing.assert_allclose(lengths(delta, 2.0), 0.75 * within, atol=1e-6)
 
 
@@ -144,11 +142,11 @@ def test_without_budgets_any_distance_counts() -> None:
         analysis.worst_over_budgets(found, [0.1, 0.2])
     with pytest.raises(ValueError, match="epsilons is None; it must be a list"):
         analysis.robust_accuracy(
-            affine, W, IMAGES, LABELS, attack=far, epsilons=None, key=jax.random.key(0)
+            F, IMAGES, LABELS, attack=far, epsilons=None, key=jax.random.key(0)
         )
     with pytest.raises(ValueError, match="epsilon is None; far has a budget"):
         analysis.perturbations(
-            affine, W, IMAGES, LABELS, attack=far, epsilon=None, key=jax.random.key(0)
+            F, IMAGES, LABELS, attack=far, epsilon=None, key=jax.random.key(0)
         )
 
 

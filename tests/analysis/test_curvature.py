@@ -3,14 +3,17 @@
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from opnorm import analysis, models
 
+Partial = jax.tree_util.Partial
 RNG = np.random.default_rng(5)
 IMAGES = RNG.uniform(0.1, 0.9, (7, 2, 3))
 LABELS = RNG.integers(0, 3, 7)
@@ -85,7 +88,11 @@ def test_input_curvature_is_that_of_the_dense_derivatives() -> None:
         bound = variables()
         gradients, hessians, jacobians = dense_in_the_inputs(bound)
         found = analysis.input_curvature(
-            apply, bound, IMAGES, LABELS, batch_size=4, on_progress=progress.append
+            Partial(apply, bound),
+            IMAGES,
+            LABELS,
+            batch_size=4,
+            on_progress=progress.append,
         )
     eigenvalues = np.linalg.eigvalsh(hessians)
     assert eigenvalues[:, -1].max() > 10 * eigenvalues[:, -1].min()
@@ -111,8 +118,7 @@ def test_the_input_curvature_of_a_smooth_network_is_that_of_its_whole_hessian() 
         gradients, hessians, jacobians = map(np.asarray, dense)
         exact, few = (
             analysis.input_curvature(
-                smooth,
-                bound,
+                Partial(smooth, bound),
                 IMAGES,
                 LABELS,
                 num_steps=steps,
@@ -167,7 +173,8 @@ def test_a_network_that_does_not_look_has_no_curvature() -> None:
         **variables(),
         "params": {**variables()["params"], "first": np.zeros((6, 5))},
     }
-    for found in analysis.input_curvature(apply, _float32(flat), *_float32(examples())):
+    f = Partial(apply, _float32(flat))
+    for found in analysis.input_curvature(f, *_float32(examples())):
         np.testing.assert_array_equal(found, np.zeros(7, found.dtype))
 
 
@@ -179,8 +186,7 @@ def test_the_parameter_spectrum_is_the_dense_one(matrix) -> None:
         bound = variables()
         dense = np.asarray(dense_in_the_parameters(bound, IMAGES, LABELS, matrix))
         found = analysis.parameter_spectrum(
-            apply,
-            bound,
+            Partial(apply, bound),
             IMAGES,
             LABELS,
             matrix=matrix,
@@ -217,8 +223,7 @@ def test_the_ends_found_in_few_steps_are_within_their_errors() -> None:
             dense_in_the_parameters(bound, IMAGES, LABELS, "hessian")
         )
         found = analysis.parameter_spectrum(
-            apply,
-            bound,
+            Partial(apply, bound),
             IMAGES,
             LABELS,
             num_steps=4,
@@ -230,6 +235,63 @@ def test_the_ends_found_in_few_steps_are_within_their_errors() -> None:
         assert np.abs(values - end.value).min() <= end.error
     assert values[0] <= found.smallest.value < found.largest.value <= values[-1]
     assert np.isnan(found.trace.standard_error)
+
+
+def test_the_spectrum_of_chosen_parameters_is_that_of_their_block() -> None:
+    with jax.enable_x64(True):
+        bound = variables()
+        dense = dense_in_the_parameters(bound, IMAGES, LABELS, "hessian")
+        found = analysis.parameter_spectrum(
+            Partial(apply, bound),
+            IMAGES,
+            LABELS,
+            parameters=lambda path: path.endswith("second"),
+            num_steps=15,
+            num_probes=1,
+            key=jax.random.key(0),
+        )
+    # In the order of the names: bias, first, second.
+    values = np.linalg.eigvalsh(np.asarray(dense)[-15:, -15:])
+    nodes = np.sort(found.density.nodes[0, 0])
+    np.testing.assert_allclose(nodes, values, atol=1e-10 * values[-1])
+    assert found.size == 15
+
+
+class Normalized(nnx.Module):
+    def __init__(self):
+        self.norm = nnx.BatchNorm(6, use_running_average=True, rngs=nnx.Rngs(0))
+        self.linear = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.linear(self.norm(x.reshape(len(x), -1)))
+
+
+LINEN = nn.Sequential([nn.BatchNorm(use_running_average=True), nn.Dense(3)])
+LINEN_VARIABLES = {
+    "params": {
+        "layers_0": {"bias": np.zeros(3, np.float32), "scale": np.ones(3, np.float32)},
+        "layers_1": {"bias": np.zeros(3, np.float32), "kernel": np.ones((3, 3))},
+    },
+    "batch_stats": {"layers_0": {"mean": np.zeros(3), "var": np.ones(3)}},
+}
+
+
+@pytest.mark.parametrize(
+    ("f", "count"),
+    [
+        (Normalized(), 6 + 6 + 18 + 3),
+        (models.network(LINEN, LINEN_VARIABLES), 3 + 3 + 9 + 3),
+        (Partial(LINEN.apply, LINEN_VARIABLES), 3 + 3 + 9 + 3),
+        (Partial(lambda weights, x: x, [np.ones((6, 3)), np.arange(6)]), 18),
+    ],
+    ids=["nnx", "linen", "variables", "weights"],
+)
+def test_running_statistics_and_integers_are_no_parameters(f, count) -> None:
+    images, labels = _float32(examples())
+    with pytest.raises(ValueError, match=f"must be from 1 to {count}"):
+        analysis.parameter_spectrum(
+            f, images, labels, num_steps=1000, key=jax.random.key(0)
+        )
 
 
 def examples():
@@ -244,27 +306,31 @@ def _float32(tree):
 
 
 def test_bad_arguments_of_curvatures_are_refused_by_name() -> None:
-    bound, (images, labels) = _float32(variables()), _float32(examples())
+    f, (images, labels) = Partial(apply, _float32(variables())), _float32(examples())
     for options, words in (
         ({"matrix": "fisher"}, "matrix is 'fisher'.*gauss_newton"),
         ({"num_probes": 0}, "num_probes is 0"),
         ({"num_steps": 49}, "num_steps is 49.*to 48"),
         ({"batch_size": 0}, "batch_size is 0"),
+        (
+            {"parameters": lambda path: "kernel" in path},
+            "parameters chooses none.*0/0/params/bias, .*, 0/0/shift",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             analysis.parameter_spectrum(
-                apply, bound, images, labels, key=jax.random.key(0), **options
+                f, images, labels, key=jax.random.key(0), **options
             )
-    with pytest.raises(ValueError, match="variables has.*'shift'.*'params'"):
+    with pytest.raises(ValueError, match="f is a function that shows.*Partial"):
         analysis.parameter_spectrum(
-            apply, {"shift": bound["shift"]}, images, labels, key=jax.random.key(0)
+            lambda x: f(x), images, labels, key=jax.random.key(0)
         )
     with pytest.raises(ValueError, match="images and labels have"):
-        analysis.input_curvature(apply, bound, images, labels[1:])
+        analysis.input_curvature(f, images, labels[1:])
     for options, words in (
         ({"num_steps": 0}, "num_steps is 0"),
         ({"num_probes": 0}, "num_probes is 0"),
         ({"key": 3}, "key"),
     ):
         with pytest.raises(ValueError, match=words):
-            analysis.input_curvature(apply, bound, images, labels, **options)
+            analysis.input_curvature(f, images, labels, **options)

@@ -8,6 +8,7 @@ import pytest
 
 from opnorm import analysis
 
+Partial = jax.tree_util.Partial
 RNG = np.random.default_rng(3)
 IMAGES = RNG.uniform(0.2, 0.8, (5, 3, 2))
 WIDE = RNG.normal(size=(6, 4))
@@ -33,8 +34,7 @@ def test_singular_values_are_those_of_numpy(weight, max_bytes) -> None:
     progress: list[float] = []
     with jax.enable_x64(True):
         found = analysis.singular_values(
-            quadratic,
-            weight,
+            Partial(quadratic, weight),
             IMAGES,
             max_bytes=max_bytes,
             on_progress=progress.append,
@@ -48,7 +48,10 @@ def test_singular_values_are_those_of_numpy(weight, max_bytes) -> None:
 def test_alignment_is_that_with_every_vector_of_numpy() -> None:
     with jax.enable_x64(True):
         found = analysis.alignment_by_rank(
-            quadratic, WIDE, IMAGES, list(PERTURBATIONS), max_bytes=TWO_EXAMPLES
+            Partial(quadratic, WIDE),
+            IMAGES,
+            list(PERTURBATIONS),
+            max_bytes=TWO_EXAMPLES,
         )
     assert found.cosine.shape == found.pearson.shape == (5, 2, 4)
     assert found.defined.all()
@@ -64,7 +67,7 @@ def test_alignment_is_that_with_every_vector_of_numpy() -> None:
 
 def test_vectors_of_singular_values_that_are_zero_are_not_counted() -> None:
     with jax.enable_x64(True):
-        found = analysis.alignment_by_rank(quadratic, TALL, IMAGES, [IMAGES])
+        found = analysis.alignment_by_rank(Partial(quadratic, TALL), IMAGES, [IMAGES])
     assert found.values.shape == (5, 6)
     np.testing.assert_array_equal(found.defined, [[True] * 3 + [False] * 3] * 5)
     assert np.all(found.cosine[:, 0, :3] > 0)
@@ -74,15 +77,15 @@ def test_vectors_of_singular_values_that_are_zero_are_not_counted() -> None:
 
 def test_bad_arguments_of_spectra_are_refused_by_name() -> None:
     images = IMAGES.astype(np.float32)
-    weight = WIDE.astype(np.float32)
+    f = Partial(quadratic, WIDE.astype(np.float32))
     with pytest.raises(ValueError, match="max_bytes is 100.*need 384"):
-        analysis.singular_values(quadratic, weight, images, max_bytes=100)
+        analysis.singular_values(f, images, max_bytes=100)
     with pytest.raises(ValueError, match="batch_size"):
-        analysis.singular_values(quadratic, weight, images, batch_size=0)
+        analysis.singular_values(f, images, batch_size=0)
     with pytest.raises(ValueError, match="perturbations is empty"):
-        analysis.alignment_by_rank(quadratic, weight, images, [])
+        analysis.alignment_by_rank(f, images, [])
     with pytest.raises(ValueError, match=r"perturbations has shape \(4, 3, 2\)"):
-        analysis.alignment_by_rank(quadratic, weight, images, [images[1:]])
+        analysis.alignment_by_rank(f, images, [images[1:]])
 
 
 def test_an_average_has_the_standard_error_of_what_counts() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from opnorm import analysis
 
+Partial = jax.tree_util.Partial
 RNG = np.random.default_rng(4)
 IMAGES = RNG.uniform(size=(7, 3, 2))
 Z = RNG.normal(size=(7, 3, 2))
@@ -44,7 +45,7 @@ def numpy_mlp(x, states):
 def test_an_affine_network_does_not_deviate() -> None:
     with jax.enable_x64(True):
         found = analysis.deviation_from_linearity(
-            affine, WEIGHTS[0], IMAGES, Z, batch_size=4
+            Partial(affine, WEIGHTS[0]), IMAGES, Z, batch_size=4
         )
     z = Z.reshape(7, 6)
     np.testing.assert_allclose(found.length, np.linalg.norm(z, axis=1))
@@ -57,7 +58,9 @@ def test_an_affine_network_does_not_deviate() -> None:
 @pytest.mark.parametrize("scale", [0.0, 0.1, 2.0])
 def test_a_quadratic_network_deviates_by_the_square_of_the_perturbation(scale) -> None:
     with jax.enable_x64(True):
-        found = analysis.deviation_from_linearity(squares, 3.0, IMAGES, scale * Z)
+        found = analysis.deviation_from_linearity(
+            Partial(squares, 3.0), IMAGES, scale * Z
+        )
     expected = 3 * np.linalg.norm((scale * Z.reshape(7, 6)) ** 2, axis=1)
     np.testing.assert_allclose(found.deviation, expected, rtol=1e-10)
     moved = (IMAGES + scale * Z) ** 2 - IMAGES**2
@@ -73,7 +76,7 @@ def test_a_relu_network_deviates_only_outside_its_cell() -> None:
         z = scale * Z
         with jax.enable_x64(True):
             found = analysis.deviation_from_linearity(
-                mlp, WEIGHTS, IMAGES, z, batch_size=4
+                Partial(mlp, WEIGHTS), IMAGES, z, batch_size=4
             )
         moved = IMAGES + z
         exact = numpy_mlp(moved, numpy_states(moved)) - numpy_mlp(moved, states)
@@ -93,17 +96,17 @@ def _patterns(x):
 
 
 def test_bytes_are_pixels_over_255_here_too() -> None:
-    pictures = (IMAGES * 255).astype(np.uint8)
+    images = (IMAGES * 255).astype(np.uint8)
     z = Z.astype(np.float32)
     weight = WEIGHTS[0].astype(np.float32)
-    found = analysis.deviation_from_linearity(squares, 1.0, pictures, z)
+    found = analysis.deviation_from_linearity(Partial(squares, 1.0), images, z)
     expected = np.linalg.norm(z.reshape(7, 6) ** 2, axis=1)
     np.testing.assert_allclose(found.deviation, expected, rtol=1e-4)
-    moved = pictures / 255 + z
-    change = np.linalg.norm((moved**2 - (pictures / 255) ** 2).reshape(7, 6), axis=1)
+    moved = images / 255 + z
+    change = np.linalg.norm((moved**2 - (images / 255) ** 2).reshape(7, 6), axis=1)
     np.testing.assert_allclose(found.change, change, rtol=1e-4)
     assert analysis.deviation_from_linearity(
-        affine, weight, pictures, z
+        Partial(affine, weight), images, z
     ).relative == pytest.approx(np.zeros(7), abs=1e-5)
 
 
@@ -111,7 +114,7 @@ def test_bytes_are_pixels_over_255_here_too() -> None:
 def test_activation_agreement_counts_units_alike_in_every_layer(scale) -> None:
     with jax.enable_x64(True):
         found = analysis.activation_agreement(
-            preactivations, WEIGHTS, IMAGES, scale * Z, batch_size=4
+            Partial(preactivations, WEIGHTS), IMAGES, scale * Z, batch_size=4
         )
     expected = np.mean(_patterns(IMAGES) == _patterns(IMAGES + scale * Z), axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -137,15 +140,16 @@ def test_random_directions_have_the_lengths_that_are_given() -> None:
 
 
 def test_bad_arguments_of_linearity_are_refused_by_name() -> None:
+    f = Partial(preactivations, WEIGHTS)
     with pytest.raises(ValueError, match=r"perturbations has shape \(6, 3, 2\)"):
-        analysis.deviation_from_linearity(affine, WEIGHTS[0], IMAGES, Z[1:])
+        analysis.deviation_from_linearity(Partial(affine, WEIGHTS[0]), IMAGES, Z[1:])
     with pytest.raises(ValueError, match="perturbations has.*int64"):
-        analysis.activation_agreement(
-            preactivations, WEIGHTS, IMAGES, Z.astype(np.int64)
-        )
+        analysis.activation_agreement(f, IMAGES, Z.astype(np.int64))
     with pytest.raises(ValueError, match="batch_size"):
-        analysis.activation_agreement(preactivations, WEIGHTS, IMAGES, Z, batch_size=0)
-    with pytest.raises(ValueError, match="preactivations returns no unit"):
+        analysis.activation_agreement(f, IMAGES, Z, batch_size=0)
+    with pytest.raises(ValueError, match="f is a tuple; it must be a function"):
+        analysis.activation_agreement(WEIGHTS, IMAGES, Z)
+    with pytest.raises(ValueError, match="f returns no unit"):
         analysis.activation_agreement(
-            lambda w, x: (), None, IMAGES.astype(np.float32), Z.astype(np.float32)
+            lambda x: (), IMAGES.astype(np.float32), Z.astype(np.float32)
         )

@@ -1,6 +1,5 @@
 """tests: attacks on a data set: compaction, buckets, keys, devices, budgets."""
 
-import functools
 import math
 
 import jax
@@ -20,7 +19,8 @@ def network(variables, x):
     return jnp.tanh(x.reshape(len(x), -1) @ variables) * 3
 
 
-LABELS = np.asarray(jnp.argmax(network(W, IMAGES), axis=1))
+F = jax.tree_util.Partial(network, W)
+LABELS = np.asarray(jnp.argmax(F(IMAGES), axis=1))
 LABELS = np.where(np.arange(50) % 10 == 0, (LABELS + 1) % 3, LABELS)
 
 
@@ -50,15 +50,14 @@ def run(attack, images=IMAGES, labels=LABELS, **options):
         "key": jax.random.key(0),
     } | options
     return analysis.attack_examples(
-        network, W, images, labels, attack=attack, keep_points=True, **options
+        F, images, labels, attack=attack, keep_points=True, **options
     )
 
 
 def together(attack):
     """The same attack on all examples at once, by the library alone."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(50))
-    f = functools.partial(network, W)
-    return jax.jit(lambda epsilon: attack(epsilon).run(f, IMAGES, LABELS, keys))
+    return jax.jit(lambda epsilon: attack(epsilon).run(F, IMAGES, LABELS, keys))
 
 
 @pytest.mark.parametrize(("attack", "batch_size"), [(pga, 16), (apgd, 16), (pair, 8)])
@@ -69,7 +68,7 @@ def test_compaction_finds_what_the_attack_finds_on_all_at_once(
     search = together(attack)
     for row, epsilon in enumerate([0.05, 0.2]):
         whole = search(jnp.full(50, epsilon))
-        wrong = np.asarray(jnp.argmax(network(W, IMAGES), axis=1)) != LABELS
+        wrong = np.asarray(jnp.argmax(F(IMAGES), axis=1)) != LABELS
         expected = np.asarray(whole.success) | wrong
         np.testing.assert_array_equal(found.success[row], expected)
         searched = expected & ~wrong
@@ -86,7 +85,7 @@ def test_compaction_finds_what_the_attack_finds_on_all_at_once(
 def test_every_reported_point_is_wrong_within_its_budget() -> None:
     found = run(apgd)
     for row, epsilon in enumerate([0.05, 0.2]):
-        decisions = np.asarray(jnp.argmax(network(W, found.x_adv[row]), axis=1))
+        decisions = np.asarray(jnp.argmax(F(found.x_adv[row]), axis=1))
         np.testing.assert_array_equal(decisions != LABELS, found.success[row])
         length = np.linalg.norm((found.x_adv[row] - IMAGES).reshape(50, -1), axis=1)
         assert length.max() <= epsilon * (1 + 1e-5)
@@ -113,16 +112,16 @@ def confident(epsilon):
 
 
 def test_what_is_wrong_by_less_than_the_confidence_is_attacked() -> None:
-    logits = np.sort(np.asarray(network(W, IMAGES)), axis=1)
+    logits = np.sort(np.asarray(F(IMAGES)), axis=1)
     # Labelled with the second class each is wrong by the difference of two logits.
-    second = np.argsort(np.asarray(network(W, IMAGES)), axis=1)[:, 1].astype(np.int32)
+    second = np.argsort(np.asarray(F(IMAGES)), axis=1)[:, 1].astype(np.int32)
     lead = logits[:, 2] - logits[:, 1]
     rows = np.argsort(lead)[[0, 1, 2, 3, -4, -3, -2, -1]]
     found = run(confident, IMAGES[rows], second[rows], epsilons=None, batch_size=8)
     assert np.all(lead[rows[:4]] < 0.3) and np.all(lead[rows[4:]] > 0.3)
     assert found.success.all()
     np.testing.assert_array_equal(found.distance[0] > 0, np.arange(8) < 4)
-    reached = np.array(network(W, found.x_adv[0]))
+    reached = np.array(F(found.x_adv[0]))
     own = reached[np.arange(8), second[rows]]
     reached[np.arange(8), second[rows]] = -np.inf
     assert np.all(reached.max(axis=1) - own >= 0.3 - 1e-6)
@@ -164,7 +163,7 @@ def test_minimal_distances_take_no_budget() -> None:
     # rounding then decides that it fails.
     reached = found.success[0]
     assert np.sum(~reached) <= 1
-    excess = attacks.margin(network(W, found.x_adv[0]), jnp.asarray(LABELS))
+    excess = attacks.margin(F(found.x_adv[0]), jnp.asarray(LABELS))
     assert np.all(excess[reached] > -1e-5)
     # Nothing within a budget is found below the smallest distance, but for FAB's 1%.
     fallen = run(apgd, epsilons=[0.2]).success[0]
@@ -187,10 +186,10 @@ def test_progress_is_told_up_to_the_end() -> None:
     assert told == sorted(told) and told[-1] == 1.0 and len(told) > 4
 
 
-def test_uint8_pictures_are_scaled() -> None:
-    pictures = np.round(IMAGES * 255).astype(np.uint8)
-    found = run(pga, pictures, batch_size=8)
-    same = run(pga, pictures.astype(np.float32) / 255, batch_size=8)
+def test_uint8_images_are_scaled() -> None:
+    images = np.round(IMAGES * 255).astype(np.uint8)
+    found = run(pga, images, batch_size=8)
+    same = run(pga, images.astype(np.float32) / 255, batch_size=8)
     np.testing.assert_array_equal(found.success, same.success)
     np.testing.assert_allclose(found.x_adv, same.x_adv, atol=1e-6)
 

@@ -10,6 +10,7 @@ import pytest
 from opnorm import analysis, attacks
 from opnorm.analysis import sanity
 
+Partial = jax.tree_util.Partial
 W = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
 IMAGES = np.random.default_rng(1).uniform(0.2, 0.8, (40, 2, 2, 3)).astype(np.float32)
 COUNTER = iter(range(10**6))
@@ -21,7 +22,7 @@ def honest(w, x):
 
 
 def quantised(w, x):
-    """Its gradient is zero everywhere; decisions are those of a coarse picture."""
+    """Its gradient is zero everywhere; decisions are those of a coarse image."""
     return honest(w, jnp.round(x * 8) / 8)
 
 
@@ -74,13 +75,12 @@ def any_network(variables, x):
 
 
 def check(network, images=IMAGES, p=math.inf, epsilon=0.1, **options):
-    apply, variables = network, W
+    f = Partial(network, W)
     if network in NETWORKS:
-        apply, variables = any_network, (NETWORKS.index(network), W)
+        f = Partial(any_network, (np.int32(NETWORKS.index(network)), W))
     labels = np.asarray(jnp.argmax(network(W, IMAGES), axis=1))
     checks = analysis.sanity_checks(
-        apply,
-        variables,
+        f,
         images,
         labels,
         p=p,
@@ -188,7 +188,7 @@ def test_other_units_that_are_meant_pass(monkeypatch) -> None:
 
 def test_a_single_example_is_checked() -> None:
     labels = np.asarray(jnp.argmax(honest(W, IMAGES[:1]), axis=1))
-    found = sanity._basic_checks(honest, W, IMAGES[:1], labels, 40)
+    found = sanity._basic_checks(Partial(honest, W), IMAGES[:1], labels, 40)
     assert all(c.passed for c in found)
     assert any("a single example cannot tell" in c.detail for c in found)
     assert sanity._no_worse("", np.array([False]), np.array([False])).passed
@@ -230,12 +230,12 @@ def test_squares_that_gain_on_gradients_are_a_warning() -> None:
 
 
 def test_images_with_channels_elsewhere_are_refused_before_anything_is_run():
-    def never(_, x):
+    def never(x):
         raise AssertionError("the network was evaluated")
 
     images, labels = np.zeros((4, 3, 8, 8), np.float32), np.zeros(4, np.int32)
     options = {"p": 2.0, "epsilon": 0.1, "key": jax.random.key(0)}
     with pytest.raises(ValueError, match="axis 1 with 3 entries .*channels='first'"):
-        analysis.sanity_checks(never, None, images, labels, **options)
+        analysis.sanity_checks(never, images, labels, **options)
     with pytest.raises(AssertionError, match="evaluated"):
-        analysis.sanity_checks(never, None, images, labels, channels="first", **options)
+        analysis.sanity_checks(never, images, labels, channels="first", **options)
