@@ -30,7 +30,7 @@ from experiments import (
     timing,
 )
 from opnorm import attacks, data, operators, training
-from opnorm.training import network, optimizers, weight_bounds
+from opnorm.training import modes, optimizers, weight_bounds
 
 _RUN = flags.DEFINE_string("run", "runs/benchmark", "directory to write to")
 _WIDTH = flags.DEFINE_integer("width", 16, "width of CNN7")
@@ -183,15 +183,15 @@ def _attack_ratio(k: int) -> str:
     return f"PGA-{k} / {k} x (forward + input gradient)"
 
 
-def _setup() -> tuple[network.Network, Any, Any, jax.Array, jax.Array]:
+def _setup() -> tuple[training.Modes, Any, Any, jax.Array, jax.Array]:
     module = training.build_model(training.Config(width=_WIDTH.value), 10)
-    params, batch_stats = network.init(module, jax.random.key(0), (32, 32, 3))
+    params, batch_stats = modes.init(module, jax.random.key(0), (32, 32, 3))
     test_set = data.load("cifar10_mini", split="train", limit=_BATCH_SIZE.value)
     copies = -(-_BATCH_SIZE.value // len(test_set))
     images = np.tile(test_set.images, (copies, 1, 1, 1))[: _BATCH_SIZE.value]
     labels = np.tile(test_set.labels, copies)[: _BATCH_SIZE.value]
     x, y = jax.device_put((np.float32(images) / 255, labels))
-    return network.bind(module), params, batch_stats, x, y
+    return training.make_modes(module), params, batch_stats, x, y
 
 
 def _attack_part(compilations: timing.Compilations, steps: tuple[int, ...]) -> Found:
@@ -221,7 +221,7 @@ def _attack_part(compilations: timing.Compilations, steps: tuple[int, ...]) -> F
     named |= {f"PGA-{k}": pga(k) for k in steps}
     for name, fun in named.items():
         compiled = jax.jit(compilations.wrap(name, fun))
-        functions[name] = timing.bind(compiled, params, x, y)
+        functions[name] = functools.partial(compiled, params, x, y)
     rounds = timing.take_turns(functions, _ROUNDS.value)
     pairs = timing.pick(rounds, "forward", "input gradient")
     single = [f + g for f, g in zip(*pairs, strict=True)]
@@ -284,7 +284,7 @@ def _power_part(compilations: timing.Compilations, steps: tuple[int, ...]) -> Fo
         "exact dense sigma": dense,
     }
     functions = {
-        name: timing.bind(jax.jit(compilations.wrap(name, fun)), params)
+        name: functools.partial(jax.jit(compilations.wrap(name, fun)), params)
         for name, fun in named.items()
     }
     rounds = timing.take_turns(functions, _ROUNDS.value)

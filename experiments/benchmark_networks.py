@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments import timing
 from opnorm import attacks, regularizers, training
-from opnorm.training import methods, network, optimizers
+from opnorm.training import methods, modes, optimizers
 
 ATTACK_STEPS = 10
 
@@ -199,7 +199,7 @@ class Parts(NamedTuple):
     """
 
     module: Any
-    net: network.Network
+    net: training.Modes
     method: methods.Method
     optimizer: Any
     image_shape: tuple[int, int, int]
@@ -228,7 +228,7 @@ def parts(
         **options,
     )
     module = training.build_model(config, size.num_classes)
-    net = network.bind(module)
+    net = training.make_modes(module)
     method = methods.create(config, net)
     if double:
         method = method._replace(loss=_double_backpropagation(net))
@@ -256,7 +256,7 @@ def train_step(
       **options: of :func:`parts`.
     """
     module, net, method, optimizer, shape = parts(name, size, dtype, **options)
-    params, batch_stats = network.init(module, jax.random.key(0), shape)
+    params, batch_stats = modes.init(module, jax.random.key(0), shape)
     counted = method._replace(
         loss=compilations.wrap(f"{name}, {label}, {dtype}", method.loss)
     )
@@ -294,7 +294,7 @@ def train_step(
     return TrainStep(run, flops)
 
 
-def _double_backpropagation(net: network.Network) -> Callable[..., Any]:
+def _double_backpropagation(net: training.Modes) -> Callable[..., Any]:
     """The loss of gradient regularisation without a finite difference."""
 
     def loss(
@@ -317,7 +317,7 @@ def _double_backpropagation(net: network.Network) -> Callable[..., Any]:
 
 
 def _input_gradient_flops(
-    net: network.Network,
+    net: training.Modes,
     params: Any,
     batch_stats: Any,
     shape: tuple[int, ...],

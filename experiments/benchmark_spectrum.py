@@ -12,7 +12,6 @@ import numpy as np
 
 from experiments import timing
 from opnorm import attacks, linalg, operators, training
-from opnorm.training import network
 
 _LANCZOS_STEPS = 10
 _COUNTED_IMAGES = 64
@@ -25,7 +24,7 @@ _MATRIX_STEPS = 30
 
 def measure(
     compilations: timing.Compilations,
-    net: network.Network,
+    net: training.Modes,
     params: Any,
     batch_stats: Any,
     x: jax.Array,
@@ -114,7 +113,7 @@ def measure(
 
         named["matfree's Lanczos on a matrix"] = (on_matrix, matrix, unit)
     functions = {
-        name: timing.bind(jax.jit(compilations.wrap(name, fun)), *args)
+        name: functools.partial(jax.jit(compilations.wrap(name, fun)), *args)
         for name, (fun, *args) in named.items()
     }
     rounds = timing.take_turns(functions, num_rounds)

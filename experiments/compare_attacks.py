@@ -13,7 +13,6 @@ the points that were returned, within the budget. Writes comparison.json and tab
 into --out.
 """
 
-import functools
 import os
 import statistics
 import time
@@ -27,7 +26,7 @@ from absl import flags
 
 from experiments import attack_specs, cli, measure, torch_cnn7
 from experiments.attack_peers import ROWS, Peer
-from opnorm import analysis, data, linalg, training
+from opnorm import analysis, data, linalg, models, training
 
 _RUN = flags.DEFINE_string("run", None, "run directory of a CNN7 (required)")
 _OUT = flags.DEFINE_string("out", None, "where to write; default RUN/comparison")
@@ -63,16 +62,16 @@ def main() -> None:
     specs = {name: attack_specs.parse_attack(ROWS[name].ours) for name in names}
     torch, *_ = (cli.import_optional(name, "oracles") for name in _LIBRARIES)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    config, params, batch_stats, _ = training.load_run(_RUN.value)
+    run = training.load_run(_RUN.value)
+    config, network = run.config, run.network
     test_set = data.load(
         measure.dataset_name(None, config),
         split="test",
         limit=_EXAMPLES.value,
         image_size=training.image_size(config),
     )
-    apply, variables = measure.bind(config, params, batch_stats, test_set.num_classes)
-    network = torch_cnn7.build(params, batch_stats)
-    difference = _check_networks(apply, variables, network, test_set)
+    torch_network = torch_cnn7.build(network.params, network.batch_stats)
+    difference = _check_networks(network, torch_network, test_set)
     training.RunDirectory.for_results(_OUT.value or _RUN.value)
     out = cli.hold(training.RunDirectory(_OUT.value or f"{_RUN.value}/comparison"))
 
@@ -80,18 +79,18 @@ def main() -> None:
     for name in names:
         row, spec = ROWS[name], specs[name]
         epsilon = _EPSILON.value if row.p == 2 else _EPSILON_INF.value
-        attacks = {"opnorm": _ours(apply, variables, test_set, spec, row.p, epsilon)}
+        attacks = {"opnorm": _ours(network, test_set, spec, row.p, epsilon)}
         if name.startswith("pgd"):
-            # Like PyTorch's loop: all pictures, right or wrong, and all steps.
+            # Like PyTorch's loop: all images, right or wrong, and all steps.
             attacks["opnorm, every step"] = _every_step(
-                apply, variables, test_set, spec, row.p, epsilon
+                network, test_set, spec, row.p, epsilon
             )
         for peer in row.peers:
             attacks[peer.library] = _peer(
-                apply, variables, network, test_set, peer, epsilon
+                network, torch_network, test_set, peer, epsilon
             )
         found = {
-            library: _judge(apply, variables, test_set, points, row.p, epsilon) | times
+            library: _judge(network, test_set, points, row.p, epsilon) | times
             for library, (points, times) in _take_turns(attacks).items()
         }
         rows.append({"attack": name, "p": row.p, "epsilon": epsilon, "found": found})
@@ -119,15 +118,15 @@ def main() -> None:
 
 
 def _check_networks(
-    apply: Any, variables: Any, network: Any, test_set: data.Dataset
+    network: models.Network, torch_network: Any, test_set: data.Dataset
 ) -> float:
     """The largest difference of the copies' logits; refuses copies that differ."""
     import torch
 
     images = test_set.images[:64]
-    ours = np.asarray(apply(variables, data.to_float(images)))
+    ours = np.asarray(network(data.to_float(images)))
     with torch.no_grad():
-        theirs = network(torch_cnn7.to_torch(images)).numpy()
+        theirs = torch_network(torch_cnn7.to_torch(images)).numpy()
     difference = float(np.abs(ours - theirs).max())
     if not difference <= 1e-4 * max(1.0, float(np.abs(ours).max())):
         raise ValueError(
@@ -137,8 +136,7 @@ def _check_networks(
 
 
 def _ours(
-    apply: Any,
-    variables: Any,
+    network: models.Network,
     test_set: data.Dataset,
     spec: attack_specs.AttackSpec,
     p: float,
@@ -146,8 +144,7 @@ def _ours(
 ) -> Callable[[], np.ndarray]:
     def run() -> np.ndarray:
         attacked = analysis.attack_examples(
-            apply,
-            variables,
+            network,
             test_set.images,
             test_set.labels,
             attack=attack_specs.factory(spec, p),
@@ -163,8 +160,7 @@ def _ours(
 
 
 def _every_step(
-    apply: Any,
-    variables: Any,
+    network: models.Network,
     test_set: data.Dataset,
     spec: attack_specs.AttackSpec,
     p: float,
@@ -174,31 +170,29 @@ def _every_step(
     keys = jax.random.split(jax.random.key(_SEED.value), len(test_set))
 
     @jax.jit
-    def compiled(variables: Any, images: Any, labels: Any, keys: Any) -> Any:
-        f = functools.partial(apply, variables)
+    def compiled(f: models.Network, images: Any, labels: Any, keys: Any) -> Any:
         return attack(f, data.to_float(images), labels, keys)
 
     def run() -> np.ndarray:
         points = []
         for rows in _batches(test_set):
             given = (test_set.images[rows], test_set.labels[rows], keys[rows])
-            points.append(np.asarray(compiled(variables, *given)))
+            points.append(np.asarray(compiled(network, *given)))
         return np.concatenate(points)
 
     return run
 
 
 def _peer(
-    apply: Any,
-    variables: Any,
-    network: Any,
+    network: models.Network,
+    torch_network: Any,
     test_set: data.Dataset,
     peer: Peer,
     epsilon: float,
 ) -> Callable[[], np.ndarray]:
     import torch
 
-    compiled = jax.jit(functools.partial(apply, variables))
+    compiled = jax.jit(lambda x: network(x))
 
     def run() -> np.ndarray:
         torch.manual_seed(_SEED.value)
@@ -210,7 +204,9 @@ def _peer(
                 points.append(np.asarray(peer.run(*given, epsilon)))
                 continue
             targets = torch.from_numpy(labels.astype(np.int64))
-            found = peer.run(network, torch_cnn7.to_torch(images), targets, epsilon)
+            found = peer.run(
+                torch_network, torch_cnn7.to_torch(images), targets, epsilon
+            )
             points.append(found.detach().numpy().transpose(0, 2, 3, 1))
         return np.concatenate(points)
 
@@ -264,8 +260,7 @@ def _take_turns(
 
 
 def _judge(
-    apply: Any,
-    variables: Any,
+    network: models.Network,
     test_set: data.Dataset,
     points: np.ndarray,
     p: float,
@@ -275,12 +270,12 @@ def _judge(
     clean = np.asarray(data.to_float(test_set.images))
     logits = np.concatenate(
         [
-            np.asarray(apply(variables, jnp.asarray(points[i : i + 128])))
+            np.asarray(network(jnp.asarray(points[i : i + 128])))
             for i in range(0, len(points), 128)
         ]
     )
     right = analysis.evaluate_accuracy(
-        apply, variables, test_set.images, test_set.labels
+        network, test_set.images, test_set.labels
     ).correct
     wrong = np.argmax(logits, axis=1) != test_set.labels
     distance = np.asarray(linalg.norm(jnp.asarray(points - clean), p))

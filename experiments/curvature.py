@@ -120,14 +120,13 @@ def _training_pictures(comparison: networks.Comparison, count: int) -> data.Data
     return pictures
 
 
-def _inputs(network: networks.Network, examples: data.Dataset) -> dict[str, Any]:
+def _inputs(network: networks.NamedNetwork, examples: data.Dataset) -> dict[str, Any]:
     """Summaries of each quantity over the examples, and how sure the Hessians are."""
     with training.Progress(
         len(examples), description=f"{network.name}: inputs", unit="image"
     ) as progress:
         found = analysis.input_curvature(
-            network.functions.logits,
-            network.variables,
+            network.f,
             examples.images,
             examples.labels,
             num_steps=flags.FLAGS.num_steps,
@@ -159,7 +158,7 @@ def _mean_and_maximum(values: np.ndarray) -> dict[str, float]:
 
 
 def _parameters(
-    network: networks.Network, pictures: data.Dataset, matrix: str
+    network: networks.NamedNetwork, pictures: data.Dataset, matrix: str
 ) -> analysis.ParameterSpectrum:
     with training.Progress(
         _PROBES.value,
@@ -168,8 +167,7 @@ def _parameters(
         unit="probe",
     ) as progress:
         return analysis.parameter_spectrum(
-            network.functions.logits,
-            network.variables,
+            network.f,
             pictures.images,
             pictures.labels,
             matrix=matrix,

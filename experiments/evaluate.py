@@ -99,7 +99,8 @@ def main() -> None:
     baseline = None
     if _BASELINE.value:
         baseline = json.loads(Path(_BASELINE.value).read_text())
-    config, params, batch_stats, metadata = training.load_run(_RUN.value)
+    run = training.load_run(_RUN.value)
+    config, network = run.config, run.network
     p = config.p if _P.value is None else _P.value
     if not p >= 1:
         raise ValueError(f"p is {p}; it must be in [1, inf].")
@@ -118,15 +119,13 @@ def main() -> None:
         image_size=training.image_size(config, _DATASET.value),
     )
     test_set = test_set.slice(first, last).slice(0, _EXAMPLES.value)
-    measure.check_fit(_RUN.value, config, params, batch_stats, test_set)
-    apply, variables = measure.bind(config, params, batch_stats, test_set.num_classes)
-    identity = pieces.fingerprint(config, params, batch_stats, test_set)
+    measure.check_fit(_RUN.value, config, network, test_set)
+    identity = pieces.fingerprint(config, network, test_set)
     out = cli.hold(training.RunDirectory.for_results(_OUT.value or _RUN.value))
     parts = pieces.Parts(out.path / "evaluation", fresh=flags.FLAGS.fresh)
 
     clean = analysis.evaluate_accuracy(
-        apply,
-        variables,
+        network,
         test_set.images,
         test_set.labels,
         batch_size=_BATCH_SIZE.value,
@@ -136,8 +135,7 @@ def main() -> None:
     checks = []
     for spec in specs:
         found = evaluation.attack_in_parts(
-            apply,
-            variables,
+            network,
             test_set,
             spec,
             p=p,
@@ -168,8 +166,7 @@ def main() -> None:
     if _CHECKS.value:
         tested = slice(0, _CHECKS.value)
         checks += analysis.sanity_checks(
-            apply,
-            variables,
+            network,
             test_set.images[tested],
             test_set.labels[tested],
             p=p,
@@ -188,7 +185,7 @@ def main() -> None:
     reached = known[np.isfinite(known)]
     card = {
         "run": _RUN.value,
-        "step": metadata["step"],
+        "step": run.step,
         "data": test_set.description,
         "split": _SPLIT.value,
         "examples": len(test_set),
@@ -218,8 +215,7 @@ def main() -> None:
         card["improvement"] = {"baseline": _BASELINE.value, **ratio}
     if _SPECTRUM.value:
         card["spectrum"] = measure.spectrum(
-            apply,
-            variables,
+            network,
             test_set,
             p=p,
             epsilon=config.epsilon if config.p == p else epsilons[len(epsilons) // 2],

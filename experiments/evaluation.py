@@ -1,4 +1,4 @@
-"""experiments: the parts of an evaluation: attacks in pieces, result card, table."""
+"""The parts of an evaluation: attacks in pieces, result card, table."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,13 @@ import numpy as np
 
 from experiments import attack_specs, cli
 from experiments.pieces import Parts
-from opnorm import analysis, data, training
+from opnorm import analysis, data, linalg, training
 
 _FIELDS = ("success", "distance", "steps", "stage")
 
 
 def attack_in_parts(
-    apply: Any,
-    variables: Any,
+    f: linalg.Network,
     test_set: data.Dataset,
     spec: attack_specs.AttackSpec,
     *,
@@ -60,8 +59,7 @@ def attack_in_parts(
 
                 began = time.monotonic()
                 attacked = analysis.attack_examples(
-                    apply,
-                    variables,
+                    f,
                     test_set.images[start:stop],
                     test_set.labels[start:stop],
                     attack=attack_specs.factory(spec, p),

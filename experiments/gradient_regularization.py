@@ -362,16 +362,15 @@ def _measure(
     settings: Settings,
     parts: pieces.Parts,
 ) -> dict[str, Any]:
-    config, params, batch_stats, metadata = training.load_run(each.directory)
-    measure.check_fit(str(each.directory), config, params, batch_stats, pictures)
-    bound = measure.bind(config, params, batch_stats, pictures.num_classes)
+    run = training.load_run(each.directory)
+    measure.check_fit(str(each.directory), run.config, run.network, pictures)
     found = measuring.measure(
-        *bound,
+        run.network,
         pictures,
         attacked,
         settings,
         smooth=each.row.smooth,
-        config=config,
+        identity=pieces.fingerprint(run.config, run.network, pictures),
         parts=parts,
         description=f"{each.directory.name}: attacks",
     )
@@ -379,8 +378,8 @@ def _measure(
     seconds = json.loads(timed.read_text())["seconds"] if timed.exists() else None
     return {
         "run": str(each.directory),
-        "seed": config.seed,
-        "step": metadata["step"],
+        "seed": run.config.seed,
+        "step": run.step,
         "training_seconds": seconds,
         **measuring.summary(found, settings),
     }

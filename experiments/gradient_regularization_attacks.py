@@ -1,4 +1,4 @@
-"""experiments: the nearest misclassified points that several attacks find together.
+"""The nearest misclassified points that several attacks find together.
 
 Attacks that can begin somewhere begin at the best point known so far. One with a budget
 (PGA) is run at each budget that errors are reported at, then at doubled ones until it
@@ -10,8 +10,8 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments import attack_specs
 from experiments.pieces import Parts
-from opnorm import analysis, data, training
+from opnorm import analysis, data, linalg, training
 from opnorm.analysis import accuracy, robustness
 from opnorm.attacks import attack as attack_lib
 
@@ -84,8 +84,7 @@ def _check_epsilons(epsilons: Sequence[float], largest: float) -> None:
 
 
 def find_nearest(
-    apply: Any,
-    variables: dict[str, Any],
+    f: linalg.Network,
     pictures: data.Dataset,
     right: np.ndarray,
     settings: Settings,
@@ -96,8 +95,7 @@ def find_nearest(
     """Attacks the pictures, part by part, and saves each part.
 
     Args:
-      apply: ``(variables, x) -> logits``, in inference mode, one object per module.
-      variables: its first argument.
+      f: ``(B, H, W, C) -> (B, K)`` in inference mode, a callable pytree.
       pictures: A of them.
       right: ``(A,)`` bool, which of them are worth attacking.
       settings: how.
@@ -126,9 +124,7 @@ def find_nearest(
             piece = parts.get(key)
             if piece is None:
                 part = pictures.slice(first, last)
-                piece = _nearest(
-                    apply, variables, part, right[first:last], first, settings
-                )
+                piece = _nearest(f, part, right[first:last], first, settings)
                 parts.put(key, piece)
             pieces.append(piece)
             progress.update(last)
@@ -139,8 +135,7 @@ def find_nearest(
 
 
 def _nearest(
-    apply: Any,
-    variables: dict[str, Any],
+    f: linalg.Network,
     pictures: data.Dataset,
     right: np.ndarray,
     first: int,
@@ -153,13 +148,11 @@ def _nearest(
     # Where batches lie: over all devices.
     mesh = training.data_mesh()
     split = training.sharded(mesh)
-    variables = jax.device_put(variables, training.replicated(mesh))
+    f = jax.device_put(f, training.replicated(mesh))
     key = jax.random.key(settings.seed)
     sizes = robustness.batch_sizes(settings.batch_size)
     for spec in settings.attacks:
         began = time.monotonic()
-        attack = _attack(apply, spec, settings.p, settings.top_k)
-
         own = np.where(right, np.inf, 0.0).astype(np.float32)
         budget = attack_specs.has_budget(spec)
         for rows, epsilon in _bisection(own, settings) if budget else _once(own):
@@ -171,7 +164,14 @@ def _nearest(
                     best[filled],
                     epsilon[filled],
                 )
-                found = attack(variables, *jax.device_put(given, split), key)
+                found = _attack(
+                    f,
+                    *jax.device_put(given, split),
+                    key,
+                    spec=spec,
+                    p=settings.p,
+                    top_k=settings.top_k,
+                )
                 points, reached = (np.asarray(part)[: len(batch)] for part in found)
                 own[batch] = np.minimum(own[batch], reached)
                 wins = reached < nearest[batch]
@@ -207,50 +207,44 @@ def _bisection(
         failed = np.where(own == before, middle, low)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.partial(jax.jit, static_argnames=("spec", "p", "top_k"))
 def _attack(
-    apply: Any, spec: attack_specs.AttackSpec, p: float, top_k: int
-) -> Callable[..., Any]:
+    f: linalg.Network,
+    images: jax.Array,
+    labels: jax.Array,
+    number: jax.Array,
+    start: jax.Array,
+    epsilon: jax.Array,
+    key: jax.Array,
+    *,
+    spec: attack_specs.AttackSpec,
+    p: float,
+    top_k: int,
+) -> tuple[jax.Array, jax.Array]:
     """One attack of a batch: its points, and how far they are, inf where it failed."""
-    make = attack_specs.factory(spec, p)
-    stages = make(np.ones(1, np.float32)).stages
-    begins = not attack_specs.has_budget(spec) and any(s.takes_start for s in stages)
-
-    @jax.jit
-    def attacked(
-        variables: Any,
-        images: jax.Array,
-        labels: jax.Array,
-        number: jax.Array,
-        start: jax.Array,
-        epsilon: jax.Array,
-        key: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
-        f, wanted = _decision(functools.partial(apply, variables), labels, top_k)
-        keys = attack_lib.fold_in(key, number)
-        options = {"start": start} if begins else {}
-        x = accuracy.to_pixels(images)
-        found = make(epsilon).run(f, x, wanted, keys, **options)
-        return found.x_adv, jnp.where(found.success, found.distance, jnp.inf)
-
-    return attacked
+    attack = attack_specs.factory(spec, p)(epsilon)
+    f, wanted = _decision(f, labels, top_k)
+    keys = attack_lib.fold_in(key, number)
+    options = {}
+    # An attack with a budget looks for points of its own.
+    if not attack_specs.has_budget(spec) and any(s.takes_start for s in attack.stages):
+        options["start"] = start
+    found = attack.run(f, accuracy.to_pixels(images), wanted, keys, **options)
+    return found.x_adv, jnp.where(found.success, found.distance, jnp.inf)
 
 
-@functools.lru_cache(maxsize=16)
-def decides(apply: Any, top_k: int) -> Callable[..., Any]:
-    """``(variables, images, labels) -> (B,)``: whether labels are among the top k."""
-
-    @jax.jit
-    def decide(variables: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        f, wanted = _decision(functools.partial(apply, variables), labels, top_k)
-        return jnp.argmax(f(accuracy.to_pixels(images)), axis=1) == wanted
-
-    return decide
+@functools.partial(jax.jit, static_argnames="top_k")
+def decide(
+    f: linalg.Network, images: jax.Array, labels: jax.Array, *, top_k: int
+) -> jax.Array:
+    """Whether labels are among the top k, ``(B,)`` bool."""
+    f, wanted = _decision(f, labels, top_k)
+    return jnp.argmax(f(accuracy.to_pixels(images)), axis=1) == wanted
 
 
 def _decision(
-    f: Callable[[jax.Array], jax.Array], labels: jax.Array, top_k: int
-) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+    f: linalg.Network, labels: jax.Array, top_k: int
+) -> tuple[linalg.Network, jax.Array]:
     """A batch function whose decision is right where the label is among the top k."""
     if top_k == 1:
         return f, labels

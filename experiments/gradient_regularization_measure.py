@@ -18,12 +18,11 @@ import numpy as np
 from experiments import evaluation, pieces
 from experiments.gradient_regularization_attacks import (
     Settings,
-    decides,
+    decide,
     find_nearest,
 )
-from opnorm import analysis, data
+from opnorm import analysis, data, linalg
 from opnorm.analysis import accuracy
-from opnorm.training import Config
 
 # What stands for the margin where curvature is measured, by what results call it: the
 # paper's, which may lie below the margin, and one that does not. The margin of the top
@@ -59,42 +58,35 @@ class Measured(NamedTuple):
 
 
 def measure(
-    apply: Any,
-    variables: dict[str, Any],
+    f: linalg.Network,
     pictures: data.Dataset,
     attacked: int,
     settings: Settings,
     *,
     smooth: bool,
-    config: Config,
+    identity: str,
     parts: pieces.Parts,
     description: str,
 ) -> Measured:
     """Measures a network; what was measured by an interrupted process is read again.
 
     Args:
-      apply: ``(variables, x) -> logits``, in inference mode, one object per module.
-      variables: its first argument.
-      pictures: the test pictures.
+      f: ``(B, H, W, C) -> (B, K)`` in inference mode, a callable pytree.
+      pictures: the test images.
       attacked: how many of them are attacked, the first ones.
       settings: how.
       smooth: whether the network has a curvature.
-      config: of the network.
+      identity: of network and images; see :func:`experiments.pieces.fingerprint`.
       parts: where pieces of the results are kept.
       description: of the progress.
     """
-    identity = pieces.fingerprint(
-        config, variables["params"], variables["batch_stats"], pictures
-    )
     right = accuracy.in_batches(
-        decides(apply, settings.top_k),
-        variables,
+        functools.partial(decide, top_k=settings.top_k),
+        f,
         (pictures.images, pictures.labels),
         settings.batch_size,
     )
-    regularity = functools.partial(
-        _regularity, apply, variables, pictures, settings, parts, identity
-    )
+    regularity = functools.partial(_regularity, f, pictures, settings, parts, identity)
     curved = {}
     if smooth and settings.p == 2:
         margin = {"margin": _margin(settings.top_k)}
@@ -104,8 +96,7 @@ def measure(
             for name, loss in losses.items()
         }
     found = find_nearest(
-        apply,
-        variables,
+        f,
         pictures.slice(0, attacked),
         right[:attacked],
         settings,
@@ -290,8 +281,7 @@ def _part(chosen: np.ndarray) -> float | None:
 
 
 def _regularity(
-    apply: Any,
-    variables: dict[str, Any],
+    f: linalg.Network,
     pictures: data.Dataset,
     settings: Settings,
     parts: pieces.Parts,
@@ -311,8 +301,7 @@ def _regularity(
     known = parts.get(key)
     if known is None:
         found = analysis.loss_regularity(
-            apply,
-            variables,
+            f,
             pictures.images,
             pictures.labels,
             loss=loss,

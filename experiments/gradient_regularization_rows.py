@@ -185,7 +185,7 @@ def given(runs: Sequence[str]) -> list[Trained]:
     for run, place in zip(runs, places, strict=True):
         if places.count(place) > 1:
             raise ValueError(f"run {run} is given more than once.")
-    configs = [training.load_run(run)[0] for run in runs]
+    configs = [training.load_run(run).config for run in runs]
     names = sorted({config.dataset for config in configs})
     if len(names) > 1 and not flags.FLAGS["dataset"].present:
         raise ValueError(

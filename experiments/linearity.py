@@ -86,10 +86,12 @@ def main() -> None:
 
 
 def _around(
-    network: networks.Network, examples: data.Dataset, p: float, epsilons: list[float]
+    network: networks.NamedNetwork,
+    examples: data.Dataset,
+    p: float,
+    epsilons: list[float],
 ) -> dict[str, Any]:
     """Curves against the length of adversarial and of random perturbations."""
-    functions, variables = network.functions, network.variables
     options: dict[str, Any] = {"batch_size": flags.FLAGS.batch_size}
     key = jax.random.key(flags.FLAGS.seed)
     clean = np.asarray(data.to_float(examples.images))
@@ -108,18 +110,17 @@ def _around(
             both = (delta, analysis.random_directions(delta, drawn))
             for number, (kind, z) in enumerate(zip(curves, both, strict=True)):
                 linear = analysis.deviation_from_linearity(
-                    functions.features, variables, clean, z, **options
+                    network.f.features, clean, z, **options
                 )
                 sigma = analysis.jacobian_norms(
-                    functions.features,
-                    variables,
+                    network.f.features,
                     clean + z,
                     key=key,
                     num_steps=_SEARCH_STEPS,
                     **options,
                 ).values
                 shared = analysis.activation_agreement(
-                    functions.preactivations, variables, clean, z, **options
+                    network.f.preactivations, clean, z, **options
                 )
                 curves[kind].append(
                     {
@@ -136,7 +137,7 @@ def _around(
 
 
 def _noise(
-    network: networks.Network, examples: data.Dataset, magnitudes: list[float]
+    network: networks.NamedNetwork, examples: data.Dataset, magnitudes: list[float]
 ) -> dict[str, Any]:
     """Activation patterns under uniform noise, around pictures and random inputs."""
     seed = flags.FLAGS.seed
@@ -153,8 +154,7 @@ def _noise(
         for place, magnitude in enumerate([0.0, *magnitudes]):
             for kind, points in (("pictures", clean), ("random_inputs", drawn)):
                 z = analysis.perturbations(
-                    network.functions.logits,
-                    network.variables,
+                    network.f,
                     points,
                     examples.labels,
                     attack=_uniform,
@@ -163,8 +163,7 @@ def _noise(
                     key=jax.random.fold_in(jax.random.key(seed), place),
                 )
                 shared = analysis.activation_agreement(
-                    network.functions.preactivations,
-                    network.variables,
+                    network.f.preactivations,
                     points,
                     z,
                     batch_size=flags.FLAGS.batch_size,

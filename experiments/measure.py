@@ -1,4 +1,4 @@
-"""experiments: the measurements of one trained network that several binaries report."""
+"""The measurements of one trained network that several binaries report."""
 
 import dataclasses
 import functools
@@ -9,21 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import pieces
-from opnorm import analysis, attacks, data, training
-from opnorm.training import Config, build_model
-from opnorm.training import network as network_lib
+from opnorm import analysis, attacks, data, models, training
+from opnorm.training import Config, build_model, modes
 
 
 def measure(
-    config: Config,
-    params: Any,
-    batch_stats: Any,
+    network: models.Network,
     test_set: data.Dataset,
     *,
     p: float,
@@ -39,9 +35,7 @@ def measure(
     step size 2 epsilon / num_steps; all passes run in inference mode.
 
     Args:
-      config: what built the network.
-      params: its parameters.
-      batch_stats: its BatchNorm statistics.
+      network: as ``training.train`` or ``training.load_run`` returns it.
       test_set: the examples.
       p: exponent of the attack's norm.
       epsilons: lengths to attack with, in [0, 1] pixel units; clean accuracy, as
@@ -57,10 +51,8 @@ def measure(
       "mean" and "standard_error" over the examples), "singular_values" (dict of lists
       by rank), "random_alignment" (expected of a random direction).
     """
-    apply, variables = bind(config, params, batch_stats, test_set.num_classes)
     curve = accuracy_curve(
-        apply,
-        variables,
+        network,
         test_set,
         p=p,
         epsilons=epsilons,
@@ -73,8 +65,7 @@ def measure(
         "accuracy": curve,
         "examples": len(test_set),
         **spectrum(
-            apply,
-            variables,
+            network,
             test_set,
             p=p,
             epsilon=alignment_epsilon,
@@ -86,8 +77,7 @@ def measure(
 
 
 def accuracy_curve(
-    apply: Any,
-    variables: Any,
+    network: models.Network,
     test_set: data.Dataset,
     *,
     p: float,
@@ -96,16 +86,16 @@ def accuracy_curve(
     batch_size: int,
     seed: int,
 ) -> dict[str, list[float]]:
-    """Measures accuracy on clean pictures, then under PGA of each length.
+    """Measures accuracy on clean images, then under PGA of each length.
 
     Returns:
       "epsilon", from 0 on, "mean" and "standard_error", of equal lengths.
     """
-    pictures = (apply, variables, test_set.images, test_set.labels)
+    examples = (network, test_set.images, test_set.labels)
     lengths = [float(epsilon) for epsilon in epsilons if epsilon > 0]
-    clean = analysis.evaluate_accuracy(*pictures, batch_size=batch_size)
+    clean = analysis.evaluate_accuracy(*examples, batch_size=batch_size)
     attacked = analysis.robust_accuracy(
-        *pictures,
+        *examples,
         attack=usual_attack(p, num_steps),
         epsilons=lengths,
         batch_size=batch_size,
@@ -178,19 +168,18 @@ def check_alike(configs: Mapping[str, Config], fields: Sequence[str]) -> None:
 
 
 def check_fit(
-    run: str, config: Config, params: Any, batch_stats: Any, examples: data.Dataset
+    run: str, config: Config, network: models.Network, examples: data.Dataset
 ) -> None:
     """Raises a ValueError unless a network takes the examples; nothing is computed.
 
     Args:
       run: what an error calls the network.
-      config: what it was trained with.
-      params: its parameters.
-      batch_stats: its BatchNorm statistics.
-      examples: pictures and classes that it is to be measured on.
+      config: of its training.
+      network: to be measured.
+      examples: images and classes that it is to be measured on.
     """
     needed = jax.eval_shape(
-        lambda key: network_lib.init(
+        lambda key: modes.init(
             build_model(config, examples.num_classes), key, examples.image_shape
         ),
         jax.random.key(0),
@@ -200,7 +189,7 @@ def check_fit(
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
-        for tree in ((params, batch_stats), needed)
+        for tree in ((network.params, network.batch_stats), needed)
     )
     differing = sorted(n for n in there | here if there.get(n) != here.get(n))
     if differing:
@@ -212,7 +201,7 @@ def check_fit(
         )
         raise ValueError(
             f"run {run}, trained on {config.dataset}, does not take {examples.name}: "
-            f"pictures of {examples.image_shape} and {examples.num_classes} classes; "
+            f"images of {examples.image_shape} and {examples.num_classes} classes; "
             f"{shapes}."
         )
 
@@ -291,13 +280,11 @@ def train_and_measure(
     # Of a complete run it reads the network, which says what was measured of it.
     result = training.train(config, directory=directory, train_set=train_set)
     trained = time.monotonic()
-    identity = pieces.fingerprint(config, result.params, result.batch_stats, test_set)
+    identity = pieces.fingerprint(config, result.network, test_set)
 
     def compute() -> dict[str, Any]:
         found = measure(
-            config,
-            result.params,
-            result.batch_stats,
+            result.network,
             test_set,
             p=config.p,
             epsilons=epsilons,
@@ -315,17 +302,8 @@ def train_and_measure(
     return pieces.cached(directory / "measured.json", settings, compute, fresh=fresh)
 
 
-def bind(
-    config: Config, params: Any, batch_stats: Any, num_classes: int
-) -> tuple[Any, dict[str, Any]]:
-    """Returns ``apply(variables, x) -> logits``, in inference mode, and variables."""
-    variables = {"params": params, "batch_stats": batch_stats}
-    return _apply(build_model(config, num_classes)), variables
-
-
 def spectrum(
-    apply: Any,
-    variables: Any,
+    network: models.Network,
     test_set: data.Dataset,
     *,
     p: float,
@@ -339,10 +317,10 @@ def spectrum(
     Returns:
       "sigma", "alignment", "singular_values" and "random_alignment" of :func:`measure`.
     """
-    pictures = (apply, variables, test_set.images)
-    found = analysis.jacobian_spectrum(*pictures, batch_size=batch_size)
+    found = analysis.jacobian_spectrum(network, test_set.images, batch_size=batch_size)
     delta = analysis.perturbations(
-        *pictures,
+        network,
+        test_set.images,
         test_set.labels,
         attack=usual_attack(p, num_steps),
         epsilon=epsilon,
@@ -385,17 +363,6 @@ def average(measurements: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _mean(values: Sequence[Any]) -> Any:
     """The mean over the first axis; NaN where a file has null."""
     return np.mean(np.array(values, np.float64), axis=0).tolist()
-
-
-@functools.cache
-def _apply(module: nn.Module) -> Any:
-    """One function per module, so that networks of one shape share compiled code."""
-
-    def apply(variables: Any, x: jax.Array) -> jax.Array:
-        logits: Any = module.apply(variables, x, train=False)
-        return logits
-
-    return apply
 
 
 @functools.cache

@@ -1,19 +1,17 @@
-"""experiments: trained networks side by side, for the binaries that compare them."""
+"""Trained networks side by side, for the binaries that compare them."""
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 from absl import flags
 
+import opnorm
 from experiments import cli, measure
-from opnorm import analysis, data, training
-from opnorm.training import Config
-from opnorm.training import network as network_lib
+from opnorm import analysis, data, models, training
+from opnorm.training import Config, modes
 
 UNTRAINED = "untrained"
 
@@ -21,37 +19,19 @@ UNTRAINED = "untrained"
 flags.disclaim_key_flags()
 
 
-class Functions(NamedTuple):
-    """What is asked of a network: ``(variables, x) ->`` each, in inference mode.
-
-    One object per module, so that networks of one shape share compiled code.
-
-    Attributes:
-      logits: ``(B, K)``.
-      features: ``(B, F)``, what enters the last linear layer.
-      preactivations: a tuple of arrays, what enters each layer of ReLUs.
-    """
-
-    logits: Callable[..., Any]
-    features: Callable[..., Any]
-    preactivations: Callable[..., Any]
-
-
-class Network(NamedTuple):
+class NamedNetwork(NamedTuple):
     """A network and what it is called in results and figures.
 
     Attributes:
       name: its method, with the run's directory behind it where several share it.
-      config: what it was trained with.
-      functions: its module.
-      variables: their first argument.
+      config: of its training.
+      f: the network, with ``f.features`` and ``f.preactivations``.
       source: the run directory and the step of the checkpoint.
     """
 
     name: str
     config: Config
-    functions: Functions
-    variables: dict[str, Any]
+    f: models.Network
     source: dict[str, Any]
 
 
@@ -64,7 +44,7 @@ class Comparison(NamedTuple):
       out: where results go.
     """
 
-    networks: list[Network]
+    networks: list[NamedNetwork]
     examples: data.Dataset
     out: training.RunDirectory
 
@@ -127,68 +107,69 @@ def open_runs(folder: str, examples: int) -> Comparison:
         if places.count(place) > 1:
             raise ValueError(f"run {run} is given more than once.")
     split, first, last = cli.parse_split(given.split)
-    loaded = [training.load_run(run) for run in directories]
-    names = {config.dataset for config, *_ in loaded}
+    runs = [training.load_run(run) for run in directories]
+    configs = [run.config for run in runs]
+    names = {config.dataset for config in configs}
     if given.dataset is None and len(names) > 1:
         raise ValueError(
             f"the runs were trained on {', '.join(sorted(names))}; choose one with "
             "--dataset."
         )
-    pictures = data.load(
-        measure.dataset_name(given.dataset, loaded[0][0]),
+    chosen = data.load(
+        measure.dataset_name(given.dataset, configs[0]),
         split=split,
         data_dir=given.data_dir,
         download=given.download,
         # Drawn at random unless a slice says which.
         limit=examples if (first, last) == (None, None) else None,
-        image_size=training.image_size(loaded[0][0], given.dataset),
+        image_size=training.image_size(configs[0], given.dataset),
     ).slice(first, last)
-    pictures = pictures.slice(0, examples)
-    if len(pictures) < 2:
+    chosen = chosen.slice(0, examples)
+    if len(chosen) < 2:
         raise ValueError(f"split {given.split} has 1 example; it must have 2 or more.")
     networks = []
-    labels = _labels(directories, [config for config, *_ in loaded])
-    for run, name, found in zip(directories, labels, loaded, strict=True):
-        config, params, batch_stats, metadata = found
-        variables = {"params": params, "batch_stats": batch_stats}
-        measure.check_fit(run, config, params, batch_stats, pictures)
-        source = {"run": run, "step": metadata["step"], "method": config.method}
-        functions = bind(training.build_model(config, pictures.num_classes))
-        networks.append(Network(name, config, functions, variables, source))
+    labels = _labels(directories, configs)
+    for directory, name, run in zip(directories, labels, runs, strict=True):
+        measure.check_fit(directory, run.config, run.network, chosen)
+        source = {"run": directory, "step": run.step, "method": run.config.method}
+        networks.append(NamedNetwork(name, run.config, run.network, source))
     training.RunDirectory.for_results(given.out or directories[0])
     out = cli.hold(training.RunDirectory(given.out or Path(directories[0]) / folder))
-    return Comparison(networks, pictures, out)
+    return Comparison(networks, chosen, out)
 
 
-def untrained(comparison: Comparison, seed: int) -> list[Network]:
+def untrained(comparison: Comparison, seed: int) -> list[NamedNetwork]:
     """A network with random weights for each architecture among those compared."""
-    found: dict[Any, Network] = {}
+    found: dict[Any, NamedNetwork] = {}
     for network in comparison.networks:
         config = network.config
         shape = (config.model, config.width)
         if shape in found:
             continue
-        params, batch_stats = network_lib.init(
-            training.build_model(config, comparison.examples.num_classes),
-            jax.random.key(seed),
-            comparison.examples.image_shape,
+        module = network.f.module
+        params, batch_stats = modes.init(
+            module, jax.random.key(seed), comparison.examples.image_shape
         )
-        variables = {"params": params, "batch_stats": batch_stats}
+        f = opnorm.network(module, {"params": params, "batch_stats": batch_stats})
         name = f"{UNTRAINED}, {config.model} {config.width}"
         source = {"seed": seed, "model": config.model, "width": config.width}
-        found[shape] = Network(name, config, network.functions, variables, source)
+        found[shape] = NamedNetwork(name, config, f, source)
     if len(found) == 1:
         return [network._replace(name=UNTRAINED) for network in found.values()]
     return list(found.values())
 
 
 def attacked(
-    network: Network, examples: data.Dataset, *, p: float, epsilon: float, seed: int
+    network: NamedNetwork,
+    examples: data.Dataset,
+    *,
+    p: float,
+    epsilon: float,
+    seed: int,
 ) -> Any:
     """What PGA on the true labels adds to the examples, ``(N, ...)``."""
     return analysis.perturbations(
-        network.functions.logits,
-        network.variables,
+        network.f,
         examples.images,
         examples.labels,
         attack=measure.usual_attack(p, flags.FLAGS.num_steps),
@@ -198,7 +179,7 @@ def attacked(
     )
 
 
-def training_epsilons(networks: Sequence[Network], p: float) -> list[float]:
+def training_epsilons(networks: Sequence[NamedNetwork], p: float) -> list[float]:
     """The lengths, in the norm p, of the perturbations that networks saw in training.
 
     Networks whose method has no perturbations have none.
@@ -238,25 +219,6 @@ def read_lengths(name: str, text: list[str]) -> list[float]:
     if not all(0 < length < math.inf for length in lengths):
         raise ValueError(f"{name} is {text}; each must be positive and finite.")
     return lengths
-
-
-@functools.cache
-def bind(module: nn.Module) -> Functions:
-    """Returns the functions of a module, the same ones each time."""
-
-    def outputs(variables: Any, x: jax.Array) -> Any:
-        return module.apply(variables, x, train=False, outputs="all")
-
-    def logits(variables: Any, x: jax.Array) -> Any:
-        return module.apply(variables, x, train=False)
-
-    def features(variables: Any, x: jax.Array) -> Any:
-        return outputs(variables, x).features
-
-    def preactivations(variables: Any, x: jax.Array) -> Any:
-        return outputs(variables, x).preactivations
-
-    return Functions(logits, features, preactivations)
 
 
 def _labels(directories: Sequence[str], configs: Sequence[Config]) -> list[str]:

@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags, logging
 
 import opnorm
-from opnorm import data, training
+from opnorm import data, models, training
 from opnorm.training import Config
 
 _DIGEST = "digest"
@@ -52,14 +52,13 @@ def define_fresh_flag() -> None:
 
 
 def fingerprint(
-    config: Config, params: Any, batch_stats: Any, *examples: data.Dataset
+    config: Config, network: models.Network, *examples: data.Dataset
 ) -> str:
     """Computes a digest over all that decides what is measured of a network.
 
     Args:
-      config: of the network.
-      params: its parameters.
-      batch_stats: its BatchNorm statistics.
+      config: of the training.
+      network: to be measured.
       *examples: what it is measured on.
 
     Returns:
@@ -75,7 +74,8 @@ def fingerprint(
 
     function = {name: getattr(config, name) for name in _FUNCTION}
     digest.update(_text({"opnorm": opnorm.__version__, **function}).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path((params, batch_stats)):
+    arrays = (network.params, network.batch_stats)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         add(jax.tree_util.keystr(path), leaf)
     for part in examples:
         digest.update(_text(part.class_names).encode())

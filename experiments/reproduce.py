@@ -150,15 +150,13 @@ def _train_and_measure(
         "test_examples": len(test_set),
         "test_steps": _TEST_STEPS.value,
     }
-    network = (config, result.params, result.batch_stats)
-    settings |= pieces.network_settings(config, pieces.fingerprint(*network, test_set))
+    identity = pieces.fingerprint(config, result.network, test_set)
+    settings |= pieces.network_settings(config, identity)
 
     def compute() -> dict[str, Any]:
-        apply, variables = measure.bind(*network, test_set.num_classes)
         curves = {
             measure.norm_name(p): measure.accuracy_curve(
-                apply,
-                variables,
+                result.network,
                 test_set,
                 p=p,
                 epsilons=epsilons,

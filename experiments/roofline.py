@@ -28,7 +28,7 @@ from jax.experimental import topologies
 
 from experiments import benchmark_networks, cli, roofline_program
 from opnorm import training
-from opnorm.training import network
+from opnorm.training import modes
 
 _RUN = flags.DEFINE_string("run", "runs/roofline", "directory to write to")
 _NETWORKS = flags.DEFINE_list(
@@ -212,7 +212,7 @@ def compile_step(
     parts = benchmark_networks.parts(name, size, dtype, **options)
 
     def start(key: jax.Array) -> training.TrainState:
-        params, batch_stats = network.init(parts.module, key, parts.image_shape)
+        params, batch_stats = modes.init(parts.module, key, parts.image_shape)
         return training.init_state(
             params,
             batch_stats,

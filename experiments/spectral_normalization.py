@@ -45,7 +45,7 @@ from experiments import (
 from experiments import spectral_normalization_measure as measuring
 from experiments import spectral_normalization_networks as chosen
 from experiments.spectral_normalization_networks import WITHOUT, Planned
-from opnorm import data, training
+from opnorm import data, models, training
 from opnorm.training import Config, presets
 from opnorm.training.config import SPECTRAL_NORM_METHODS
 
@@ -238,11 +238,10 @@ def _train_and_measure(
         )
     except FloatingPointError as error:
         raise FloatingPointError(f"{each.directory}: {error}") from error
-    network = (config, result.params, result.batch_stats)
     found = pieces.cached(
         each.directory / "measured.json",
-        _settings(network, pictures),
-        lambda: measuring.measure(*network, pictures),
+        _settings(config, result.network, pictures),
+        lambda: measuring.measure(config, result.network, pictures),
         fresh=flags.FLAGS.fresh,
     )
     bound = config.spectral_norm_bound
@@ -265,13 +264,12 @@ def _strengths(
     # Of the same attack the file has the same name, whatever the preset is called.
     digest = hashlib.sha256(description.encode()).hexdigest()[:8]
 
-    _, params, batch_stats, _ = training.load_run(each.directory)
-    network = (each.config, params, batch_stats)
+    network = training.load_run(each.directory).network
     found = pieces.cached(
         each.directory / f"strengths-{digest}.json",
-        _settings(network, pictures)
+        _settings(each.config, network, pictures)
         | {"attack": description, "strengths": list(strengths)},
-        lambda: measuring.accuracy_by_strength(*network, pictures, attack, strengths),
+        lambda: measuring.accuracy_by_strength(network, pictures, attack, strengths),
         fresh=flags.FLAGS.fresh,
     )
     return _without_settings(found)
@@ -291,11 +289,11 @@ def _time(
 
 
 def _settings(
-    network: tuple[Config, Any, Any], pictures: measuring.Pictures
+    config: Config, network: models.Network, pictures: measuring.Pictures
 ) -> dict[str, Any]:
     """What decides the measurements of a trained network."""
-    identity = pieces.fingerprint(*network, *pictures)
-    return pieces.network_settings(network[0], identity)
+    identity = pieces.fingerprint(config, network, *pictures)
+    return pieces.network_settings(config, identity)
 
 
 def _without_settings(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""experiments: what experiments.spectral_normalization measures of a network.
+"""Measures one network for experiments.spectral_normalization.
 
-Every network is measured under the attack that it was trained with, of which
-:func:`opnorm.training.methods.attack` is the only description.
+Every network is measured under the attack that it was trained with, as
+:func:`opnorm.training.methods.attack` describes it.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import measure as measures
 from experiments import networks
 from opnorm import analysis, data, models, operators
 from opnorm.analysis import accuracy
@@ -100,14 +99,13 @@ def length(attack: Config, strength: float) -> float:
 
 
 def measure(
-    config: Config, params: Any, batch_stats: Any, pictures: Pictures
+    config: Config, network: models.Network, pictures: Pictures
 ) -> dict[str, Any]:
     """Measures a network.
 
     Args:
-      config: what it was trained with.
-      params: its parameters, bounded where the configuration bounds them.
-      batch_stats: its BatchNorm statistics.
+      config: of its training.
+      network: as ``training.train`` or ``training.load_run`` returns it.
       pictures: what to measure on.
 
     Returns:
@@ -119,13 +117,10 @@ def measure(
       clean and attacked training pictures; "layers": norms; "capacity": logarithms, of
       the scheme's capacity norm in L2, and None for attacks in another norm.
     """
-    apply, variables = measures.bind(
-        config, params, batch_stats, pictures.test.num_classes
-    )
     attack = own_attack(config)
     found: dict[str, Any] = {}
     for name in ("train", "validation", "test"):
-        x_adv, logits = _attack(apply, variables, getattr(pictures, name), attack)
+        x_adv, logits = _attack(network, getattr(pictures, name), attack)
         right = logits.argmax(axis=1) == getattr(pictures, name).labels
         found[name] = networks.averaged(right)
         if name == "test":
@@ -136,21 +131,21 @@ def measure(
             )
             slopes = [
                 accuracy.in_batches(
-                    _slopes(apply), variables, (x, pictures.train.labels), _BATCH_SIZE
+                    _slopes, network, (x, pictures.train.labels), _BATCH_SIZE
                 )
                 for x in (pictures.train.images, x_adv)
             ]
     clean = analysis.evaluate_accuracy(
-        apply, variables, pictures.test.images, pictures.test.labels
+        network, pictures.test.images, pictures.test.labels
     )
     gains = accuracy.in_batches(
-        _gains(apply, config.normalization),
-        variables,
+        functools.partial(_gains, statistics=config.normalization),
+        network,
         (pictures.test.images, pictures.test.labels),
         _BATCH_SIZE,
     )
     kappa = float(min(values.min() for values in slopes))
-    layers = _layers(config, variables, pictures.test)
+    layers = _layers(config, network, pictures.test)
     norms = _layer_norms(layers)
     return found | {
         "clean": {"mean": clean.mean, "standard_error": clean.standard_error},
@@ -173,9 +168,7 @@ def measure(
 
 
 def accuracy_by_strength(
-    config: Config,
-    params: Any,
-    batch_stats: Any,
+    network: models.Network,
     pictures: Pictures,
     attack: Config,
     strengths: Sequence[float],
@@ -183,22 +176,17 @@ def accuracy_by_strength(
     """Measures the test accuracy under an attack of several strengths.
 
     Args:
-      config: of the network.
-      params: its parameters.
-      batch_stats: its BatchNorm statistics.
-      pictures: of which the test pictures are attacked.
+      network: as ``training.train`` or ``training.load_run`` returns it.
+      pictures: of which the test images are attacked.
       attack: of :func:`own_attack`, of any network.
       strengths: multiples of what the attack is trained with.
 
     Returns:
       "strength", "length", "mean" and "standard_error", of equal lengths.
     """
-    apply, variables = measures.bind(
-        config, params, batch_stats, pictures.test.num_classes
-    )
     points = []
     for strength in strengths:
-        _, logits = _attack(apply, variables, pictures.test, attack, strength)
+        _, logits = _attack(network, pictures.test, attack, strength)
         points.append(networks.averaged(logits.argmax(axis=1) == pictures.test.labels))
     return {
         "strength": list(strengths),
@@ -209,16 +197,15 @@ def accuracy_by_strength(
 
 
 def _attack(
-    apply: Any,
-    variables: Any,
+    network: models.Network,
     pictures: data.Dataset,
     attack: Config | None,
     strength: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Attacked pictures and their logits."""
     found: tuple[np.ndarray, np.ndarray] = accuracy.in_batches(
-        _attacked(apply, attack),
-        variables,
+        functools.partial(_attacked, attack=attack),
+        network,
         (pictures.images, pictures.labels, np.arange(len(pictures))),
         _BATCH_SIZE,
         (jnp.float32(strength), jax.random.key(0)),
@@ -226,62 +213,50 @@ def _attack(
     return found
 
 
-# Compiled once for all networks of one shape; strengths share it, too.
-@functools.lru_cache(maxsize=32)
-def _attacked(apply: Any, attack: Config | None) -> Callable[..., Any]:
-    @jax.jit
-    def attacked(
-        variables: Any,
-        x: jax.Array,
-        labels: jax.Array,
-        number: jax.Array,
-        strength: jax.Array,
-        key: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
-        x = accuracy.to_pixels(x)
-        f = functools.partial(apply, variables)
-        if attack is not None:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
-            x = methods.attack(attack, strength=strength)(f, x, labels, keys)
-        return x, f(x)
-
-    return attacked
+@functools.partial(jax.jit, static_argnames="attack")
+def _attacked(
+    f: models.Network,
+    x: jax.Array,
+    labels: jax.Array,
+    number: jax.Array,
+    strength: jax.Array,
+    key: jax.Array,
+    *,
+    attack: Config | None,
+) -> tuple[jax.Array, jax.Array]:
+    x = accuracy.to_pixels(x)
+    if attack is not None:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
+        x = methods.attack(attack, strength=strength)(f, x, labels, keys)
+    return x, f(x)
 
 
-@functools.lru_cache(maxsize=32)
-def _slopes(apply: Any) -> Callable[..., Any]:
-    @jax.jit
-    def slopes(variables: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
-        f = functools.partial(apply, variables)
-        return analysis.gradient_norms(f, accuracy.to_pixels(x), labels)
-
-    return slopes
+@jax.jit
+def _slopes(f: models.Network, x: jax.Array, labels: jax.Array) -> jax.Array:
+    return analysis.gradient_norms(f, accuracy.to_pixels(x), labels)
 
 
-@functools.lru_cache(maxsize=32)
-def _gains(apply: Any, statistics: str) -> Callable[..., Any]:
+@functools.partial(jax.jit, static_argnames="statistics")
+def _gains(
+    f: models.Network, x: jax.Array, labels: jax.Array, *, statistics: str
+) -> jax.Array:
+    del labels
     mean, std = models.STATISTICS[statistics]
-
-    @jax.jit
-    def gains(variables: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
-        del labels
-        return analysis.output_gain(
-            functools.partial(apply, variables),
-            accuracy.to_pixels(x),
-            normalize=lambda z: normalization.normalize(z, mean, std),
-        )
-
-    return gains
+    return analysis.output_gain(
+        f,
+        accuracy.to_pixels(x),
+        normalize=lambda z: normalization.normalize(z, mean, std),
+    )
 
 
 def _layers(
-    config: Config, variables: Any, pictures: data.Dataset
+    config: Config, network: models.Network, pictures: data.Dataset
 ) -> tuple[operators.Layer, ...]:
     # Rematerialised kernels are computed inside the network.
     plain = dataclasses.replace(config, rematerialize=False)
     return operators.layers(
         build.build_model(plain, pictures.num_classes),
-        variables,
+        network.variables,
         jax.ShapeDtypeStruct((1, *pictures.image_shape), jnp.float32),
         batch_norm="ignore",
         train=False,

@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def _ranks(
-    network: networks.Network, examples: data.Dataset, epsilon: float
+    network: networks.NamedNetwork, examples: data.Dataset, epsilon: float
 ) -> dict[str, Any]:
     """Singular values, and alignment of perturbations with all vectors."""
     key = jax.random.key(flags.FLAGS.seed)
@@ -128,7 +128,6 @@ def _ranks(
     )
     random = analysis.random_directions(delta, jax.random.fold_in(key, 1))
     clean = np.asarray(data.to_float(examples.images))
-    functions, variables = network.functions, network.variables
     with training.Progress(
         # Features and logits, at clean and at adversarial examples.
         4 * len(examples),
@@ -143,13 +142,11 @@ def _ranks(
             return {**options, "on_progress": update}
 
         ranked = analysis.alignment_by_rank(
-            functions.features, variables, clean, [delta, random], **tell(0)
+            network.f.features, clean, [delta, random], **tell(0)
         )
-        moved = analysis.singular_values(
-            functions.features, variables, clean + delta, **tell(1)
-        )
+        moved = analysis.singular_values(network.f.features, clean + delta, **tell(1))
         logits = [
-            analysis.singular_values(functions.logits, variables, points, **tell(stage))
+            analysis.singular_values(network.f, points, **tell(stage))
             for stage, points in ((2, clean), (3, clean + delta))
         ]
     curves = {}
@@ -175,7 +172,7 @@ def _ranks(
 
 
 def _lengths(
-    network: networks.Network,
+    network: networks.NamedNetwork,
     examples: data.Dataset,
     lengths: dict[float, list[float]],
 ) -> dict[str, Any]:
@@ -185,8 +182,7 @@ def _lengths(
     seed = flags.FLAGS.seed
     key = jax.random.key(seed)
     top = analysis.jacobian_norms(
-        network.functions.features,
-        network.variables,
+        network.f.features,
         examples.images,
         batch_size=flags.FLAGS.batch_size,
         key=key,

@@ -316,12 +316,8 @@ def _train_and_measure(
         config, directory=point.directory, train_set=train_set, download=download
     )
     trained = time.monotonic()
-    apply, variables = measure.bind(
-        config, result.params, result.batch_stats, test_set.num_classes
-    )
     curve = measure.accuracy_curve(
-        apply,
-        variables,
+        result.network,
         test_set,
         p=measurement.p,
         epsilons=measurement.epsilons,

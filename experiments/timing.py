@@ -1,4 +1,4 @@
-"""experiments: how functions are timed, in turns, and compilations counted."""
+"""Functions are timed in turns, and compilations are counted."""
 
 import statistics
 import time
@@ -25,11 +25,6 @@ class Compilations:
             return fun(*args)
 
         return counted
-
-
-def bind(fun: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-    """Returns ``fun`` with its arguments."""
-    return lambda: fun(*args)
 
 
 def take_turns(

@@ -9,7 +9,6 @@ NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "quickstart.ipynb"
 SMALLER = {
     "EPOCHS = 4": "EPOCHS = 1",
     "TRAIN_EXAMPLES = 3000": "TRAIN_EXAMPLES = 128",
-    "training.Config()": 'training.Config(model="mlp1", width=8)',
     "seed=0)": 'seed=0, model="mlp1", width=8)',
     "test_set.images[:200]": "test_set.images[:20]",
     "test_set.labels[:200]": "test_set.labels[:20]",

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from opnorm import training
-from opnorm.training import checkpoints, network
+from opnorm.training import checkpoints, modes
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def save_untrained():
 
     def save(folder, config, seed):
         module = training.build_model(config, 10)
-        params, batch_stats = network.init(module, jax.random.key(seed), (32, 32, 3))
+        params, batch_stats = modes.init(module, jax.random.key(seed), (32, 32, 3))
         store = checkpoints.CheckpointStore(folder / "checkpoints")
         state = {"params": params, "batch_stats": batch_stats}
         store.save(0, state, {"config": dataclasses.asdict(config)})

@@ -56,8 +56,7 @@ def evaluated(run, trained, tmp_path_factory):
 
 
 def variables(directory):
-    _, params, batch_stats, _ = training.load_run(directory)
-    return params, batch_stats
+    return training.load_run(directory).network.variables
 
 
 def assert_same_parameters(first, second):

@@ -21,11 +21,11 @@ def trained(tmp_path_factory, save_untrained):
     return folder
 
 
-def hessians_in_the_input(module, params, x, labels):
+def hessians_in_the_input(network, x, labels):
     """Extreme eigenvalues and traces ``(6,)``, from the four hidden units alone."""
 
     def hidden(x):
-        return module.apply({"params": params}, x, outputs="all").preactivations[0]
+        return network.preactivations(x)[0]
 
     h, rows = jax.jit(lambda x: (hidden(x), jax.jacrev(lambda x: hidden(x).sum(0))(x)))(
         x
@@ -36,7 +36,8 @@ def hessians_in_the_input(module, params, x, labels):
     z = np.clip(h + 0.5, 0, 1)
     slope, bend = 3 * z**2 - 2 * z**3, 6 * z - 6 * z**2
     value = np.where(np.abs(h) < 0.5, z**3 - z**4 / 2, np.maximum(h, 0))
-    kernel, bias = (np.asarray(params["logits"][n], float) for n in ("kernel", "bias"))
+    last = network.params["logits"]
+    kernel, bias = (np.asarray(last[n], float) for n in ("kernel", "bias"))
     logits = value @ kernel + bias
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
@@ -65,15 +66,14 @@ def test_curvature_measures_parameters_and_inputs(trained, run):
     assert results["examples"] == 6 and results["train_examples"] == 30
     found = results["networks"]["standard"]
 
-    config, params, _, _ = training.load_run(trained)
-    module = training.build_model(config, 10)
+    network = training.load_run(trained).network
     pictures = data.load("cifar10_mini", split="test", limit=6)
     seen = data.load("cifar10_mini", split="train", limit=30)
 
     @jax.jit
     def expected(params, test, labels, train):
         def logits(params, x):
-            return module.apply({"params": params}, x)
+            return network.replace(variables={"params": params})(x)
 
         def loss(x):
             each = -jax.nn.log_softmax(logits(params, x))
@@ -88,7 +88,7 @@ def test_curvature_measures_parameters_and_inputs(trained, run):
         return jnp.linalg.norm(gradients, axis=1), traces.mean(), j.shape[2]
 
     lengths, trace, size = expected(
-        params,
+        network.params,
         data.to_float(pictures.images),
         pictures.labels,
         data.to_float(seen.images),
@@ -100,7 +100,7 @@ def test_curvature_measures_parameters_and_inputs(trained, run):
     assert steep["maximum"] == steep["percentiles"][100]
     inputs = found["inputs"]
     largest, smallest, traces = hessians_in_the_input(
-        module, params, data.to_float(pictures.images), pictures.labels
+        network, data.to_float(pictures.images), pictures.labels
     )
     # Four units: six Lanczos steps reach every eigenvalue that is not zero.
     assert smallest.min() < 0 < largest.min() and inputs["curved"] == 1
@@ -141,7 +141,7 @@ def test_a_sweep_measures_networks_that_differ_in_one_option(tmp_path, run):
         assert 0 <= point["adversarial"]["mean"] <= point["clean"]["mean"] <= 1
     measured = json.loads((tmp_path / "step_size-1-seed0/measured.json").read_text())
     assert measured["clean_accuracy"] == first["clean"]["mean"]
-    config, *_ = training.load_run(tmp_path / "step_size-inf-seed0")
+    config = training.load_run(tmp_path / "step_size-inf-seed0").config
     assert (config.method, config.step_size) == ("adversarial", np.inf)
     # In lengths: one half of epsilon, 0.5, with two steps.
     flags = json.loads((tmp_path / "flags.json").read_text())["flags"]

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+import opnorm
 from experiments import attack_specs, evaluation, measure, pieces
 from opnorm import attacks, data, training
-from opnorm.training import Config, network
+from opnorm.training import Config, modes
 
 
 def random_pictures(count, side, num_classes):
@@ -86,8 +87,8 @@ def test_options_that_an_attack_may_not_be_given_are_refused(text, words):
         assert word in str(error.value)
 
 
-def two_classes(variables, x):
-    z = x.reshape(len(x), -1) @ variables["w"]
+def two_classes(weight, x):
+    z = x.reshape(len(x), -1) @ weight
     return jax.numpy.stack([z, -z], axis=1)
 
 
@@ -96,8 +97,7 @@ def test_what_an_attack_broke_within_a_budget_is_known_to_fall_within_it(tmp_pat
     weight = np.random.default_rng(1).normal(size=48).astype(np.float32)
     epsilons = [1 / 255, 0.05]
     found = evaluation.attack_in_parts(
-        two_classes,
-        {"w": weight - weight.mean()},
+        jax.tree_util.Partial(two_classes, weight - weight.mean()),
         pictures,
         attack_specs.parse_attack("fgm"),
         p=math.inf,
@@ -146,11 +146,12 @@ def test_what_an_earlier_evaluation_measured_is_said(tmp_path):
 
 def test_networks_are_measured_on_pictures_that_they_take_only():
     config = Config(model="mlp1", width=8)
+    module = training.build_model(config, 3)
     params, batch_stats = jax.eval_shape(
-        lambda key: network.init(training.build_model(config, 3), key, (4, 4, 3)),
-        jax.random.key(0),
+        lambda key: modes.init(module, key, (4, 4, 3)), jax.random.key(0)
     )
-    given = ("runs/a", config, params, batch_stats)
+    variables = {"params": params, "batch_stats": batch_stats}
+    given = ("runs/a", config, opnorm.network(module, variables))
     measure.check_fit(*given, random_pictures(2, 4, 3))
     with pytest.raises(ValueError, match=r"a, trained on cifar10_mini, .* drawn") as e:
         measure.check_fit(*given, random_pictures(2, 4, 5))

@@ -75,9 +75,9 @@ def test_the_error_of_a_ratio_is_that_over_images():
     assert found == math.inf
 
 
-def linear(variables, x):
+def linear(weight, x):
     """The third class follows the second, which is the first's rival, one behind."""
-    z = x.reshape(len(x), -1) @ variables["params"]["w"]
+    z = x.reshape(len(x), -1) @ weight
     return jnp.stack([z, -z, -z - 0.1], axis=1)
 
 
@@ -99,7 +99,6 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
     pictures = data.Dataset(
         draws, np.zeros(20, np.int32), ("a", "b", "c"), "random", "random pictures"
     )
-    variables = {"params": {"w": jnp.asarray(weight)}, "batch_stats": {}}
     logit = (draws.reshape(20, -1) / 255) @ weight
     # The label leaves the first k where its rival, or both, have overtaken it.
     distance = np.maximum(logit if top_k == 1 else logit + 0.05, 0)
@@ -120,13 +119,12 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
 
     def measure():
         return gradient_regularization_measure.measure(
-            linear,
-            variables,
+            jax.tree_util.Partial(linear, jnp.asarray(weight)),
             pictures,
             20,
             settings,
             smooth=False,
-            config=training.Config(),
+            identity="linear",
             parts=pieces.Parts(tmp_path),
             description="test",
         )
@@ -232,11 +230,10 @@ def test_a_run_writes_what_it_measured_beside_the_papers_numbers(trained):
         ("undefended", "undefended"),
         ("gradient_0.1_smooth", "gradient_0.1_L2_smooth"),
     ):
-        config, params, _, _ = training.load_run(out / "networks" / f"{folder}-seed0")
-        module = training.build_model(config, 10)
+        f = training.load_run(out / "networks" / f"{folder}-seed0").network
 
-        def margin(x, params=params, module=module):
-            p = jax.nn.softmax(module.apply({"params": params}, x))
+        def margin(x, f=f):
+            p = jax.nn.softmax(f(x))
             own = jax.nn.one_hot(pictures.labels, 10)
             each = jnp.max(p - 2 * own, axis=1) - jnp.sum(p * own, axis=1)
             return each.sum(), each

@@ -7,8 +7,9 @@ import shutil
 
 import numpy as np
 
+import opnorm
 from experiments import measure, pieces
-from opnorm import data, training
+from opnorm import data, models, training
 from opnorm.training import Config
 
 KEY = {"identity": "a network", "range": [0, 3], "epsilons": [0.5]}
@@ -67,6 +68,12 @@ def test_an_edited_piece_is_computed_again(tmp_path, caplog):
     assert all(f"{file} is damaged or was edited" in text for text in messages)
 
 
+def network(params, batch_stats=None):
+    """A network that is not called."""
+    variables = {"params": params, "batch_stats": batch_stats or {}}
+    return opnorm.network(models.create("mlp1", num_classes=2), variables)
+
+
 def test_a_fingerprint_tells_apart_whatever_decides_a_measurement():
     images = np.arange(48, dtype=np.uint8).reshape(2, 2, 4, 3)
     examples = data.Dataset(images, np.zeros(2, np.int32), ("a", "b"), "x", "x")
@@ -79,23 +86,23 @@ def test_a_fingerprint_tells_apart_whatever_decides_a_measurement():
         return dataclasses.replace(examples, **changes)
 
     cases = [
-        (config, params, {}, examples),
-        (dataclasses.replace(config, activation="elu"), params, {}, examples),
-        (dataclasses.replace(config, normalization="none"), params, {}, examples),
-        (config, {"a": params["a"].T.copy(), "b": params["b"]}, {}, examples),
-        (config, {"a": params["a"], "c": params["b"]}, {}, examples),
-        (config, {"a": params["a"]}, {"b": params["b"]}, examples),
-        (config, params | {"b": np.nextafter(params["b"], 2)}, {}, examples),
-        (config, params, {}, replace(images=changed)),
-        (config, params, {}, replace(labels=np.array([0, 1], np.int32))),
-        (config, params, {}, replace(class_names=("a", "c"))),
-        (config, params, {}, examples, examples),
+        (config, network(params), examples),
+        (dataclasses.replace(config, activation="elu"), network(params), examples),
+        (dataclasses.replace(config, normalization="none"), network(params), examples),
+        (config, network({"a": params["a"].T.copy(), "b": params["b"]}), examples),
+        (config, network({"a": params["a"], "c": params["b"]}), examples),
+        (config, network({"a": params["a"]}, {"b": params["b"]}), examples),
+        (config, network(params | {"b": np.nextafter(params["b"], 2)}), examples),
+        (config, network(params), replace(images=changed)),
+        (config, network(params), replace(labels=np.array([0, 1], np.int32))),
+        (config, network(params), replace(class_names=("a", "c"))),
+        (config, network(params), examples, examples),
     ]
     found = [pieces.fingerprint(*case) for case in cases]
     assert len(set(found)) == len(cases)
     # What decides nothing: where it was trained, and for how long.
     same = dataclasses.replace(config, seed=7, epochs=3, data_dir="/elsewhere")
-    assert pieces.fingerprint(same, params, {}, examples) == found[0]
+    assert pieces.fingerprint(same, network(params), examples) == found[0]
 
 
 def test_measurements_are_kept_for_the_same_settings_and_content_only(tmp_path, capsys):
@@ -137,7 +144,7 @@ def test_a_measurement_of_another_network_is_not_reused(tmp_path, monkeypatch):
     weight, calls = np.zeros(3, np.float32), []
 
     def train(config, **_):
-        return training.TrainResult({"w": weight}, {}, 3, {})
+        return training.TrainResult(network({"w": weight}), 3, {})
 
     def measured(*_, **options):
         calls.append(options["num_steps"])
@@ -171,7 +178,7 @@ def test_a_measurement_of_another_network_is_not_reused(tmp_path, monkeypatch):
 def test_where_a_received_run_says_that_data_are_is_not_used(tmp_path, save_untrained):
     config = Config(model="mlp1", width=4, dataset="cifar10", data_dir="received/data")
     save_untrained(tmp_path, config, 0)
-    found, *_ = training.load_run(tmp_path)
+    found = training.load_run(tmp_path).config
     assert found == dataclasses.replace(config, data_dir=None)
 
 

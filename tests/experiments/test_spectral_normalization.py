@@ -45,7 +45,7 @@ def test_every_scheme_is_trained_with_every_bound(trained):
     for preset, scheme in results["schemes"].items():
         assert list(scheme["networks"]) == names
         for name, network in scheme["networks"].items():
-            config = training.load_run(out / preset / name)[0]
+            config = training.load_run(out / preset / name).config
             # What bounds nothing is trained without the division.
             bound = None if name == "none" else 1.0
             assert config.spectral_norm_bound == bound
@@ -60,7 +60,7 @@ def test_every_scheme_is_trained_with_every_bound(trained):
     assert results["data"] and results["seconds"] > 0
     random = results["random_labels"]
     assert list(random) == ["none", "normalize_1"]
-    assert training.load_run(out / random["none"]["run"])[0].random_labels == 1
+    assert training.load_run(out / random["none"]["run"]).config.random_labels == 1
     for name in ("accuracy", "curves", "gains", "gradient_norms", "margins"):
         assert (out / f"{name}.png").stat().st_size > 0
     assert (out / "attack_strength.png").stat().st_size > 0
@@ -158,16 +158,12 @@ def lengths(delta):
 def test_numbers_are_those_of_the_attack_trained_with(trained):
     out, _ = trained
     results = read(out)
-    config, params, batch_stats, _ = training.load_run(out / PGM / "normalize_1")
+    config, f, *_ = training.load_run(out / PGM / "normalize_1")
     pictures = data.load("cifar10_mini", split="test", limit=80, image_size=28)
     pictures = pictures.slice(40, None)
-    module = training.build_model(config, 10)
-
-    def f(x):
-        return module.apply({"params": params, "batch_stats": batch_stats}, x)
 
     def normalize(z):
-        return (z - jnp.array(module.mean)) / jnp.array(module.std)
+        return (z - jnp.array(f.module.mean)) / jnp.array(f.module.std)
 
     @jax.jit
     def attacked(x):

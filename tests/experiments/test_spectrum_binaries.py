@@ -42,7 +42,7 @@ def test_spectrum_compares_runs_with_an_untrained_network(runs, run):
     assert list(results["networks"]) == [*names, "untrained"]
     assert results["epsilon"] == 0.5 and results["examples"] == 6
     found = results["networks"][names[1]]
-    _, params, _, _ = training.load_run(runs / "seed1")
+    params = training.load_run(runs / "seed1").network.params
     pictures = data.load("cifar10_mini", split="test", limit=6).images
     for quantity, jacobian in zip(
         ("features", "logits"), jacobians(params, pictures), strict=True

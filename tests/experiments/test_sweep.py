@@ -95,7 +95,7 @@ def test_every_point_is_trained_measured_and_ranked(swept):
     for point in found["points"]:
         rate = point["point"]["learning_rate"]
         name = f"learning_rate={rate:g}_seed=0"
-        config, *_ = training.load_run(directory / name)
+        config = training.load_run(directory / name).config
         assert (config.learning_rate, config.epochs, config.seed) == (rate, 2, 0)
         accuracy = [cell["mean"] for cell in point["accuracy"].values()]
         assert list(point["accuracy"]) == [
