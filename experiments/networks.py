@@ -107,8 +107,8 @@ def open_runs(folder: str, examples: int) -> Comparison:
         if places.count(place) > 1:
             raise ValueError(f"run {run} is given more than once.")
     split, first, last = cli.parse_split(given.split)
-    runs = [training.load_run(run) for run in directories]
-    configs = [run.config for run in runs]
+    loaded = [training.load_run(directory) for directory in directories]
+    configs = [each.config for each in loaded]
     names = {config.dataset for config in configs}
     if given.dataset is None and len(names) > 1:
         raise ValueError(
@@ -129,10 +129,10 @@ def open_runs(folder: str, examples: int) -> Comparison:
         raise ValueError(f"split {given.split} has 1 example; it must have 2 or more.")
     networks = []
     labels = _labels(directories, configs)
-    for directory, name, run in zip(directories, labels, runs, strict=True):
-        measure.check_fit(directory, run.config, run.network, chosen)
-        source = {"run": directory, "step": run.step, "method": run.config.method}
-        networks.append(NamedNetwork(name, run.config, run.network, source))
+    for run, name, found in zip(directories, labels, loaded, strict=True):
+        measure.check_fit(run, found.config, found.network, chosen)
+        source = {"run": run, "step": found.step, "method": found.config.method}
+        networks.append(NamedNetwork(name, found.config, found.network, source))
     training.RunDirectory.for_results(given.out or directories[0])
     out = cli.hold(training.RunDirectory(given.out or Path(directories[0]) / folder))
     return Comparison(networks, chosen, out)

@@ -58,7 +58,7 @@ class Run(NamedTuple):
 def build_model(config: Config, num_classes: int) -> nn.Module:
     """Builds the Flax module that a configuration names."""
     mean, std = models.STATISTICS[config.normalization]
-    # What only some models have is passed to those.
+    # Only some models take this option.
     options = {"logit_activation": True} if config.logit_activation else {}
     return models.create(
         config.model,
@@ -114,7 +114,8 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     Raises:
       FileNotFoundError: if there is no checkpoint.
       ValueError: if all of them are damaged, the configuration is not one that this
-        version knows, or the parameters are not those of such a network.
+        version knows, or the parameters have no layer "logits". Flax notices other
+        parameters that are not those of the configuration when the network is called.
     """
     parts, metadata = checkpoints.restore_parts(
         directory, ("params", "batch_stats", "method_state")

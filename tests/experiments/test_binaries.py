@@ -215,7 +215,7 @@ def test_a_network_is_evaluated_on_pictures_that_it_takes_only(run, trained, tmp
     result = run("evaluate", f"--run={trained}", *flags)
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    assert "pictures of (8, 8, 3) and 1 classes" in result.stderr
+    assert "images of (8, 8, 3) and 1 classes" in result.stderr
     assert not out.exists()
 
 
