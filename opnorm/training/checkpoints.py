@@ -115,7 +115,7 @@ class CheckpointStore:
             )
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         with _explain_failure(self._directory, step):
-            # Orbax's threads would print pages where the disk fills up under them.
+            # Tensorstore prints pages where the disk fills up under it.
             _check_space(self._directory, sum(v.nbytes for v in leaves.values()))
             self._manager.save(
                 step,
@@ -259,8 +259,12 @@ def _remove_unfinished(directory: Path) -> None:
 def _explain_failure(directory: Path, step: int) -> Iterator[None]:
     """Raises an OSError that names the directory for whatever saving raises.
 
-    Orbax and tensorstore raise a full disk as a ValueError, among others.
+    Orbax and tensorstore raise a full disk as a ValueError, among others. Orbax's
+    threads log the traceback of an error that is raised here, too; these pages are left
+    out.
     """
+    logger = logging.get_absl_logger()
+    logger.addFilter(_is_not_of_orbax)
     try:
         yield
     except Exception as error:
@@ -279,6 +283,12 @@ def _explain_failure(directory: Path, step: int) -> Iterator[None]:
             "earlier ones are whole, and the run can go on from there",
             str(directory),
         ) from error
+    finally:
+        logger.removeFilter(_is_not_of_orbax)
+
+
+def _is_not_of_orbax(record: Any) -> bool:
+    return "orbax" not in Path(record.pathname).parts
 
 
 def _check_space(directory: Path, size: int) -> None:

@@ -295,7 +295,9 @@ class Published:
 
 
 # Enough steps for p = 1 to have checkpoints at every second one only.
-@pytest.mark.parametrize(("p", "num_steps"), [(math.inf, 30), (2.0, 30), (1.0, 170)])
+# In L2 the search has converged to rounding after 30 steps: whether the loss has risen,
+# which decides on the step size, is then a matter of the last bit.
+@pytest.mark.parametrize(("p", "num_steps"), [(math.inf, 30), (2.0, 24), (1.0, 170)])
 def test_the_points_are_those_of_the_published_algorithm(p, num_steps) -> None:
     epsilon = {1.0: 2.0, 2.0: 0.8, math.inf: 0.2}[p]
     with jax.enable_x64(True):

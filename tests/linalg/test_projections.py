@@ -110,16 +110,6 @@ def test_nan_is_not_projected_away(p, other):
     assert np.isnan(linalg.project_sphere(x, p, 1.0)).any()
 
 
-@pytest.mark.parametrize("p", EXPONENTS)
-@pytest.mark.parametrize("size", (1e-20, 1e20))
-def test_huge_and_tiny_points(p, size):
-    x = jnp.array([[3.0, -1.0, 0.5]])
-    scaled = linalg.project_ball(size * x, p, size)
-    np.testing.assert_allclose(
-        scaled / size, linalg.project_ball(x, p, 1.0), rtol=1e-4, atol=1e-6
-    )
-
-
 def test_a_small_l1_radius_is_not_lost_in_large_entries():
     # Equal entries share the radius, however small it is; a near one takes its part.
     x = np.float32([[1e20, 3e19, 1], [-1e20, 1e20, 0], [1, 1 - 2**-20, 0], [1, 0, 0]])

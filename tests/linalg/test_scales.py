@@ -50,39 +50,28 @@ def norms_and_projections(matrix, s):
 
 
 def spectra(matrix, square, s):
-    linear_map = linalg.from_matrix(matrix)
     symmetric = linalg.from_matrix(square + jnp.swapaxes(square, 1, 2))
-    triplets = linalg.golub_kahan(linear_map, 2, num_steps=3, key=KEY)
     pairs = linalg.eigenpairs(symmetric, 2, num_steps=4, key=KEY)
-    power = linalg.operator_norm(linear_map, num_steps=3, key=KEY)
     trace = linalg.trace(symmetric, key=KEY)
     density = linalg.spectral_density(symmetric, num_steps=4, num_probes=3, key=KEY)
     blurred = density.at(jnp.linspace(-3, 3, 5) * s, 0.5 * s)
     found = {
-        "golub_kahan": (triplets.values / s, triplets.residual / s),
         "eigenpairs": (pairs.values / s, pairs.residual / s),
-        "operator_norm": (power.value / s, power.residual),
         "trace": (trace.mean / s, trace.standard_error / s),
         "density": (blurred.mean * s, blurred.standard_error * s),
         "clip": linalg.clip_singular_values(matrix[0], s) / s,
     }
-    for p, q in ((2, math.inf), (2, 2), (math.inf, 2), (3, 1.5)):
-        options = {"num_restarts": 1, "num_steps": 3, "key": KEY}
-        value = linalg.matrix_norm(matrix, p, q, **options).value
-        found[f"matrix_norm {p} {q}"] = value / s
+    for p, q in ((2, math.inf), (2, 2), (2, 1)):
+        found[f"matrix_norm {p} {q}"] = linalg.matrix_norm(matrix, p, q).value / s
     return found
 
 
 def convolutions(kernel, s):
     shape = (4, 4, 2)
-    found = linalg.convolution_norm(kernel, shape, num_steps=3)
     return {
-        "norm": (found.value / s, found.residual / s),
-        "svd": linalg.convolution_upper_bound(kernel, shape) / s,
         "gram": linalg.convolution_upper_bound(kernel, shape, method="gram_iteration")
         / s,
         "frobenius": linalg.convolution_frobenius_norm(kernel, shape) / s,
-        "kernel": linalg.kernel_matrix_norm(kernel) / s,
         "circular": linalg.circular_singular_values(kernel, 4) / s,
         "clip": linalg.clip_circular_singular_values(kernel, 4, s, num_iterations=2)
         / s,
@@ -174,5 +163,5 @@ def test_every_product_has_the_highest_precision():
         for line in lowered().as_text().splitlines()
         if "stablehlo.dot_general" in line or "stablehlo.convolution" in line
     ]
-    assert len(products) > 50
+    assert len(products) > 30
     assert [line for line in products if line.count("HIGHEST") < 2] == []

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import time
 from unittest import mock
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,6 +202,26 @@ def test_a_full_disk_is_an_oserror_and_keeps_the_checkpoints(tmp_path, monkeypat
     with pytest.raises(OSError, match="No space left on device"):
         save(tmp_path, 2)
     assert checkpoints.CheckpointStore(tmp_path).restore(state(0)).step == 1
+
+
+def test_pages_of_orbax_about_a_failed_save_are_left_out(tmp_path, monkeypatch):
+    logger, seen = absl.logging.get_absl_logger(), []
+    handler = logging.Handler()
+    handler.emit = seen.append
+    fields = {"levelno": logging.ERROR, "pathname": "/packages/orbax/future.py"}
+
+    def fail(*args, **kwargs):
+        logger.handle(logging.makeLogRecord(fields))
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", fail)
+    monkeypatch.setattr(logger, "handlers", [handler])
+    with pytest.raises(OSError, match="step 2 cannot be written"):
+        save(tmp_path, 2)
+    assert not seen
+    # Only while a checkpoint is saved.
+    logger.handle(logging.makeLogRecord(fields))
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(
