@@ -104,9 +104,9 @@ def test_an_interrupted_run_ends_bit_identical_and_is_loaded_bounded(
     assert run.config == config and run.metadata["image_shape"] == [32, 32, 3]
     assert_identical(expected.params, run.network.params)
     np.testing.assert_array_equal(logits(expected), logits(run))
-    # A program of the one serves the other.
-    same = jax.tree.structure(expected.network)
-    assert jax.tree.structure(run.network) == same
+    # Networks of one structure share programs.
+    structures = map(jax.tree.structure, (expected.network, run.network))
+    assert len(set(structures)) == 1
     # Runs that start from it start from the bounded network.
     later = dataclasses.replace(TINY, init_from=str(tmp_path))
     begun = build.initial_state(later, train_set, training.make_plan(later, 48))
