@@ -12,23 +12,28 @@ _CACHE = ROOT / ".cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-os.environ["JAX_PLATFORMS"] = "cpu"
 # Decompositions of small blocks, one after another: threads that wait for each other
 # take the core of the other test process.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Most of the suite's time is compilation of programs that run once.
-_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-# Cut into parts for threads, a program takes longer where every core has a process.
-_FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
-if metadata.version("jaxlib").startswith("0.10."):
-    # The older way to compile fusions takes a third less time; later releases have
-    # dropped the flag, and end a process that sets it.
-    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", _FLAGS)
+# "default" leaves JAX as a user has it: for the smoke set, on any backend.
+DEFAULT_FLAGS = os.environ.get("OPNORM_TEST_FLAGS") == "default"
+if not DEFAULT_FLAGS:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    # Most of the suite's time is compilation of programs that run once.
+    _FLAGS = "--xla_backend_optimization_level=0"
+    _FLAGS += " --xla_llvm_disable_expensive_passes=true"
+    # Cut into parts for threads, a program takes longer where every core has a process.
+    _FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
+    if metadata.version("jaxlib").startswith("0.10."):
+        # The older way to compile fusions takes a third less time; later releases have
+        # dropped the flag, and end a process that sets it.
+        _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    os.environ.setdefault("XLA_FLAGS", _FLAGS)
 
 import jax  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 8)
+if not DEFAULT_FLAGS:
+    jax.config.update("jax_num_cpu_devices", 8)
 
 import gc  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
