@@ -144,13 +144,15 @@ def _norm(
     held, init, key = lax.stop_gradient((x, init, key))
     linear_map = jacobian.jacobian_map(linalg.detach(f, held), held)
     if method == "iterative":
+        size = fixed_step_size if step_size is None else step_size
+        assert size is not None
         found = linalg.operator_norm(
             linear_map,
             p=p,
             q=q,
             num_steps=num_steps,
             tolerance=tolerance,
-            step_size=fixed_step_size if step_size is None else step_size,
+            step_size=size,
             num_restarts=num_restarts,
             init=init,
             key=key,
