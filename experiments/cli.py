@@ -24,7 +24,7 @@ flags.disclaim_key_flags()
 
 # Directories that this process keeps others out of, until the binary ends.
 _HELD = contextlib.ExitStack()
-# Of environment errors: a full disk, a directory that another process writes into.
+# For errors of the environment: a full disk, a directory in use by another process.
 _ENVIRONMENT_ERROR = 1
 _USAGE_ERROR = 2
 _INTERRUPTED = 128 + signal.SIGINT

@@ -37,7 +37,7 @@ _ROUNDING = float(np.finfo(np.float32).eps)
 
 
 class Measured(NamedTuple):
-    """What is measured of a network on N images, the first A of them attacked.
+    """The measurements of a network on N images, the first A of them attacked.
 
     Attributes:
       right: ``(N,)`` bool.

@@ -277,7 +277,7 @@ def train_and_measure(
       As :func:`measure`, and "training_seconds" and "measuring_seconds".
     """
     start = time.monotonic()
-    # Of a complete run it reads the network, which says what was measured of it.
+    # A complete run is only read: its network says which measurements are its own.
     result = training.train(config, directory=directory, train_set=train_set)
     trained = time.monotonic()
     identity = pieces.fingerprint(config, result.network, test_set)

@@ -1,7 +1,7 @@
 """Results that are kept on disk, so that a measurement goes on where it was ended.
 
-What is kept is bound to what it was measured of: its key holds a digest over the
-network, the examples and the version of opnorm, besides all options. The file holds a
+A kept result is bound to its measurement: its key holds a digest over the network, the
+examples and the version of opnorm, besides all options. The file holds a
 digest over its key and its content, so that one that was damaged, edited, or taken from
 another measurement is noticed and computed again.
 
@@ -30,7 +30,7 @@ from opnorm import data, models, training
 from opnorm.training import Config
 
 _DIGEST = "digest"
-# What decides, besides its variables, which function a network is.
+# The fields that decide, besides its variables, which function a network is.
 _FUNCTION = (
     "model",
     "width",
@@ -207,7 +207,7 @@ def checked(
 
 
 def network_settings(config: Config, identity: str) -> dict[str, Any]:
-    """What binds a measurement to a trained network.
+    """Returns the settings that bind a measurement to a trained network.
 
     Args:
       config: of its training. A run to which epochs are added is another network.
@@ -219,7 +219,7 @@ def network_settings(config: Config, identity: str) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """What a JSON file holds; an empty dict if it cannot be read, None if missing."""
+    """Reads a JSON file; an empty dict if it cannot be read, None if missing."""
     if not file.exists():
         return None
     try:

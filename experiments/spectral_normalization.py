@@ -229,7 +229,7 @@ def _train_and_measure(
     print(each.directory, file=sys.stderr)
     steps = training.make_plan(config, len(train_set)).phases[0].steps_per_epoch
     try:
-        # Of a complete run it reads the network, which says what was measured of it.
+        # A complete run is only read: its network says which measurements are its own.
         result = training.train(
             config,
             directory=each.directory,
@@ -291,7 +291,7 @@ def _time(
 def _settings(
     config: Config, network: models.Network, pictures: measuring.Pictures
 ) -> dict[str, Any]:
-    """What decides the measurements of a trained network."""
+    """Returns the settings that decide the measurements of a trained network."""
     identity = pieces.fingerprint(config, network, *pictures)
     return pieces.network_settings(config, identity)
 

@@ -1,4 +1,4 @@
-"""What an attack is, and how one is run on a batch.
+"""Attacks, their stages, and how one is run on a batch.
 
 An attack is made from its options and applied to data: ``attack(f, x, labels, key)``
 returns the attacked inputs, ``attack.run(f, x, labels, key)`` an :class:`AttackResult`.
@@ -105,7 +105,7 @@ class Stage:
 
     @property
     def goal(self) -> tuple[bool, float]:
-        """What :func:`decided` takes beside logits and labels."""
+        """The arguments of :func:`decided` beside logits and labels."""
         return self.targeted, self.confidence
 
     def advance(

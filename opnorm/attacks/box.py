@@ -1,4 +1,4 @@
-"""What the faces of the box mean for a search by gradients.
+"""Faces of the box in a search by gradients.
 
 :func:`unblocked` leaves out the gradient entries that point out of the box. The rest is
 a fallback for attacks that look for the nearest point: a short walk to the corners of
@@ -87,7 +87,7 @@ def walk_objective(
     labels: jax.Array,
     targeted: bool = False,
 ) -> jax.Array:
-    """What the walk ascends, ``(B,)``: the lead of a class over the label.
+    """Computes the objective of the walk, ``(B,)``: the lead of a class over the label.
 
     From x that is the lead of one class after another, from elsewhere of the largest.
     """

@@ -18,7 +18,7 @@ _BEYOND = 1.01
 
 
 class _Search(NamedTuple):
-    """What DDN and FMN share."""
+    """The options that DDN and FMN share."""
 
     p: float
     num_steps: int

@@ -270,9 +270,9 @@ def uniform_noise(
     Args:
       p: exponent of the norm, in [1, inf].
       epsilon: budget in pixel units, at least 0; scalar or ``(B,)``.
-      num_draws: points drawn, at least 1. Of several, and x before them, the first that
-        is misclassified is kept, or else the one of highest cross-entropy: random
-        search, at one forward pass each.
+      num_draws: points drawn, at least 1. With several, the first point that is
+        misclassified is kept, x before all others, or else the one of highest
+        cross-entropy: random search, at one forward pass each.
       bounds: box (low, high) that inputs are clipped to, or None.
 
     Raises:

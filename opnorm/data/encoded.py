@@ -19,7 +19,7 @@ IMAGENET = "imagenet2012"
 _IMAGENET_SPLITS = {"train": "train", "test": "validation"}
 # Files that are open for other reasons.
 _SPARE_FILES = 256
-# Of so many files, or up to twice as many, a listing reads the size.
+# A listing reads the sizes of so many files, or of up to twice as many.
 _SIZES_READ = 1000
 
 

@@ -95,7 +95,7 @@ def _clip_jvp(primals: Any, tangents: Any) -> Any:
     shrunk = divide(kept, raised, 1.0)
     inner = multiply(left.T, size * moved, right.T)
     middle = 0.5 * (across * (inner + inner.T) + along * (inner - inner.T))
-    # What the change has outside of the rows or columns is shrunk as they are.
+    # The part of the change outside of the rows or columns is shrunk as they are.
     beside = size * moved - multiply(left, left.T, size * moved)
     below = multiply(left.T, size * moved) - multiply(inner, right)
     change = multiply(left, middle, right) + multiply(beside, right.T * shrunk, right)

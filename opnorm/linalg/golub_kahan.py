@@ -49,7 +49,7 @@ class _State(NamedTuple):
 
 
 class _Process(NamedTuple):
-    """What every step needs: ``locked`` vectors begin each basis, k of them or none."""
+    """The constants of a process; ``locked`` vectors begin each basis, k or none."""
 
     linear_map: LinearMap
     k: int
@@ -227,7 +227,7 @@ def _advance(process: _Process, state: _State, number: Any) -> _State:
         left,
         right,
         size,
-        # What the next step begins with tells the error of this one.
+        # The first product of the next step tells the error of this one.
         process.pull(u),
         j + 1,
     )

@@ -70,7 +70,7 @@ def extend(
     def restart(unit: jax.Array) -> jax.Array:
         fresh = jax.random.normal(key, x.shape, x.dtype)
         fresh = fresh / jnp.linalg.norm(fresh, axis=1, keepdims=True)
-        # What is left of a unit vector in an exhausted space is rounding.
+        # The rest of a unit vector in an exhausted space is rounding.
         fresh, _ = orthogonalize(fresh, basis)
         fresh, _ = normalize(fresh, jnp.full_like(length, 10.0))
         return jnp.where(broken[:, None], fresh, unit)
@@ -145,7 +145,7 @@ class Found(NamedTuple):
 
 
 def nothing(linear_map: Any, k: int, sizes: Sequence[int], dtype: Any) -> Found:
-    """What :func:`sweep` begins with, for vectors of the given sizes."""
+    """Returns the first state of :func:`sweep`, for vectors of the given sizes."""
     unknown = jnp.full((linear_map.batch_size, k), jnp.nan, dtype)
     vectors = tuple(
         jnp.zeros((linear_map.batch_size, k, size), dtype) for size in sizes

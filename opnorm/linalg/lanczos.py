@@ -394,12 +394,12 @@ def tridiagonal_eigh(
 
 
 def _numbers(state: _State) -> tuple[Any, ...]:
-    """What :func:`_ritz` reads."""
+    """The fields that :func:`_ritz` reads."""
     return state.diagonal, state.off_diagonal, state.removed, state.size, state.step
 
 
 def _order(values: jax.Array, which: str) -> jax.Array:
-    """What is largest for the values that are wanted first."""
+    """Maps values to keys, the largest for those that are wanted first."""
     if which == "magnitude":
         return jnp.abs(values)
     return values if which == "largest" else -values

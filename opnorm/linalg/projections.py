@@ -145,7 +145,7 @@ def _shrink(modulus: jax.Array, room: jax.Array, limit: jax.Array) -> jax.Array:
 
 def _scale_down(modulus: jax.Array, room: jax.Array, limit: jax.Array) -> jax.Array:
     """Solves ``||min(t modulus, room)||_2 = limit`` for t; returns the terms."""
-    # Of length 1, so that t neither overflows nor vanishes.
+    # Length 1, so that t neither overflows nor vanishes.
     size = lax.stop_gradient(norms.norm(modulus, 2.0))[:, None]
     unit = modulus / jnp.where(size > 0, size, 1.0)
 
@@ -396,7 +396,7 @@ def _project_l1(flat: jax.Array, limit: jax.Array) -> jax.Array:
     modulus = jnp.abs(flat)
     top = lax.stop_gradient(jnp.max(modulus, axis=1, keepdims=True))
     depth = top - modulus
-    # What is a radius or more below the largest entry does not remain.
+    # An entry that is a radius or more below the largest becomes zero.
     capped = jnp.minimum(lax.stop_gradient(depth), limit)
     sorted_depth = jnp.sort(lax.stop_gradient(capped), axis=1)
     counts = jnp.arange(1, flat.shape[1] + 1)

@@ -28,9 +28,9 @@ from opnorm.training import run_lock
 
 FOLDER = "checkpoints"
 
-# What orbax calls a checkpoint until it is complete.
+# The name that orbax gives a checkpoint until it is complete.
 _UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp(-\d+)?")
-# Of a checkpoint, besides its arrays: metadata, and what file systems round up to.
+# Bytes of a checkpoint besides its arrays: metadata, and rounding by file systems.
 _SPACE_FOR_FILES = 64 * 1024
 
 
@@ -71,8 +71,8 @@ class CheckpointStore:
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Writes a checkpoint, and returns when it is complete.
 
-        Other processes cannot save in the directory until :meth:`close`. What killed
-        ones have left there unfinished is removed.
+        Other processes cannot save in the directory until :meth:`close`. Unfinished
+        checkpoints of killed processes are removed.
 
         Args:
           step: its number; greater than those saved before.

@@ -25,7 +25,7 @@ _CLUSTER_VARIABLES = (
     "MEGASCALE_COORDINATOR_ADDRESS",
     "KUBERNETES_SERVICE_HOST",
 )
-# What is raised in all processes as it was in the first one.
+# Errors that all processes raise as the first one raised them.
 _ERRORS: dict[str, type[Exception]] = {
     "ValueError": ValueError,
     "FileNotFoundError": FileNotFoundError,

@@ -212,7 +212,7 @@ def train(
 
 
 def _inputs(config: Config, train_set: data.Dataset | data.Stream) -> dict[str, Any]:
-    """What the run reads and its flags only name: data, and a network to start from."""
+    """Identifies what flags only name: the data, and the network to start from."""
     found = data.fingerprint(train_set)
     if config.init_from is not None:
         # As it is stored: what is computed from it may differ between devices.

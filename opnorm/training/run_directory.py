@@ -348,7 +348,7 @@ def _plain(value: Any) -> Any:
         array = array.astype(np.float32) if array.dtype.kind == "V" else array
         return _plain(array.tolist())
     if isinstance(value, float) and not math.isfinite(value):
-        # What is not known, such as the standard error of one example, is null.
+        # A number that is not known, such as the error of one example, is null.
         return None if math.isnan(value) else str(value)
     if isinstance(value, Path):
         return str(value)

@@ -61,7 +61,7 @@ def measure(logits, labels, targets):
 
 @pytest.mark.parametrize("count", (2, 3, 5))
 def test_masked_classes_change_no_loss(count):
-    # Of nine classes, those at -inf are spread between the others.
+    # Nine classes; those at -inf are spread between the others.
     kept = np.sort(np.random.default_rng(count).permutation(9)[:count])
     drawn = np.random.default_rng(7).normal(size=(6, count)).astype(np.float32)
     whole = np.full((6, 9), -np.inf, np.float32)

@@ -100,7 +100,7 @@ def test_a_fingerprint_tells_apart_whatever_decides_a_measurement():
     ]
     found = [pieces.fingerprint(*case) for case in cases]
     assert len(set(found)) == len(cases)
-    # What decides nothing: where it was trained, and for how long.
+    # These fields decide nothing: where it was trained, and for how long.
     same = dataclasses.replace(config, seed=7, epochs=3, data_dir="/elsewhere")
     assert pieces.fingerprint(same, network(params), examples) == found[0]
 

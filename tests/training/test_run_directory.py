@@ -58,7 +58,7 @@ def test_a_link_to_a_file_is_replaced(tmp_path, exists):
         (folder / name).symlink_to(target)
     with pytest.raises(OSError, match=r"metrics\.jsonl"):
         run.log(1, loss=1.0)
-    # What a run begins with.
+    # A run begins with these.
     run.truncate_metrics(0)
     run.log(1, loss=1.0)
     run.write_json("out.json", [1])
@@ -210,7 +210,7 @@ def test_a_full_disk_is_named_and_leaves_the_file_as_it_was(tmp_path, monkeypatc
         run.change_flags({"lr": 0.2})
     assert (tmp_path / "flags.json").read_bytes() == before
     assert list(tmp_path.iterdir()) == [tmp_path / "flags.json"]
-    # Of a figure, say, as some other library writes it.
+    # Another library may raise it, while it writes a figure.
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
         with run.locked():
             fsync(0)

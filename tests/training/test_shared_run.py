@@ -1,4 +1,4 @@
-"""What changed under a run is noticed; nothing is trained here."""
+"""A change under a run is noticed; nothing is trained here."""
 
 import dataclasses
 import json
