@@ -269,6 +269,10 @@ class Attack:
                 checks.check_per_example("epsilon", stage.epsilon, len(x))
             if stage.check is not None:
                 stage.check(problem)
+        if not linalg.keeps_programs(f, problem):
+            # Traced here once. A network that is an argument of the program has no
+            # gradient to be cut off from.
+            f = linalg.detach(f, problem.x)
         if self.needs_classes:
             checks.check_labels(labels, len(x), _apply.eval_shape(f, problem.x))
         return self._program(f, problem, judge=judge, inside=inside)
@@ -280,9 +284,8 @@ class Attack:
         def search(
             f: BatchFunction, problem: Problem, *, judge: bool, inside: bool
         ) -> AttackResult:
-            detached = linalg.detach(f, problem.x)
             run = functools.partial(self._search, judge, inside)
-            return _without_explicit_axes(run, detached, problem)
+            return _without_explicit_axes(run, f, problem)
 
         return linalg.network_program(search)
 

@@ -47,6 +47,7 @@ from opnorm.linalg.loops import (
 from opnorm.linalg.matrix_norm import MatrixNorm, matrix_norm
 from opnorm.linalg.networks import (
     Network,
+    keeps_programs,
     network_program,
     place_network,
     prepare_network,
@@ -113,6 +114,7 @@ __all__ = [
     "golub_kahan",
     "identity",
     "inner",
+    "keeps_programs",
     "kernel_matrix_norm",
     "kernel_matrix_singular_values",
     "lanczos",

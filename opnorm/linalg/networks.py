@@ -67,6 +67,15 @@ def prepare_network(f: Network) -> Network:
     return Prepared(f)
 
 
+def keeps_programs(f: Network, *args: Any) -> bool:
+    """Whether programs of f with these arguments are kept for later calls.
+
+    They are for a callable pytree, unless a program around the call is being traced.
+    """
+    parts = None if isinstance(f, Prepared) else _split(f)
+    return parts is not None and not _is_traced((parts.arrays, args))
+
+
 def place_network(f: Network, put: Callable[[Any], Any]) -> Network:
     """Returns a network with ``put`` applied to its arrays, such as a ``device_put``.
 

@@ -91,7 +91,7 @@ def jacobian_norm(
     )
     if key is not None:
         linalg.check_key(key)
-    jacobian.check(f, x)
+    d = jacobian.check(f, x)
     euclidean = p == q == 2
     traced = isinstance(step_size, jax.core.Tracer)
     power = not traced and step_size == math.inf
@@ -103,10 +103,17 @@ def jacobian_norm(
         raise ValueError(f"method {method!r} has no tolerance and no step_size.")
     if method == "golub_kahan" and num_restarts != 1:
         raise ValueError(f"num_restarts is {num_restarts}; 'golub_kahan' starts once.")
-    if method == "golub_kahan" and num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; 'golub_kahan' needs at least 1.")
     if init is not None and init.shape != x.shape:
         raise ValueError(f"init has shape {init.shape}; it must be {x.shape}.")
+    if method == "auto":
+        if tolerance is not None or not power:
+            method = "iterative"
+        elif min(d, math.prod(x.shape[1:])) <= _ROWS_PER_STEP * num_steps:
+            method = "dense"
+        else:
+            method = "golub_kahan" if euclidean and num_steps else "iterative"
+    if method == "golub_kahan" and num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; 'golub_kahan' needs at least 1.")
     return _norm(
         f,
         x,
@@ -139,8 +146,6 @@ def _norm(
     fixed_step_size: float | None,
     num_restarts: int,
 ) -> linalg.OperatorNorm:
-    if method == "auto":
-        method = _cheapest(f, x, p, q, num_steps, tolerance, fixed_step_size)
     held, init, key = lax.stop_gradient((x, init, key))
     linear_map = jacobian.jacobian_map(linalg.detach(f, held), held)
     if method == "iterative":
@@ -171,24 +176,6 @@ def _norm(
         lax.stop_gradient(found.residual),
         found.num_steps,
     )
-
-
-def _cheapest(
-    f: BatchFunction,
-    x: jax.Array,
-    p: float,
-    q: float,
-    num_steps: int,
-    tolerance: float | None,
-    step_size: float | None,
-) -> str:
-    """The method that "auto" stands for; a step size of None is a traced one."""
-    if tolerance is not None or step_size != math.inf:
-        return "iterative"
-    smaller = min(jacobian.check(f, x), math.prod(x.shape[1:]))
-    if smaller <= _ROWS_PER_STEP * num_steps:
-        return "dense"
-    return "golub_kahan" if p == q == 2 and num_steps else "iterative"
 
 
 def singular_triplets(

@@ -49,12 +49,12 @@ def regressed_jacobian(
 
     Source: Roth et al. 2020, section 7.9.
     """
-    jacobian.check(f, x)
+    d = jacobian.check(f, x)
     num_samples = linalg.check_count("num_samples", num_samples, 2)
     linalg.check_key(key)
     if not 0 < radius < math.inf:
         raise ValueError(f"radius is {radius}; it must be positive and finite.")
-    return _fit(f, x, key, num_samples=num_samples, radius=radius)
+    return _fit(f, x, key, d=d, num_samples=num_samples, radius=radius)
 
 
 @linalg.network_program
@@ -63,10 +63,11 @@ def _fit(
     x: jax.Array,
     key: jax.Array,
     *,
+    d: int,
     num_samples: int,
     radius: float,
 ) -> jax.Array:
-    d, batch, shape = jacobian.check(f, x), len(x), x.shape[1:]
+    batch, shape = len(x), x.shape[1:]
     drawn = jax.random.uniform(key, (num_samples, *shape), x.dtype)
     noise = radius * (2 * drawn - 1)
     empty = jnp.zeros((num_samples, batch, d), jax.eval_shape(f, x).dtype)
