@@ -281,6 +281,17 @@ def _golub_kahan(
     return linalg.OperatorNorm(value, right, left, residual, jnp.int32(steps))
 
 
+def _fix_sign(vectors: jax.Array) -> jax.Array:
+    """Vectors ``(B, d)``, turned so that the entry largest in modulus is positive.
+
+    A decomposition may return either sign, and rounding may decide which: then a
+    search along the vector would depend on the size of the batch, and so on devices.
+    """
+    largest = jnp.argmax(jnp.abs(vectors), axis=1, keepdims=True)
+    entry = jnp.take_along_axis(vectors, largest, axis=1)
+    return jnp.where(entry < 0, -vectors, vectors)
+
+
 def _dense(
     linear_map: linalg.LinearMap,
     p: float,
@@ -297,7 +308,7 @@ def _dense(
         scaled, _ = rescale(wide, (1, 2))
         gram = jnp.einsum("bdn,ben->bde", scaled, scaled, precision="highest")
         _, vectors = jnp.linalg.eigh(gram)
-        top = vectors[:, :, -1]
+        top = _fix_sign(vectors[:, :, -1])
         pulled = jnp.einsum("bdn,bd->bn", scaled, top, precision="highest")
         right = linalg.dual_map(pulled, 2.0)
         fallback = jax.nn.one_hot(jnp.zeros(len(wide), int), wide.shape[2])

@@ -514,3 +514,21 @@ def test_a_network_replaced_by_one_of_other_outputs_is_looked_at_again():
     assert operators.dense_jacobian(f, x).shape == (1, 2, 3)
     closed_over["w"] = jnp.ones((3, 4))
     assert operators.dense_jacobian(f, x).shape == (1, 4, 3)
+
+
+def test_the_sign_of_a_dense_norms_vectors_is_that_of_the_left_ones_largest_entry():
+    # A decomposition chooses either, by rounding: the same example in a batch of
+    # another size must not be searched in the opposite direction.
+    matrices = np.random.default_rng(5).normal(size=(12, 3, 6)).astype(np.float32)
+    x = jnp.zeros((12, 6))
+    found = jax.jit(
+        lambda x: operators.jacobian_norm(
+            lambda z: jnp.einsum("bdn,bn->bd", matrices, z), x, method="dense"
+        )
+    )(x)
+    left = np.asarray(found.left)
+    chosen = left[np.arange(12), np.abs(left).argmax(1)]
+    assert (chosen > 0).all()
+    left_vectors, _, _ = np.linalg.svd(matrices.astype(np.float64))
+    cosines = np.abs(np.sum(left_vectors[:, :, 0] * left, axis=1))
+    np.testing.assert_allclose(cosines, 1, atol=1e-5)
