@@ -274,7 +274,7 @@ class Attack:
             # gradient to be cut off from.
             f = linalg.detach(f, problem.x)
         if self.needs_classes:
-            checks.check_labels(labels, len(x), _apply.eval_shape(f, problem.x))
+            checks.check_labels(labels, len(x), linalg.output_shapes(f, problem.x))
         return self._program(f, problem, judge=judge, inside=inside)
 
     @functools.cached_property
@@ -333,11 +333,6 @@ class Attack:
             )
             best = chosen._replace(steps=found.steps)
         return jax.tree.map(lax.stop_gradient, best)
-
-
-@linalg.network_program
-def _apply(f: BatchFunction, x: jax.Array) -> jax.Array:
-    return f(x)
 
 
 def make_problem(

@@ -49,6 +49,7 @@ from opnorm.linalg.networks import (
     Network,
     keeps_programs,
     network_program,
+    output_shapes,
     place_network,
     prepare_network,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "network_program",
     "norm",
     "operator_norm",
+    "output_shapes",
     "place_network",
     "prepare_network",
     "project_ball",

@@ -138,6 +138,21 @@ def network_program(fun: Callable[..., Any]) -> Any:
     return call
 
 
+def output_shapes(f: Network, x: jax.Array) -> Any:
+    """Returns the shapes and dtypes of ``f(x)``; nothing is compiled.
+
+    A callable pytree is traced once for its structure, a plain function each time.
+
+    Args:
+      f: ``(B, ...) -> (B, d)``, a callable pytree or a plain function.
+      x: ``(B, ...)``, an array or a ``jax.ShapeDtypeStruct``.
+
+    Returns:
+      A ``jax.ShapeDtypeStruct``, or a tree of them.
+    """
+    return _apply.eval_shape(f, x)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Structure:
     """All of a callable pytree but its arrays; hashable.
@@ -202,3 +217,8 @@ def _is_traced(tree: Any) -> bool:
     """
     leaves = (*jax.tree.leaves(tree), lax.full((), 0))
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
+@network_program
+def _apply(f: Network, x: jax.Array) -> Any:
+    return f(x)

@@ -167,7 +167,7 @@ def materialize(linear_map: linalg.LinearMap) -> jax.Array:
 def check(f: BatchFunction, x: jax.Array) -> int:
     """Returns d, or raises ValueError if f and x break the contract."""
     check_input(x)
-    out = _apply.eval_shape(f, x)
+    out = linalg.output_shapes(f, x)
     if (
         len(getattr(out, "shape", ())) != 2
         or out.shape[0] != x.shape[0]
@@ -179,11 +179,6 @@ def check(f: BatchFunction, x: jax.Array) -> int:
             f"({x.shape[0]}, d), d at least 1."
         )
     return out.shape[1]
-
-
-@linalg.network_program
-def _apply(f: BatchFunction, x: jax.Array) -> jax.Array:
-    return f(x)
 
 
 def check_input(x: jax.Array) -> None:
