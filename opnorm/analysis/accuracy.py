@@ -18,7 +18,7 @@ import numpy as np
 from opnorm import linalg, operators
 from opnorm.analysis import robustness
 from opnorm.analysis.averages import average
-from opnorm.analysis.robustness import AttackFactory
+from opnorm.analysis.robustness import AttackFactory, to_pixels
 from opnorm.attacks import attack as attack_lib
 from opnorm.attacks import checks
 from opnorm.attacks.checks import Bounds
@@ -292,11 +292,6 @@ def _singular(
     most = min(outputs, math.prod(pixels.shape[1:]))
     found = operators.singular_triplets(f, pixels, most if k is None else k)
     return found.values, found.right[:, 0]
-
-
-def to_pixels(x: jax.Array) -> jax.Array:
-    """Returns uint8 images as float in [0, 1], others as they are."""
-    return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
 
 
 def _accuracy(hits: np.ndarray) -> Accuracy:

@@ -141,7 +141,7 @@ def attack_examples(
     distance = np.where(success, 0.0, np.inf).astype(np.float32)
     steps = np.zeros(len(success), np.int32)
     by_stage = np.full(len(success), -1, np.int32)
-    points = _to_float(images)[pool.example] if keep_points else None
+    points = to_pixels(images)[pool.example] if keep_points else None
     row_steps = 0
     for number, stage in enumerate(pattern.stages):
         nearest = pattern.keep == "nearest"
@@ -221,7 +221,7 @@ def check_bounds(images: np.ndarray, *boxes: checks.Bounds) -> np.ndarray:
 
 def pixel_range(images: np.ndarray) -> tuple[float, float]:
     """The smallest and the largest value, of uint8 images after the division by 255."""
-    low, high = _to_float(np.array([images.min(), images.max()]))
+    low, high = to_pixels(np.array([images.min(), images.max()]))
     return float(low), float(high)
 
 
@@ -281,7 +281,7 @@ def check_labels(
 @linalg.network_program
 def evaluate(f: linalg.Network, x: jax.Array) -> Any:
     """The outputs of a network for images."""
-    return f(_to_float(x))
+    return f(to_pixels(x))
 
 
 def batch_sizes(batch_size: int) -> tuple[int, ...]:
@@ -505,7 +505,7 @@ def _bind(
     bound = attack(epsilon)
     stage = bound.stages[number]
     keys = attack_lib.fold_in(key, index)
-    problem = attack_lib.make_problem(_to_float(images), labels, keys)
+    problem = attack_lib.make_problem(to_pixels(images), labels, keys)
     problem = attack_lib.for_stage(problem, number)
     if stage.check is not None:
         stage.check(problem)
@@ -527,7 +527,7 @@ def _judged(
     targeted: bool,
     confidence: float,
 ) -> jax.Array:
-    return attack_lib.decided(f(_to_float(x)), labels, targeted, confidence)
+    return attack_lib.decided(f(to_pixels(x)), labels, targeted, confidence)
 
 
 def _store(states: Any, state: Any, rows: np.ndarray, count: int) -> Any:
@@ -549,9 +549,9 @@ def _store(states: Any, state: Any, rows: np.ndarray, count: int) -> Any:
     return states
 
 
-def _to_float(x: Any) -> Any:
-    scaled = x.astype(np.float32) / np.float32(255)
-    return scaled if x.dtype == np.uint8 else x
+def to_pixels(x: Any) -> Any:
+    """Returns uint8 images as float32 in [0, 1], others as they are."""
+    return x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x
 
 
 def worst_over_budgets(attacked: Attacked, epsilons: Sequence[float]) -> np.ndarray:
