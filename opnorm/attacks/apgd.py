@@ -11,7 +11,7 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import box, checks, losses
+from opnorm.attacks import box, checks, losses, meshes
 from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
 from opnorm.attacks.checks import Bounds
 
@@ -165,7 +165,7 @@ def apgd(
         f: BatchFunction, problem: Problem, state: dict[str, jax.Array], i: jax.Array
     ) -> dict[str, jax.Array]:
         x, k, run = problem.x, i % period, i // period
-        reach = jnp.asarray(attack_lib.constant(radius), state["loss"].dtype)
+        reach = jnp.asarray(meshes.constant(radius), state["loss"].dtype)
         reach = jnp.broadcast_to(reach, problem.labels.shape)
         final = jnp.asarray(plan["factor"] == 1)[k]
         within = reach * jnp.asarray(plan["factor"])[k]

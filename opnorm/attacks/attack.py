@@ -19,9 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg
-from opnorm.attacks import checks, losses
+from opnorm.attacks import checks, losses, meshes
 from opnorm.attacks.checks import Bounds
-from opnorm.linalg.linear_map import varying_axes
 
 BatchFunction = Callable[[jax.Array], jax.Array]
 State = Any
@@ -130,11 +129,13 @@ class Stage:
         Returns:
           The state, and how many steps each row took, ``(B,)`` int32.
         """
-        state = _spread(problem, state)
+        state = meshes.vary_alike(problem, state)
         if active is None and self.done is None:
 
             def take(i: jax.Array, state: State) -> State:
-                return _spread(problem, self.step(f, problem, state, first + i))
+                return meshes.vary_alike(
+                    problem, self.step(f, problem, state, first + i)
+                )
 
             taken = jnp.full_like(problem.labels, count, dtype=jnp.int32)
             return linalg.fori_loop(count, take, state), taken
@@ -285,14 +286,20 @@ class Attack:
             f: BatchFunction, problem: Problem, *, judge: bool, inside: bool
         ) -> AttackResult:
             run = functools.partial(self._search, judge, inside)
-            return _without_explicit_axes(run, f, problem)
+            return meshes.without_explicit_axes(
+                run,
+                f,
+                problem,
+                problem.x,
+                lambda image, row: AttackResult(image, row, row, row),
+            )
 
         return linalg.network_program(search)
 
     def _search(
         self, judge: bool, inside: bool, f: BatchFunction, problem: Problem
     ) -> AttackResult:
-        problem = _spread(problem, problem)
+        problem = meshes.vary_alike(problem, problem)
         x, labels = problem.x, problem.labels
         success = jnp.zeros_like(labels, dtype=bool)
         judged_first = self.joined or self.judges_input
@@ -409,65 +416,6 @@ def _to_box(problem: Problem, bounds: Bounds) -> jax.Array | None:
     return None if bounds is None else problem.x - clip(problem.x, bounds)
 
 
-def _without_explicit_axes(
-    search: Callable[[BatchFunction, Problem], AttackResult],
-    f: BatchFunction,
-    problem: Problem,
-) -> AttackResult:
-    """Runs a search with the explicit axes of the mesh of x made automatic.
-
-    A search mixes arrays with and without a sharding of their own, which explicit axes
-    refuse. The network is still called with explicit axes, since it may close over
-    arrays that have them.
-    """
-    sharding = jax.typeof(problem.x).sharding
-    axes = _explicit_axes(sharding.mesh)
-    if not axes:
-        return search(f, problem)
-    row = jax.NamedSharding(sharding.mesh, jax.P(*sharding.spec[:1]))
-    of_result: Any = (sharding, row, row, row)
-    network = jax.sharding.explicit_axes(f, axes=axes, in_sharding=sharding)
-    run = jax.sharding.auto_axes(
-        functools.partial(search, network),
-        axes=axes,
-        out_sharding=AttackResult(*of_result),
-    )
-    return run(problem)
-
-
-def _explicit_axes(mesh: Any) -> tuple[str, ...]:
-    explicit = jax.sharding.AxisType.Explicit
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return tuple(name for name, kind in kinds if kind == explicit)
-
-
-def constant(value: Any) -> Any:
-    """An option of an attack, such as epsilon, as a constant of the search.
-
-    A search runs without explicit mesh axes, and an option that has them is rid of them
-    here. No gradient flows through it.
-    """
-    value = lax.stop_gradient(value)
-    if isinstance(value, jax.Array) and _explicit_axes(jax.typeof(value).sharding.mesh):
-        return jax.sharding.reshard(value, jax.P())
-    return value
-
-
-def _spread(problem: Problem, tree: Any) -> Any:
-    """Arrays marked as differing along the mesh axes along which the rows differ.
-
-    ``shard_map`` tells shared values from those of each device by their type, and a
-    loop has to start from the type that its body returns.
-    """
-    axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves(problem)))
-
-    def mark(array: jax.Array) -> jax.Array:
-        missing = tuple(axes - varying_axes(array))
-        return lax.pcast(array, missing, to="varying") if missing else array
-
-    return jax.tree.map(mark, tree) if axes else tree
-
-
 def finish(stage: Stage, problem: Problem, state: State) -> jax.Array:
     """The points that a stage ends with; x where they are not finite."""
     x_adv = stage.finish(problem, state).astype(problem.x.dtype)
@@ -508,7 +456,7 @@ def within_budget(
       p: exponent of the norm.
     """
     size = linalg.norm(x, p)
-    limit = jnp.asarray(constant(epsilon), size.dtype)
+    limit = jnp.asarray(meshes.constant(epsilon), size.dtype)
     terms = math.sqrt(math.prod(x.shape[1:]))
     unit = float(jnp.finfo(x.dtype).eps)
     return distance <= limit + unit * (2 * size + terms * limit)
@@ -571,7 +519,7 @@ def confine(
     clipped, as attacks are published. Since x lies in the box, clipping shortens every
     entry, and so stays in the ball.
     """
-    radius = constant(radius)
+    radius = meshes.constant(radius)
     if bounds is None:
         return linalg.project_ball(delta, p, radius)
     low, high = bounds

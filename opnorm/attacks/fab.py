@@ -9,7 +9,7 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import box, checks
+from opnorm.attacks import box, checks, meshes
 from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
 from opnorm.attacks.checks import Bounds
 
@@ -128,7 +128,7 @@ def fab(
         back = x + _WAY_BACK * (point - x)
         done = i + 1 >= state["num_targets"] * num_steps
         if epsilon is not None:
-            done |= best <= attack_lib.constant(epsilon)
+            done |= best <= meshes.constant(epsilon)
         new = {
             "x": jnp.where(like(hit, x), back, point),
             "best": jnp.where(like(nearer, x), point, state["best"]),
@@ -149,7 +149,7 @@ def fab(
     def finish(problem: Problem, state: dict[str, jax.Array]) -> jax.Array:
         found = jnp.isfinite(state["distance"])
         if epsilon is not None:
-            found &= state["distance"] <= attack_lib.constant(epsilon)
+            found &= state["distance"] <= meshes.constant(epsilon)
         return jnp.where(like(found, problem.x), state["best"], problem.x)
 
     stage = Stage(

@@ -11,7 +11,7 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import box, checks, losses
+from opnorm.attacks import box, checks, losses, meshes
 from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
 from opnorm.attacks.checks import Bounds
 
@@ -163,7 +163,7 @@ def pga(
         begin = x if problem.start is None else problem.start
         if not random_start or keys is None:
             return confine(x, begin - x)
-        limit = attack_lib.constant(radius)
+        limit = meshes.constant(radius)
         drawn = linalg.sample_ball(attack_lib.fold_in(keys, restart), x, p, limit)
         if problem.start is not None:
             drawn = jnp.where(restart == 0, begin - x, drawn)
@@ -219,7 +219,7 @@ def pga(
                 value = value.astype(state[name].dtype)
                 new[name] = jnp.where(like(wins, value), value, state[name])
         # An unlimited step starts from x, and is blocked there.
-        jumps = jnp.isinf(attack_lib.constant(size))
+        jumps = jnp.isinf(meshes.constant(size))
         origin = jnp.where(like(jumps, x), x, point)
         ascent = box.unblocked(origin, ascent, faces)
         if velocity is not None:
@@ -319,7 +319,7 @@ def gaussian_noise(
         del f
         assert problem.keys is not None
         unit = linalg.sample_sphere(problem.keys, problem.x, p)
-        radius = attack_lib.constant(epsilon)
+        radius = meshes.constant(epsilon)
         drawn = linalg.scale(unit, jnp.asarray(radius))
         return attack_lib.confine(problem.x, drawn, p, radius, bounds)
 
@@ -360,8 +360,8 @@ def _advance(
     step_size: float | jax.Array,
 ) -> jax.Array:
     direction = linalg.dual_map(ascent, linalg.conjugate_exponent(p))
-    step_size = jnp.asarray(attack_lib.constant(step_size), direction.dtype)
-    epsilon = attack_lib.constant(epsilon)
+    step_size = jnp.asarray(meshes.constant(step_size), direction.dtype)
+    epsilon = meshes.constant(epsilon)
     unlimited = jnp.isinf(step_size)
     walked = delta + linalg.scale(direction, jnp.where(unlimited, 0.0, step_size))
     jumped = linalg.scale(direction, jnp.asarray(epsilon, direction.dtype))

@@ -10,7 +10,7 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks, losses
+from opnorm.attacks import checks, losses, meshes
 from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
 from opnorm.attacks.checks import Bounds
 
@@ -102,7 +102,7 @@ def square(
         )
         size = sizes[jnp.maximum(i - 1, 0)]
         keys = attack_lib.fold_in(problem.keys, i)
-        reach = jnp.asarray(attack_lib.constant(radius), x.dtype)
+        reach = jnp.asarray(meshes.constant(radius), x.dtype)
         reach = jnp.broadcast_to(reach, problem.labels.shape)
 
         def first() -> jax.Array:

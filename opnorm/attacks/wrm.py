@@ -6,7 +6,7 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks, losses
+from opnorm.attacks import checks, losses, meshes
 from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage
 from opnorm.attacks.checks import Bounds
 
@@ -69,7 +69,7 @@ def wrm(
         _, _, gradient = attack_lib.value_and_gradient(
             f, lambda logits: chosen(logits, problem.labels), z
         )
-        reach = 0.5 / attack_lib.constant(price)
+        reach = 0.5 / meshes.constant(price)
         ascent = linalg.scale(gradient, reach) - (z - problem.x)
         moved = z + ascent / jnp.sqrt(i + 1).astype(z.dtype)
         return attack_lib.clip(moved, bounds)
