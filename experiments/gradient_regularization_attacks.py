@@ -20,7 +20,7 @@ import numpy as np
 from experiments import attack_specs
 from experiments.pieces import Parts
 from opnorm import analysis, data, linalg, training
-from opnorm.analysis import accuracy, robustness
+from opnorm.analysis import inputs, robustness
 from opnorm.attacks import attack as attack_lib
 
 
@@ -229,7 +229,7 @@ def _attack(
     # An attack with a budget looks for points of its own.
     if not attack_specs.has_budget(spec) and any(s.takes_start for s in attack.stages):
         options["start"] = start
-    found = attack.run(f, accuracy.to_pixels(images), wanted, keys, **options)
+    found = attack.run(f, inputs.to_pixels(images), wanted, keys, **options)
     return found.x_adv, jnp.where(found.success, found.distance, jnp.inf)
 
 
@@ -239,7 +239,7 @@ def decide(
 ) -> jax.Array:
     """Whether labels are among the top k, ``(B,)`` bool."""
     f, wanted = _decision(f, labels, top_k)
-    return jnp.argmax(f(accuracy.to_pixels(images)), axis=1) == wanted
+    return jnp.argmax(f(inputs.to_pixels(images)), axis=1) == wanted
 
 
 def _decision(

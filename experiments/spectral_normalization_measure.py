@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments import networks
 from opnorm import analysis, data, models, operators
-from opnorm.analysis import accuracy
+from opnorm.analysis import accuracy, inputs
 from opnorm.models import normalization
 from opnorm.training import Config, build, methods
 from opnorm.training.config import ADVERSARIAL
@@ -224,7 +224,7 @@ def _attacked(
     *,
     attack: Config | None,
 ) -> tuple[jax.Array, jax.Array]:
-    x = accuracy.to_pixels(x)
+    x = inputs.to_pixels(x)
     if attack is not None:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
         x = methods.attack(attack, strength=strength)(f, x, labels, keys)
@@ -233,7 +233,7 @@ def _attacked(
 
 @jax.jit
 def _slopes(f: models.Network, x: jax.Array, labels: jax.Array) -> jax.Array:
-    return analysis.gradient_norms(f, accuracy.to_pixels(x), labels)
+    return analysis.gradient_norms(f, inputs.to_pixels(x), labels)
 
 
 @functools.partial(jax.jit, static_argnames="statistics")
@@ -244,7 +244,7 @@ def _gains(
     mean, std = models.STATISTICS[statistics]
     return analysis.output_gain(
         f,
-        accuracy.to_pixels(x),
+        inputs.to_pixels(x),
         normalize=lambda z: normalization.normalize(z, mean, std),
     )
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg, operators
-from opnorm.analysis import robustness
+from opnorm.analysis import inputs, robustness
 from opnorm.analysis.averages import average
-from opnorm.analysis.robustness import AttackFactory, to_pixels
+from opnorm.analysis.inputs import AttackFactory, to_pixels
 from opnorm.attacks import attack as attack_lib
 from opnorm.attacks import checks
 from opnorm.attacks.checks import Bounds
@@ -86,11 +86,11 @@ def evaluate_accuracy(
       ValueError: for no examples, labels or a batch size that do not fit, images
         outside the bounds, or a network of one logit.
     """
-    robustness.check_examples(images, labels, batch_size)
+    inputs.check_examples(images, labels, batch_size)
     checks.check_bounds(bounds)
-    robustness.check_bounds(images, bounds)
+    inputs.check_bounds(images, bounds)
     f = linalg.prepare_network(f)
-    robustness.check_labels(f, images, labels, min(batch_size, len(images)))
+    inputs.check_labels(f, images, labels, min(batch_size, len(images)))
     return _accuracy(in_batches(_hits, f, (images, labels), batch_size))
 
 
@@ -131,7 +131,7 @@ def robust_accuracy(
     """
     if epsilons is None:
         raise ValueError("epsilons is None; it must be a list of budgets.")
-    if robustness.make_pattern(attack).stages[0].targeted:
+    if inputs.make_pattern(attack).stages[0].targeted:
         raise ValueError("attack is targeted; its labels would be classes to reach.")
     attacked = robustness.attack_examples(
         f,
@@ -162,16 +162,16 @@ def perturbations(
     length. Other arguments and errors are those of :func:`robust_accuracy`, except that
     the attack may be targeted.
     """
-    pattern = robustness.make_pattern(attack)
+    pattern = inputs.make_pattern(attack)
     given = None if epsilon is None else [epsilon]
-    (budget,) = robustness.read_budgets("epsilon", given, pattern)
+    (budget,) = inputs.read_budgets("epsilon", given, pattern)
     linalg.check_key(key)
-    robustness.check_examples(images, labels, batch_size)
+    inputs.check_examples(images, labels, batch_size)
     boxes = (stage.bounds for stage in pattern.stages)
-    images = robustness.check_bounds(images, *boxes)
+    images = inputs.check_bounds(images, *boxes)
     f = linalg.prepare_network(f)
     if pattern.needs_classes:
-        robustness.check_labels(f, images, labels, min(batch_size, len(images)))
+        inputs.check_labels(f, images, labels, min(batch_size, len(images)))
     return in_batches(
         functools.partial(_perturbed, attack=attack),
         f,
@@ -308,7 +308,7 @@ def in_batches(
 ) -> Any:
     """Applies ``fun(f, *batch, *extra)`` to filled-up batches of the arrays."""
     count = len(arrays[0])
-    robustness.check_examples(arrays[0], arrays[-1], batch_size)
+    inputs.check_examples(arrays[0], arrays[-1], batch_size)
     size = min(batch_size, count)
     pieces = []
     for start in range(0, count, size):

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg, operators
-from opnorm.analysis import accuracy, margins
-from opnorm.analysis.robustness import check_examples, check_labels
+from opnorm.analysis import accuracy, inputs, margins
+from opnorm.analysis.inputs import check_examples, check_labels
 from opnorm.attacks import checks, losses
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -333,7 +333,7 @@ def _regularity(
     num_steps: int,
     num_samples: int,
 ) -> tuple[jax.Array, ...]:
-    pixels = accuracy.to_pixels(x)
+    pixels = inputs.to_pixels(x)
     steps = min(num_steps, math.prod(pixels.shape[1:]))
 
     def at(z: jax.Array) -> jax.Array:

@@ -17,10 +17,10 @@ import numpy as np
 from flax import nnx
 
 from opnorm import linalg, operators
-from opnorm.analysis import accuracy
+from opnorm.analysis import accuracy, inputs
 from opnorm.analysis.averages import Average, average
 from opnorm.analysis.feature_spectrum import reporting_progress
-from opnorm.analysis.robustness import check_examples, check_labels
+from opnorm.analysis.inputs import check_examples, check_labels
 from opnorm.attacks import losses
 from opnorm.linalg.lanczos import tridiagonal_eigh
 
@@ -250,7 +250,7 @@ def _curvature(
     f: linalg.Network, x: jax.Array, labels: jax.Array, key: jax.Array
 ) -> tuple[InputCurvature, linalg.Eigenpairs]:
     """All that is asked for if the network is piecewise linear, and whether it is."""
-    pixels = accuracy.to_pixels(x)
+    pixels = inputs.to_pixels(x)
     logits, rows = f(pixels), operators.dense_jacobian(f, pixels)
 
     # All of this depends on values and slopes at x only, and so needs no second way
@@ -300,7 +300,7 @@ def _whole_curvature(
 ) -> InputCurvature:
     """Puts the whole Hessian in place of its Gauss-Newton part at curved examples."""
     start_key, probe_key = jax.random.split(key)
-    pixels = accuracy.to_pixels(x)
+    pixels = inputs.to_pixels(x)
     hessian = operators.input_hessian_map(
         lambda z: losses.cross_entropy(f(z), labels), pixels
     )
@@ -363,7 +363,7 @@ def _process(
 
     def logits(params: Any, shard: Any) -> jax.Array:
         network = _join(f, chosen, params)
-        return network(accuracy.to_pixels(shard["image"]))
+        return network(inputs.to_pixels(shard["image"]))
 
     def mean_loss(logits: jax.Array, shard: Any) -> jax.Array:
         each = losses.cross_entropy(logits, shard["label"])

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg, operators
-from opnorm.analysis import accuracy
+from opnorm.analysis import accuracy, inputs
 from opnorm.analysis.alignment import alignment, pearson_alignment
+from opnorm.analysis.inputs import check_examples, evaluate
 from opnorm.analysis.linearity import check_perturbations
-from opnorm.analysis.robustness import check_examples, evaluate
 
 # Arrays of a Jacobian's size that are alive at once: it, its right singular vectors,
 # and what the decomposition works on. Measured on CPU: about 3.
@@ -144,7 +144,7 @@ def _ranked(
 
 def _jacobian(f: linalg.Network, x: jax.Array, max_bytes: int) -> jax.Array:
     """``(B, d, n)``, at least float32."""
-    pixels = accuracy.to_pixels(x)
+    pixels = inputs.to_pixels(x)
     dense = operators.dense_jacobian(f, pixels, max_bytes=max_bytes)
     matrix = dense.reshape(*dense.shape[:2], -1)
     return matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
@@ -157,7 +157,7 @@ def _batch_size(
     max_bytes: int,
 ) -> int:
     """Examples per call within the limit, such that calls are about equally full."""
-    one = jax.eval_shape(accuracy.to_pixels, images[:1])
+    one = jax.eval_shape(inputs.to_pixels, images[:1])
     outputs = evaluate.eval_shape(f, one)
     wide = jnp.promote_types(one.dtype, jnp.float32).itemsize
     needed = _COPIES * outputs.shape[1] * math.prod(one.shape) * wide

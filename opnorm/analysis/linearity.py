@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg
-from opnorm.analysis import accuracy
-from opnorm.analysis.robustness import check_examples
+from opnorm.analysis import accuracy, inputs
+from opnorm.analysis.inputs import check_examples
 
 
 class Linearity(NamedTuple):
@@ -146,7 +146,7 @@ def _random_directions(like: jax.Array, key: jax.Array) -> jax.Array:
 
 @linalg.network_program
 def _deviation(f: linalg.Network, x: jax.Array, z: jax.Array) -> tuple[jax.Array, ...]:
-    pixels = accuracy.to_pixels(x)
+    pixels = inputs.to_pixels(x)
     z = z.astype(pixels.dtype)
     clean, linear = jax.jvp(f, (pixels,), (z,))
     moved = f(pixels + z) - clean
@@ -156,7 +156,7 @@ def _deviation(f: linalg.Network, x: jax.Array, z: jax.Array) -> tuple[jax.Array
 
 @linalg.network_program
 def _agreement(f: linalg.Network, x: jax.Array, z: jax.Array) -> jax.Array:
-    pixels = accuracy.to_pixels(x)
+    pixels = inputs.to_pixels(x)
     states = [
         [layer.reshape(len(x), -1) > 0 for layer in jax.tree.leaves(f(points))]
         for points in (pixels, pixels + z.astype(pixels.dtype))

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import attacks, linalg
-from opnorm.analysis import accuracy
+from opnorm.analysis import inputs
 from opnorm.analysis.averages import average
-from opnorm.analysis.robustness import (
-    attack_examples,
+from opnorm.analysis.inputs import (
     check_bounds,
     check_examples,
     check_labels,
     evaluate,
     pixel_range,
 )
+from opnorm.analysis.robustness import attack_examples
 from opnorm.attacks import checks
 from opnorm.attacks.checks import Bounds
 from opnorm.attacks.square import check_layout
@@ -337,7 +337,7 @@ def _factory(
 
 @linalg.network_program
 def _probe(f: linalg.Network, x: jax.Array, labels: jax.Array) -> Any:
-    x = accuracy.to_pixels(x)
+    x = inputs.to_pixels(x)
 
     def total(z: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = f(z)
