@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.common import cli, figures, measure, pieces
+from experiments.common import cache, cli, figures, measure
 from opnorm import training
 
 _METHODS = ("standard", "adversarial", "data_dependent_snr", "global_snr")
@@ -63,7 +63,7 @@ _EPSILONS = flags.DEFINE_list(
     ["0.25", "0.5", "0.75", "1.0"],
     "lengths of the measuring attack, in [0, 1] pixel units",
 )
-pieces.define_fresh_flag()
+cache.define_fresh_flag()
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 
 

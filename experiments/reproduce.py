@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.common import cli, figures, measure, pieces
+from experiments.common import cache, cli, figures, measure
 from opnorm import training
 from opnorm.training import presets
 from opnorm.training.config import DATA_FIELDS
@@ -52,7 +52,7 @@ _LINF = flags.DEFINE_list(
     ["0.00392", "0.00784", "0.01569", "0.03137"],
     "lengths of the Linf attack, in [0, 1] pixel units",
 )
-pieces.define_fresh_flag()
+cache.define_fresh_flag()
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 
 
@@ -150,8 +150,8 @@ def _train_and_measure(
         "test_examples": len(test_set),
         "test_steps": _TEST_STEPS.value,
     }
-    identity = pieces.fingerprint(config, result.network, test_set)
-    settings |= pieces.network_settings(config, identity)
+    identity = cache.fingerprint(config, result.network, test_set)
+    settings |= cache.network_settings(config, identity)
 
     def compute() -> dict[str, Any]:
         curves = {
@@ -168,7 +168,7 @@ def _train_and_measure(
         }
         return {"steps": result.step, "accuracy": curves}
 
-    return pieces.cached(
+    return cache.cached(
         directory / "accuracies.json", settings, compute, fresh=flags.FLAGS.fresh
     )
 

@@ -1,15 +1,14 @@
 """The parts of an evaluation: attacks in pieces, result card, table."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.common import attack_specs, cli
-from experiments.common.pieces import Parts
-from opnorm import analysis, data, linalg, training
+from experiments.common import attack_specs, cache, cli
+from opnorm import analysis, data, linalg
 
 _FIELDS = ("success", "distance", "steps", "stage")
 
@@ -24,65 +23,62 @@ def attack_in_parts(
     batch_size: int,
     part_size: int,
     seed: int,
-    parts: Parts,
+    parts: cache.Parts,
     identity: str,
 ) -> dict[str, Any]:
-    """Runs one attack on the test set, piece by piece, and saves each piece.
+    """Runs one attack on the test set, part by part, and saves each part.
 
     Returns:
-      "success", "distance", "steps", "stage", each ``(E, N)``, "seconds", of this
-      process and of those before it, and "pieces" and "reused", how many there are and
-      how many were measured by an earlier process. Distances of an attack with a budget
-      are at most that: rounding of the difference between two images may have put them
-      above.
+      "success", "distance", "steps", "stage", each ``(E, N)``; "seconds", the time
+      that all parts took, in this process and in earlier ones; "pieces" and "reused",
+      the number of parts and how many of them an earlier process measured. A distance
+      of a successful attack with a budget is at most the budget: rounding of the
+      difference between two images may have put it above.
     """
-    budgets = [float(e) for e in epsilons] if attack_specs.has_budget(spec) else [0.0]
-    pieces: list[dict[str, np.ndarray]] = []
-    count = len(test_set)
+    has_budget = attack_specs.has_budget(spec)
+    budgets = [float(e) for e in epsilons] if has_budget else [0.0]
+
+    def attack(first: int, last: int, tell: Callable[[float], None]) -> cache.Arrays:
+        began = time.monotonic()
+        attacked = analysis.attack_examples(
+            f,
+            test_set.images[first:last],
+            test_set.labels[first:last],
+            attack=attack_specs.factory(spec, p),
+            epsilons=budgets if has_budget else None,
+            batch_size=batch_size,
+            key=jax.random.key(seed),
+            index=np.arange(first, last),
+            on_progress=tell,
+        )
+        seconds = np.array(time.monotonic() - began)
+        return {name: getattr(attacked, name) for name in _FIELDS} | {
+            "seconds": seconds
+        }
+
     before = parts.reused
-    with training.Progress(count, description=str(spec), unit="example") as progress:
-        for start in range(0, count, part_size):
-            stop = min(start + part_size, count)
-            key = {
-                "identity": identity,
-                "attack": str(spec),
-                "p": p,
-                "epsilons": budgets,
-                "seed": seed,
-                "range": [start, stop],
-            }
-            piece = parts.get(key)
-            if piece is None:
-
-                def tell(part: float, start: int = start, stop: int = stop) -> None:
-                    progress.update(min(start + int(part * (stop - start)), stop - 1))
-
-                began = time.monotonic()
-                attacked = analysis.attack_examples(
-                    f,
-                    test_set.images[start:stop],
-                    test_set.labels[start:stop],
-                    attack=attack_specs.factory(spec, p),
-                    epsilons=budgets if attack_specs.has_budget(spec) else None,
-                    batch_size=batch_size,
-                    key=jax.random.key(seed),
-                    index=np.arange(start, stop),
-                    on_progress=tell,
-                )
-                piece = {name: getattr(attacked, name) for name in _FIELDS}
-                piece["seconds"] = np.array(time.monotonic() - began)
-                parts.put(key, piece)
-            pieces.append(piece)
-            progress.update(stop)
+    found = cache.in_parts(
+        parts,
+        {
+            "identity": identity,
+            "attack": str(spec),
+            "p": p,
+            "epsilons": budgets,
+            "seed": seed,
+        },
+        attack,
+        count=len(test_set),
+        part_size=part_size,
+        description=str(spec),
+    )
     whole: dict[str, Any] = {
-        name: np.concatenate([piece[name] for piece in pieces], axis=1)
-        for name in _FIELDS
+        name: np.concatenate([part[name] for part in found], axis=1) for name in _FIELDS
     }
-    if attack_specs.has_budget(spec):
+    if has_budget:
         nearest = np.minimum(whole["distance"], np.array(budgets)[:, None])
         whole["distance"] = np.where(whole["success"], nearest, whole["distance"])
-    whole["seconds"] = float(sum(piece["seconds"] for piece in pieces))
-    whole |= {"pieces": len(pieces), "reused": parts.reused - before}
+    whole["seconds"] = float(sum(part["seconds"] for part in found))
+    whole |= {"pieces": len(found), "reused": parts.reused - before}
     return whole
 
 
@@ -152,7 +148,7 @@ def distance_card(
 
 
 def best_known(
-    parts: Parts,
+    parts: cache.Parts,
     norm: str,
     identity: str,
     distance: np.ndarray,

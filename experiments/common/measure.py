@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import pieces
+from experiments.common import cache
 from opnorm import analysis, attacks, data, models, training
 from opnorm.training import Config, build_model, modes
 
@@ -280,7 +280,7 @@ def train_and_measure(
     # A complete run is only read: its network says which measurements are its own.
     result = training.train(config, directory=directory, train_set=train_set)
     trained = time.monotonic()
-    identity = pieces.fingerprint(config, result.network, test_set)
+    identity = cache.fingerprint(config, result.network, test_set)
 
     def compute() -> dict[str, Any]:
         found = measure(
@@ -298,8 +298,8 @@ def train_and_measure(
         return found
 
     settings = {"epsilons": list(epsilons), "num_steps": num_steps}
-    settings |= pieces.network_settings(config, identity)
-    return pieces.cached(directory / "measured.json", settings, compute, fresh=fresh)
+    settings |= cache.network_settings(config, identity)
+    return cache.cached(directory / "measured.json", settings, compute, fresh=fresh)
 
 
 def spectrum(

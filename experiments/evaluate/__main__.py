@@ -27,14 +27,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import attack_specs, cli, evaluation, figures, measure, pieces
+from experiments.common import attack_specs, cache, cli, evaluation, figures, measure
 from opnorm import analysis, data, training
 
 _RUN = flags.DEFINE_string(
     "run", None, "run directory, or a folder of checkpoints (required)"
 )
 flags.DEFINE_alias("checkpoint", "run")
-pieces.define_fresh_flag()
+cache.define_fresh_flag()
 _OUT = flags.DEFINE_string("out", None, "where to write; by default the run directory")
 _DATASET = flags.DEFINE_string(
     "dataset", None, "data set to evaluate on; by default the one trained on"
@@ -120,9 +120,9 @@ def main() -> None:
     )
     test_set = test_set.slice(first, last).slice(0, _EXAMPLES.value)
     measure.check_fit(_RUN.value, config, network, test_set)
-    identity = pieces.fingerprint(config, network, test_set)
+    identity = cache.fingerprint(config, network, test_set)
     out = cli.hold(training.RunDirectory.for_results(_OUT.value or _RUN.value))
-    parts = pieces.Parts(out.path / "evaluation", fresh=flags.FLAGS.fresh)
+    parts = cache.Parts(out.path / "evaluation", fresh=flags.FLAGS.fresh)
 
     clean = analysis.evaluate_accuracy(
         network,

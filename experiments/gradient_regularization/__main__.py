@@ -42,7 +42,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import attack_specs, cli, measure, pieces
+from experiments.common import attack_specs, cache, cli, measure
 from experiments.gradient_regularization import attacks, figures, paper, tables
 from experiments.gradient_regularization import measure as measuring
 from experiments.gradient_regularization import networks as rows
@@ -129,7 +129,7 @@ _PART = flags.DEFINE_integer(
 _SUMMARIZE = flags.DEFINE_string(
     "summarize", None, "directory of results to sum up again, without measuring"
 )
-pieces.define_fresh_flag()
+cache.define_fresh_flag()
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 # Flags that --summarize has no use for, beside those of training.
 _OF_MEASUREMENTS = (
@@ -173,7 +173,7 @@ def main() -> None:
         [each.config for each in chosen],
     )
     cli.hold(run)
-    parts = pieces.Parts(run.path / "measured", fresh=flags.FLAGS.fresh)
+    parts = cache.Parts(run.path / "measured", fresh=flags.FLAGS.fresh)
     found: dict[str, dict[str, Any]] = {}
     for number, each in enumerate(chosen, start=1):
         name = f"network {number} of {len(chosen)}: {each.directory}"
@@ -350,7 +350,7 @@ def _measure(
     pictures: data.Dataset,
     attacked: int,
     settings: Settings,
-    parts: pieces.Parts,
+    parts: cache.Parts,
 ) -> dict[str, Any]:
     run = training.load_run(each.directory)
     measure.check_fit(str(each.directory), run.config, run.network, pictures)
@@ -360,7 +360,7 @@ def _measure(
         attacked,
         settings,
         smooth=each.row.smooth,
-        identity=pieces.fingerprint(run.config, run.network, pictures),
+        identity=cache.fingerprint(run.config, run.network, pictures),
         parts=parts,
         description=f"{each.directory.name}: attacks",
     )

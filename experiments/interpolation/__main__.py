@@ -28,7 +28,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.common import cli, curvature_figures, measure, pieces
+from experiments.common import cache, cli, curvature_figures, measure
 from opnorm import data, training
 
 _SWEEPS = {
@@ -68,7 +68,7 @@ _TEST_EXAMPLES = flags.DEFINE_integer(
     "test_examples", 400, "test pictures that each network is measured on"
 )
 _TEST_STEPS = flags.DEFINE_integer("test_steps", 10, "steps of the measuring attack")
-pieces.define_fresh_flag()
+cache.define_fresh_flag()
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 
 

@@ -34,7 +34,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.common import cli, measure, networks, pieces
+from experiments.common import cache, cli, measure, networks
 from experiments.spectral_normalization import figures, tables
 from experiments.spectral_normalization import measure as measuring
 from experiments.spectral_normalization import networks as chosen
@@ -88,7 +88,7 @@ _EPSILONS = flags.DEFINE_list(
     "strengths of the attack to measure with, in multiples of that trained with: of "
     "its length, with WRM of 1 / gamma",
 )
-pieces.define_fresh_flag()
+cache.define_fresh_flag()
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 
 
@@ -232,7 +232,7 @@ def _train_and_measure(
         )
     except FloatingPointError as error:
         raise FloatingPointError(f"{each.directory}: {error}") from error
-    found = pieces.cached(
+    found = cache.cached(
         each.directory / "measured.json",
         _settings(config, result.network, pictures),
         lambda: measuring.measure(config, result.network, pictures),
@@ -259,7 +259,7 @@ def _strengths(
     digest = hashlib.sha256(description.encode()).hexdigest()[:8]
 
     network = training.load_run(each.directory).network
-    found = pieces.cached(
+    found = cache.cached(
         each.directory / f"strengths-{digest}.json",
         _settings(each.config, network, pictures)
         | {"attack": description, "strengths": list(strengths)},
@@ -273,7 +273,7 @@ def _time(
     planned: Mapping[str, Planned], bounded: Sequence[str], train_set: data.Dataset
 ) -> dict[str, Any]:
     configs = {name: planned[name].config for name in (WITHOUT, *bounded)}
-    found = pieces.cached(
+    found = cache.cached(
         planned[WITHOUT].directory / "seconds_per_step.json",
         {"networks": list(configs)},
         lambda: chosen.time_steps(configs, train_set),
@@ -286,8 +286,8 @@ def _settings(
     config: Config, network: models.Network, pictures: measuring.Pictures
 ) -> dict[str, Any]:
     """Returns the settings that decide the measurements of a trained network."""
-    identity = pieces.fingerprint(config, network, *pictures)
-    return pieces.network_settings(config, identity)
+    identity = cache.fingerprint(config, network, *pictures)
+    return cache.network_settings(config, identity)
 
 
 def _without_settings(found: Mapping[str, Any]) -> dict[str, Any]:

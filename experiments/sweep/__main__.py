@@ -30,7 +30,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.common import cli, pieces
+from experiments.common import cache, cli
 from experiments.sweep import launch, report
 from opnorm import training
 from opnorm.training import presets
@@ -68,7 +68,7 @@ _SORT_BY = flags.DEFINE_string(
     "what the best point is best at: clean, or one of --epsilons; by default the "
     "first of them",
 )
-pieces.define_fresh_flag()
+cache.define_fresh_flag()
 _RETRY = flags.DEFINE_boolean(
     "retry", False, "try failed points again, and submit again whatever jobs there are"
 )

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.common import cli, measure, pieces
+from experiments.common import cache, cli, measure
 from opnorm import data, training
 from opnorm.training import Config
 from opnorm.training.config import DATA_FIELDS
@@ -102,7 +102,7 @@ def read_result(
     found = _read(point, _RESULT)
     if found is not None:
         file = Path(point.directory) / _RESULT
-        found = pieces.checked(file, found, warn=warn)
+        found = cache.checked(file, found, warn=warn)
     if found is None or found["status"] == "failed":
         return found
     return found if found["measurement"] == _as_json(measurement) else None
@@ -146,7 +146,7 @@ def run_point(point: Point, measurement: Measurement, download: bool) -> dict[st
         "environment": training.environment(),
         "git_revision": training.git_revision(),
     }
-    run.write_json(_RESULT, pieces.with_digest(found))
+    run.write_json(_RESULT, cache.with_digest(found))
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import opnorm
-from experiments.common import attack_specs, evaluation, measure, pieces
+from experiments.common import attack_specs, cache, evaluation, measure
 from opnorm import attacks, data, training
 from opnorm.training import Config, modes
 
@@ -105,7 +105,7 @@ def test_what_an_attack_broke_within_a_budget_is_known_to_fall_within_it(tmp_pat
         batch_size=64,
         part_size=64,
         seed=0,
-        parts=pieces.Parts(tmp_path),
+        parts=cache.Parts(tmp_path),
         identity="",
     )
     fell = found["success"]
@@ -116,7 +116,7 @@ def test_what_an_attack_broke_within_a_budget_is_known_to_fall_within_it(tmp_pat
 
 
 def test_what_an_earlier_evaluation_measured_is_said(tmp_path):
-    parts = pieces.Parts(tmp_path)
+    parts = cache.Parts(tmp_path)
     near, far = np.array([0.5, np.inf]), np.array([0.75, 1.0])
     found = evaluation.best_known(parts, "L2", "net", near, ["pga"])
     np.testing.assert_array_equal(found[0], near)
@@ -138,7 +138,7 @@ def test_what_an_earlier_evaluation_measured_is_said(tmp_path):
         "reused: 2 of 3 pieces of pga were measured by an earlier evaluation",
         "reused: best known includes distances of an earlier evaluation by pga",
     ]
-    fresh = pieces.Parts(tmp_path, fresh=True)
+    fresh = cache.Parts(tmp_path, fresh=True)
     distance, *names = evaluation.best_known(fresh, "L2", "net", far, ["deepfool"])
     np.testing.assert_array_equal(distance, far)
     assert names == [["deepfool"], []]

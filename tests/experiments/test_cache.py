@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 
 import opnorm
-from experiments.common import measure, pieces
+from experiments.common import cache, measure
 from opnorm import data, models, training
 from opnorm.training import Config
 
@@ -21,28 +21,32 @@ def arrays():
 
 
 def forge(file, **changes):
-    """Edits arrays of a saved piece and leaves the rest, its digest too."""
+    """Edits arrays of a saved part and leaves the rest, its digest too."""
     with np.load(file) as stored:
         content = {name: stored[name] for name in stored.files}
     np.savez_compressed(file, **(content | changes))
 
 
-def test_a_piece_comes_back_for_its_key_alone(tmp_path):
-    parts = pieces.Parts(tmp_path)
+def test_a_part_comes_back_for_its_key_alone(tmp_path):
+    parts = cache.Parts(tmp_path)
     parts.put(KEY, arrays())
     assert parts.get(KEY | {"epsilons": [0.25]}) is None and parts.reused == 0
+    # The name and the digest that earlier versions gave it, so that theirs are found.
+    (file,) = tmp_path.iterdir()
+    assert file.name == "e853c0a5b4a1a892a844f2ae.npz"
+    assert str(np.load(file)["digest"]).startswith("c4de0ebe871e2fb9d0eae959ffa79")
     found = parts.get(KEY)
     assert set(found) == {"success", "distance"} and parts.reused == 1
     for name, array in arrays().items():
         np.testing.assert_array_equal(found[name], array)
-    assert pieces.Parts(tmp_path, fresh=True).get(KEY) is None
+    assert cache.Parts(tmp_path, fresh=True).get(KEY) is None
     below = parts.below("best_known")
     below.put(KEY, arrays())
     assert (tmp_path / "best_known").is_dir() and below.get(KEY) is not None
 
 
-def test_an_edited_piece_is_computed_again(tmp_path, caplog):
-    parts = pieces.Parts(tmp_path)
+def test_an_edited_part_is_computed_again(tmp_path, caplog):
+    parts = cache.Parts(tmp_path)
     parts.put(KEY, arrays())
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
@@ -55,8 +59,8 @@ def test_an_edited_piece_is_computed_again(tmp_path, caplog):
         assert parts.get(KEY) is None
     np.savez_compressed(file, **arrays())
     assert parts.get(KEY) is None
-    # An honest piece of another network, under this one's name.
-    other = pieces.Parts(tmp_path / "other")
+    # An honest part of another network, under this one's name.
+    other = cache.Parts(tmp_path / "other")
     other.put(KEY | {"identity": "another"}, arrays())
     shutil.copy(next((tmp_path / "other").iterdir()), file)
     assert parts.get(KEY) is None and parts.reused == 0
@@ -66,6 +70,32 @@ def test_an_edited_piece_is_computed_again(tmp_path, caplog):
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == len(forgeries) + 3
     assert all(f"{file} is damaged or was edited" in text for text in messages)
+
+
+def test_examples_are_measured_part_by_part_and_each_part_once(tmp_path):
+    calls = []
+
+    def measure(first, last, tell):
+        calls.append((first, last))
+        tell(0.5)
+        return {"twice": 2 * np.arange(first, last)}
+
+    def run(parts, **changes):
+        found = cache.in_parts(
+            parts, KEY | changes, measure, count=7, part_size=3, description="a test"
+        )
+        return np.concatenate([part["twice"] for part in found]).tolist()
+
+    parts = cache.Parts(tmp_path)
+    assert run(parts) == list(range(0, 14, 2))
+    assert calls == [(0, 3), (3, 6), (6, 7)] and parts.reused == 0
+    # A killed process left all parts but one.
+    (lost,) = (f for f in tmp_path.iterdir() if np.load(f)["twice"][0] == 6)
+    lost.unlink()
+    assert run(parts) == list(range(0, 14, 2))
+    assert calls[3:] == [(3, 6)] and parts.reused == 2
+    run(parts, epsilons=[0.25])
+    assert calls[4:] == calls[:3]
 
 
 def network(params, batch_stats=None):
@@ -98,11 +128,11 @@ def test_a_fingerprint_tells_apart_whatever_decides_a_measurement():
         (config, network(params), replace(class_names=("a", "c"))),
         (config, network(params), examples, examples),
     ]
-    found = [pieces.fingerprint(*case) for case in cases]
+    found = [cache.fingerprint(*case) for case in cases]
     assert len(set(found)) == len(cases)
     # These fields decide nothing: where it was trained, and for how long.
     same = dataclasses.replace(config, seed=7, epochs=3, data_dir="/elsewhere")
-    assert pieces.fingerprint(same, network(params), examples) == found[0]
+    assert cache.fingerprint(same, network(params), examples) == found[0]
 
 
 def test_measurements_are_kept_for_the_same_settings_and_content_only(tmp_path, capsys):
@@ -114,7 +144,7 @@ def test_measurements_are_kept_for_the_same_settings_and_content_only(tmp_path, 
             calls.append(None)
             return {"kappa": math.inf, "count": np.int32(len(calls))}
 
-        return pieces.cached(file, settings, compute, **options)
+        return cache.cached(file, settings, compute, **options)
 
     first = cached({"test": (3,)})
     assert first == {"settings": {"test": [3]}, "kappa": "inf", "count": 1}

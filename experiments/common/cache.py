@@ -1,16 +1,23 @@
-"""Results that are kept on disk, so that a measurement goes on where it was ended.
+"""Results that are kept on disk, so that a measurement that was ended can continue.
 
 A kept result is bound to its measurement: its key holds a digest over the network, the
-examples and the version of opnorm, besides all options. The file holds a
-digest over its key and its content, so that one that was damaged, edited, or taken from
-another measurement is noticed and computed again.
+examples and the version of opnorm, besides all options. The file holds a digest over
+its key and its content, so that a file that was damaged, edited, or taken from another
+measurement is noticed and computed again.
 
-A digest is no signature: whoever can write the files can compute it, too. Therefore
-each store counts what it has reused, the binaries report it, and ``--fresh`` computes
-everything again.
+A digest is not a signature: anybody who can write the files can compute it. Therefore
+:class:`Parts` counts the results that it reused, the experiments report the count, and
+``--fresh`` computes everything again.
+
+===================  ==============================================================
+:func:`cached`       one JSON file for each measurement
+:class:`Parts`       a folder of results as arrays, found by their keys
+:func:`in_parts`     the loop over the examples that keeps each part in that folder
+===================  ==============================================================
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -29,8 +36,10 @@ import opnorm
 from opnorm import data, models, training
 from opnorm.training import Config
 
+Arrays = dict[str, np.ndarray]
+
 _DIGEST = "digest"
-# The fields that decide, besides its variables, which function a network is.
+# The fields that decide, besides the variables, which function a network computes.
 _FUNCTION = (
     "model",
     "width",
@@ -40,12 +49,12 @@ _FUNCTION = (
     "compute_dtype",
 )
 
-# Flags defined here belong to the binary that calls for them.
+# A flag defined here is shown in the --help of the experiment that defines it.
 flags.disclaim_key_flags()
 
 
 def define_fresh_flag() -> None:
-    """Defines --fresh, which the stores of a binary are made with."""
+    """Defines --fresh, the value of ``fresh`` in :func:`cached` and :class:`Parts`."""
     flags.DEFINE_boolean(
         "fresh", False, "measure everything again: results kept earlier are not read"
     )
@@ -54,12 +63,12 @@ def define_fresh_flag() -> None:
 def fingerprint(
     config: Config, network: models.Network, *examples: data.Dataset
 ) -> str:
-    """Computes a digest over all that decides what is measured of a network.
+    """Computes a digest over everything that decides a measurement of a network.
 
     Args:
-      config: of the training.
-      network: to be measured.
-      *examples: what it is measured on.
+      config: the configuration of the training.
+      network: the network to be measured.
+      *examples: the examples to measure it on.
 
     Returns:
       A hexadecimal text. It differs where the architecture, an array of the network, an
@@ -85,15 +94,15 @@ def fingerprint(
 
 
 class Parts:
-    """Pieces of results on disk, so that a killed evaluation resumes.
+    """Parts of results in a folder, so that an interrupted measurement resumes.
 
     Attributes:
-      reused: how many pieces have been read from the disk.
+      reused: the number of parts that were read from the disk.
 
     Args:
-      directory: where; made when the first piece is written. Its caller has checked
-        that neither it nor the folder it is in is a link to another place.
-      fresh: whether pieces that are there already are ignored.
+      directory: the folder; it is made when the first part is written. The caller has
+        checked that neither it nor its parent is a link to another place.
+      fresh: whether parts that are there already are ignored.
     """
 
     def __init__(self, directory: Path, *, fresh: bool = False) -> None:
@@ -101,8 +110,8 @@ class Parts:
         self._fresh = fresh
         self.reused = 0
 
-    def get(self, key: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-        """The piece saved under this key, or None; a damaged one counts as missing."""
+    def get(self, key: Mapping[str, Any]) -> Arrays | None:
+        """Returns the part saved under this key; None if it is missing or damaged."""
         file = self._file(key)
         if self._fresh or not file.exists():
             return None
@@ -123,7 +132,7 @@ class Parts:
         return arrays
 
     def put(self, key: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Saves a piece; a kill leaves the whole piece or none."""
+        """Saves a part; a kill leaves the whole part or none."""
         file = self._file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
@@ -132,13 +141,60 @@ class Parts:
         np.savez_compressed(stream, **arrays, **{_DIGEST: digest})  # type: ignore[arg-type]
         training.write_whole(file, stream.getvalue())
 
+    def cached(self, key: Mapping[str, Any], compute: Callable[[], Arrays]) -> Arrays:
+        """Returns the part saved under this key, or computes and saves it."""
+        part = self.get(key)
+        if part is None:
+            part = compute()
+            self.put(key, part)
+        return part
+
     def below(self, name: str) -> "Parts":
-        """The store in a folder of this one's, fresh where this one is."""
+        """Returns the parts in a folder below this one, with the same ``fresh``."""
         return Parts(self._directory / name, fresh=self._fresh)
 
     def _file(self, key: Mapping[str, Any]) -> Path:
         name = hashlib.sha256(_text(key).encode()).hexdigest()[:24]
         return self._directory / f"{name}.npz"
+
+
+def in_parts(
+    parts: Parts,
+    key: Mapping[str, Any],
+    measure: Callable[[int, int, Callable[[float], None]], Arrays],
+    *,
+    count: int,
+    part_size: int,
+    description: str,
+    unit: str = "example",
+) -> list[Arrays]:
+    """Measures examples part by part, and saves each part when it is finished.
+
+    Args:
+      parts: where finished parts are kept.
+      key: everything that decides the result, besides the range of examples.
+      measure: ``(first, last, tell)`` to the arrays of examples ``first`` to ``last``
+        (exclusive). It may call ``tell`` with the fraction of the part that is done.
+      count: the number of examples.
+      part_size: examples in a part; the last part may have fewer.
+      description: what the progress is called.
+      unit: what an example is called in the progress.
+
+    Returns:
+      The arrays of each part, in the order of the examples.
+    """
+    found = []
+    with training.Progress(count, description=description, unit=unit) as progress:
+        for first in range(0, count, part_size):
+            last = min(first + part_size, count)
+
+            def tell(fraction: float, first: int = first, last: int = last) -> None:
+                progress.update(min(first + int(fraction * (last - first)), last - 1))
+
+            compute = functools.partial(measure, first, last, tell)
+            found.append(parts.cached({**key, "range": [first, last]}, compute))
+            progress.update(last)
+    return found
 
 
 def cached(
@@ -148,27 +204,29 @@ def cached(
     *,
     fresh: bool = False,
 ) -> dict[str, Any]:
-    """Reads what was measured with the same settings, or measures and keeps it.
+    """Reads a result that was measured with the same settings, or measures it.
 
-    A line on stderr says so if it is read, and a warning if it is damaged.
+    A line on stderr says that a result was read, and a warning that one is damaged.
 
     Args:
-      file: JSON, in a directory of results.
-      settings: all that decides the measurement: strings, numbers, lists and dicts.
-      compute: what is measured, as JSON holds it.
-      fresh: whether what is there already is ignored.
+      file: a JSON file in a directory of results.
+      settings: everything that decides the measurement: strings, numbers, lists and
+        dicts.
+      compute: measures, and returns a result that JSON can hold.
+      fresh: whether a result that is there already is ignored.
 
     Returns:
-      As it is read: NaN is None, and infinity a string, which float() takes.
+      The result as it is read from the file: NaN is None, and infinity is a string that
+      ``float()`` takes. Its "settings" are the given ones.
     """
-    # As they are read again.
+    # The settings in the file were converted by JSON too: tuples are lists there.
     settings = json.loads(_text(settings))
     if not fresh and (known := _read(file)) is not None:
         known = checked(file, known)
         if known is not None and known["settings"] == settings:
             print(f"{file} is taken from an earlier measurement", file=sys.stderr)
             return known
-    # As a reader of the file finds it, which the digest is over.
+    # The digest is over the values as a reader of the file finds them.
     found: dict[str, Any] = training.as_json({"settings": settings, **compute()})
     training.RunDirectory(file.parent).write_json(file.name, with_digest(found))
     return found
@@ -178,7 +236,7 @@ def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns content with a digest over it, as :func:`checked` expects it in a file.
 
     Args:
-      content: as JSON holds it.
+      content: values that JSON can hold.
     """
     found: dict[str, Any] = training.as_json(content)
     return found | {_DIGEST: _digest_of_json(found)}
@@ -187,12 +245,12 @@ def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
 def checked(
     file: Path, content: Mapping[str, Any], *, warn: bool = True
 ) -> dict[str, Any] | None:
-    """Returns content without its digest, or None if that does not fit.
+    """Returns content without its digest, or None if the digest does not fit.
 
     Args:
-      file: what a warning names.
-      content: what was read from it.
-      warn: whether there is one.
+      file: the file that a warning names.
+      content: the values read from the file.
+      warn: whether a warning is logged.
     """
     found = {name: value for name, value in content.items() if name != _DIGEST}
     if content.get(_DIGEST) == _digest_of_json(found):
@@ -210,16 +268,17 @@ def network_settings(config: Config, identity: str) -> dict[str, Any]:
     """Returns the settings that bind a measurement to a trained network.
 
     Args:
-      config: of its training. A run to which epochs are added is another network.
-      identity: of :func:`fingerprint`.
+      config: the configuration of its training. A run to which epochs are added is
+        another network.
+      identity: the result of :func:`fingerprint`.
     """
     chosen = {k: v for k, v in dataclasses.asdict(config).items() if k != "data_dir"}
-    # JSON holds no infinity.
+    # Texts, because JSON cannot hold infinity.
     return {"config": {k: str(v) for k, v in chosen.items()}, "identity": identity}
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """Reads a JSON file; an empty dict if it cannot be read, None if missing."""
+    """Reads a JSON file; returns {} if it is damaged, and None if it is missing."""
     if not file.exists():
         return None
     try:
