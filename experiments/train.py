@@ -19,6 +19,7 @@ SLURM, Open MPI or on a TPU pod with --distributed, elsewhere with
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -93,7 +94,7 @@ def main() -> None:
         return
     run = Path(_RUN.value)
     metrics = training.read_metrics(run)
-    figures.plot_training(metrics, run / "training.png", title=config.method)
+    _draw_training(metrics, run / "training.png", config.method)
     print(
         cli.table(
             [
@@ -106,6 +107,33 @@ def main() -> None:
             ]
         )
     )
+
+
+def _draw_training(
+    metrics: Sequence[Mapping[str, float]], path: Path, method: str
+) -> None:
+    """Draws loss and accuracies of a run against the epoch.
+
+    Args:
+      metrics: lines of the metrics.jsonl of a run.
+      path: the PNG to write.
+      method: the training method, which is the title.
+    """
+    figure, (left, right) = figures.new_panels(figures.label(method), ("", ""))
+    colors = (figures.BLACK, *figures.PALETTE)
+    epoch = [line["epoch"] for line in metrics]
+    for axes, names in (
+        (left, ("loss", "adversarial_loss", "penalty")),
+        (right, ("accuracy", "adversarial_accuracy")),
+    ):
+        for name, color in zip(names, colors, strict=False):
+            if metrics and name in metrics[0]:
+                values = [line[name] for line in metrics]
+                axes.plot(epoch, values, color=color, label=name.replace("_", " "))
+        axes.set_xlabel("epoch")
+        figures.finish(axes)
+    right.set_ylim(0, 1)
+    figures.write(figure, path)
 
 
 def _checked_data(config: training.Config) -> data.Dataset | data.Stream:

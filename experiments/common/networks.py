@@ -9,11 +9,9 @@ import jax
 from absl import flags
 
 import opnorm
-from experiments.common import cli, measure
+from experiments.common import cli, figures, measure
 from opnorm import analysis, data, models, training
 from opnorm.training import Config, modes
-
-UNTRAINED = "untrained"
 
 # Flags defined here belong to the binary that calls for them.
 flags.disclaim_key_flags()
@@ -151,11 +149,11 @@ def untrained(comparison: Comparison, seed: int) -> list[NamedNetwork]:
             module, jax.random.key(seed), comparison.examples.image_shape
         )
         f = opnorm.network(module, {"params": params, "batch_stats": batch_stats})
-        name = f"{UNTRAINED}, {config.model} {config.width}"
+        name = f"{figures.UNTRAINED}, {config.model} {config.width}"
         source = {"seed": seed, "model": config.model, "width": config.width}
         found[shape] = NamedNetwork(name, config, f, source)
     if len(found) == 1:
-        return [network._replace(name=UNTRAINED) for network in found.values()]
+        return [network._replace(name=figures.UNTRAINED) for network in found.values()]
     return list(found.values())
 
 

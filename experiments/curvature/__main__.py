@@ -28,7 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, curvature_figures, networks, spectrum_figures
+from experiments.common import cli, networks, tables
+from experiments.common.figures import label
+from experiments.common.tables import Column
+from experiments.curvature import figures
 from opnorm import analysis, data, linalg, training
 
 _FOLDER = "curvature"
@@ -61,6 +64,30 @@ _SCALE = 0.002
 _WIDTH = 0.12
 _POINTS = 1001
 
+_WITHIN = tables.with_error("{:.4g}", "{:.1g}", names=("value", "error"))
+_WITH_ERROR = tables.with_error("{:.3g}", "{:.2g}")
+_PARAMETER_COLUMNS = (
+    Column("network", "network", label),
+    Column("matrix", "matrix", lambda name: figures.MATRICES[name]),
+    Column("largest eigenvalue", "largest", _WITHIN),
+    Column("smallest", "smallest", _WITHIN),
+    Column("trace", "trace", _WITH_ERROR),
+)
+_INPUT_COLUMNS = (
+    Column("network", "name", label),
+    Column(
+        f"{figures.QUANTITIES['largest']}: mean", ("inputs", "largest"), _WITH_ERROR
+    ),
+    Column("median", ("inputs", "largest", "median"), tables.number()),
+    Column("maximum", ("inputs", "largest", "maximum"), tables.number()),
+    *(
+        Column(f"{figures.QUANTITIES[name]}: mean", ("inputs", name), _WITH_ERROR)
+        for name in ("trace", "gradient_norm", "sigma")
+    ),
+    Column("smallest eigenvalue: mean", ("inputs", "smallest"), _WITH_ERROR),
+    Column("Hessian", lambda row: _accuracy(row)),
+)
+
 
 def main() -> None:
     """Measures every network, writes results and figures."""
@@ -89,11 +116,11 @@ def main() -> None:
             for name, curve in _densities(spectra).items():
                 found[name][matrix] = _summary(spectra[name]) | {"density": curve}
     comparison.out.write_json("results.json", results)
-    curvature_figures.draw_input_curvature(comparison.out, results)
+    figures.draw_input_curvature(comparison.out, results)
     if pictures is not None:
-        curvature_figures.draw_densities(comparison.out, results)
-        print(_parameter_table(results) + "\n")
-    print(_input_table(results))
+        figures.draw_densities(comparison.out, results)
+        print(tables.table(_parameter_rows(results), _PARAMETER_COLUMNS) + "\n")
+    print(tables.table(tables.named(results["networks"]), _INPUT_COLUMNS))
     print(f"written to {comparison.out.path}")
 
 
@@ -136,7 +163,7 @@ def _inputs(network: networks.NamedNetwork, examples: data.Dataset) -> dict[str,
             on_progress=lambda part: progress.update(round(part * len(examples))),
         )
     values = found._asdict()
-    quantities = (*curvature_figures.QUANTITIES, "smallest")
+    quantities = (*figures.QUANTITIES, "smallest")
     return {name: _distribution(values[name]) for name in quantities} | {
         "curved": float(found.curved.mean()),
         "eigenvalue_error": _mean_and_maximum(found.error),
@@ -220,41 +247,17 @@ def _summary(found: analysis.ParameterSpectrum) -> dict[str, Any]:
     }
 
 
-def _parameter_table(results: dict[str, Any]) -> str:
-    return cli.table(
-        [
-            {
-                "network": spectrum_figures.label(name),
-                "matrix": curvature_figures.MATRICES[matrix],
-                "largest eigenvalue": _within(found[matrix]["largest"]),
-                "smallest": _within(found[matrix]["smallest"]),
-                "trace": _with_error(found[matrix]["trace"]),
-            }
-            for name, found in results["networks"].items()
-            for matrix in analysis.curvature.MATRICES
-        ]
-    )
+def _parameter_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"network": name, "matrix": matrix, **found[matrix]}
+        for name, found in results["networks"].items()
+        for matrix in analysis.curvature.MATRICES
+    ]
 
 
-def _input_table(results: dict[str, Any]) -> str:
-    rows = []
-    for name, network in results["networks"].items():
-        inputs = network["inputs"]
-        row = {"network": spectrum_figures.label(name)}
-        for quantity, meaning in curvature_figures.QUANTITIES.items():
-            found = inputs[quantity]
-            row[f"{meaning}: mean"] = _with_error(found)
-            if quantity == "largest":
-                row["median"] = f"{found['median']:.3g}"
-                row["maximum"] = f"{found['maximum']:.3g}"
-        row["smallest eigenvalue: mean"] = _with_error(inputs["smallest"])
-        row["Hessian"] = _accuracy(inputs)
-        rows.append(row)
-    return cli.table(rows)
-
-
-def _accuracy(inputs: dict[str, Any]) -> str:
+def _accuracy(row: dict[str, Any]) -> str:
     """How the Hessians in the input were found, and how sure they are."""
+    inputs = row["inputs"]
     if not inputs["curved"]:
         return "exact: piecewise linear"
     return (
@@ -262,14 +265,6 @@ def _accuracy(inputs: dict[str, Any]) -> str:
         f"{inputs['eigenvalue_error']['maximum']:.1g}, standard error of a trace "
         f"{inputs['trace_error']['mean']:.1g}"
     )
-
-
-def _within(end: dict[str, float]) -> str:
-    return f"{end['value']:.4g} ± {end['error']:.1g}"
-
-
-def _with_error(found: dict[str, float]) -> str:
-    return f"{found['mean']:.3g} ± {found['standard_error']:.2g}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import figures, spectrum_figures
+from experiments.common import figures
 from opnorm import training
 
 # The bounds that are drawn, with the line of each.
@@ -70,11 +70,10 @@ def draw_bounds(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
     networks = results["networks"]
     smooth = {name: n for name, n in networks.items() if n["smooth"]}
     shown = smooth or networks
-    figure, (left, right) = spectrum_figures.draw_panels(
+    figure, (left, right) = figures.new_panels(
         f"Bounds on the {results['norm']} distance of {results['examples']} test "
         f"images\n{_source(results)}",
         ("bounds by image", "errors"),
-        sharey="none",
     )
     colors = _colors(networks)
     lengths = []

@@ -28,7 +28,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.common import cache, cli, curvature_figures, measure
+from experiments.common import cache, cli, measure
+from experiments.interpolation import figures
 from opnorm import data, training
 
 _SWEEPS = {
@@ -207,7 +208,7 @@ def _report(
     )
     run.write_text("table.md", table + "\n")
     by_step = _SWEEP.value == "step_size"
-    curvature_figures.draw_sweep(
+    figures.draw_sweep(
         run,
         points,
         axis="step of the attack in training (multiples of $\\epsilon$ / its steps)"

@@ -24,7 +24,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, measure, networks, spectrum_figures
+from experiments.common import cli, measure, networks, tables
+from experiments.common.figures import label
+from experiments.common.tables import Column
+from experiments.linearity import figures
 from opnorm import analysis, attacks, data, linalg, training
 
 _FOLDER = "linearity"
@@ -47,6 +50,16 @@ _NOISE = flags.DEFINE_list(
 
 # Golub-Kahan steps for the largest singular value: more than its third digit needs.
 _SEARCH_STEPS = 12
+
+_COLUMNS = (
+    Column("network", "network", label),
+    Column("attack", "attack"),
+    Column("L2 length", "length", tables.number("{:.2f}")),
+    Column("deviation", "deviation", tables.number()),
+    Column("of the change", "relative_deviation", tables.number()),
+    Column("sigma(J(x + z))", "sigma", tables.number()),
+    Column("units unchanged", "shared_activations", tables.number()),
+)
 
 _norm = jax.jit(functools.partial(linalg.norm, p=2.0))
 
@@ -77,11 +90,10 @@ def main() -> None:
     marks = networks.training_epsilons(comparison.networks, 2.0)
     for p, epsilons in lengths.items():
         if epsilons:
-            spectrum_figures.draw_linearity(
-                comparison.out, results, measure.norm_name(p), marks
-            )
-    spectrum_figures.draw_activations(comparison.out, results, marks)
-    print(_table(results, marks))
+            figures.draw_linearity(comparison.out, results, measure.norm_name(p), marks)
+    figures.draw_activations(comparison.out, results, marks)
+    rows = _rows(results, marks)
+    print(tables.table(rows, _COLUMNS) if rows else "")
     print(f"written to {comparison.out.path}")
 
 
@@ -189,8 +201,8 @@ def _transposed(points: list[dict[str, Any]]) -> dict[str, Any]:
     return jax.tree.map(lambda *column: list(column), *points)
 
 
-def _table(results: dict[str, Any], marks: list[float]) -> str:
-    """What the networks do at the perturbation nearest to those of training."""
+def _rows(results: dict[str, Any], marks: list[float]) -> list[dict[str, Any]]:
+    """Each network and attack, at the perturbation nearest to those of training."""
     rows = []
     for name, found in results["networks"].items():
         for norm in (norm for norm in found if norm != "noise"):
@@ -198,24 +210,13 @@ def _table(results: dict[str, Any], marks: list[float]) -> str:
             lengths = curve["length"]["mean"]
             target = marks[0] if marks else lengths[len(lengths) // 2]
             place = min(range(len(lengths)), key=lambda i: abs(lengths[i] - target))
-            rows.append(
-                {
-                    "network": spectrum_figures.label(name),
-                    "attack": f"{norm} PGA",
-                    "L2 length": f"{lengths[place]:.2f}",
-                    "deviation": _mean(curve, "deviation", place),
-                    "of the change": _mean(curve, "relative_deviation", place),
-                    "sigma(J(x + z))": _mean(curve, "sigma", place),
-                    "units unchanged": _mean(curve, "shared_activations", place),
-                }
-            )
-    if not rows:
-        return ""
-    return cli.table(rows)
-
-
-def _mean(curve: dict[str, Any], name: str, place: int) -> str:
-    return f"{curve[name]['mean'][place]:.3g}"
+            means = {
+                quantity: curve[quantity]["mean"][place]
+                for quantity in curve
+                if quantity != "epsilon"
+            }
+            rows.append({"network": name, "attack": f"{norm} PGA", **means})
+    return rows
 
 
 if __name__ == "__main__":

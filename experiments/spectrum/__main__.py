@@ -23,7 +23,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, measure, networks, spectrum_figures
+from experiments.common import cli, measure, networks, tables
+from experiments.common.figures import label
+from experiments.common.tables import Column
+from experiments.spectrum import figures
 from opnorm import analysis, data, training
 
 _FOLDER = "spectrum"
@@ -56,6 +59,26 @@ _MAX_BYTES = flags.DEFINE_integer(
 
 # Golub-Kahan steps for the dominant vector: far more than its value needs.
 _SEARCH_STEPS = 20
+
+_FEATURES = ("singular_values", "features")
+_COSINE = ("alignment_by_rank", "cosine")
+_COLUMNS = (
+    Column("network", "name", label),
+    Column(
+        "sigma_1 of features, clean", (*_FEATURES, "clean", "mean", 0), tables.number()
+    ),
+    Column("adversarial", (*_FEATURES, "adversarial", "mean", 0), tables.number()),
+    Column(
+        "alignment with v_1",
+        (*_COSINE, "adversarial", "mean", 0),
+        tables.number("{:.3f}"),
+    ),
+    Column(
+        "random perturbation",
+        (*_COSINE, "random", "mean", 0),
+        tables.number("{:.3f}"),
+    ),
+)
 
 _alignment = jax.jit(analysis.alignment)
 
@@ -100,17 +123,17 @@ def main() -> None:
         }
     comparison.out.write_json("results.json", results)
     trained = [network.name for network in comparison.networks]
-    spectrum_figures.draw_spectra(comparison.out, results, trained)
-    spectrum_figures.draw_alignment_by_rank(comparison.out, results)
+    figures.draw_spectra(comparison.out, results, trained)
+    figures.draw_alignment_by_rank(comparison.out, results)
     for p, epsilons in lengths.items():
         if epsilons:
-            spectrum_figures.draw_alignment_by_length(
+            figures.draw_alignment_by_length(
                 comparison.out,
                 results,
                 measure.norm_name(p),
                 networks.training_epsilons(comparison.networks, p),
             )
-    print(_table(results))
+    print(tables.table(tables.named(results["networks"]), _COLUMNS))
     print(f"written to {comparison.out.path}")
 
 
@@ -226,23 +249,6 @@ def _defined(average: analysis.Average) -> dict[str, list[float]]:
     """The ranks at which two examples or more have a singular vector."""
     last = int((average.counted >= 2).sum())
     return {name: part[:last].tolist() for name, part in average._asdict().items()}
-
-
-def _table(results: dict[str, Any]) -> str:
-    rows = []
-    for name, found in results["networks"].items():
-        features = found["singular_values"]["features"]
-        cosine = found["alignment_by_rank"]["cosine"]
-        rows.append(
-            {
-                "network": spectrum_figures.label(name),
-                "sigma_1 of features, clean": f"{features['clean']['mean'][0]:.3g}",
-                "adversarial": f"{features['adversarial']['mean'][0]:.3g}",
-                "alignment with v_1": f"{cosine['adversarial']['mean'][0]:.3f}",
-                "random perturbation": f"{cosine['random']['mean'][0]:.3f}",
-            }
-        )
-    return cli.table(rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""Figures of eigenvalues in the parameters, and of curvatures in the input."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.common import figures
+from opnorm import training
+
+MATRICES = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton"}
+QUANTITIES = {
+    "largest": "largest eigenvalue of the Hessian",
+    "trace": "trace of the Hessian",
+    "gradient_norm": "length of the gradient",
+    "sigma": "largest singular value of J",
+}
+_UNITS = {
+    "largest": "per squared pixel unit",
+    "trace": "per squared pixel unit",
+    "gradient_norm": "per pixel unit",
+    "sigma": "logits per pixel unit",
+}
+# Smallest part of one eigenvalue that is drawn.
+_FEWEST = 0.05
+
+
+def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
+    """Draws the eigenvalue densities in the parameters, on logarithmic axes.
+
+    Args:
+      out: gets parameter_spectrum.png.
+      results: results of experiments.curvature.
+    """
+    names = list(results["networks"])
+    figure, panels = figures.new_panels(
+        "Eigenvalues in the parameters, mean cross-entropy of "
+        f"{results['train_examples']} training images\n{results['data']}, "
+        f"{results['num_probes']} probes of {results['num_steps']} Lanczos steps",
+        tuple(MATRICES.values()),
+        sharey="row",
+    )
+    styles = figures.styles(names)
+    for axes, matrix in zip(panels, MATRICES, strict=True):
+        for name in names:
+            found = results["networks"][name][matrix]
+            curve = found["density"]
+            # One eigenvalue, seen by all probes alike, has a bell of height 1.
+            bell = found["parameters"] * curve["width"] * math.sqrt(2 * math.pi)
+            x = curve["scale"] * np.sinh(curve["asinh"])
+            style = styles[name] | {"marker": "", "linewidth": 1}
+            figures.curve(axes, x, curve, times=bell, **style)
+        figures.scale_asinh(axes, curve["scale"], x[0], x[-1])
+        axes.set_yscale("log")
+        axes.set_xlabel("eigenvalue")
+    panels[0].set_ylim(_FEWEST, 3 * found["parameters"])
+    panels[0].set_ylabel("number of eigenvalues around")
+    figures.save_panels(figure, panels, out.figure_path("parameter_spectrum"))
+
+
+def draw_input_curvature(
+    out: training.RunDirectory, results: Mapping[str, Any]
+) -> None:
+    """Draws each quantity in the inputs, images in rising order.
+
+    Axes are logarithmic; where a network that is not piecewise linear has a negative
+    eigenvalue or trace, they are so in both directions from zero.
+
+    Args:
+      out: gets input_curvature.png.
+      results: results of experiments.curvature.
+    """
+    names = list(results["networks"])
+    figure, panels = figures.new_panels(
+        "Derivatives of the cross-entropy and of the logits in the input\n"
+        f"{figures.source_line(results)}",
+        tuple(QUANTITIES.values()),
+    )
+    styles = figures.styles(names)
+    curved = any(
+        network["inputs"]["curved"] for network in results["networks"].values()
+    )
+    for axes, (quantity, title) in zip(panels, QUANTITIES.items(), strict=True):
+        highest, lowest = 0.0, 0.0
+        if quantity == "trace" and curved:
+            title = f"{title}, partly by {results['num_probes']} random probes"
+        axes.set_title(title, fontsize=9)
+        for name in names:
+            found = results["networks"][name]["inputs"][quantity]
+            values = np.asarray(found["percentiles"])
+            axes.plot(values, **styles[name] | {"marker": ""})
+            highest, lowest = max(highest, values[-1]), min(lowest, values[0])
+        figures.scale_decades(axes, lowest, highest)
+        axes.set_ylabel(_UNITS[quantity], fontsize=8)
+        axes.set_xlim(0, 100)
+    for axes in panels[-2:]:
+        axes.set_xlabel("images with less (%)")
+    figures.save_panels(figure, panels, out.figure_path("input_curvature"))
