@@ -31,7 +31,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli, pieces, sweep_launch, sweep_report
-from opnorm import training
+from opnorm import runs, training
 from opnorm.training import presets
 from opnorm.training.presets import STEP_RATIO
 
@@ -118,7 +118,7 @@ def main() -> None:
         ]
         print(cli.table(rows))
         return
-    run = training.RunDirectory.create(
+    run = runs.RunDirectory.create(
         directory,
         dataclasses.asdict(base),
         defaults=dataclasses.asdict(training.Config()),

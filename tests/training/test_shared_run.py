@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from opnorm import training
+from opnorm import runs, training
 from opnorm.training import plan
 from opnorm.training.shared_run import SharedRun
 
@@ -94,8 +94,8 @@ def test_epochs_are_not_added_where_steps_would_have_been_others(tmp_path):
 
 def test_a_run_in_use_is_refused_and_a_failure_lets_others_in(tmp_path):
     begin(tmp_path)
-    with training.RunDirectory(tmp_path).locked():
-        with pytest.raises(training.RunInUse, match="is in use by process"):
+    with runs.RunDirectory(tmp_path).locked():
+        with pytest.raises(runs.RunInUse, match="is in use by process"):
             begin(tmp_path)
     with pytest.raises(ValueError, match="another run"):
         begin(tmp_path, width=3)
