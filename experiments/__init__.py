@@ -1,1 +1,1 @@
-"""experiments: absl binaries, one per question. They hold no mathematics."""
+"""Experiments on the command line: a module or a package for each question."""

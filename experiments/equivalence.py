@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, figures, measure, pieces
+from experiments.common import cli, figures, measure, pieces
 from opnorm import training
 
 _METHODS = ("standard", "adversarial", "data_dependent_snr", "global_snr")

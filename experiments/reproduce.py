@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, figures, measure, pieces
+from experiments.common import cli, figures, measure, pieces
 from opnorm import training
 from opnorm.training import presets
 from opnorm.training.config import DATA_FIELDS

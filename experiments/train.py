@@ -23,7 +23,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, figures
+from experiments.common import cli, figures
 from opnorm import data, training
 
 cli.define_config_flags(training.Config)

@@ -97,8 +97,8 @@ _FORKING = """
 import gc, json, os, runpy, signal, sys
 import jax
 import opnorm.training
-import experiments.cli
-from experiments import figures
+import experiments.common.cli
+from experiments.common import figures
 from opnorm.data import cifar10_mini
 
 figures.pyplot()

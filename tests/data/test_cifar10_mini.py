@@ -82,7 +82,7 @@ def test_tool_packs_the_same_pictures_into_the_same_bytes(tmp_path: Path) -> Non
                 Image.fromarray(pixels).save(folder / f"{index}.jpg")
 
     def pack(output: str, *options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "experiments.make_cifar10_mini"]
+        command = [sys.executable, "scripts/make_cifar10_mini.py"]
         command += [f"--source={tmp_path / 'source'}", f"--output={tmp_path / output}"]
         command += ["--train_per_class=2", "--test_per_class=1", *options]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from experiments import benchmark_networks, timing
+from experiments.common import timing, train_steps
 
 
 def test_parts_are_measured_and_written(run, tmp_path):
@@ -31,13 +31,13 @@ def test_a_usage_error_is_one_line_and_writes_nothing(run, tmp_path):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    size = benchmark_networks.Size(8, 4, 32, 10)
-    monkeypatch.setitem(benchmark_networks.REDUCED, "cnn7", size)
+    size = train_steps.Size(8, 4, 32, 10)
+    monkeypatch.setitem(train_steps.REDUCED, "cnn7", size)
     return size
 
 
 def measure():
-    return benchmark_networks.measure(
+    return train_steps.measure(
         timing.Compilations(),
         "cnn7",
         full_size=False,
@@ -71,14 +71,14 @@ def test_a_rate_is_the_steps_arithmetic_over_its_time(tiny):
 
 
 def test_what_does_not_fit_into_memory_is_left_out(tiny, monkeypatch, capsys):
-    build = benchmark_networks.train_step
+    build = train_steps.train_step
 
     def train_step(compilations, name, size, label, *rest, **options):
         if label == "standard step":
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return build(compilations, name, size, label, *rest, **options)
 
-    monkeypatch.setattr(benchmark_networks, "train_step", train_step)
+    monkeypatch.setattr(train_steps, "train_step", train_step)
     seconds, ratios = measure()
     assert "too large for the memory: cnn7, standard step" in capsys.readouterr().out
     assert "cnn7, adversarial-only step, float32" in seconds

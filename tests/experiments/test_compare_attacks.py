@@ -11,7 +11,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import compare_attacks, torch_cnn7
+from experiments.compare_attacks import __main__ as compare_attacks
+from experiments.compare_attacks import torch_cnn7
 from opnorm import attacks, data, models, training
 
 EPSILONS = {2.0: 0.5, math.inf: 4 / 255}

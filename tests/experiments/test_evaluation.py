@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import opnorm
-from experiments import attack_specs, evaluation, measure, pieces
+from experiments.common import attack_specs, evaluation, measure, pieces
 from opnorm import attacks, data, training
 from opnorm.training import Config, modes
 

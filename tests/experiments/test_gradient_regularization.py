@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-    attack_specs,
-    gradient_regularization_attacks,
-    gradient_regularization_measure,
-    gradient_regularization_paper,
-    gradient_regularization_rows,
-    pieces,
+from experiments.common import attack_specs, pieces
+from experiments.gradient_regularization import (
+    attacks as gradient_regularization_attacks,
 )
+from experiments.gradient_regularization import (
+    measure as gradient_regularization_measure,
+)
+from experiments.gradient_regularization import networks, paper
 from opnorm import data, training
 
 # R_mu / R_e of the paper's tables, from their rounded columns.
@@ -29,7 +29,7 @@ RATIOS = {
 
 @pytest.mark.parametrize("name", RATIOS)
 def test_improvement_ratios_are_those_of_the_papers_columns(name):
-    first, *rest = getattr(gradient_regularization_paper, name).rows
+    first, *rest = getattr(paper, name).rows
     assert first.name == "undefended" and first.ratio is None
     found = [
         gradient_regularization_measure.improvement_ratio(
@@ -194,15 +194,15 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
     ],
 )
 def test_rows_are_read_and_named(text, row):
-    found = gradient_regularization_rows.parse(text, 2.0)
+    found = networks.parse(text, 2.0)
     assert tuple(found)[:4] == row
-    assert gradient_regularization_rows.parse(found.name(), math.inf) == found
+    assert networks.parse(found.name(), math.inf) == found
 
 
 @pytest.mark.parametrize("text", ["undefended_L2", "gradient", "gradient_x", "snr_1"])
 def test_rows_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match=f"rows has '{text}'"):
-        gradient_regularization_rows.parse(text, 2.0)
+        networks.parse(text, 2.0)
 
 
 TINY = ["--test_examples=48", "--examples=24", "--test_batch_size=16", "--halvings=2"]

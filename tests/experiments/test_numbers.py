@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments import cli, evaluation, measure, networks
+from experiments.common import cli, evaluation, measure, networks
 from opnorm import training
 
 

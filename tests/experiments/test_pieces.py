@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 
 import opnorm
-from experiments import measure, pieces
+from experiments.common import measure, pieces
 from opnorm import data, models, training
 from opnorm.training import Config
 

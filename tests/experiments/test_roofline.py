@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import roofline_program
+from experiments.roofline import program
 
 # A loop of three steps: a convolution by cuDNN and its two gradients, with a fusion
 # that reads one of its operands twice, and a matrix product by cuBLAS at the end.
@@ -57,7 +57,7 @@ custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":\
 
 
 def test_a_program_for_a_gpu_is_its_kernels_as_often_as_they_run():
-    kernels = {kernel.kind: kernel for kernel in roofline_program.read(_GPU)}
+    kernels = {kernel.kind: kernel for kernel in program.read(_GPU)}
     # Each output of the convolution is 36 products and sums.
     arithmetic = 2 * (2 * 8 * 8 * 6) * (3 * 3 * 4)
     x, y, k = 2 * (2 * 8 * 8 * 4), 2 * (2 * 8 * 8 * 6), 2 * (6 * 3 * 3 * 4)
@@ -97,13 +97,13 @@ def test_the_arithmetic_of_a_compiled_network_is_that_of_its_layers():
     layers = ((3, 3, 3, 8), (2, 3, 2, 12), (2 * 5 * 12, 10))
     arrays = [np.ones(shape, np.float32) for shape in layers]
     text = jax.jit(repeated).lower(x, *arrays).compile().as_text()
-    kernels = roofline_program.read(text)
+    kernels = program.read(text)
     per_pass = 2 * 6 * (5 * 7 * 8 * 27 + 2 * 5 * 12 * 12 + 120 * 10)
     assert sum(kernel.runs * kernel.flops for kernel in kernels) == 6 * per_pass
 
 
 def test_a_kernel_takes_the_longer_of_its_two_times():
-    kernel = roofline_program.Kernel("", "", "", runs=4, flops=12.0, bytes=6.0)
+    kernel = program.Kernel("", "", "", runs=4, flops=12.0, bytes=6.0)
     assert kernel.seconds(rate=2.0, bandwidth=3.0) == 4 * 6.0
     assert kernel.seconds(rate=12.0, bandwidth=3.0) == 4 * 2.0
 
@@ -111,7 +111,7 @@ def test_a_kernel_takes_the_longer_of_its_two_times():
 def test_a_loop_of_unknown_length_is_refused():
     unknown = _GPU.replace('"known_trip_count":{"n":"3"},', "")
     with pytest.raises(ValueError, match="while.1"):
-        roofline_program.read(unknown)
+        program.read(unknown)
 
 
 def test_what_cannot_be_compiled_is_one_line_and_writes_nothing(run, tmp_path):

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import spectral_normalization_measure as measuring
-from experiments import spectral_normalization_networks as networks
-from experiments import spectral_normalization_tables as tables
+from experiments.spectral_normalization import measure as measuring
+from experiments.spectral_normalization import networks, tables
 from opnorm import analysis, data, training
 from opnorm.training import Config, methods
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import cli
+from experiments.common import cli
 from opnorm import data, training
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments import sweep_launch
+from experiments.sweep import launch
 from opnorm import training
 from opnorm.training import Config
 
@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent.parent
 _SERVER = """
 import contextlib, dataclasses, io, json, sys
 from absl import flags
-from experiments import cli, sweep
+from experiments.common import cli
+from experiments.sweep import __main__ as sweep
 from opnorm import training
 
 def fill():
@@ -230,18 +231,16 @@ def test_only_what_no_job_is_at_work_on_is_submitted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(submitit, "AutoExecutor", Executor)
     monkeypatch.setattr(Executor, "submitted", [])
-    points = [
-        sweep_launch.Point(n, {}, Config(), str(tmp_path / n)) for n in ("a", "b", "c")
-    ]
-    measured = sweep_launch.Measurement(2.0, (0.5,), 10, 100)
-    cluster = sweep_launch.Cluster("slurm", "gpu", 4, 8, 1.5, 2)
+    points = [launch.Point(n, {}, Config(), str(tmp_path / n)) for n in ("a", "b", "c")]
+    measured = launch.Measurement(2.0, (0.5,), 10, 100)
+    cluster = launch.Cluster("slurm", "gpu", 4, 8, 1.5, 2)
 
     process = subprocess.Popen(["sleep", "60"])
     try:
         for name, number in (("a", process.pid), ("b", 2**22 + 1)):
             record = {"cluster": "local", "job_id": str(number), "folder": "jobs"}
             training.RunDirectory(tmp_path / name).write_json("sweep_job.json", record)
-        launched = sweep_launch.launch_jobs(
+        launched = launch.launch_jobs(
             points,
             measured,
             download=False,
@@ -269,22 +268,22 @@ def test_only_what_no_job_is_at_work_on_is_submitted(tmp_path, monkeypatch):
     assert (parameters["timeout_min"], parameters["gpus_per_node"]) == (90, 4)
     record = json.loads((tmp_path / "c" / "sweep_job.json").read_text())
     assert record["job_id"] == "12_3"
-    assert sweep_launch.describe_state(points[2], measured) == "submitted, job 12_3"
+    assert launch.describe_state(points[2], measured) == "submitted, job 12_3"
 
 
 @pytest.mark.parametrize("text", ["", "3", "[1]", '{"status": "done"}', "[" * 100_000])
 def test_a_result_of_any_shape_is_one_line(tmp_path, text):
-    point = sweep_launch.Point("a", {}, Config(), str(tmp_path))
+    point = launch.Point("a", {}, Config(), str(tmp_path))
     (tmp_path / "sweep_result.json").write_text(text)
     with pytest.raises(ValueError, match="sweep_result.json is damaged.*remove it"):
-        sweep_launch.read_result(point, sweep_launch.Measurement(2.0, (0.5,), 10, 100))
+        launch.read_result(point, launch.Measurement(2.0, (0.5,), 10, 100))
 
 
 def test_without_submitit_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    cluster = sweep_launch.Cluster("slurm", None, 1, 8, 1.0, None)
-    measured = sweep_launch.Measurement(2.0, (0.5,), 10, 100)
-    launched = sweep_launch.launch_jobs(
+    cluster = launch.Cluster("slurm", None, 1, 8, 1.0, None)
+    measured = launch.Measurement(2.0, (0.5,), 10, 100)
+    launched = launch.launch_jobs(
         [],
         measured,
         download=False,
@@ -374,7 +373,7 @@ def test_a_directory_of_another_sweep_is_refused(call, swept):
 def test_points_are_trained_on_what_their_configurations_say():
     config = training.Config(train_examples=20, image_size=20, random_labels=1.0)
     expected = training.load_train_set(config)
-    found = sweep_launch._train_set(sweep_launch._source(config), download=False)
+    found = launch._train_set(launch._source(config), download=False)
     np.testing.assert_array_equal(found.images, expected.images)
     np.testing.assert_array_equal(found.labels, expected.labels)
 

@@ -1,0 +1,1 @@
+"""Code that the experiments share: flags, results on disk, tables, figures."""

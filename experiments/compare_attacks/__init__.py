@@ -1,0 +1,1 @@
+"""The attacks of this library beside those of others."""

@@ -1,0 +1,1 @@
+"""The claim of Finlay & Oberman 2019."""

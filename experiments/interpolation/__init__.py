@@ -1,0 +1,1 @@
+"""The paths between adversarial training and data-dependent regularisation."""

@@ -1,0 +1,1 @@
+"""The limits that an accelerator sets to train steps."""

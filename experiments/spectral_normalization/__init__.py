@@ -1,0 +1,1 @@
+"""The claim of Farnia, Zhang & Tse 2019."""

@@ -1,0 +1,319 @@
+"""Measures one network for experiments.spectral_normalization.
+
+Every network is measured under the attack that it was trained with, as
+:func:`opnorm.training.methods.attack` describes it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common import networks
+from opnorm import analysis, data, models, operators
+from opnorm.analysis import accuracy, inputs
+from opnorm.models import normalization
+from opnorm.training import Config, build, methods
+from opnorm.training.config import ADVERSARIAL
+
+_ATTACKED = (*ADVERSARIAL, "wrm")
+_ATTACK_FIELDS = (
+    "method",
+    "p",
+    "epsilon",
+    "num_steps",
+    "step_size",
+    "random_start",
+    "gamma",
+    "attack_labels",
+)
+_BATCH_SIZE = 100
+_PERCENTS = np.linspace(0, 100, 101)
+
+
+class Pictures(NamedTuple):
+    """What networks are measured on.
+
+    Attributes:
+      train: the first training pictures, with the labels that are trained on.
+      validation: test pictures that choose the bound.
+      test: other test pictures, that report it.
+    """
+
+    train: data.Dataset
+    validation: data.Dataset
+    test: data.Dataset
+
+
+def divide(
+    train_set: data.Dataset, test_set: data.Dataset, *, train: int, validation: int
+) -> Pictures:
+    """Takes the first training pictures, the first test pictures, and the others.
+
+    Args:
+      train_set: what is trained on.
+      test_set: to be divided.
+      train: how many training pictures, at most.
+      validation: how many test pictures choose the bound.
+
+    Raises:
+      ValueError: if fewer than two others are left.
+    """
+    if len(test_set) < validation + 2:
+        raise ValueError(
+            f"validation_examples is {validation}; of the {len(test_set)} test "
+            "pictures at least 2 must be left."
+        )
+    return Pictures(
+        train_set.slice(0, train),
+        test_set.slice(0, validation),
+        test_set.slice(validation, None),
+    )
+
+
+def own_attack(config: Config) -> Config | None:
+    """What decides the attack of a method, the rest as by default.
+
+    None for methods that attack nothing, which are measured on clean pictures.
+    """
+    if config.method not in _ATTACKED:
+        return None
+    return Config(**{name: getattr(config, name) for name in _ATTACK_FIELDS})
+
+
+def describe(attack: Config | None) -> str:
+    """An attack as text, the same for the same attack."""
+    if attack is None:
+        return "none"
+    return ", ".join(f"{name}={getattr(attack, name)}" for name in _ATTACK_FIELDS)
+
+
+def length(attack: Config, strength: float) -> float:
+    """How far an attack goes: epsilon in [0, 1] pixel units, of WRM ``1 / 2 gamma``."""
+    reach = 0.5 / attack.gamma if attack.method == "wrm" else attack.epsilon
+    return strength * reach
+
+
+def measure(
+    config: Config, network: models.Network, pictures: Pictures
+) -> dict[str, Any]:
+    """Measures a network.
+
+    Args:
+      config: of its training.
+      network: as ``training.train`` or ``training.load_run`` returns it.
+      pictures: what to measure on.
+
+    Returns:
+      "train", "validation" and "test": accuracies under the attack trained with;
+      "clean": of the test pictures; "correct": "1" or "0" for each test picture under
+      the attack; "margins" of the attacked training pictures, "gradient_norms" of the
+      loss at the clean ones, "gains" ``||f(x)|| / ||normalised x||`` at the test
+      pictures: distributions as percentiles; "kappa": the smallest gradient norm at
+      clean and attacked training pictures; "layers": norms; "capacity": logarithms, of
+      the scheme's capacity norm in L2, and None for attacks in another norm.
+    """
+    attack = own_attack(config)
+    found: dict[str, Any] = {}
+    for name in ("train", "validation", "test"):
+        x_adv, logits = _attack(network, getattr(pictures, name), attack)
+        right = logits.argmax(axis=1) == getattr(pictures, name).labels
+        found[name] = networks.averaged(right)
+        if name == "test":
+            found["correct"] = "".join("1" if hit else "0" for hit in right)
+        if name == "train":
+            margins = analysis.margin(
+                jnp.asarray(logits), jnp.asarray(pictures.train.labels)
+            )
+            slopes = [
+                accuracy.in_batches(
+                    _slopes, network, (x, pictures.train.labels), _BATCH_SIZE
+                )
+                for x in (pictures.train.images, x_adv)
+            ]
+    clean = analysis.evaluate_accuracy(
+        network, pictures.test.images, pictures.test.labels
+    )
+    gains = accuracy.in_batches(
+        functools.partial(_gains, statistics=config.normalization),
+        network,
+        (pictures.test.images, pictures.test.labels),
+        _BATCH_SIZE,
+    )
+    kappa = float(min(values.min() for values in slopes))
+    layers = _layers(config, network, pictures.test)
+    norms = _layer_norms(layers)
+    return found | {
+        "clean": {"mean": clean.mean, "standard_error": clean.standard_error},
+        "margins": _distribution(margins),
+        "gradient_norms": _distribution(slopes[0]),
+        "gains": _distribution(gains),
+        "kappa": kappa,
+        "layers": [
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "norm": norms.value[place],
+                "upper": norms.upper[place],
+                "kernel_matrix": norms.kernel_matrix[place],
+            }
+            for place, layer in enumerate(layers)
+        ],
+        "capacity": _log_capacity(config, layers, kappa),
+    }
+
+
+def accuracy_by_strength(
+    network: models.Network,
+    pictures: Pictures,
+    attack: Config,
+    strengths: Sequence[float],
+) -> dict[str, Any]:
+    """Measures the test accuracy under an attack of several strengths.
+
+    Args:
+      network: as ``training.train`` or ``training.load_run`` returns it.
+      pictures: of which the test images are attacked.
+      attack: of :func:`own_attack`, of any network.
+      strengths: multiples of what the attack is trained with.
+
+    Returns:
+      "strength", "length", "mean" and "standard_error", of equal lengths.
+    """
+    points = []
+    for strength in strengths:
+        _, logits = _attack(network, pictures.test, attack, strength)
+        points.append(networks.averaged(logits.argmax(axis=1) == pictures.test.labels))
+    return {
+        "strength": list(strengths),
+        "length": [length(attack, strength) for strength in strengths],
+        "mean": [point["mean"] for point in points],
+        "standard_error": [point["standard_error"] for point in points],
+    }
+
+
+def _attack(
+    network: models.Network,
+    pictures: data.Dataset,
+    attack: Config | None,
+    strength: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Attacked pictures and their logits."""
+    found: tuple[np.ndarray, np.ndarray] = accuracy.in_batches(
+        functools.partial(_attacked, attack=attack),
+        network,
+        (pictures.images, pictures.labels, np.arange(len(pictures))),
+        _BATCH_SIZE,
+        (jnp.float32(strength), jax.random.key(0)),
+    )
+    return found
+
+
+@functools.partial(jax.jit, static_argnames="attack")
+def _attacked(
+    f: models.Network,
+    x: jax.Array,
+    labels: jax.Array,
+    number: jax.Array,
+    strength: jax.Array,
+    key: jax.Array,
+    *,
+    attack: Config | None,
+) -> tuple[jax.Array, jax.Array]:
+    x = inputs.to_pixels(x)
+    if attack is not None:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
+        x = methods.attack(attack, strength=strength)(f, x, labels, keys)
+    return x, f(x)
+
+
+@jax.jit
+def _slopes(f: models.Network, x: jax.Array, labels: jax.Array) -> jax.Array:
+    return analysis.gradient_norms(f, inputs.to_pixels(x), labels)
+
+
+@functools.partial(jax.jit, static_argnames="statistics")
+def _gains(
+    f: models.Network, x: jax.Array, labels: jax.Array, *, statistics: str
+) -> jax.Array:
+    del labels
+    mean, std = models.STATISTICS[statistics]
+    return analysis.output_gain(
+        f,
+        inputs.to_pixels(x),
+        normalize=lambda z: normalization.normalize(z, mean, std),
+    )
+
+
+def _layers(
+    config: Config, network: models.Network, pictures: data.Dataset
+) -> tuple[operators.Layer, ...]:
+    # Rematerialised kernels are computed inside the network.
+    plain = dataclasses.replace(config, rematerialize=False)
+    return operators.layers(
+        build.build_model(plain, pictures.num_classes),
+        network.variables,
+        jax.ShapeDtypeStruct((1, *pictures.image_shape), jnp.float32),
+        batch_norm="ignore",
+        train=False,
+    )
+
+
+_layer_norms = jax.jit(operators.layer_norms)
+
+
+def _log_capacity(
+    config: Config, layers: Sequence[operators.Layer], kappa: float
+) -> dict[str, Any] | None:
+    """The capacity norm of the scheme; the theorems are of attacks in L2."""
+    attack = own_attack(config)
+    options: dict[str, Any] = {"scheme": "erm"}
+    slope = None
+    if attack is not None and attack.method == "wrm":
+        options = {"scheme": "wrm", "gamma": attack.gamma}
+    elif attack is not None:
+        if attack.p != 2:
+            return None
+        slope = kappa
+        if attack.num_steps == 1:
+            options = {"scheme": "fgm", "epsilon": attack.epsilon}
+        else:
+            size = attack.step_size
+            options = {
+                "scheme": "pgm",
+                "attack_steps": attack.num_steps,
+                "step_size": 2 * attack.epsilon / attack.num_steps
+                if size is None
+                else size,
+            }
+    _, std = models.STATISTICS[config.normalization]
+    scale = tuple(1 / s for s in ((std,) if isinstance(std, float) else std))
+    compute = _capacity(tuple(options.items()), scale)
+    return {"scheme": options["scheme"], **compute(layers, slope)._asdict()}
+
+
+@functools.lru_cache(maxsize=32)
+def _capacity(
+    options: tuple[tuple[str, Any], ...], scale: tuple[float, ...]
+) -> Callable[..., operators.Capacity]:
+    @jax.jit
+    def capacity(
+        layers: Sequence[operators.Layer], kappa: jax.Array | None
+    ) -> operators.Capacity:
+        return operators.log_capacity(
+            layers, kappa=kappa, input_scale=scale, **dict(options)
+        )
+
+    return capacity
+
+
+def _distribution(values: Any) -> dict[str, Any]:
+    values = np.asarray(values, np.float64)
+    return {
+        "mean": values.mean(),
+        "percentiles": [float(f"{v:.6g}") for v in np.percentile(values, _PERCENTS)],
+    }

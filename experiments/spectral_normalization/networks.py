@@ -1,0 +1,228 @@
+"""experiments: the networks that experiments.spectral_normalization compares."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.common import measure, timing
+from opnorm import data, training
+from opnorm.training import Config, build, feed, presets
+from opnorm.training.config import DATA_FIELDS, SPECTRAL_NORM_METHODS
+from opnorm.training.step import state_shardings
+
+# What the network without a bound is called.
+WITHOUT = "none"
+_TIMED_ROUNDS = 5
+# What networks that stand in one table have in common.
+_COMMON = (
+    *DATA_FIELDS,
+    "model",
+    "width",
+    "activation",
+    "logit_activation",
+    "normalization",
+)
+
+
+class Planned(NamedTuple):
+    """A network to be trained.
+
+    Attributes:
+      name: what results call it among those of its scheme.
+      config: of its training.
+      directory: of its run.
+    """
+
+    name: str
+    config: Config
+    directory: Path
+
+
+def schemes(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, Config]:
+    """The configuration of each preset, without a bound.
+
+    Args:
+      names: of the presets.
+      given: what replaces what all of them say.
+
+    Raises:
+      ValueError: for unknown presets, or ones that do not fit each other.
+    """
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"presets is {list(names)}; give one or more, each once.")
+    found = {
+        name: dataclasses.replace(presets.get(name).config, **given) for name in names
+    }
+    measure.check_alike(found, _COMMON)
+    dataset = found[names[0]].dataset
+    if data.is_streamed(dataset):
+        raise ValueError(f"dataset is {dataset!r}; it must fit into memory.")
+    return found
+
+
+def planned(
+    scheme: Config,
+    bounds: Sequence[float],
+    methods: Sequence[str],
+    folder: Path,
+    *,
+    labels: str = "true",
+) -> dict[str, Planned]:
+    """The networks of a scheme by name, the one without a bound first.
+
+    Args:
+      scheme: without a bound.
+      bounds: inf, that is without, and others.
+      methods: keys of ``SPECTRAL_NORM_METHODS``.
+      folder: where run directories are made.
+      labels: "true", or "random".
+
+    Raises:
+      ValueError: for bounds, methods or a configuration that cannot be trained, and for
+        a directory that holds another run.
+    """
+    given = [f"{bound:g}" for bound in bounds]
+    finite = sorted(bound for bound in bounds if bound != math.inf)
+    if math.inf not in bounds or not finite or len(set(given)) < len(given):
+        raise ValueError(
+            f"bounds is {given}; give inf, that is without, and one or more numbers, "
+            "each once."
+        )
+    if not all(bound > 0 for bound in finite):
+        raise ValueError(f"bounds is {given}; each must be positive.")
+    unknown = [name for name in methods if name not in SPECTRAL_NORM_METHODS]
+    if not methods or unknown or len(set(methods)) < len(methods):
+        raise ValueError(
+            f"methods is {list(methods)}; give some of "
+            f"{', '.join(SPECTRAL_NORM_METHODS)}, each once."
+        )
+    ending = "" if labels == "true" else f"-{labels}_labels"
+    scheme = dataclasses.replace(
+        scheme,
+        spectral_norm_bound=None,
+        spectral_norm_method=Config().spectral_norm_method,
+        random_labels=float(labels == "random"),
+    )
+    configs = {WITHOUT: scheme} | {
+        f"{method}_{bound:g}": dataclasses.replace(
+            scheme, spectral_norm_bound=bound, spectral_norm_method=method
+        )
+        for method in methods
+        for bound in finite
+    }
+    found = {
+        name: Planned(name, config, folder / (name + ending))
+        for name, config in configs.items()
+    }
+    for each in found.values():
+        training.validate(each.config)
+        if each.directory.exists():
+            training.RunDirectory.create(
+                each.directory,
+                dataclasses.asdict(each.config),
+                defaults=dataclasses.asdict(Config()),
+            )
+    return found
+
+
+def choose(
+    measured: Mapping[str, Mapping[str, Any]], method: str, *, finite: bool = False
+) -> str:
+    """Chooses a network of a scheme by its accuracy on the validation pictures.
+
+    Args:
+      measured: by name: "bound", "method" (None without a bound) and "validation".
+      method: how norms are bounded; the network without a bound is a candidate, too.
+      finite: whether it is not.
+
+    Returns:
+      The name; of equal ones the one with the largest bound.
+    """
+    candidates = {
+        name: (each["validation"]["mean"], float(each["bound"]))
+        for name, each in measured.items()
+        if each["method"] == method or (each["method"] is None and not finite)
+    }
+    return max(candidates, key=lambda name: candidates[name])
+
+
+def time_steps(
+    configs: Mapping[str, Config], train_set: data.Dataset
+) -> dict[str, dict[str, float]]:
+    """Times train steps of configurations in turns, after a warm-up.
+
+    Args:
+      configs: by name, one of them ``WITHOUT``.
+      train_set: what they train on.
+
+    Returns:
+      By name "seconds", a median, and "ratio" to ``WITHOUT``, the median of the rounds'
+      own ratios. Rough: a few steps.
+    """
+    functions = {
+        name: _train_steps(config, train_set) for name, config in configs.items()
+    }
+    rounds = timing.take_turns(functions, _TIMED_ROUNDS)
+    return {
+        name: {"seconds": seconds, "ratio": timing.ratio(rounds, name, WITHOUT)}
+        for name, seconds in timing.medians(rounds).items()
+    }
+
+
+def training_curve(directory: Path) -> dict[str, list[float]]:
+    """Reads the training accuracy of each epoch, the mean of the minibatches logged.
+
+    Returns:
+      "step", the last logged of the epoch, and "accuracy", under the attack trained
+      with.
+    """
+    by_epoch: dict[int, list[dict[str, float]]] = {}
+    for line in training.read_metrics(directory):
+        by_epoch.setdefault(int(np.ceil(line["epoch"])), []).append(line)
+    return {
+        "step": [lines[-1]["step"] for lines in by_epoch.values()],
+        "accuracy": [
+            float(
+                np.mean(
+                    [
+                        line.get("adversarial_accuracy", line["accuracy"])
+                        for line in lines
+                    ]
+                )
+            )
+            for lines in by_epoch.values()
+        ],
+    }
+
+
+def _train_steps(config: Config, train_set: data.Dataset) -> Callable[[], Any]:
+    """A function that takes one train step after the other, all with one batch."""
+    plan = training.make_plan(config, len(train_set))
+    mesh, shapes = training.data_mesh(), build.image_shapes(train_set, plan)
+    # Compiled already where the network has just been trained.
+    step = build.compiled_step(
+        config, train_set.num_classes, plan, mesh, "replicated", shapes
+    )
+    state = build.initial_state(config, train_set, plan)
+    state = training.place(state, state_shardings(state, mesh, "replicated"))
+    batch = next(
+        feed.batches(
+            train_set,
+            plan,
+            config.seed,
+            0,
+            training.sharded(mesh),
+            augment=config.augment,
+        )
+    )
+
+    def take() -> Any:
+        nonlocal state
+        state, metrics = step(state, *batch)
+        return metrics["loss"]
+
+    return take

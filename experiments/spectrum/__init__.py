@@ -1,0 +1,1 @@
+"""Which directions networks amplify, and whether attacks point along them."""

@@ -1,0 +1,1 @@
+"""Trains a network for every point of a grid."""
