@@ -24,7 +24,7 @@ from jax import lax
 
 from experiments.benchmark import input, spectrum
 from experiments.common import cli, timing, train_steps
-from opnorm import attacks, data, operators, training
+from opnorm import attacks, data, operators, runs, training
 from opnorm.training import modes, optimizers, weight_bounds
 
 _RUN = flags.DEFINE_string("run", "runs/benchmark", "directory to write to")
@@ -108,7 +108,7 @@ def main() -> None:
             ]
         else:
             jobs.append((part, known[part]))
-    cli.hold(training.RunDirectory(_RUN.value))
+    cli.hold(runs.RunDirectory(_RUN.value))
     compilations = timing.Compilations()
     times: dict[str, float] = {}
     ratios: dict[str, float] = {}
@@ -137,12 +137,12 @@ def _write(
     seconds = cli.table(
         [{"what": name, "median ms": f"{1e3 * t:.1f}"} for name, t in times.items()]
     )
-    run = training.RunDirectory(_RUN.value)
+    run = runs.RunDirectory(_RUN.value)
     run.write_json(
         "benchmark.json",
         {
-            "environment": training.environment(),
-            "git_revision": training.git_revision(),
+            "environment": runs.environment(),
+            "git_revision": runs.git_revision(),
             "width": _WIDTH.value,
             "batch_size": _BATCH_SIZE.value,
             "rounds": _ROUNDS.value,

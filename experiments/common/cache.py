@@ -33,7 +33,7 @@ import numpy as np
 from absl import flags, logging
 
 import opnorm
-from opnorm import data, models, training
+from opnorm import data, models, runs
 from opnorm.training import Config
 
 Arrays = dict[str, np.ndarray]
@@ -139,7 +139,7 @@ class Parts:
         digest = np.array(_digest_of_arrays(key, arrays))
         stream = BytesIO()
         np.savez_compressed(stream, **arrays, **{_DIGEST: digest})  # type: ignore[arg-type]
-        training.write_whole(file, stream.getvalue())
+        runs.write_whole(file, stream.getvalue())
 
     def cached(self, key: Mapping[str, Any], compute: Callable[[], Arrays]) -> Arrays:
         """Returns the part saved under this key, or computes and saves it."""
@@ -184,7 +184,7 @@ def in_parts(
       The arrays of each part, in the order of the examples.
     """
     found = []
-    with training.Progress(count, description=description, unit=unit) as progress:
+    with runs.Progress(count, description=description, unit=unit) as progress:
         for first in range(0, count, part_size):
             last = min(first + part_size, count)
 
@@ -227,8 +227,8 @@ def cached(
             print(f"{file} is taken from an earlier measurement", file=sys.stderr)
             return known
     # The digest is over the values as a reader of the file finds them.
-    found: dict[str, Any] = training.as_json({"settings": settings, **compute()})
-    training.RunDirectory(file.parent).write_json(file.name, with_digest(found))
+    found: dict[str, Any] = runs.as_json({"settings": settings, **compute()})
+    runs.RunDirectory(file.parent).write_json(file.name, with_digest(found))
     return found
 
 
@@ -238,7 +238,7 @@ def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       content: values that JSON can hold.
     """
-    found: dict[str, Any] = training.as_json(content)
+    found: dict[str, Any] = runs.as_json(content)
     return found | {_DIGEST: _digest_of_json(found)}
 
 

@@ -253,7 +253,7 @@ def hold(run: Any, own: Sequence[str] = ()) -> Any:
     """Keeps other processes out of a run directory until the binary ends.
 
     Args:
-      run: a ``training.RunDirectory``; it is made if need be.
+      run: a :class:`opnorm.runs.RunDirectory`; it is made if need be.
       own: as for ``RunDirectory.check``.
 
     Returns:

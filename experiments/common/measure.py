@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import cache
-from opnorm import analysis, attacks, data, models, training
+from opnorm import analysis, attacks, data, models, runs, training
 from opnorm.training import Config, build_model, modes
 
 
@@ -208,7 +208,7 @@ def check_fit(
 
 def create_run_directory(
     path: str | Path, settings: Mapping[str, Any], configs: Sequence[Config]
-) -> training.RunDirectory:
+) -> runs.RunDirectory:
     """Makes the directory of a job of several networks, or opens the same job's.
 
     Args:
@@ -221,7 +221,7 @@ def create_run_directory(
         ``RunDirectory.create``.
     """
     given = [dataclasses.asdict(config) for config in configs]
-    run = training.RunDirectory.create(
+    run = runs.RunDirectory.create(
         path, {**settings, "configs": given}, may_differ=("configs",)
     )
     held = run.flags().get("configs")

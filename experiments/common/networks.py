@@ -10,7 +10,7 @@ from absl import flags
 
 import opnorm
 from experiments.common import cli, figures, measure
-from opnorm import analysis, data, models, training
+from opnorm import analysis, data, models, runs, training
 from opnorm.training import Config, modes
 
 # Flags defined here belong to the binary that calls for them.
@@ -44,7 +44,7 @@ class Comparison(NamedTuple):
 
     networks: list[NamedNetwork]
     examples: data.Dataset
-    out: training.RunDirectory
+    out: runs.RunDirectory
 
 
 def define_flags(folder: str) -> None:
@@ -131,8 +131,8 @@ def open_runs(folder: str, examples: int) -> Comparison:
         measure.check_fit(run, found.config, found.network, chosen)
         source = {"run": run, "step": found.step, "method": found.config.method}
         networks.append(NamedNetwork(name, found.config, found.network, source))
-    training.RunDirectory.for_results(given.out or directories[0])
-    out = cli.hold(training.RunDirectory(given.out or Path(directories[0]) / folder))
+    runs.RunDirectory.for_results(given.out or directories[0])
+    out = cli.hold(runs.RunDirectory(given.out or Path(directories[0]) / folder))
     return Comparison(networks, chosen, out)
 
 
@@ -199,8 +199,8 @@ def card(comparison: Comparison, count: int) -> dict[str, Any]:
         "examples": count,
         **{name: flags.FLAGS[name].value for name in names},
         "runs": {network.name: network.source for network in comparison.networks},
-        "environment": training.environment(),
-        "git_revision": training.git_revision(),
+        "environment": runs.environment(),
+        "git_revision": runs.git_revision(),
     }
 
 

@@ -32,7 +32,7 @@ from experiments.common import cli, networks, tables
 from experiments.common.figures import label
 from experiments.common.tables import Column
 from experiments.curvature import figures
-from opnorm import analysis, data, linalg, training
+from opnorm import analysis, data, linalg, runs, training
 
 _FOLDER = "curvature"
 networks.define_flags(_FOLDER)
@@ -149,7 +149,7 @@ def _training_pictures(comparison: networks.Comparison, count: int) -> data.Data
 
 def _inputs(network: networks.NamedNetwork, examples: data.Dataset) -> dict[str, Any]:
     """Summaries of each quantity over the examples, and how sure the Hessians are."""
-    with training.Progress(
+    with runs.Progress(
         len(examples), description=f"{network.name}: inputs", unit="image"
     ) as progress:
         found = analysis.input_curvature(
@@ -187,7 +187,7 @@ def _mean_and_maximum(values: np.ndarray) -> dict[str, float]:
 def _parameters(
     network: networks.NamedNetwork, pictures: data.Dataset, matrix: str
 ) -> analysis.ParameterSpectrum:
-    with training.Progress(
+    with runs.Progress(
         _PROBES.value,
         description=f"{network.name}: {matrix.replace('_', '-')}",
         examples=flags.FLAGS.num_steps * len(pictures),

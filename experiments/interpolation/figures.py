@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.common import figures
-from opnorm import training
+from opnorm import runs
 
 
 def draw_sweep(
-    out: training.RunDirectory,
+    out: runs.RunDirectory,
     points: Sequence[Mapping[str, Any]],
     *,
     axis: str,

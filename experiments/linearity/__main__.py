@@ -28,7 +28,7 @@ from experiments.common import cli, measure, networks, tables
 from experiments.common.figures import label
 from experiments.common.tables import Column
 from experiments.linearity import figures
-from opnorm import analysis, attacks, data, linalg, training
+from opnorm import analysis, attacks, data, linalg, runs
 
 _FOLDER = "linearity"
 networks.define_flags(_FOLDER)
@@ -108,7 +108,7 @@ def _around(
     key = jax.random.key(flags.FLAGS.seed)
     clean = np.asarray(data.to_float(examples.images))
     curves: dict[str, list[dict[str, Any]]] = {"adversarial": [], "random": []}
-    with training.Progress(
+    with runs.Progress(
         2 * (len(epsilons) + 1),
         description=f"{network.name}: {measure.norm_name(p)} perturbations",
         examples=len(examples),
@@ -157,7 +157,7 @@ def _noise(
     drawn = np.random.default_rng(seed).uniform(size=shape).astype(np.float32)
     clean = np.asarray(data.to_float(examples.images))
     curves: dict[str, list[dict[str, Any]]] = {"pictures": [], "random_inputs": []}
-    with training.Progress(
+    with runs.Progress(
         len(magnitudes) + 1,
         description=f"{network.name}: noise",
         examples=2 * len(examples),

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.common import figures
-from opnorm import training
+from opnorm import runs
 
 
 def draw_linearity(
-    out: training.RunDirectory,
+    out: runs.RunDirectory,
     results: Mapping[str, Any],
     norm: str,
     training_epsilons: Sequence[float],
@@ -63,7 +63,7 @@ def draw_linearity(
 
 
 def draw_activations(
-    out: training.RunDirectory,
+    out: runs.RunDirectory,
     results: Mapping[str, Any],
     training_epsilons: Sequence[float],
 ) -> None:

@@ -28,7 +28,7 @@ from jax.experimental import topologies
 
 from experiments.common import cli, train_steps
 from experiments.roofline import program
-from opnorm import training
+from opnorm import runs, training
 from opnorm.training import modes
 
 _RUN = flags.DEFINE_string("run", "runs/roofline", "directory to write to")
@@ -130,7 +130,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     os.environ["OPNORM_LOOPS"] = "plain"
     target = device(chip)
-    cli.hold(training.RunDirectory(_RUN.value))
+    cli.hold(runs.RunDirectory(_RUN.value))
     found: dict[str, dict[str, Any]] = {}
     text = ""
     for name in _NETWORKS.value:
@@ -290,12 +290,12 @@ def _write(
         "from the compiled programs, not measured."
     )
     text = "\n\n".join([heading, table, *_kinds(found)])
-    run = training.RunDirectory(_RUN.value)
+    run = runs.RunDirectory(_RUN.value)
     run.write_json(
         "roofline.json",
         {
-            "environment": training.environment(),
-            "git_revision": training.git_revision(),
+            "environment": runs.environment(),
+            "git_revision": runs.git_revision(),
             "chip": chip._asdict(),
             "rate": rate,
             "bandwidth": bandwidth,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.common import measure, timing
-from opnorm import data, training
+from opnorm import data, runs, training
 from opnorm.training import Config, build, feed, presets
 from opnorm.training.config import DATA_FIELDS, SPECTRAL_NORM_METHODS
 from opnorm.training.step import state_shardings
@@ -121,7 +121,7 @@ def planned(
     for each in found.values():
         training.validate(each.config)
         if each.directory.exists():
-            training.RunDirectory.create(
+            runs.RunDirectory.create(
                 each.directory,
                 dataclasses.asdict(each.config),
                 defaults=dataclasses.asdict(Config()),
@@ -181,7 +181,7 @@ def training_curve(directory: Path) -> dict[str, list[float]]:
       with.
     """
     by_epoch: dict[int, list[dict[str, float]]] = {}
-    for line in training.read_metrics(directory):
+    for line in runs.read_metrics(directory):
         by_epoch.setdefault(int(np.ceil(line["epoch"])), []).append(line)
     return {
         "step": [lines[-1]["step"] for lines in by_epoch.values()],

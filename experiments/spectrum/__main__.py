@@ -27,7 +27,7 @@ from experiments.common import cli, measure, networks, tables
 from experiments.common.figures import label
 from experiments.common.tables import Column
 from experiments.spectrum import figures
-from opnorm import analysis, data, training
+from opnorm import analysis, data, runs
 
 _FOLDER = "spectrum"
 networks.define_flags(_FOLDER)
@@ -151,7 +151,7 @@ def _ranks(
     )
     random = analysis.random_directions(delta, jax.random.fold_in(key, 1))
     clean = np.asarray(data.to_float(examples.images))
-    with training.Progress(
+    with runs.Progress(
         # Features and logits, at clean and at adversarial examples.
         4 * len(examples),
         description=f"{network.name}: spectra",
@@ -214,7 +214,7 @@ def _lengths(
     # Where all features are dead there is no dominant vector.
     alive = (top.values > 0)[:, None]
     curves: dict[str, Any] = {}
-    with training.Progress(
+    with runs.Progress(
         sum(len(epsilons) for epsilons in lengths.values()),
         description=f"{network.name}: alignment",
         examples=len(examples),

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from experiments.common import figures
-from opnorm import training
+from opnorm import runs
 
 
 def draw_spectra(
-    out: training.RunDirectory, results: Mapping[str, Any], names: Sequence[str]
+    out: runs.RunDirectory, results: Mapping[str, Any], names: Sequence[str]
 ) -> None:
     """Draws singular values by rank, at clean and at adversarial examples.
 
@@ -47,9 +47,7 @@ def draw_spectra(
         figures.save_panels(figure, panels, out.figure_path(f"spectrum_{quantity}"))
 
 
-def draw_alignment_by_rank(
-    out: training.RunDirectory, results: Mapping[str, Any]
-) -> None:
+def draw_alignment_by_rank(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     """Draws how perturbations align with each right singular vector.
 
     Args:
@@ -91,7 +89,7 @@ def draw_alignment_by_rank(
 
 
 def draw_alignment_by_length(
-    out: training.RunDirectory,
+    out: runs.RunDirectory,
     results: Mapping[str, Any],
     norm: str,
     training_epsilons: Sequence[float],

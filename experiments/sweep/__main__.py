@@ -32,7 +32,7 @@ from absl import flags
 
 from experiments.common import cache, cli
 from experiments.sweep import launch, report
-from opnorm import training
+from opnorm import runs, training
 from opnorm.training import presets
 from opnorm.training.presets import STEP_RATIO
 
@@ -119,7 +119,7 @@ def main() -> None:
         ]
         print(cli.table(rows))
         return
-    run = training.RunDirectory.create(
+    run = runs.RunDirectory.create(
         directory,
         dataclasses.asdict(base),
         defaults=dataclasses.asdict(training.Config()),

@@ -5,25 +5,12 @@ Imports every other room. Orbax is imported when a checkpoint is written or read
 
 from opnorm.training.build import Run, build_model, load_run, load_train_set
 from opnorm.training.config import COMPUTE_DTYPES, METHODS, Config
-from opnorm.training.files import write_whole
-from opnorm.training.hosts import ProcessLost, is_writer
-from opnorm.training.hosts import initialize as initialize_hosts
 from opnorm.training.loop import TrainResult, train
 from opnorm.training.methods import Auxiliary, Batch, Method
 from opnorm.training.modes import Modes
 from opnorm.training.modes import create as make_modes
 from opnorm.training.plan import Plan, check_devices, image_size
 from opnorm.training.plan import make as make_plan
-from opnorm.training.preemption import Preempted
-from opnorm.training.progress import Progress
-from opnorm.training.run_directory import (
-    RunDirectory,
-    as_json,
-    environment,
-    git_revision,
-    read_metrics,
-)
-from opnorm.training.run_lock import RunInUse
 from opnorm.training.step import (
     TrainState,
     data_mesh,
@@ -45,35 +32,23 @@ __all__ = [
     "Method",
     "Modes",
     "Plan",
-    "Preempted",
-    "ProcessLost",
-    "Progress",
     "Run",
-    "RunDirectory",
-    "RunInUse",
     "TrainResult",
     "TrainState",
-    "as_json",
     "build_model",
     "check_devices",
     "data_mesh",
-    "environment",
-    "git_revision",
     "image_size",
     "init_state",
-    "initialize_hosts",
-    "is_writer",
     "load_run",
     "load_train_set",
     "make_modes",
     "make_plan",
     "make_step",
     "place",
-    "read_metrics",
     "replicated",
     "sharded",
     "state_shardings",
     "train",
     "validate",
-    "write_whole",
 ]

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from opnorm import data, models
+from opnorm.runs import checkpoints
 from opnorm.training import (
-    checkpoints,
     methods,
     modes,
     optimizers,

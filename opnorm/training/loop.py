@@ -11,15 +11,8 @@ from jax.sharding import Mesh
 
 from opnorm import data, models
 from opnorm.data.dataset import check_units
-from opnorm.training import (
-    build,
-    checkpoints,
-    feed,
-    hosts,
-    preemption,
-    progress,
-    validation,
-)
+from opnorm.runs import checkpoints, hosts, preemption, progress
+from opnorm.training import build, feed, validation
 from opnorm.training import plan as plans
 from opnorm.training.config import Config
 from opnorm.training.shared_run import SharedRun
@@ -76,7 +69,7 @@ def train(
 
     On CPU the result is a function of the configuration alone, bit by bit, however
     often the run was interrupted. Where several processes share a run (see
-    :mod:`opnorm.training.hosts`), each calls it with the same arguments.
+    :mod:`opnorm.runs.hosts`), each calls it with the same arguments.
 
     Args:
       config: the run; see :class:`opnorm.training.config.Config`.

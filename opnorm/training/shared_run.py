@@ -8,11 +8,10 @@ from typing import Any
 
 from absl import logging
 
-from opnorm.training import checkpoints, hosts
+from opnorm.runs import RunDirectory, checkpoints, hosts
 from opnorm.training import plan as plans
 from opnorm.training.config import Config
 from opnorm.training.plan import Plan
-from opnorm.training.run_directory import RunDirectory
 from opnorm.training.step import TrainState
 
 # Leaves of a state that checkpoints of earlier versions lack.
@@ -22,6 +21,8 @@ _SAVED = "checkpoints.json"
 # Flags that say where data lie, or the network to start from, which may have moved.
 _PLACES = ("dataset", "data_dir")
 _START = "init_from"
+# Characters that an error shows of a record that somebody else may have written.
+_SHOWN_CHARACTERS = 80
 # Flags that may change when epochs are added.
 _LENGTHS = ("epochs", "milestones", "learning_rates")
 
@@ -164,10 +165,35 @@ def _create(
     RunDirectory.create(
         run.path, flags, may_differ=may_differ, defaults=default, data=inputs
     )
+    _check_inputs(run.path, known, inputs)
     if longer:
         lengths = {name: stored[name] for name in _LENGTHS}
         plans.check_extension(dataclasses.replace(config, **lengths), config, plan)
         run.change_flags({name: flags[name] for name in _LENGTHS})
+
+
+def _check_inputs(
+    path: Path, stored: Mapping[str, Any] | None, given: Mapping[str, Any]
+) -> None:
+    """Raises a ValueError if a run was made with other data or another network.
+
+    Runs of earlier versions have no record, and are opened.
+    """
+    if stored is None or stored == given:
+        return
+    there, here = (each.get("examples") for each in (stored, given))
+    change = f"{str(there)[:_SHOWN_CHARACTERS]} examples there and {here} here"
+    if there == here:
+        change = f"{here} examples, but other images or labels"
+    if stored.get("digest") == given.get("digest"):
+        raise ValueError(
+            f"{path} was started from another network than init_from names now; "
+            "give the path of that one, or another directory."
+        )
+    raise ValueError(
+        f"{path} was made with other data than are there now: {change}; bring the "
+        "data back, or give another directory."
+    )
 
 
 def _kind(dataset: Any) -> str:

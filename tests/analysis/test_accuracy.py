@@ -73,7 +73,8 @@ def test_robust_accuracy_is_the_closed_form_of_an_affine_network() -> None:
     for epsilon, accuracy in zip(epsilons, found, strict=True):
         safe = np.abs(margins) > epsilon * np.abs(w).sum()
         np.testing.assert_array_equal(accuracy.correct, safe)
-    assert found[0].mean == 1 and found[-1].mean < 1
+    assert found[0].mean == 1
+    assert found[-1].mean < 1
 
 
 def test_networks_of_one_structure_compile_once_for_all_epsilons_and_batches() -> None:
@@ -104,7 +105,8 @@ def test_networks_of_one_structure_compile_once_for_all_epsilons_and_batches() -
         expected = np.linalg.norm(weight, 2)
         np.testing.assert_allclose(norms.values, [expected] * 11, rtol=1e-4)
     # Beginning, steps and end of the attack.
-    assert counts[0][1] == 3 and counts == counts[:1] * 3
+    assert counts[0][1] == 3
+    assert counts == counts[:1] * 3
 
 
 def test_a_plain_function_whose_closure_changes_gives_fresh_results() -> None:
@@ -319,7 +321,8 @@ def test_rounding_outside_the_bounds_is_clipped() -> None:
             jax.tree.leaves(found), jax.tree.leaves(same), strict=True
         ):
             np.testing.assert_array_equal(left, right)
-    assert same.x_adv.min() >= 0 and same.x_adv.max() <= 1
+    assert same.x_adv.min() >= 0
+    assert same.x_adv.max() <= 1
 
 
 def test_accuracy_takes_images_in_other_units_where_that_is_said() -> None:
@@ -354,7 +357,7 @@ def test_a_network_of_one_logit_is_refused_whatever_the_labels() -> None:
 
 def test_a_network_that_returns_no_logits_is_refused() -> None:
     for apply in (lambda w, x: x @ w[:2], lambda w, x: linear(w, x)[:, 0]):
-        with pytest.raises(ValueError, match="logits have shape .*must be .B, K."):
+        with pytest.raises(ValueError, match=r"logits have shape .*must be .B, K."):
             analysis.evaluate_accuracy(Partial(apply, W), IMAGES, LABELS)
 
 

@@ -25,7 +25,8 @@ def test_margins_and_how_they_bound_each_other():
     rest = p.copy()
     rest[np.arange(500), labels] = -1
     np.testing.assert_allclose(margin, rest.max(axis=1) - own, atol=1e-6)
-    assert np.all(lower <= margin + 1e-6) and np.all(margin <= upper + 1e-6)
+    assert np.all(lower <= margin + 1e-6)
+    assert np.all(margin <= upper + 1e-6)
     assert np.all(upper - margin <= np.log(9) / 10 + 1e-6)
     np.testing.assert_array_equal(margin < 0, np.argmax(logits, axis=1) == labels)
     top = analysis.top_k_margin(logits, labels, k=5)
@@ -112,7 +113,7 @@ def test_regularity_is_that_of_dense_derivatives_and_rises_with_the_ball():
         assert np.all(around.gradient_norm >= found.gradient_norm)
         assert np.all(around.absolute_curvature >= found.absolute_curvature)
         assert np.any(around.gradient_norm > found.gradient_norm + 1e-3)
-        with pytest.raises(ValueError, match="radius is 0.3 and num_samples 1"):
+        with pytest.raises(ValueError, match=r"radius is 0.3 and num_samples 1"):
             measure(radius=0.3)
 
 

@@ -105,7 +105,8 @@ def test_input_curvature_is_that_of_the_dense_derivatives() -> None:
     sigma = np.linalg.norm(jacobians, ord=2, axis=(1, 2))
     np.testing.assert_allclose(found.sigma, sigma, rtol=1e-9)
     np.testing.assert_array_equal(found.smallest, np.zeros(7))
-    assert not found.curved.any() and not found.trace_error.any()
+    assert not found.curved.any()
+    assert not found.trace_error.any()
     assert found.error.max() <= 1e-10 * found.largest.max()
     assert progress == [0.5, 1.0]
 
@@ -141,14 +142,16 @@ def test_the_input_curvature_of_a_smooth_network_is_that_of_its_whole_hessian() 
     inner = p[:, :, None] * (np.eye(3) - p[:, None])
     rest = hessians - np.einsum("bdm,bde,ben->bmn", jacobians, inner, jacobians)
     sizes = np.linalg.norm(rest, axis=(1, 2))
-    assert sizes[curved].min() > 1e-4 and sizes[~curved].max() < 1e-12
+    assert sizes[curved].min() > 1e-4
+    assert sizes[~curved].max() < 1e-12
     values = np.linalg.eigvalsh(hessians)
     assert values[:, 0].min() < -0.1 < 0.1 < values[:, -1].max()
     # As many steps and probes as pixels find everything.
     np.testing.assert_allclose(exact.largest, values[:, -1], rtol=1e-9)
     np.testing.assert_allclose(exact.smallest, values[:, 0], rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(exact.trace, values.sum(axis=1), rtol=1e-9)
-    assert not exact.trace_error.any() and exact.error.max() < 1e-9
+    assert not exact.trace_error.any()
+    assert exact.error.max() < 1e-9
     # Fewer leave errors, which are reported.
     for end in (few.largest, few.smallest):
         nearest = np.abs(values - end[:, None]).min(axis=1)
@@ -231,7 +234,7 @@ def test_the_ends_found_in_few_steps_are_within_their_errors() -> None:
             key=jax.random.key(3),
         )
     for end in (found.largest, found.smallest):
-        assert 1e-6 < end.error / values[-1]
+        assert end.error / values[-1] > 1e-6
         assert np.abs(values - end.value).min() <= end.error
     assert values[0] <= found.smallest.value < found.largest.value <= values[-1]
     assert np.isnan(found.trace.standard_error)
@@ -321,7 +324,7 @@ def test_bad_arguments_of_curvatures_are_refused_by_name() -> None:
             analysis.parameter_spectrum(
                 f, images, labels, key=jax.random.key(0), **options
             )
-    with pytest.raises(ValueError, match="f is a function that shows.*Partial"):
+    with pytest.raises(ValueError, match=r"f is a function that shows.*Partial"):
         analysis.parameter_spectrum(
             lambda x: f(x), images, labels, key=jax.random.key(0)
         )

@@ -143,7 +143,7 @@ def test_bad_arguments_of_linearity_are_refused_by_name() -> None:
     f = Partial(preactivations, WEIGHTS)
     with pytest.raises(ValueError, match=r"perturbations has shape \(6, 3, 2\)"):
         analysis.deviation_from_linearity(Partial(affine, WEIGHTS[0]), IMAGES, Z[1:])
-    with pytest.raises(ValueError, match="perturbations has.*int64"):
+    with pytest.raises(ValueError, match=r"perturbations has.*int64"):
         analysis.activation_agreement(f, IMAGES, Z.astype(np.int64))
     with pytest.raises(ValueError, match="batch_size"):
         analysis.activation_agreement(f, IMAGES, Z, batch_size=0)

@@ -118,7 +118,8 @@ def test_what_is_wrong_by_less_than_the_confidence_is_attacked() -> None:
     lead = logits[:, 2] - logits[:, 1]
     rows = np.argsort(lead)[[0, 1, 2, 3, -4, -3, -2, -1]]
     found = run(confident, IMAGES[rows], second[rows], epsilons=None, batch_size=8)
-    assert np.all(lead[rows[:4]] < 0.3) and np.all(lead[rows[4:]] > 0.3)
+    assert np.all(lead[rows[:4]] < 0.3)
+    assert np.all(lead[rows[4:]] > 0.3)
     assert found.success.all()
     np.testing.assert_array_equal(found.distance[0] > 0, np.arange(8) < 4)
     reached = np.array(F(found.x_adv[0]))
@@ -130,11 +131,13 @@ def test_what_is_wrong_by_less_than_the_confidence_is_attacked() -> None:
 def test_rows_that_are_done_cost_nothing_more() -> None:
     easy = run(apgd, epsilons=[3.0])
     hard = run(apgd, epsilons=[1e-4])
-    assert easy.success.all() and not hard.success.all()
+    assert easy.success.all()
+    assert not hard.success.all()
     assert hard.row_steps >= 26 * np.sum(~hard.success)
     assert easy.row_steps < hard.row_steps / 5
     # Those that fell took the steps that they are reported with.
-    assert easy.steps.max() < 26 and set(hard.steps[~hard.success]) == {26}
+    assert easy.steps.max() < 26
+    assert set(hard.steps[~hard.success]) == {26}
 
 
 def test_survivors_are_packed_into_few_sizes_of_batch(monkeypatch) -> None:
@@ -183,7 +186,9 @@ def test_smaller_budgets_count_for_larger_ones() -> None:
 def test_progress_is_told_up_to_the_end() -> None:
     told = []
     run(pair, batch_size=8, on_progress=told.append)
-    assert told == sorted(told) and told[-1] == 1.0 and len(told) > 4
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    assert len(told) > 4
 
 
 def test_uint8_images_are_scaled() -> None:

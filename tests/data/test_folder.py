@@ -107,7 +107,8 @@ def test_names_a_class_without_pictures(tmp_path: Path, split: str) -> None:
     else:
         # Test pictures may lack a class.
         found = data.load(f"folder:{tmp_path / 'divided'}", split=split)
-        assert found.class_names == ("a", "b") and set(found.labels) == {1}
+        assert found.class_names == ("a", "b")
+        assert set(found.labels) == {1}
 
 
 def test_every_damaged_image_is_named(tmp_path: Path) -> None:
@@ -117,10 +118,11 @@ def test_every_damaged_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "train" / "b" / "5.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="2 of 9 images are damaged") as error:
         data.load(f"folder:{tmp_path}", split="train")
-    assert "a/4.png cannot" in str(error.value) and "b/5.png cannot" in str(error.value)
+    assert "a/4.png cannot" in str(error.value)
+    assert "b/5.png cannot" in str(error.value)
     stream = data.open_stream(f"image_folder:{tmp_path}", split="train")
     counted: list[int] = []
-    with pytest.raises(ValueError, match="2 of 9 images are damaged: .*4.png .*5.png"):
+    with pytest.raises(ValueError, match=r"2 of 9 images are damaged: .*4.png .*5.png"):
         data.check_images(stream, on_progress=counted.append)
     assert counted == [9]
     # Only the images that are used: b/3.png is one of two that are left.
@@ -196,7 +198,8 @@ def test_files_that_are_left_out_are_counted_and_named(
     assert left_out.startswith(f"4 of 6 files in {tmp_path / 'train'} are left out:")
     for part in ("1 .gif", "1 .GIF", "1 without extension", "1 .png", "read are .bmp"):
         assert part in left_out
-    assert "1 folders" in beside and "no split: validation" in beside
+    assert "1 folders" in beside
+    assert "no split: validation" in beside
     caplog.clear()
     data.load(f"folder:{tmp_path}", split="test")
     missing = caplog.records[-1].getMessage()
@@ -214,7 +217,8 @@ def test_a_class_whose_images_all_fall_to_the_test_split_is_named(
         _write(tmp_path / "usual" / f"{number}.png", seed=0)
     dataset = data.load(f"folder:{tmp_path}", split="train")
     assert set(dataset.labels) == {1}
-    assert "The train split of" in caplog.text and "1 of 2 classes: rare" in caplog.text
+    assert "The train split of" in caplog.text
+    assert "1 of 2 classes: rare" in caplog.text
 
 
 def test_folders_that_would_be_taken_for_classes_are_refused(tmp_path: Path) -> None:
@@ -277,7 +281,7 @@ def test_splits_that_are_not_of_one_data_set_are_refused(tmp_path: Path) -> None
     _write(tmp_path / "z/test/b/0.png", seed=0, size=(5, 7))
     train = load("x", "train")
     data.check_splits(train, load("x", "test"))
-    with pytest.raises(ValueError, match="2 classes .* has 1; they differ in b"):
+    with pytest.raises(ValueError, match=r"2 classes .* has 1; they differ in b"):
         data.check_splits(train, load("y", "test"))
     with pytest.raises(ValueError, match=r"\(5, 7, 3\) in .*\(5, 7, 1\)"):
         data.check_splits(train, load("z", "test"))

@@ -119,7 +119,7 @@ def test_says_how_to_prepare_what_is_missing(prepared: Path, tmp_path: Path) -> 
     file = tmp_path / "imagenet2012" / "5.1.0" / "dataset_info.json"
     info = json.loads(file.read_text())
     file.write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
-    with pytest.raises(ValueError, match="'tfrecord'.*tfds convert_format"):
+    with pytest.raises(ValueError, match=r"'tfrecord'.*tfds convert_format"):
         data.open_stream("imagenet2012", split="train", data_dir=str(tmp_path))
     splits = [split for split in info["splits"] if split["name"] == "train"]
     file.write_text(json.dumps(info | {"splits": splits}))

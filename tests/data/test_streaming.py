@@ -157,7 +157,8 @@ def test_a_box_of_the_views_size_is_cut_out_exactly(tmp_path: Path) -> None:
             mirrored = flip and draws[0] < 0.5
             exact[mirrored] += 1
             np.testing.assert_array_equal(view, crop[:, ::-1] if mirrored else crop)
-    assert exact[False] and exact[True]
+    assert exact[False]
+    assert exact[True]
 
 
 def test_flips_come_half_of_the_time_and_only_if_asked(tmp_path: Path) -> None:
@@ -298,9 +299,9 @@ def test_load_gives_the_crops_of_a_split(root: Path) -> None:
     assert dataset.images.shape == (4, 10, 10, 3)
     assert dataset.name == name
     np.testing.assert_array_equal(dataset.labels, [0, 1, 2, 0])
-    with pytest.raises(ValueError, match="image_size is None.*different sizes"):
+    with pytest.raises(ValueError, match=r"image_size is None.*different sizes"):
         data.load(name, split="test")
-    with pytest.raises(ValueError, match="resize is 8.*one size"):
+    with pytest.raises(ValueError, match=r"resize is 8.*one size"):
         data.load("cifar10_mini", split="test", resize=8)
 
 
@@ -311,7 +312,7 @@ def test_names_tell_what_is_streamed() -> None:
     for name in ("cifar10", "folder:/path", "image_folder:", "imagenet"):
         assert not data.is_streamed(name)
     for name in ("image_folder:", "image_folder", "imagenet"):
-        with pytest.raises(ValueError, match="is unknown.*image_folder:/path"):
+        with pytest.raises(ValueError, match=r"is unknown.*image_folder:/path"):
             data.check_name(name)
     with pytest.raises(ValueError, match="'cifar10' is not read from disk"):
         data.open_stream("cifar10", split="train")
@@ -417,5 +418,5 @@ def test_missing_folders_are_described(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         data.open_stream(f"image_folder:{tmp_path / 'nowhere'}", split="train")
     (tmp_path / "train" / "a").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="expected .*<class>/<image>"):
+    with pytest.raises(FileNotFoundError, match=r"expected .*<class>/<image>"):
         data.open_stream(f"image_folder:{tmp_path}", split="train")

@@ -114,7 +114,7 @@ def test_notices_tfrecords_that_end_early(as_tfrecord: Path) -> None:
         data.load("cifar10", split="train", data_dir=str(as_tfrecord))
     (length,) = struct.unpack("<Q", content[:8])
     file.write_bytes(content[: length + 16])
-    with pytest.raises(ValueError, match="1 examples where .* says 6"):
+    with pytest.raises(ValueError, match=r"1 examples where .* says 6"):
         data.load("cifar10", split="train", data_dir=str(as_tfrecord))
 
 

@@ -14,8 +14,10 @@ def _boxes(count: int, width: int, height: int, least_area: float) -> np.ndarray
 
 def test_boxes_have_the_areas_and_aspect_ratios_of_the_specification() -> None:
     left, top, width, height = _boxes(4000, 1000, 1000, 0.08).T
-    assert (left >= 0).all() and (left + width <= 1000).all()
-    assert (top >= 0).all() and (top + height <= 1000).all()
+    assert (left >= 0).all()
+    assert (left + width <= 1000).all()
+    assert (top >= 0).all()
+    assert (top + height <= 1000).all()
     area, ratio = width * height / 1e6, width / height
     assert 0.079 < area.min() < 0.09
     assert area.max() > 0.95

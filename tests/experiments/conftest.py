@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from opnorm import training
-from opnorm.training import checkpoints, modes
+from opnorm.runs import checkpoints
+from opnorm.training import modes
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ import time
 
 import pytest
 
-from opnorm.training import METHODS, checkpoints, read_metrics
+from opnorm.runs import checkpoints, read_metrics
+from opnorm.training import METHODS
 
 KILLS = int(os.environ.get("KILLS", "2"))
 SEED = int(os.environ.get("SEED", "0"))
@@ -104,7 +105,8 @@ def test_sweep(disturb):
         [(p["point"], p["accuracy"], p["state"]) for p in found["points"]]
         for found in results
     ]
-    assert points[0] == points[1] and len(points[0]) == 2
+    assert points[0] == points[1]
+    assert len(points[0]) == 2
     runs = sorted(p.name for p in both[0].iterdir() if p.is_dir())
     assert len(runs) == 4
     for name in runs:

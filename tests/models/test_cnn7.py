@@ -135,7 +135,8 @@ def test_logits_are_a_linear_layer_of_the_features() -> None:
 
     everything, logits = apply(images)
     head = variables["params"]["logits"]
-    assert logits.shape == (3, 4) and logits.dtype == jnp.float32
+    assert logits.shape == (3, 4)
+    assert logits.dtype == jnp.float32
     np.testing.assert_allclose(everything.logits, logits, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
         np.asarray(everything.features) @ head["kernel"] + head["bias"],

@@ -320,7 +320,8 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32(name):
     assert {unit.dtype for unit in found.preactivations} == {jnp.dtype("bfloat16")}
     jaxpr = str(jax.make_jaxpr(module.apply)(tree, x))
     products = [line for line in jaxpr.splitlines() if "conv_general" in line]
-    assert products and all("bf16" in line for line in products)
+    assert products
+    assert all("bf16" in line for line in products)
 
 
 @NETWORKS
@@ -414,7 +415,8 @@ def test_response_normalization_of_half_precision_does_not_overflow(dtype):
     expected = normalized(np.asarray(x, np.float64), 4, 1, 0.001 / 9, 0.75)
     tolerance = float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=tolerance)
-    assert gradient.dtype == dtype and np.all(np.isfinite(gradient.astype(jnp.float32)))
+    assert gradient.dtype == dtype
+    assert np.all(np.isfinite(gradient.astype(jnp.float32)))
 
 
 @pytest.mark.parametrize(("shape", "size"), [((2, 9, 4, 3), 7), ((1, 5, 6, 2), 3)])

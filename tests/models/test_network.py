@@ -27,7 +27,8 @@ def test_a_network_is_its_module_applied(made):
     everything = module.apply(variables, X, outputs="all")
     np.testing.assert_array_equal(f.features(X), everything.features)
     assert len(f.preactivations(X)) == len(everything.preactivations)
-    assert f.params is variables["params"] and f.batch_stats == {}
+    assert f.params is variables["params"]
+    assert f.batch_stats == {}
 
 
 def test_networks_of_one_module_have_one_structure(made):

@@ -66,7 +66,7 @@ def test_statistics_fit_into_every_model_of_colour_pictures() -> None:
 
 
 def test_rejects_unknown_names_and_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'resnet'.*cnn7, mlp, wrn28"):
+    with pytest.raises(ValueError, match=r"'resnet'.*cnn7, mlp, wrn28"):
         models.create("resnet")
 
 

@@ -104,5 +104,5 @@ def test_rematerialised_networks_have_the_same_values_and_gradients(make):
 
 
 def test_other_depths_are_refused():
-    with pytest.raises(ValueError, match="depth is 57.*6 n"):
+    with pytest.raises(ValueError, match=r"depth is 57.*6 n"):
         count(models.FixupResNet(depth=57), 32)

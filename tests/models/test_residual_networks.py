@@ -300,4 +300,5 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(name):
     assert {unit.dtype for unit in found.preactivations} == {jnp.dtype("bfloat16")}
     jaxpr = str(jax.make_jaxpr(module.apply)(weights, x))
     products = [line for line in jaxpr.splitlines() if "conv_general" in line]
-    assert products and all("bf16" in line for line in products)
+    assert products
+    assert all("bf16" in line for line in products)

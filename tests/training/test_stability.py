@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from opnorm import training
-from opnorm.training import checkpoints, preemption
+from opnorm import runs, training
+from opnorm.runs import checkpoints, preemption
 
 TINY = training.Config(
     model="mlp", width=8, epochs=2, batch_size=16, train_examples=48, seed=3
@@ -80,7 +80,7 @@ def test_updates_that_are_not_finite_are_left_out_and_counted(
             show_progress=False,
         )
         states.append(result)
-    logged = training.read_metrics(tmp_path)
+    logged = runs.read_metrics(tmp_path)
     assert [line["skipped_updates"] for line in logged] == [0, 1, 2]
     assert all(np.isfinite(leaf).all() for leaf in leaves(states[1].params))
     # Steps 1 and 2 changed nothing: the checkpoint of step 1 is that of step 3.
@@ -98,7 +98,7 @@ def test_too_many_in_a_row_end_the_run_and_keep_the_good_state(
     plan = training.make_plan(TINY, 48)
     poisoned("loss", [int(plan.indices(TINY.seed, step)[0]) for step in (2, 3, 4, 5)])
     options = {"train_set": train_set, "mesh": one_device(), "show_progress": False}
-    with pytest.raises(FloatingPointError, match="last 3 updates.*step 5"):
+    with pytest.raises(FloatingPointError, match=r"last 3 updates.*step 5"):
         training.train(
             TINY,
             directory=tmp_path,
@@ -129,9 +129,9 @@ class _Signalling(np.ndarray):
 def test_sigterm_ends_with_a_checkpoint_and_the_run_goes_on(train_set, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     options = {"mesh": one_device(), "show_progress": False}
-    with pytest.raises(training.Preempted) as stopped:
-        images = train_set.images.view(_Signalling)
-        signalling = dataclasses.replace(train_set, images=images)
+    images = train_set.images.view(_Signalling)
+    signalling = dataclasses.replace(train_set, images=images)
+    with pytest.raises(runs.Preempted) as stopped:
         training.train(TINY, directory=tmp_path, train_set=signalling, **options)
     assert stopped.value.code == 143
     assert stopped.value.step == 3
@@ -145,7 +145,7 @@ def test_sigterm_ends_with_a_checkpoint_and_the_run_goes_on(train_set, tmp_path)
 
 @pytest.mark.parametrize(
     ("number", "kind"),
-    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGHUP, training.Preempted)],
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGHUP, runs.Preempted)],
 )
 def test_so_do_ctrl_c_and_a_closed_terminal(train_set, tmp_path, number, kind, capsys):
     before = signal.getsignal(number)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opnorm import data, training
+from opnorm import data, runs, training
 from opnorm.training import feed, plan, presets
 
 
@@ -58,7 +58,7 @@ def test_the_imagenet_recipe_runs_with_progressive_sizes_and_resumes(recipe, tmp
     )
     # An epoch of 3 batches of 8, and one of 1 batch of 16.
     assert result.step == 4
-    lines = training.read_metrics(tmp_path)
+    lines = runs.read_metrics(tmp_path)
     assert [line["epoch"] for line in lines] == pytest.approx([1 / 3, 2 / 3, 1, 2])
     assert all(np.isfinite(line["penalty"]) for line in lines)
     again = training.train(recipe, directory=tmp_path, train_set=stream, **options)

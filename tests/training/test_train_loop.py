@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from opnorm import data, regularizers, training
-from opnorm.training import build, checkpoints, methods, modes
+from opnorm import data, regularizers, runs, training
+from opnorm.runs import checkpoints
+from opnorm.training import build, methods, modes
 
 TINY = training.Config(
     model="mlp",
@@ -87,7 +88,7 @@ def test_a_run_resumed_from_a_checkpoint_ends_bit_identical(
     )
     assert_identical(whole.params, resumed.params)
     assert_identical(whole.batch_stats, resumed.batch_stats)
-    steps = [line["step"] for line in training.read_metrics(first)]
+    steps = [line["step"] for line in runs.read_metrics(first)]
     assert steps == list(range(1, 7))
 
 
@@ -126,7 +127,7 @@ def test_checkpoints_that_are_gone_are_missed(
     again = training.train(TINY, train_set=train_set, **begun)
     assert "metrics up to step 2, but no checkpoint" in caplog.text
     assert_identical(finished[1].params, again.params)
-    steps = [line["step"] for line in training.read_metrics(tmp_path / "begun")]
+    steps = [line["step"] for line in runs.read_metrics(tmp_path / "begun")]
     assert steps == list(range(1, 7))
 
 
@@ -256,7 +257,7 @@ def test_images_that_were_divided_by_255_are_refused(train_set):
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(train_set):
     config = dataclasses.replace(TINY, batch_size=12)
-    with pytest.raises(ValueError, match="batch_size is 12.*devices, 8"):
+    with pytest.raises(ValueError, match=r"batch_size is 12.*devices, 8"):
         training.train(config, train_set=train_set, show_progress=False)
 
 

@@ -1,4 +1,4 @@
-"""training: a run's directory: flags, revision, metrics, results.
+"""A run's directory: flags, revision, metrics, results.
 
 The directory alone says how to repeat the run, and nothing in it is half-written. A
 directory of somebody else is not written into, and one process writes at a time.
@@ -7,33 +7,17 @@ directory of somebody else is not written into, and one process writes at a time
 import contextlib
 import datetime
 import json
-import math
 import os
-import platform
-import re
-import subprocess
 import sys
-import time
 from collections.abc import Collection, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from opnorm.training import files, run_lock
+from opnorm.runs import files, json_values, lock, ownership
+from opnorm.runs.environment import environment, git_revision
 
 _FLAGS = "flags.json"
 _METRICS = "metrics.jsonl"
-_CHECKPOINTS = "checkpoints"
-# Files that are being written: ".name.process.opnorm".
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.opnorm")
-_TEMPORARY_BEFORE = re.compile(r"\.flags\.json\.\d+")
-# Writing one takes no longer than this.
-_ORPHANED_SECONDS = 60.0
-# Flags and results are flat; a file that is nested deeper is not one of ours.
-_DEEPEST = 32
 # How many entries of a foreign directory, and characters of a flag, an error shows.
 _SHOWN_ENTRIES = 3
 _SHOWN_CHARACTERS = 80
@@ -65,8 +49,8 @@ class RunDirectory:
             names = sorted(os.listdir(self.path))
         except FileNotFoundError:
             return
-        foreign = [name for name in names if not _is_temporary(name)]
-        if not foreign or _is_ours(self.path, {*foreign}, {_FLAGS, *own}):
+        foreign = [name for name in names if not ownership.is_temporary(name)]
+        if not foreign or ownership.is_ours(self.path, {*foreign}, {_FLAGS, *own}):
             return
         shown = ", ".join(foreign[:_SHOWN_ENTRIES])
         if len(foreign) > _SHOWN_ENTRIES:
@@ -85,7 +69,7 @@ class RunDirectory:
         """
         self.check(own)
         self.path.mkdir(parents=True, exist_ok=True)
-        run_lock.mark(self.path)
+        lock.mark(self.path)
 
     @contextlib.contextmanager
     def locked(self, own: Collection[str] = ()) -> Iterator[None]:
@@ -105,8 +89,8 @@ class RunDirectory:
         """
         self.check(own)
         self.path.mkdir(parents=True, exist_ok=True)
-        with run_lock.hold(self.path), files.naming(self.path):
-            _remove_orphans(self.path)
+        with lock.hold(self.path), files.naming(self.path):
+            ownership.remove_orphans(self.path)
             yield
 
     @classmethod
@@ -138,20 +122,20 @@ class RunDirectory:
           may_differ: names of flags that do not change the result, such as where the
             data are; the directory keeps those it was made with.
           defaults: what a flag was that did not exist yet when the directory was made.
-          data: what :func:`opnorm.data.fingerprint` says of the data that the flags
-            name, and as "start" a digest of a network that they start from; or None.
-            Runs of earlier versions hold none, and are opened.
+          data: facts about the inputs that the flags only name, kept beside them for
+            :meth:`data`; None keeps nothing. A directory that is there already keeps
+            its own, and the caller compares.
 
         Raises:
-          ValueError: if the directory belongs to a run with other flags or data, its
-            flags cannot be read, it is not the directory of a run, or as
+          ValueError: if the directory belongs to a run with other flags, its flags
+            cannot be read, it is not the directory of a run, or as
             :meth:`for_results`.
         """
         run = cls.for_results(path)
         run.check()
-        given = as_json(dict(flags))
+        given = json_values.as_json(dict(flags))
         if run.is_begun():
-            stored = _plain(dict(defaults or {})) | run.flags()
+            stored = json_values.plain(dict(defaults or {})) | run.flags()
             names = sorted((set(given) | set(stored)) - set(may_differ))
             differing = [n for n in names if given.get(n) != stored.get(n)]
             if differing:
@@ -161,9 +145,8 @@ class RunDirectory:
                     for n in differing
                 )
                 raise ValueError(f"{path} holds another run: {changes}.")
-            _check_data(run, data)
             return run
-        for name in (_CHECKPOINTS, _METRICS):
+        for name in (ownership.CHECKPOINTS, _METRICS):
             if (run.path / name).exists():
                 raise ValueError(
                     f"{path} holds {name} but no {_FLAGS}, so that nobody knows what "
@@ -221,20 +204,20 @@ class RunDirectory:
             "command": sys.argv,
             "date": datetime.datetime.now(datetime.UTC).isoformat(),
         }
-        card["flags"] |= _plain(changes)
+        card["flags"] |= json_values.plain(changes)
         card["changes"] = [*(earlier if isinstance(earlier, list) else []), note]
         self.write_json(_FLAGS, card)
 
     def _made_with(self) -> dict[str, Any]:
         file = self.path / _FLAGS
-        card = read_json(file)
+        card = json_values.read(file)
         if not isinstance(card, dict) or not isinstance(card.get("flags"), dict):
             raise ValueError(f"{file} is damaged: it holds no flags.")
         return card
 
     def log(self, step: int, **scalars: Any) -> None:
         """Appends a line of metrics; what is written survives a kill of the process."""
-        line = json.dumps(_plain({"step": step, **scalars}))
+        line = json.dumps(json_values.plain({"step": step, **scalars}))
         file, opener = self.path / _METRICS, files.open_without_link
         with files.naming(file), open(file, "ab+", opener=opener) as stream:
             # A kill may have cut the last line short; do not write on behind it.
@@ -272,7 +255,7 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file whole or not at all; NaN is null, infinity a string."""
-        text = json.dumps(_plain(value), indent=2, allow_nan=False)
+        text = json.dumps(json_values.plain(value), indent=2, allow_nan=False)
         self.write_text(name, text + "\n")
 
     def write_text(self, name: str, text: str) -> None:
@@ -291,98 +274,6 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return RunDirectory(path).read_metrics()
 
 
-def git_revision() -> str | None:
-    """Returns the revision of the checkout opnorm lies in, "-dirty" if changed."""
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent.parent:
-            return None
-        dirty = "-dirty" if git("status", "--porcelain") else ""
-        return git("rev-parse", "HEAD") + dirty
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def environment() -> dict[str, Any]:
-    """Returns the hardware and the versions that a result was made with."""
-    # Not at the top: opnorm imports this module before it knows its version.
-    import opnorm
-
-    devices = jax.devices()
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {
-        "device": devices[0].device_kind,
-        "platform": devices[0].platform,
-        "device_count": len(devices),
-        "cpu_count": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "opnorm": opnorm.__version__,
-        **{name: metadata.version(name) for name in packages},
-    }
-
-
-def as_json(value: Any) -> Any:
-    """Returns a value as it is when it was written as JSON and read again.
-
-    Arrays become lists and numbers, tuples lists, NaN null, infinity a string.
-    """
-    return json.loads(json.dumps(_plain(value)))
-
-
-def _plain(value: Any) -> Any:
-    """Arrays as numbers and lists, NaN as null, infinity as a string."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        array = np.asarray(value)
-        # Numbers that are not NumPy's own, such as bfloat16.
-        array = array.astype(np.float32) if array.dtype.kind == "V" else array
-        return _plain(array.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        # A number that is not known, such as the error of one example, is null.
-        return None if math.isnan(value) else str(value)
-    if isinstance(value, Path):
-        return str(value)
-    return value
-
-
-def read_json(file: Path) -> Any:
-    """Reads a JSON file that somebody else may have written.
-
-    Raises:
-      FileNotFoundError: if it is not there.
-      ValueError: naming the file, if it is damaged or nested too deeply.
-    """
-    text = file.read_bytes()
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise ValueError(f"{file} is damaged: it is nested too deeply.") from None
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}.") from error
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > _DEEPEST:
-            raise ValueError(f"{file} is damaged: it is nested too deeply.")
-        level = [
-            item
-            for each in level
-            if isinstance(each, dict | list)
-            for item in (each.values() if isinstance(each, dict) else each)
-        ]
-    return value
-
-
 def _check_place(path: Path) -> None:
     """Raises a ValueError where a file is in the way of the directory."""
     if path.exists() and not path.is_dir():
@@ -392,84 +283,6 @@ def _check_place(path: Path) -> None:
             return
         if above.exists():
             raise ValueError(f"{path} cannot be made: {above} is a file.")
-
-
-def _is_temporary(name: str) -> bool:
-    return any(p.fullmatch(name) for p in (_TEMPORARY, _TEMPORARY_BEFORE))
-
-
-def _is_ours(path: Path, names: set[str], own: set[str]) -> bool:
-    if run_lock.FILE in names or names & own:
-        return True
-    # Earlier versions marked runs alone.
-    folders = [path / _CHECKPOINTS, path]
-    saved = (f / n / "meta" for f in folders for n in _digits(f))
-    if any(meta.is_dir() for meta in saved):
-        return True
-    return any(_is_result(path / name) for name in names if name.endswith(".json"))
-
-
-def _digits(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return [name for name in os.listdir(folder) if name.isdigit()]
-
-
-def _is_result(file: Path) -> bool:
-    """Whether a file says which version of opnorm wrote it."""
-    try:
-        made = read_json(file).get("environment")
-        return isinstance(made, dict) and "opnorm" in made
-    # Whatever it holds.
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _remove_orphans(path: Path) -> None:
-    """Removes what processes that are gone left half-written, one folder deep."""
-    with os.scandir(path) as entries:
-        folders = [Path(e) for e in entries if e.is_dir(follow_symlinks=False)]
-    for folder in (path, *folders):
-        for name in os.listdir(folder):
-            found = _TEMPORARY.fullmatch(name)
-            if found and not _is_alive(int(found[1])):
-                _remove_old(folder / name)
-
-
-def _remove_old(file: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        # On another machine a process of its number may be alive and at work on it.
-        if time.time() - file.lstat().st_mtime > _ORPHANED_SECONDS:
-            file.unlink()
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _check_data(run: RunDirectory, given: Mapping[str, Any] | None) -> None:
-    stored = run.data()
-    if given is None or stored is None or stored == given:
-        return
-    there, here = (each.get("examples") for each in (stored, given))
-    change = f"{_short(there)} examples there and {here} here"
-    if there == here:
-        change = f"{here} examples, but other images or labels"
-    if stored.get("digest") == given.get("digest"):
-        raise ValueError(
-            f"{run.path} was started from another network than init_from names now; "
-            "give the path of that one, or another directory."
-        )
-    raise ValueError(
-        f"{run.path} was made with other data than are there now: {change}; bring the "
-        "data back, or give another directory."
-    )
 
 
 def _short(value: Any) -> str:

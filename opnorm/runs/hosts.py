@@ -1,4 +1,4 @@
-"""training: several processes that share one run, one of which writes.
+"""Several processes that share one run, one of which writes.
 
 Every process runs the same program on its own devices, reads its own rows of each
 batch, and takes part in every step. The first one alone reads and writes the run
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from opnorm.training.run_lock import RunInUse
+from opnorm.runs.lock import RunInUse
 
 # Set by the launchers whose clusters JAX can recognise by itself.
 _CLUSTER_VARIABLES = (

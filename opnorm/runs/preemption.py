@@ -1,4 +1,4 @@
-"""training: an end on request: SIGTERM of a cluster, Ctrl-C, a terminal that closes.
+"""An end on request: SIGTERM of a cluster, Ctrl-C, a terminal that closes.
 
 The running step is finished, a checkpoint written, and the process ends with exit code
 143 after SIGTERM, 130 after Ctrl-C (SIGINT) and 129 after SIGHUP. Should that take too

@@ -1,4 +1,4 @@
-"""training: checkpoints that are whole or not there, checked byte for byte.
+"""Checkpoints that are whole or not there, checked byte for byte.
 
 Orbax writes a checkpoint under another name and renames it, so one that a kill
 interrupted does not count. But it keeps no checksum, and a flipped bit in an array
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from opnorm.training import run_lock
+from opnorm.runs import lock
 
 FOLDER = "checkpoints"
 
@@ -105,7 +105,7 @@ class CheckpointStore:
         )
         if self._manager is None:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._held.enter_context(run_lock.hold(self._directory, keep=False))
+            self._held.enter_context(lock.hold(self._directory, keep=False))
             _remove_unfinished(self._directory)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._max_to_keep,

@@ -1,4 +1,4 @@
-"""training: a lock that keeps two processes from writing into one directory.
+"""A lock that keeps two processes from writing into one directory.
 
 The kernel holds it and releases it when the process ends, whatever ends it, so nothing
 that a kill leaves behind keeps the next process out. The file stays where it is: it

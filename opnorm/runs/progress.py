@@ -1,4 +1,4 @@
-"""training: progress on a terminal as a bar, elsewhere as plain lines."""
+"""Progress on a terminal as a bar, elsewhere as plain lines."""
 
 import contextlib
 import sys
