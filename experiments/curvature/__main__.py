@@ -81,7 +81,7 @@ def main() -> None:
     for network in comparison.networks:
         found[network.name] = {"inputs": _inputs(network, comparison.examples)}
     if pictures is not None:
-        for matrix in analysis.curvature.MATRICES:
+        for matrix in analysis.PARAMETER_MATRICES:
             spectra = {
                 network.name: _parameters(network, pictures, matrix)
                 for network in comparison.networks
@@ -231,7 +231,7 @@ def _parameter_table(results: dict[str, Any]) -> str:
                 "trace": _with_error(found[matrix]["trace"]),
             }
             for name, found in results["networks"].items()
-            for matrix in analysis.curvature.MATRICES
+            for matrix in analysis.PARAMETER_MATRICES
         ]
     )
 

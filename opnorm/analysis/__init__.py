@@ -33,30 +33,21 @@ from opnorm.analysis.alignment import (
     pearson_alignment,
 )
 from opnorm.analysis.averages import Average, average
+from opnorm.analysis.batches import in_batches
 from opnorm.analysis.bounds import (
     Regularity,
     curvature_bound,
-    label_and_rival,
     lipschitz_bound,
-    log_sum_exp_margin,
     loss_regularity,
-    probability_margin,
-    soft_margin,
-    top_k_margin,
     violations,
-)
-from opnorm.analysis.curvature import (
-    Eigenvalue,
-    InputCurvature,
-    ParameterSpectrum,
-    input_curvature,
-    parameter_spectrum,
 )
 from opnorm.analysis.feature_spectrum import (
     RankAlignment,
     alignment_by_rank,
     singular_values,
 )
+from opnorm.analysis.input_hessians import InputCurvature, input_curvature
+from opnorm.analysis.inputs import AttackFactory, to_pixels
 from opnorm.analysis.linearity import (
     Linearity,
     activation_agreement,
@@ -65,10 +56,21 @@ from opnorm.analysis.linearity import (
 )
 from opnorm.analysis.margins import (
     gradient_norms,
+    label_and_rival,
+    log_sum_exp_margin,
     margin,
     margin_loss,
     output_gain,
+    probability_margin,
     ramp_loss,
+    soft_margin,
+    top_k_margin,
+)
+from opnorm.analysis.parameter_spectra import (
+    PARAMETER_MATRICES,
+    Eigenvalue,
+    ParameterSpectrum,
+    parameter_spectrum,
 )
 from opnorm.analysis.robustness import (
     Attacked,
@@ -83,7 +85,9 @@ from opnorm.analysis.sanity import (
 )
 
 __all__ = [
+    "PARAMETER_MATRICES",
     "Accuracy",
+    "AttackFactory",
     "Attacked",
     "Average",
     "Check",
@@ -106,6 +110,7 @@ __all__ = [
     "evaluate_accuracy",
     "expected_random_alignment",
     "gradient_norms",
+    "in_batches",
     "input_curvature",
     "jacobian_norms",
     "jacobian_spectrum",
@@ -127,6 +132,7 @@ __all__ = [
     "singular_values",
     "soft_margin",
     "square_check",
+    "to_pixels",
     "top_k_margin",
     "violations",
     "worst_over_budgets",
