@@ -41,11 +41,13 @@ from opnorm.analysis.bounds import (
     loss_regularity,
     violations,
 )
+from opnorm.analysis.densities import DensityCurve, density_curves
 from opnorm.analysis.feature_spectrum import (
     RankAlignment,
     alignment_by_rank,
     singular_values,
 )
+from opnorm.analysis.improvements import Improvement, improvement, improvement_error
 from opnorm.analysis.input_hessians import InputCurvature, input_curvature
 from opnorm.analysis.inputs import AttackFactory, to_pixels
 from opnorm.analysis.linearity import (
@@ -66,6 +68,7 @@ from opnorm.analysis.margins import (
     soft_margin,
     top_k_margin,
 )
+from opnorm.analysis.nearest import NearestPoints, nearest_points
 from opnorm.analysis.parameter_spectra import (
     PARAMETER_MATRICES,
     Eigenvalue,
@@ -91,10 +94,13 @@ __all__ = [
     "Attacked",
     "Average",
     "Check",
+    "DensityCurve",
     "Eigenvalue",
+    "Improvement",
     "InputCurvature",
     "JacobianNorms",
     "Linearity",
+    "NearestPoints",
     "ParameterSpectrum",
     "RankAlignment",
     "Regularity",
@@ -106,10 +112,13 @@ __all__ = [
     "average",
     "budget_check",
     "curvature_bound",
+    "density_curves",
     "deviation_from_linearity",
     "evaluate_accuracy",
     "expected_random_alignment",
     "gradient_norms",
+    "improvement",
+    "improvement_error",
     "in_batches",
     "input_curvature",
     "jacobian_norms",
@@ -120,6 +129,7 @@ __all__ = [
     "loss_regularity",
     "margin",
     "margin_loss",
+    "nearest_points",
     "output_gain",
     "parameter_spectrum",
     "pearson_alignment",
