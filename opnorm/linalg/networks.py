@@ -9,14 +9,20 @@ closes over, and they may change between two calls, so it is traced again each t
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
 from jax import lax
 
-Network = Callable[..., Any]
+from opnorm.linalg.types import ArrayShape, Network, PyTree
+
+R = TypeVar("R")
+Result = TypeVar("Result", covariant=True)
+Arrays = tuple[jax.Array | np.ndarray | np.generic, ...]
+# The options of a program in the order of their names.
+Ordered = tuple[tuple[str, Hashable], ...]
 
 
 class Prepared:
@@ -31,14 +37,12 @@ class Prepared:
 
     def __init__(self, f: Network) -> None:
         self._f = f
-        self._programs: dict[Hashable, Callable[..., Any]] = {}
+        self._programs: dict[Hashable, _Compiled[Any]] = {}
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: PyTree) -> PyTree:
         return self._f(*args)
 
-    def program(
-        self, fun: Callable[..., Any], options: tuple[tuple[str, Any], ...]
-    ) -> Callable[..., Any]:
+    def program(self, fun: Callable[..., R], options: Ordered) -> "_Compiled[R]":
         """Returns ``fun(f, *args, **options)`` as a compiled function of ``args``."""
         if (fun, options) not in self._programs:
             self._programs[fun, options] = _fresh(fun, self._f, dict(options))
@@ -67,7 +71,7 @@ def prepare_network(f: Network) -> Network:
     return Prepared(f)
 
 
-def keeps_programs(f: Network, *args: Any) -> bool:
+def keeps_programs(f: Network, *args: PyTree) -> bool:
     """Whether programs of f with these arguments are kept for later calls.
 
     They are for a callable pytree, unless a program around the call is being traced.
@@ -76,7 +80,7 @@ def keeps_programs(f: Network, *args: Any) -> bool:
     return parts is not None and not _is_traced((parts.arrays, args))
 
 
-def place_network(f: Network, put: Callable[[Any], Any]) -> Network:
+def place_network(f: Network, put: Callable[[Arrays], Arrays]) -> Network:
     """Returns a network with ``put`` applied to its arrays, such as a ``device_put``.
 
     The arrays that a plain function closes over stay where they are.
@@ -89,8 +93,8 @@ def place_network(f: Network, put: Callable[[Any], Any]) -> Network:
     return f if parts is None else parts.structure.join(put(parts.arrays))
 
 
-def network_program(fun: Callable[..., Any]) -> Any:
-    """Compiles ``fun(f, *arrays, **options)`` for a network f; a decorator.
+class NetworkProgram(Generic[R]):
+    """A compiled function of a network, of arrays and of options.
 
     The compiled program is kept where f is a callable pytree: for all networks of the
     same structure, arrays of the same shapes, and equal options. It is traced anew in
@@ -98,47 +102,61 @@ def network_program(fun: Callable[..., Any]) -> Any:
     where an argument is traced, since a program around this one is compiled then.
 
     Args:
-      fun: a pure function. Its options must be hashable, and are compared with ``==``.
-
-    Returns:
-      A function of the same arguments; options are given by keyword. Its ``eval_shape``
-      takes the same arguments and returns the shapes of the result: nothing is
-      compiled, and nothing is traced again where the program would not be.
+      fun: a pure function ``fun(f, *arrays, **options)``. Its options must be hashable,
+        and are compared with ``==``.
     """
 
-    @functools.partial(jax.jit, static_argnums=(0, 1))
-    def shared(
-        structure: _Structure,
-        options: tuple[tuple[str, Any], ...],
-        arrays: tuple[Any, ...],
-        *args: Any,
-    ) -> Any:
-        return fun(structure.join(arrays), *args, **dict(options))
+    def __init__(self, fun: Callable[..., R]) -> None:
+        functools.update_wrapper(self, fun)
+        self._fun = fun
 
-    def chosen(f: Network, args: Any, options: dict[str, Any]) -> Any:
+        def shared(
+            structure: _Structure, options: Ordered, arrays: Arrays, *args: PyTree
+        ) -> R:
+            return fun(structure.join(arrays), *args, **dict(options))
+
+        self._shared: _Compiled[R] = jax.jit(shared, static_argnums=(0, 1))
+
+    def __call__(self, f: Network, /, *args: PyTree, **options: Hashable) -> R:
+        """Returns ``fun(f, *args, **options)``."""
+        compiled, first = self._choose(f, args, options)
+        return compiled(*first, *args)
+
+    def eval_shape(self, f: Network, /, *args: PyTree, **options: Hashable) -> PyTree:
+        """Returns the shapes and dtypes of the result.
+
+        Nothing is compiled, and nothing is traced again where the program would not be.
+        """
+        compiled, first = self._choose(f, args, options)
+        return compiled.eval_shape(*first, *args)
+
+    def _choose(
+        self, f: Network, args: tuple[PyTree, ...], options: Mapping[str, Hashable]
+    ) -> tuple["_Compiled[R]", tuple[PyTree, ...]]:
         """A compiled function, and the arguments that come before ``args``."""
         ordered = tuple(sorted(options.items()))
         if isinstance(f, Prepared):
-            return f.program(fun, ordered), ()
+            return f.program(self._fun, ordered), ()
         parts = _split(f)
         if parts is None or _is_traced((parts.arrays, args)):
-            return _fresh(fun, f, options), ()
-        return shared, (parts.structure, ordered, parts.arrays)
-
-    @functools.wraps(fun)
-    def call(f: Network, *args: Any, **options: Any) -> Any:
-        compiled, first = chosen(f, args, options)
-        return compiled(*first, *args)
-
-    def eval_shape(f: Network, *args: Any, **options: Any) -> Any:
-        compiled, first = chosen(f, args, options)
-        return compiled.eval_shape(*first, *args)
-
-    call.eval_shape = eval_shape  # type: ignore[attr-defined]
-    return call
+            return _fresh(self._fun, f, options), ()
+        return self._shared, (parts.structure, ordered, parts.arrays)
 
 
-def output_shapes(f: Network, x: jax.Array) -> Any:
+def network_program(fun: Callable[..., R]) -> NetworkProgram[R]:
+    """Compiles ``fun(f, *arrays, **options)`` for a network f; a decorator.
+
+    Args:
+      fun: a pure function. Its options must be hashable, and are compared with ``==``.
+
+    Returns:
+      A function of the same arguments, in which options are given by keyword: see
+      :class:`NetworkProgram`.
+    """
+    return NetworkProgram(fun)
+
+
+def output_shapes(f: Network, x: ArrayShape) -> PyTree:
     """Returns the shapes and dtypes of ``f(x)``; nothing is compiled.
 
     A callable pytree is traced once for its structure, a plain function each time.
@@ -153,6 +171,14 @@ def output_shapes(f: Network, x: jax.Array) -> Any:
     return _apply.eval_shape(f, x)
 
 
+class _Compiled(Protocol[Result]):
+    """The part of a function under ``jax.jit`` that is used here."""
+
+    def __call__(self, *args: PyTree) -> Result: ...
+
+    def eval_shape(self, *args: PyTree) -> PyTree: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class _Structure:
     """All of a callable pytree but its arrays; hashable.
@@ -163,21 +189,22 @@ class _Structure:
         position.
     """
 
-    treedef: Any
-    others: tuple[tuple[int, Any], ...]
+    treedef: jax.tree_util.PyTreeDef
+    others: tuple[tuple[int, Hashable], ...]
 
-    def join(self, arrays: tuple[Any, ...]) -> Network:
+    def join(self, arrays: Arrays) -> Network:
         """Returns the network with the given arrays."""
         others = dict(self.others)
         given = iter(arrays)
         count = len(arrays) + len(others)
         leaves = [others[i] if i in others else next(given) for i in range(count)]
-        return jax.tree.unflatten(self.treedef, leaves)
+        network: Network = jax.tree.unflatten(self.treedef, leaves)
+        return network
 
 
 class _Parts(NamedTuple):
     structure: _Structure
-    arrays: tuple[Any, ...]
+    arrays: Arrays
 
 
 def _split(f: Network) -> _Parts | None:
@@ -203,13 +230,14 @@ def _split(f: Network) -> _Parts | None:
 
 
 def _fresh(
-    fun: Callable[..., Any], f: Network, options: dict[str, Any]
-) -> Callable[..., Any]:
+    fun: Callable[..., R], f: Network, options: Mapping[str, Hashable]
+) -> _Compiled[R]:
     """A program that nothing else shares: JAX knows functions by their identity."""
-    return jax.jit(lambda *args: fun(f, *args, **options))
+    compiled: _Compiled[R] = jax.jit(lambda *args: fun(f, *args, **options))
+    return compiled
 
 
-def _is_traced(tree: Any) -> bool:
+def _is_traced(tree: PyTree) -> bool:
     """Whether a program around this one is being traced.
 
     An option may hold a traced array where no argument is one, such as the epsilon of
@@ -220,5 +248,5 @@ def _is_traced(tree: Any) -> bool:
 
 
 @network_program
-def _apply(f: Network, x: jax.Array) -> Any:
+def _apply(f: Network, x: ArrayShape) -> PyTree:
     return f(x)
