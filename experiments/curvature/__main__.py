@@ -108,7 +108,7 @@ def main() -> None:
     for network in comparison.networks:
         found[network.name] = {"inputs": _inputs(network, comparison.examples)}
     if pictures is not None:
-        for matrix in analysis.curvature.MATRICES:
+        for matrix in analysis.PARAMETER_MATRICES:
             spectra = {
                 network.name: _parameters(network, pictures, matrix)
                 for network in comparison.networks
@@ -251,7 +251,7 @@ def _parameter_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {"network": name, "matrix": matrix, **found[matrix]}
         for name, found in results["networks"].items()
-        for matrix in analysis.curvature.MATRICES
+        for matrix in analysis.PARAMETER_MATRICES
     ]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments.common import attack_specs, cache
 from opnorm import analysis, data, linalg, training
-from opnorm.analysis import inputs, robustness
+from opnorm.analysis import batches, inputs
 from opnorm.attacks import attack as attack_lib
 
 
@@ -151,13 +151,13 @@ def _nearest(
     split = training.sharded(mesh)
     f = jax.device_put(f, training.replicated(mesh))
     key = jax.random.key(settings.seed)
-    sizes = robustness.batch_sizes(settings.batch_size)
+    sizes = batches.batch_sizes(settings.batch_size)
     for spec in settings.attacks:
         began = time.monotonic()
         own = np.where(right, np.inf, 0.0).astype(np.float32)
         budget = attack_specs.has_budget(spec)
         for rows, epsilon in _bisection(own, settings) if budget else _once(own):
-            for batch, filled in robustness.fill(rows, sizes):
+            for batch, filled in batches.fill(rows, sizes):
                 given = (
                     pictures.images[filled],
                     pictures.labels[filled],

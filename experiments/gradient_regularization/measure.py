@@ -22,7 +22,7 @@ from experiments.gradient_regularization.attacks import (
     find_nearest,
 )
 from opnorm import analysis, data, linalg
-from opnorm.analysis import accuracy
+from opnorm.analysis import batches
 
 # What stands for the margin where curvature is measured, by what results call it: the
 # paper's, which may lie below the margin, and one that does not. The margin of the top
@@ -80,7 +80,7 @@ def measure(
       parts: where parts of the results are kept.
       description: of the progress.
     """
-    right = accuracy.in_batches(
+    right = batches.in_batches(
         functools.partial(decide, top_k=settings.top_k),
         f,
         (pictures.images, pictures.labels),

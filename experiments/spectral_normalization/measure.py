@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.common import networks
 from opnorm import analysis, data, models, operators
-from opnorm.analysis import accuracy, inputs
+from opnorm.analysis import batches, inputs
 from opnorm.models import normalization
 from opnorm.training import Config, build, methods
 from opnorm.training.config import ADVERSARIAL
@@ -130,7 +130,7 @@ def measure(
                 jnp.asarray(logits), jnp.asarray(pictures.train.labels)
             )
             slopes = [
-                accuracy.in_batches(
+                batches.in_batches(
                     _slopes, network, (x, pictures.train.labels), _BATCH_SIZE
                 )
                 for x in (pictures.train.images, x_adv)
@@ -138,7 +138,7 @@ def measure(
     clean = analysis.evaluate_accuracy(
         network, pictures.test.images, pictures.test.labels
     )
-    gains = accuracy.in_batches(
+    gains = batches.in_batches(
         functools.partial(_gains, statistics=config.normalization),
         network,
         (pictures.test.images, pictures.test.labels),
@@ -203,7 +203,7 @@ def _attack(
     strength: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Attacked pictures and their logits."""
-    found: tuple[np.ndarray, np.ndarray] = accuracy.in_batches(
+    found: tuple[np.ndarray, np.ndarray] = batches.in_batches(
         functools.partial(_attacked, attack=attack),
         network,
         (pictures.images, pictures.labels, np.arange(len(pictures))),

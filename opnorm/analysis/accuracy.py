@@ -8,7 +8,7 @@ results. ``attack`` must be pure and one object, not a new lambda each time
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg, operators
-from opnorm.analysis import inputs, robustness
+from opnorm.analysis import inputs, margins, robustness
 from opnorm.analysis.averages import average
+from opnorm.analysis.batches import in_batches
 from opnorm.analysis.inputs import AttackFactory, to_pixels
 from opnorm.attacks import attack as attack_lib
 from opnorm.attacks import checks
@@ -67,6 +68,7 @@ def evaluate_accuracy(
     images: np.ndarray,
     labels: np.ndarray,
     *,
+    top_k: int = 1,
     batch_size: int = 100,
     bounds: Bounds = (0.0, 1.0),
 ) -> Accuracy:
@@ -78,20 +80,24 @@ def evaluate_accuracy(
       images: ``(N, ...)``, uint8 or float, in the bounds. uint8 images are divided by
         255, float images are taken as they are.
       labels: ``(N,)`` int.
+      top_k: an example is correct where its label is among as many of the largest
+        logits; from 1 to K - 1.
       batch_size: examples per compiled call.
       bounds: box (low, high) that images lie in; None for a network that takes any
         values, such as standardised ones.
 
     Raises:
-      ValueError: for no examples, labels or a batch size that do not fit, images
-        outside the bounds, or a network of one logit.
+      ValueError: for no examples, labels, a top_k or a batch size that do not fit,
+        images outside the bounds, or a network of one logit.
     """
     inputs.check_examples(images, labels, batch_size)
     checks.check_bounds(bounds)
     inputs.check_bounds(images, bounds)
     f = linalg.prepare_network(f)
-    inputs.check_labels(f, images, labels, min(batch_size, len(images)))
-    return _accuracy(in_batches(_hits, f, (images, labels), batch_size))
+    classes = inputs.check_labels(f, images, labels, min(batch_size, len(images)))
+    top_k = linalg.check_count("top_k", top_k, 1, classes - 1)
+    measure = functools.partial(_hits, top_k=top_k)
+    return _accuracy(in_batches(measure, f, (images, labels), batch_size))
 
 
 def robust_accuracy(
@@ -243,7 +249,10 @@ def jacobian_norms(
 
 
 @linalg.network_program
-def _hits(f: linalg.Network, x: jax.Array, labels: jax.Array) -> jax.Array:
+def _hits(
+    f: linalg.Network, x: jax.Array, labels: jax.Array, *, top_k: int
+) -> jax.Array:
+    f, labels = margins.decide_top_k(f, labels, top_k)
     return ~attack_lib.decided(f(to_pixels(x)), labels, targeted=False)
 
 
@@ -297,21 +306,3 @@ def _singular(
 def _accuracy(hits: np.ndarray) -> Accuracy:
     found = average(hits)
     return Accuracy(float(found.mean), float(found.standard_error), hits)
-
-
-def in_batches(
-    fun: Callable[..., Any],
-    f: Any,
-    arrays: tuple[np.ndarray, ...],
-    batch_size: int,
-    extra: tuple[Any, ...] = (),
-) -> Any:
-    """Applies ``fun(f, *batch, *extra)`` to filled-up batches of the arrays."""
-    count = len(arrays[0])
-    inputs.check_examples(arrays[0], arrays[-1], batch_size)
-    size = min(batch_size, count)
-    pieces = []
-    for start in range(0, count, size):
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        pieces.append(fun(f, *(array[rows] for array in arrays), *extra))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *pieces)

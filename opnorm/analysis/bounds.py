@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg, operators
-from opnorm.analysis import accuracy, inputs, margins
+from opnorm.analysis import inputs, margins
+from opnorm.analysis.batches import in_batches
 from opnorm.analysis.inputs import check_examples, check_labels
-from opnorm.attacks import checks, losses
+from opnorm.attacks import losses
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -45,139 +46,12 @@ class Regularity(NamedTuple):
     curvature_error: np.ndarray
 
 
-def probability_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Computes ``max_{i != y} p_i - p_y`` with softmax probabilities p.
-
-    Negative if and only if the example is classified correctly (ties apart).
-
-    Args:
-      logits: ``(B, K)`` float, K at least 2.
-      labels: ``(B,)`` int.
-
-    Returns:
-      ``(B,)``, in [-1, 1].
-
-    Raises:
-      ValueError: for shapes or labels that do not fit.
-
-    Source: Finlay & Oberman, the modified Carlini-Wagner loss.
-    """
-    p, own = _probabilities(logits, labels)
-    return jnp.max(_others(p, labels, -jnp.inf), axis=1) - own
-
-
-def log_sum_exp_margin(
-    logits: jax.Array, labels: jax.Array, *, temperature: float = 10.0
-) -> jax.Array:
-    """Computes a smooth upper bound of :func:`probability_margin`.
-
-    ``log(sum_{i != y} exp(t p_i)) / t - p_y``, above it by at most ``log(K - 1) / t``.
-    Where it is negative the example is classified correctly, so that bounds from its
-    curvature are valid for the margin.
-
-    Args:
-      logits: ``(B, K)`` float.
-      labels: ``(B,)`` int.
-      temperature: t, above 0; larger is nearer and more curved.
-
-    Returns:
-      ``(B,)``.
-
-    Raises:
-      ValueError: for a temperature that is not positive, or shapes or labels that do
-        not fit.
-    """
-    linalg.check_length("temperature", temperature, positive=True)
-    p, own = _probabilities(logits, labels)
-    rest = _others(temperature * p, labels, -jnp.inf)
-    return jax.nn.logsumexp(rest, axis=1) / temperature - own
-
-
-def soft_margin(
-    logits: jax.Array, labels: jax.Array, *, temperature: float = 10.0
-) -> jax.Array:
-    """Computes the smoothed margin of Finlay & Oberman; it is **not a valid bound**.
-
-    ``sum_i s_i q_i - p_y`` with q the probabilities of the other classes, 0 for y, and
-    s their softmax at the temperature. It lies below :func:`probability_margin`, by up
-    to 0.11 for ten classes: it can be negative where the example is misclassified, and
-    room that is computed from it may not be there. For comparison with their tables;
-    otherwise :func:`log_sum_exp_margin`.
-
-    Args:
-      logits: ``(B, K)`` float.
-      labels: ``(B,)`` int.
-      temperature: above 0.
-
-    Returns:
-      ``(B,)``.
-
-    Raises:
-      ValueError: for a temperature that is not positive, or shapes or labels that do
-        not fit.
-    """
-    linalg.check_length("temperature", temperature, positive=True)
-    p, own = _probabilities(logits, labels)
-    rest = _others(p, labels, 0.0)
-    return jnp.sum(jax.nn.softmax(temperature * rest, axis=1) * rest, axis=1) - own
-
-
-def top_k_margin(logits: jax.Array, labels: jax.Array, *, k: int = 5) -> jax.Array:
-    """Computes ``p_(k+1) - p_y`` with the (k+1)-th largest probability.
-
-    Negative if and only if the label is among the k most probable (ties apart).
-
-    Args:
-      logits: ``(B, K)`` float, K above k.
-      labels: ``(B,)`` int.
-      k: at least 1.
-
-    Returns:
-      ``(B,)``.
-
-    Raises:
-      ValueError: for a k that is not between 1 and K - 1, or shapes or labels that do
-        not fit.
-
-    Source: Finlay & Oberman, for ImageNet.
-    """
-    checks.check_labels(labels, len(logits), logits)
-    _check_rank(k, logits.shape[1])
-    p, own = _probabilities(logits, labels)
-    return jax.lax.top_k(p, k + 1)[0][:, -1] - own
-
-
-def label_and_rival(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.Array:
-    """Computes the label's logit, and the k-th largest of the others.
-
-    As logits of two classes they are decided for the first, 0, if and only if the label
-    is among the k largest: what attacks need that should push it out of these.
-
-    Args:
-      logits: ``(B, K)`` float, K above k.
-      labels: ``(B,)`` int.
-      k: at least 1.
-
-    Returns:
-      ``(B, 2)``.
-
-    Raises:
-      ValueError: for a k that is not between 1 and K - 1, or shapes or labels that do
-        not fit.
-    """
-    checks.check_labels(labels, len(logits), logits)
-    _check_rank(k, logits.shape[1])
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    rest = _others(logits, labels, -jnp.inf)
-    return jnp.concatenate([own, jax.lax.top_k(rest, k)[0][:, -1:]], axis=1)
-
-
 # A loss of the caller's may read its labels as it likes.
 _OF_CLASSES: tuple[Loss, ...] = (
-    probability_margin,
-    log_sum_exp_margin,
-    soft_margin,
-    top_k_margin,
+    margins.probability_margin,
+    margins.log_sum_exp_margin,
+    margins.soft_margin,
+    margins.top_k_margin,
     margins.margin,
     *losses.NAMED.values(),
 )
@@ -262,7 +136,7 @@ def loss_regularity(
     images: np.ndarray,
     labels: np.ndarray,
     *,
-    loss: Loss = log_sum_exp_margin,
+    loss: Loss = margins.log_sum_exp_margin,
     p: float = 2.0,
     num_steps: int = 20,
     radius: float = 0.0,
@@ -316,7 +190,7 @@ def loss_regularity(
     options: dict[str, Any] = {"num_steps": num_steps, "num_samples": num_samples}
     measure = functools.partial(_regularity, loss=loss, p=p, **options)
     return Regularity(
-        *accuracy.in_batches(measure, f, (images, labels), batch_size, (radius, key))
+        *in_batches(measure, f, (images, labels), batch_size, (radius, key))
     )
 
 
@@ -359,21 +233,6 @@ def _regularity(
     start = jnp.full(len(pixels), -jnp.inf)
     found = linalg.fori_loop(num_samples, sample, (start,) * 4)
     return at(pixels), *found
-
-
-def _probabilities(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    checks.check_labels(labels, len(logits), logits)
-    p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-    return p, jnp.take_along_axis(p, labels[:, None], axis=1)[:, 0]
-
-
-def _others(values: jax.Array, labels: jax.Array, filler: float) -> jax.Array:
-    own = jnp.arange(values.shape[1])[None] == labels[:, None]
-    return jnp.where(own, filler, values)
-
-
-def _check_rank(k: int, num_classes: int) -> None:
-    linalg.check_count("k", k, 1, num_classes - 1)
 
 
 def _room(loss: Any) -> np.ndarray:

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg, operators
-from opnorm.analysis import accuracy, inputs
+from opnorm.analysis import inputs
 from opnorm.analysis.alignment import alignment, pearson_alignment
+from opnorm.analysis.batches import in_batches, reporting_progress
 from opnorm.analysis.inputs import check_examples, evaluate
 from opnorm.analysis.linearity import check_perturbations
 
@@ -77,7 +78,7 @@ def singular_values(
     size = _batch_size(f, images, batch_size, max_bytes)
     measure = functools.partial(_values, max_bytes=max_bytes)
     reporting = reporting_progress(measure, len(images), size, on_progress)
-    return accuracy.in_batches(reporting, f, (images,), size)
+    return in_batches(reporting, f, (images,), size)
 
 
 def alignment_by_rank(
@@ -115,7 +116,7 @@ def alignment_by_rank(
     measure = functools.partial(_ranked, max_bytes=max_bytes)
     reporting = reporting_progress(measure, len(images), size, on_progress)
     rows = (images, *perturbations)
-    return RankAlignment(*accuracy.in_batches(reporting, f, rows, size))
+    return RankAlignment(*in_batches(reporting, f, rows, size))
 
 
 @linalg.network_program
@@ -169,26 +170,3 @@ def _batch_size(
     largest = min(batch_size, max_bytes // needed, len(images))
     calls = math.ceil(len(images) / largest)
     return math.ceil(len(images) / calls)
-
-
-def reporting_progress(
-    fun: Callable[..., Any],
-    count: int,
-    size: int,
-    on_progress: Callable[[float], None] | None,
-) -> Callable[..., Any]:
-    """``fun``, waiting for each result and telling which part of the calls is behind.
-
-    Waiting keeps to the limit of memory: calls would queue up otherwise.
-    """
-    calls, done = math.ceil(count / size), 0
-
-    def reporting(*args: Any) -> Any:
-        nonlocal done
-        found = jax.tree.map(np.asarray, fun(*args))
-        done += 1
-        if on_progress is not None:
-            on_progress(done / calls)
-        return found
-
-    return reporting

@@ -105,15 +105,63 @@ def make_pattern(attack: AttackFactory) -> attack_lib.Attack:
 
 def check_labels(
     f: linalg.Network, images: np.ndarray, labels: np.ndarray, size: int
-) -> None:
+) -> int:
     """Raises ValueError unless the labels are classes of the network.
 
     A prepared network is traced, on a batch of ``size`` examples, at most once for each
     structure and shape.
+
+    Returns:
+      K, how many classes the network has.
     """
     x = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype)
     logits = evaluate.eval_shape(f, x)
     checks.check_labels(np.asarray(labels), len(images), logits)
+    return logits.shape[1]
+
+
+def check_attack(
+    pattern: attack_lib.Attack,
+    images: np.ndarray,
+    labels: np.ndarray,
+    key: jax.Array,
+) -> np.ndarray:
+    """Raises ValueError for a key or images that an attack refuses.
+
+    Args:
+      pattern: an attack that :func:`make_pattern` has made.
+      images: ``(N, ...)``, uint8 or float.
+      labels: ``(N,)`` int.
+      key: typed key.
+
+    Returns:
+      The images, see :func:`check_bounds`.
+    """
+    linalg.check_key(key)
+    images = check_bounds(images, *(stage.bounds for stage in pattern.stages))
+    example = attack_lib.Problem(
+        jnp.asarray(images[:1]), jnp.asarray(labels[:1]), key, None
+    )
+    for stage in pattern.stages:
+        if stage.check is not None:
+            stage.check(example)
+    return images
+
+
+def check_index(index: np.ndarray | None, count: int) -> np.ndarray:
+    """Returns the numbers of ``count`` examples in their data set, ``(count,)`` int32.
+
+    Args:
+      index: the numbers; None for 0, ..., count - 1.
+      count: how many there must be.
+
+    Raises:
+      ValueError: for another shape.
+    """
+    index = np.arange(count) if index is None else np.asarray(index)
+    if index.shape != (count,):
+        raise ValueError(f"index has shape {index.shape}; it must be ({count},).")
+    return np.asarray(index, np.int32)
 
 
 @linalg.network_program

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg
-from opnorm.analysis import accuracy, inputs
+from opnorm.analysis import inputs
+from opnorm.analysis.batches import in_batches
 from opnorm.analysis.inputs import check_examples
 
 
@@ -68,7 +69,7 @@ def deviation_from_linearity(
     check_perturbations(images, perturbations, batch_size)
     rows = (images, perturbations)
     f = linalg.prepare_network(f)
-    return Linearity(*accuracy.in_batches(_deviation, f, rows, batch_size))
+    return Linearity(*in_batches(_deviation, f, rows, batch_size))
 
 
 def activation_agreement(
@@ -105,7 +106,7 @@ def activation_agreement(
     check_perturbations(images, perturbations, batch_size)
     rows = (images, perturbations)
     f = linalg.prepare_network(f)
-    return accuracy.in_batches(_agreement, f, rows, batch_size)
+    return in_batches(_agreement, f, rows, batch_size)
 
 
 def random_directions(perturbations: np.ndarray, key: jax.Array) -> np.ndarray:

@@ -48,6 +48,14 @@ def test_accuracy_counts_every_example_once(batch_size: int) -> None:
     assert found.standard_error == pytest.approx(hits.std(ddof=1) / math.sqrt(11))
 
 
+def test_a_label_among_the_top_k_counts() -> None:
+    order = np.argsort(IMAGES.reshape(11, 6) @ W, axis=1)
+    found = analysis.evaluate_accuracy(NETWORK, IMAGES, LABELS, top_k=2)
+    np.testing.assert_array_equal(found.correct, order[:, 0] != LABELS)
+    with pytest.raises(ValueError, match="top_k is 3; it must be"):
+        analysis.evaluate_accuracy(NETWORK, IMAGES, LABELS, top_k=3)
+
+
 def test_bytes_are_pixels_over_255() -> None:
     images = (IMAGES * 255).astype(np.uint8)
     bytes_ = analysis.evaluate_accuracy(NETWORK, images, LABELS)

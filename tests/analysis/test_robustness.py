@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from opnorm import analysis, attacks
-from opnorm.analysis import robustness
 
 W = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 IMAGES = np.random.default_rng(1).uniform(0.2, 0.8, (50, 2, 2, 3)).astype(np.float32)
@@ -138,23 +137,6 @@ def test_rows_that_are_done_cost_nothing_more() -> None:
     # Those that fell took the steps that they are reported with.
     assert easy.steps.max() < 26
     assert set(hard.steps[~hard.success]) == {26}
-
-
-def test_survivors_are_packed_into_few_sizes_of_batch(monkeypatch) -> None:
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert robustness.batch_sizes(100) == (100, 25)
-    assert robustness.batch_sizes(256) == (256, 64, 16)
-    assert robustness.batch_sizes(8) == (8,)
-    rows = np.arange(160)
-    batches = list(robustness.fill(rows, (100, 25)))
-    assert [len(filled) for _, filled in batches] == [100, 25, 25, 25]
-    np.testing.assert_array_equal(np.concatenate([b for b, _ in batches]), rows)
-    np.testing.assert_array_equal(batches[-1][1], [*range(150, 160), *[159] * 15])
-
-
-def test_batches_are_multiples_of_the_devices() -> None:
-    assert jax.device_count() == 8
-    assert robustness.batch_sizes(100) == (104, 32, 8)
 
 
 def test_minimal_distances_take_no_budget() -> None:

@@ -1,9 +1,7 @@
-"""Curvature of the cross-entropy, in the inputs and in the parameters.
+"""Spectra of the Hessian of the mean cross-entropy in the parameters.
 
-In the inputs every example has a Hessian of its own, which for a piecewise linear
-network is of rank below the number of classes; in the parameters the whole data set has
-one, with a few large eigenvalues and a bulk near zero, of which random probes see the
-distribution.
+The whole data set has one such matrix, with a few large eigenvalues and many near zero;
+random probes estimate how all of them are distributed.
 """
 
 import functools
@@ -17,43 +15,14 @@ import numpy as np
 from flax import nnx
 
 from opnorm import linalg, operators
-from opnorm.analysis import accuracy, inputs
+from opnorm.analysis import inputs
 from opnorm.analysis.averages import Average, average
-from opnorm.analysis.feature_spectrum import reporting_progress
+from opnorm.analysis.batches import reporting_progress
 from opnorm.analysis.inputs import check_examples, check_labels
 from opnorm.attacks import losses
 from opnorm.linalg.lanczos import tridiagonal_eigh
 
-MATRICES = ("hessian", "gauss_newton")
-
-
-class InputCurvature(NamedTuple):
-    """First and second derivatives in the input, by example; lengths in pixel units.
-
-    Attributes:
-      largest: ``(N,)``, the largest eigenvalue of the Hessian of the cross-entropy.
-        Where ``curved``, the largest one that the Krylov space reaches: it does not
-        exceed the largest of all by more than ``error``.
-      trace: ``(N,)``, the sum of the eigenvalues; where ``curved``, an estimate.
-      gradient_norm: ``(N,)``, ``||gradient of the cross-entropy||_2``.
-      sigma: ``(N,)``, the largest singular value of the Jacobian of the logits.
-      smallest: ``(N,)``, the smallest eigenvalue; where ``curved``, the smallest one
-        that the Krylov space reaches.
-      error: ``(N,)``, how far an eigenvalue may lie from ``largest`` and one from
-        ``smallest``.
-      trace_error: ``(N,)``, the standard error of ``trace`` over the random probes: 0
-        where the trace is exact, NaN for a single probe.
-      curved: ``(N,)`` bool, whether the network is not piecewise linear at the example.
-    """
-
-    largest: np.ndarray
-    trace: np.ndarray
-    gradient_norm: np.ndarray
-    sigma: np.ndarray
-    smallest: np.ndarray
-    error: np.ndarray
-    trace_error: np.ndarray
-    curved: np.ndarray
+PARAMETER_MATRICES = ("hessian", "gauss_newton")
 
 
 class Eigenvalue(NamedTuple):
@@ -80,80 +49,6 @@ class ParameterSpectrum(NamedTuple):
     smallest: Eigenvalue
     trace: Average
     density: linalg.SpectralDensity
-
-
-def input_curvature(
-    f: linalg.Network,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    num_steps: int = 30,
-    num_probes: int = 10,
-    batch_size: int = 100,
-    key: jax.Array | None = None,
-    on_progress: Callable[[float], None] | None = None,
-) -> InputCurvature:
-    """Computes how steep and how bent the cross-entropy is at each example.
-
-    Where the network is piecewise linear the Hessian is ``J^T (diag p - p p^T) J``, and
-    the dense Jacobian gives all of it: one backward pass for each logit. Whether it is,
-    is measured for each batch, see :func:`opnorm.operators.is_curved`. A network with
-    smooth nonlinearities has another part beside that one: its eigenvalues are found by
-    the Lanczos process on Hessian-vector products, and the trace of the other part by
-    random probes, in ``num_steps + num_probes`` products.
-
-    Args:
-      f: ``(B, ...) -> (B, d)`` logits, in inference mode; best a callable pytree, see
-        :mod:`opnorm.analysis`.
-      images: ``(N, ...)``, uint8 or float in [0, 1].
-      labels: ``(N,)`` int.
-      num_steps: of each Lanczos process, at least 1; as many as pixels are exact. Only
-        networks that are not piecewise linear need it.
-      num_probes: of each trace, at least 1; 2 or more for error bars, as many as pixels
-        for the exact trace. Only networks that are not piecewise linear need it.
-      batch_size: examples per compiled call.
-      key: typed key of random starts and probes; None for ``jax.random.key(0)``.
-      on_progress: called with the part of the examples that is behind, in [0, 1].
-
-    Raises:
-      ValueError: for no examples, or labels, a number of steps or probes, a batch size
-        or a key that do not fit.
-
-    Source: Finlay & Oberman 2019, Table 3 (there of another loss); Schraudolph 2002 for
-    the parts of the Hessian; Hutchinson 1989 for the trace.
-    """
-    num_steps = linalg.check_count("num_steps", num_steps, 1)
-    num_probes = linalg.check_count("num_probes", num_probes, 1)
-    key = jax.random.key(0) if key is None else key
-    linalg.check_key(key)
-    check_examples(images, labels, batch_size)
-    size = min(batch_size, len(images))
-    f = linalg.prepare_network(f)
-    check_labels(f, images, labels, size)
-    options = {"num_steps": num_steps, "num_probes": num_probes}
-
-    def measured(
-        f: linalg.Network,
-        x: jax.Array,
-        labels: jax.Array,
-        number: Any,
-        key: jax.Array,
-    ) -> InputCurvature:
-        # No two batches may share probes: their errors would not average out.
-        key = jax.random.fold_in(key, number[0])
-        found, pairs = _curvature(f, x, labels, key)
-        if not np.any(found.curved):
-            return found
-        # Compiled for networks that need it alone.
-        return _whole_curvature(f, x, labels, key, found, pairs, **options)
-
-    return accuracy.in_batches(
-        reporting_progress(measured, len(images), size, on_progress),
-        f,
-        (images, labels, np.arange(len(images))),
-        size,
-        (key,),
-    )
 
 
 def parameter_spectrum(
@@ -211,8 +106,10 @@ def parameter_spectrum(
     for networks.
     """
     check_examples(images, labels, batch_size)
-    if matrix not in MATRICES:
-        raise ValueError(f"matrix is {matrix!r}; it may be {', '.join(MATRICES)}.")
+    if matrix not in PARAMETER_MATRICES:
+        raise ValueError(
+            f"matrix is {matrix!r}; it may be {', '.join(PARAMETER_MATRICES)}."
+        )
     if num_probes < 1:
         raise ValueError(f"num_probes is {num_probes}; it must be at least 1.")
     network = linalg.prepare_network(f)
@@ -243,108 +140,6 @@ def parameter_spectrum(
         average(n * np.sum(nodes * weights, axis=2)[0]),
         density,
     )
-
-
-@linalg.network_program
-def _curvature(
-    f: linalg.Network, x: jax.Array, labels: jax.Array, key: jax.Array
-) -> tuple[InputCurvature, linalg.Eigenpairs]:
-    """All that is asked for if the network is piecewise linear, and whether it is."""
-    pixels = inputs.to_pixels(x)
-    logits, rows = f(pixels), operators.dense_jacobian(f, pixels)
-
-    # All of this depends on values and slopes at x only, and so needs no second way
-    # through the network.
-    def linearized(z: jax.Array) -> jax.Array:
-        moved = (z - pixels).reshape(len(z), -1)
-        flat = rows.reshape(*rows.shape[:2], -1)
-        return logits + jnp.einsum("bdn,bn->bd", flat, moved, precision="highest")
-
-    pairs = operators.cross_entropy_gauss_newton(linearized, pixels)
-
-    def total(z: jax.Array) -> jax.Array:
-        return jnp.sum(losses.cross_entropy(linearized(z), labels))
-
-    gradient = jax.grad(total)(pixels)
-    top = operators.singular_triplets(linearized, pixels, 1, method="dense")
-    # The last of d values is zero but for rounding where there are d pixels.
-    few = math.prod(pixels.shape[1:]) < logits.shape[1]
-    lowest = pairs.values[:, -1]
-    # NumPy arrays once they leave the batches.
-    found: dict[str, Any] = {
-        "largest": pairs.values[:, 0],
-        "trace": jnp.sum(pairs.values, axis=1),
-        "gradient_norm": linalg.norm(gradient, 2.0),
-        "sigma": top.values[:, 0],
-        "smallest": lowest if few else jnp.zeros_like(lowest),
-        "error": pairs.residual[:, 0],
-        "trace_error": jnp.zeros_like(lowest),
-        "curved": operators.is_curved(f, pixels, key=key),
-    }
-    return InputCurvature(**found), pairs
-
-
-@linalg.network_program
-# Rounded products would not be those of a symmetric matrix.
-@jax.default_matmul_precision("highest")
-def _whole_curvature(
-    f: linalg.Network,
-    x: jax.Array,
-    labels: jax.Array,
-    key: jax.Array,
-    found: InputCurvature,
-    pairs: linalg.Eigenpairs,
-    *,
-    num_steps: int,
-    num_probes: int,
-) -> InputCurvature:
-    """Puts the whole Hessian in place of its Gauss-Newton part at curved examples."""
-    start_key, probe_key = jax.random.split(key)
-    pixels = inputs.to_pixels(x)
-    hessian = operators.input_hessian_map(
-        lambda z: losses.cross_entropy(f(z), labels), pixels
-    )
-    steps = min(num_steps, hessian.in_size)
-    krylov = linalg.lanczos(hessian, steps, key=start_key)
-    largest = linalg.ritz_pairs(krylov, which="largest")
-    smallest = linalg.ritz_pairs(krylov, which="smallest")
-
-    def product(v: jax.Array) -> jax.Array:
-        along = pairs.values * jnp.einsum("bk...,b...->bk", pairs.vectors, v)
-        return jnp.einsum("bk,bk...->b...", along, pairs.vectors)
-
-    # Probes of the difference alone: the rest of the trace is known exactly.
-    rest = hessian - hessian._replace(matvec=product, rmatvec=product)
-    estimate = _trace(rest, num_probes, probe_key)
-    bent: dict[str, Any] = {
-        "largest": largest.values[:, 0],
-        "trace": found.trace + estimate.mean,
-        "smallest": smallest.values[:, 0],
-        "error": jnp.maximum(largest.residual, smallest.residual)[:, 0],
-        "trace_error": estimate.standard_error,
-    }
-    return jax.tree.map(
-        lambda a, b: jnp.where(found.curved, a, b), found._replace(**bent), found
-    )
-
-
-def _trace(
-    linear_map: linalg.LinearMap, num_probes: int, key: jax.Array
-) -> linalg.Estimate:
-    """The trace by random probes, or by all n unit vectors where they are as few."""
-    n = linear_map.in_size
-    if num_probes < n:
-        return linalg.trace(linear_map, num_probes=num_probes, key=key)
-
-    def add(number: jax.Array, total: jax.Array) -> jax.Array:
-        unit = jax.nn.one_hot(number, n, dtype=linear_map.dtype)
-        shape = (linear_map.batch_size, *linear_map.in_shape)
-        image = linear_map.matvec(jnp.broadcast_to(unit, (shape[0], n)).reshape(shape))
-        return total + image.reshape(shape[0], n)[:, number].astype(total.dtype)
-
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
-    zero = jnp.zeros(linear_map.batch_size, wide)
-    return linalg.Estimate(linalg.fori_loop(n, add, zero), zero)
 
 
 @linalg.network_program
