@@ -27,7 +27,17 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import attack_specs, cache, cli, evaluation, figures, measure
+from experiments.common import (
+    attack_specs,
+    cache,
+    cli,
+    comparison,
+    evaluation,
+    figures,
+    jobs,
+    measure,
+    options,
+)
 from opnorm import analysis, data, runs, training
 
 _RUN = flags.DEFINE_string(
@@ -82,7 +92,7 @@ def main() -> None:
     """Evaluates, writes results, prints the table."""
     if not _RUN.value:
         raise ValueError("run is not given; it is the run directory to evaluate.")
-    epsilons = sorted(set(cli.parse_floats("epsilons", _EPSILONS.value)) - {0.0})
+    epsilons = sorted(set(options.parse_floats("epsilons", _EPSILONS.value)) - {0.0})
     for name, value, least in (
         ("batch_size", _BATCH_SIZE.value, 1),
         ("part_size", _PART_SIZE.value, 1),
@@ -95,7 +105,7 @@ def main() -> None:
             f"epsilons are {epsilons}; each must be finite and at least 0, one above."
         )
     specs = [attack_specs.parse_attack(text) for text in _ATTACK.value]
-    split, first, last = cli.parse_split(_SPLIT.value)
+    split, first, last = options.parse_split(_SPLIT.value)
     baseline = None
     if _BASELINE.value:
         baseline = json.loads(Path(_BASELINE.value).read_text())
@@ -110,7 +120,7 @@ def main() -> None:
     if baseline is not None and norm not in baseline.get("best_known", {}):
         raise ValueError(f"baseline {_BASELINE.value} has no {norm} distances.")
     test_set = data.load(
-        measure.dataset_name(_DATASET.value, config),
+        jobs.dataset_name(_DATASET.value, config),
         split=split,
         data_dir=_DATA_DIR.value,
         download=_DOWNLOAD.value,
@@ -119,7 +129,7 @@ def main() -> None:
         image_size=training.image_size(config, _DATASET.value),
     )
     test_set = test_set.slice(first, last).slice(0, _EXAMPLES.value)
-    measure.check_fit(_RUN.value, config, network, test_set)
+    comparison.check_fit(_RUN.value, config, network, test_set)
     identity = cache.fingerprint(config, network, test_set)
     out = cli.hold(runs.RunDirectory.for_results(_OUT.value or _RUN.value))
     parts = cache.Parts(out.path / "evaluation", fresh=flags.FLAGS.fresh)
