@@ -20,8 +20,7 @@ from absl import flags
 
 from experiments.common import cli, figures, measure, pieces
 from opnorm import runs, training
-from opnorm.training import presets
-from opnorm.training.config import DATA_FIELDS
+from opnorm.training import DATA_FIELDS
 
 TABLE_2 = (
     "roth_cnn7_standard",
@@ -123,7 +122,7 @@ def _rows() -> dict[str, training.Config]:
     given = {n: flags.FLAGS[n].value for n in fields if flags.FLAGS[n].present}
     rows = {}
     for name in names:
-        preset = presets.get(name)
+        preset = training.get_preset(name)
         changes: dict[str, Any] = dict(given)
         if name == names[0] and _STANDARD_EPOCHS.value is not None:
             changes["epochs"] = _STANDARD_EPOCHS.value
@@ -178,7 +177,7 @@ def _line(name: str, config: training.Config, found: dict[str, Any]) -> dict[str
     line = {
         "row": _label(name),
         "clean": f"{100 * found['accuracy']['L2']['mean'][0]:.1f} %",
-        "clean, paper": presets.get(name).paper.get("clean accuracy", ""),
+        "clean, paper": training.get_preset(name).paper.get("clean accuracy", ""),
     }
     for norm, curve in found["accuracy"].items():
         for epsilon, mean in list(zip(curve["epsilon"], curve["mean"], strict=True))[

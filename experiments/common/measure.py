@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.common import pieces
 from opnorm import analysis, attacks, data, models, runs, training
-from opnorm.training import Config, build_model, modes
+from opnorm.training import Config
 
 
 def measure(
@@ -178,12 +178,10 @@ def check_fit(
       network: to be measured.
       examples: images and classes that it is to be measured on.
     """
-    needed = jax.eval_shape(
-        lambda key: modes.init(
-            build_model(config, examples.num_classes), key, examples.image_shape
-        ),
-        jax.random.key(0),
+    objective = training.make_objective(
+        config, examples.num_classes, examples.image_shape
     )
+    needed = jax.eval_shape(objective.init, jax.random.key(0))
     there, here = (
         {
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape

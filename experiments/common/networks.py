@@ -11,7 +11,7 @@ from absl import flags
 import opnorm
 from experiments.common import cli, measure
 from opnorm import analysis, data, models, runs, training
-from opnorm.training import Config, modes
+from opnorm.training import Config
 
 UNTRAINED = "untrained"
 
@@ -147,9 +147,11 @@ def untrained(comparison: Comparison, seed: int) -> list[NamedNetwork]:
         if shape in found:
             continue
         module = network.f.module
-        params, batch_stats = modes.init(
-            module, jax.random.key(seed), comparison.examples.image_shape
+        examples = comparison.examples
+        objective = training.make_objective(
+            config, examples.num_classes, examples.image_shape
         )
+        params, batch_stats = objective.init(jax.random.key(seed))
         f = opnorm.network(module, {"params": params, "batch_stats": batch_stats})
         name = f"{UNTRAINED}, {config.model} {config.width}"
         source = {"seed": seed, "model": config.model, "width": config.width}
@@ -184,7 +186,7 @@ def training_epsilons(networks: Sequence[NamedNetwork], p: float) -> list[float]
 
     Networks whose method has no perturbations have none.
     """
-    used = {*training.config.ADVERSARIAL, *training.config.DATA_DEPENDENT}
+    used = training.methods_with("random_start", "search")
     found = {
         network.config.epsilon
         for network in networks
