@@ -33,8 +33,7 @@ from absl import flags
 from experiments.common import cache, cli, options
 from experiments.sweep import launch, report
 from opnorm import runs, training
-from opnorm.training import presets
-from opnorm.training.presets import STEP_RATIO
+from opnorm.training import STEP_RATIO
 
 options.define_config_flags(
     training.Config,
@@ -188,7 +187,7 @@ def _read_grid(base: training.Config) -> dict[str, tuple[Any, ...]]:
                 name: _read_values(name, values, fields)
             }
         else:
-            found = presets.get_grid(name).values
+            found = training.get_grid(name).values
         for axis, items in found.items():
             if axis in axes:
                 raise ValueError(f"grid has {axis} more than once.")
