@@ -1,4 +1,4 @@
-"""tests: accuracy, robust accuracy and spectra over a data set in filled-up batches."""
+"""Accuracy, robust accuracy and spectra over a data set in filled-up batches."""
 
 import functools
 import gc
@@ -81,7 +81,8 @@ def test_robust_accuracy_is_the_closed_form_of_an_affine_network() -> None:
     for epsilon, accuracy in zip(epsilons, found, strict=True):
         safe = np.abs(margins) > epsilon * np.abs(w).sum()
         np.testing.assert_array_equal(accuracy.correct, safe)
-    assert found[0].mean == 1 and found[-1].mean < 1
+    assert found[0].mean == 1
+    assert found[-1].mean < 1
 
 
 def test_networks_of_one_structure_compile_once_for_all_epsilons_and_batches() -> None:
@@ -111,8 +112,9 @@ def test_networks_of_one_structure_compile_once_for_all_epsilons_and_batches() -
         np.testing.assert_array_equal(curve[0].correct, hits)
         expected = np.linalg.norm(weight, 2)
         np.testing.assert_allclose(norms.values, [expected] * 11, rtol=1e-4)
-    # Beginning, steps and end of the attack.
-    assert counts[0][1] == 3 and counts == counts[:1] * 3
+    # The attack has three programs: its beginning, its steps and its end.
+    assert counts[0][1] == 3
+    assert counts == counts[:1] * 3
 
 
 def test_a_plain_function_whose_closure_changes_gives_fresh_results() -> None:
@@ -139,8 +141,8 @@ def test_a_plain_function_whose_closure_changes_gives_fresh_results() -> None:
         )
         np.testing.assert_array_equal(curve.correct, hits)
         traces.append(None)
-    # It is traced anew in each call, and not for each batch: three and two batches, and
-    # then two and one, are traced alike.
+    # A plain function is traced once in each call, for three batches as for two, and
+    # for two as for one.
     first = traces.index(None)
     assert traces[: first + 1] == traces[first + 1 :]
 
@@ -199,9 +201,9 @@ def test_the_spectrum_of_a_linear_network_is_that_of_its_matrix(k) -> None:
 
 @pytest.mark.parametrize(("p", "q"), [(1.0, 1.0), (2.0, 2.0), (math.inf, math.inf)])
 def test_the_norms_of_a_linear_network_are_those_of_its_matrix(p, q) -> None:
-    # W maps rows, so its Jacobian is the transpose.
+    # W multiplies from the right, so the Jacobian is its transpose.
     expected = np.linalg.norm(W.T, p)
-    # For other norms than the spectral one, iterations may end at a local maximum.
+    # Iterations for other norms than the spectral one may end at a local maximum.
     for method in ("dense", "iterative") if p == 2 else ("dense",):
         found = analysis.jacobian_norms(
             NETWORK,
@@ -327,7 +329,8 @@ def test_rounding_outside_the_bounds_is_clipped() -> None:
             jax.tree.leaves(found), jax.tree.leaves(same), strict=True
         ):
             np.testing.assert_array_equal(left, right)
-    assert same.x_adv.min() >= 0 and same.x_adv.max() <= 1
+    assert same.x_adv.min() >= 0
+    assert same.x_adv.max() <= 1
 
 
 def test_accuracy_takes_images_in_other_units_where_that_is_said() -> None:
@@ -362,7 +365,7 @@ def test_a_network_of_one_logit_is_refused_whatever_the_labels() -> None:
 
 def test_a_network_that_returns_no_logits_is_refused() -> None:
     for apply in (lambda w, x: x @ w[:2], lambda w, x: linear(w, x)[:, 0]):
-        with pytest.raises(ValueError, match="logits have shape .*must be .B, K."):
+        with pytest.raises(ValueError, match=r"logits have shape .*must be .B, K."):
             analysis.evaluate_accuracy(Partial(apply, W), IMAGES, LABELS)
 
 

@@ -25,7 +25,8 @@ def test_margins_and_how_they_bound_each_other():
     rest = p.copy()
     rest[np.arange(500), labels] = -1
     np.testing.assert_allclose(margin, rest.max(axis=1) - own, atol=1e-6)
-    assert np.all(lower <= margin + 1e-6) and np.all(margin <= upper + 1e-6)
+    assert np.all(lower <= margin + 1e-6)
+    assert np.all(margin <= upper + 1e-6)
     assert np.all(upper - margin <= np.log(9) / 10 + 1e-6)
     np.testing.assert_array_equal(margin < 0, np.argmax(logits, axis=1) == labels)
     top = analysis.top_k_margin(logits, labels, k=5)
@@ -48,7 +49,7 @@ def test_a_line_and_a_parabola_attain_their_bounds():
     assert np.isinf(analysis.lipschitz_bound(loss, slope)[3])
     curvature = 4.0
     reach = analysis.curvature_bound(loss, slope, curvature)
-    # loss + slope t + C t^2 / 2 = 0 there.
+    # The distance t solves loss + slope t + C t^2 / 2 = 0.
     at_reach = loss + slope * reach + curvature * reach**2 / 2
     np.testing.assert_allclose(at_reach[[0, 1, 3]], 0, atol=1e-12)
     assert reach[2] == 0
@@ -112,7 +113,7 @@ def test_regularity_is_that_of_dense_derivatives_and_rises_with_the_ball():
         assert np.all(around.gradient_norm >= found.gradient_norm)
         assert np.all(around.absolute_curvature >= found.absolute_curvature)
         assert np.any(around.gradient_norm > found.gradient_norm + 1e-3)
-        with pytest.raises(ValueError, match="radius is 0.3 and num_samples 1"):
+        with pytest.raises(ValueError, match=r"radius is 0.3 and num_samples 1"):
             measure(radius=0.3)
 
 
@@ -137,7 +138,7 @@ def linear(weight, x):
 def test_bounds_of_a_linear_network_are_those_in_closed_form():
     with jax.enable_x64(True):
         weight = np.asarray([3.0, -1.0, 0.5, 2.0])
-        # Logits from near the boundary to where probabilities are nearly 0 and 1.
+        # Logits lie near the boundary, or where probabilities are nearly 0 and 1.
         logit = np.asarray([1e-3, 0.5, 2.0, 8.0])
         x = (logit / (weight @ weight))[:, None] * weight
         found = analysis.loss_regularity(

@@ -39,7 +39,7 @@ F = jax.tree_util.Partial(affine, W)
 
 
 def exact_distances(p):
-    """To the plane, which the box does not cut off for these images."""
+    """Returns distances to the plane, which the box does not cut off here."""
     dual = math.inf if p == 1 else p / (p - 1) if p < math.inf else 1
     return np.abs(MARGINS) / np.linalg.norm(W.astype(np.float64), dual)
 
@@ -136,7 +136,8 @@ def test_an_ensemble_goes_on_after_a_point_beyond_the_budget() -> None:
 
 def test_without_budgets_any_distance_counts() -> None:
     found = attack_all(lambda _: attacks.deepfool(num_steps=3))
-    assert found.success.shape == (1, COUNT) and found.success.all()
+    assert found.success.shape == (1, COUNT)
+    assert found.success.all()
     np.testing.assert_allclose(found.distance[0], exact_distances(2.0), rtol=0.03)
     with pytest.raises(ValueError, match="epsilons has 2 budgets; attacked has 1"):
         analysis.worst_over_budgets(found, [0.1, 0.2])

@@ -1,4 +1,4 @@
-"""tests: spectra and alignments within a limit of memory, and averages of them."""
+"""Spectra and alignments within a limit of memory, and averages of them."""
 
 import math
 
@@ -12,15 +12,15 @@ Partial = jax.tree_util.Partial
 RNG = np.random.default_rng(3)
 IMAGES = RNG.uniform(0.2, 0.8, (5, 3, 2))
 WIDE = RNG.normal(size=(6, 4))
-# More outputs than inputs, of rank 3.
+# W has more outputs than inputs, and rank 3.
 TALL = RNG.normal(size=(6, 3)) @ RNG.normal(size=(3, 9))
 PERTURBATIONS = RNG.normal(size=(2, 5, 3, 2))
-# The Jacobian of two examples, with what its decomposition needs, in float64.
+# Bytes for the Jacobians of two examples in float64 and their decomposition.
 TWO_EXAMPLES = 2 * 4 * 6 * 4 * 8
 
 
 def quadratic(weight, x):
-    """Its Jacobian at x is ``weight.T diag(x)``, another one at every example."""
+    """The Jacobian at x is ``weight.T diag(x)``, different for every example."""
     return (x.reshape(len(x), -1) ** 2 / 2) @ weight
 
 
@@ -78,7 +78,7 @@ def test_vectors_of_singular_values_that_are_zero_are_not_counted() -> None:
 def test_bad_arguments_of_spectra_are_refused_by_name() -> None:
     images = IMAGES.astype(np.float32)
     f = Partial(quadratic, WIDE.astype(np.float32))
-    with pytest.raises(ValueError, match="max_bytes is 100.*need 384"):
+    with pytest.raises(ValueError, match=r"max_bytes is 100.*need 384"):
         analysis.singular_values(f, images, max_bytes=100)
     with pytest.raises(ValueError, match="batch_size"):
         analysis.singular_values(f, images, batch_size=0)
@@ -102,7 +102,8 @@ def test_an_average_has_the_standard_error_of_what_counts() -> None:
     assert some.mean[1] == pytest.approx(values[:10, 1].mean())
     few = values[:10, 1].std(ddof=1) / math.sqrt(10)
     assert some.standard_error[1] == pytest.approx(few)
-    assert some.mean[2] == values[0, 2] and np.isnan(some.standard_error[2])
+    assert some.mean[2] == values[0, 2]
+    assert np.isnan(some.standard_error[2])
     assert np.isnan(analysis.average(np.ones(3), False).mean)
     assert np.isnan(analysis.average(values).mean[1])
     with pytest.raises(ValueError, match="values"):

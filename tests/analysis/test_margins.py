@@ -20,7 +20,7 @@ def test_margin_is_the_label_over_the_best_of_the_others():
     np.testing.assert_array_equal(found, MARGINS)
     np.testing.assert_array_equal(found, -attacks.margin(LOGITS, LABELS))
     assert analysis.margin(jnp.asarray(LOGITS, jnp.bfloat16), LABELS).dtype == "float32"
-    with pytest.raises(ValueError, match="labels has shape .2,."):
+    with pytest.raises(ValueError, match=r"labels has shape .2,."):
         analysis.margin(LOGITS, LABELS[:2])
     assert analysis.margin(LOGITS[:0], LABELS[:0]).shape == (0,)
 

@@ -61,7 +61,7 @@ def dense_in_the_parameters(bound, images, labels, matrix):
 
 @pytest.mark.parametrize("matrix", ["hessian", "gauss_newton"])
 def test_the_parameter_spectrum_is_the_dense_one(matrix) -> None:
-    # 7 examples in batches of 3 or fewer: two that fill up must not count.
+    # The batches of 3 have two copies for 7 examples, which must not count.
     progress: list[float] = []
     with jax.enable_x64(True):
         bound = variables()
@@ -112,7 +112,7 @@ def test_the_ends_found_in_few_steps_are_within_their_errors() -> None:
             key=jax.random.key(3),
         )
     for end in (found.largest, found.smallest):
-        assert 1e-6 < end.error / values[-1]
+        assert end.error / values[-1] > 1e-6
         assert np.abs(values - end.value).min() <= end.error
     assert values[0] <= found.smallest.value < found.largest.value <= values[-1]
     assert np.isnan(found.trace.standard_error)
@@ -131,7 +131,7 @@ def test_the_spectrum_of_chosen_parameters_is_that_of_their_block() -> None:
             num_probes=1,
             key=jax.random.key(0),
         )
-    # In the order of the names: bias, first, second.
+    # The parameters are in the order of their names: bias, first, second.
     values = np.linalg.eigvalsh(np.asarray(dense)[-15:, -15:])
     nodes = np.sort(found.density.nodes[0, 0])
     np.testing.assert_allclose(nodes, values, atol=1e-10 * values[-1])
@@ -202,7 +202,7 @@ def test_bad_arguments_are_refused_by_name() -> None:
             analysis.parameter_spectrum(
                 f, images, labels, key=jax.random.key(0), **options
             )
-    with pytest.raises(ValueError, match="f is a function that shows.*Partial"):
+    with pytest.raises(ValueError, match=r"f is a function that shows.*Partial"):
         analysis.parameter_spectrum(
             lambda x: f(x), images, labels, key=jax.random.key(0)
         )

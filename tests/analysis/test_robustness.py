@@ -1,4 +1,4 @@
-"""tests: attacks on a data set: compaction, buckets, keys, devices, budgets."""
+"""Attacks on a data set: compaction, buckets, keys, devices, budgets."""
 
 import math
 
@@ -42,7 +42,7 @@ def pair(epsilon):
 
 
 def run(attack, images=IMAGES, labels=LABELS, **options):
-    # Every size of batch is compiled: here 16 and 8, and of some attacks 8 alone.
+    # Each batch size is compiled: 16 and 8 here, and 8 alone for some attacks.
     options = {
         "epsilons": [0.05, 0.2],
         "batch_size": 16,
@@ -112,12 +112,13 @@ def confident(epsilon):
 
 def test_what_is_wrong_by_less_than_the_confidence_is_attacked() -> None:
     logits = np.sort(np.asarray(F(IMAGES)), axis=1)
-    # Labelled with the second class each is wrong by the difference of two logits.
+    # With the second class as label, each is wrong by the difference of two logits.
     second = np.argsort(np.asarray(F(IMAGES)), axis=1)[:, 1].astype(np.int32)
     lead = logits[:, 2] - logits[:, 1]
     rows = np.argsort(lead)[[0, 1, 2, 3, -4, -3, -2, -1]]
     found = run(confident, IMAGES[rows], second[rows], epsilons=None, batch_size=8)
-    assert np.all(lead[rows[:4]] < 0.3) and np.all(lead[rows[4:]] > 0.3)
+    assert np.all(lead[rows[:4]] < 0.3)
+    assert np.all(lead[rows[4:]] > 0.3)
     assert found.success.all()
     np.testing.assert_array_equal(found.distance[0] > 0, np.arange(8) < 4)
     reached = np.array(F(found.x_adv[0]))
@@ -129,11 +130,13 @@ def test_what_is_wrong_by_less_than_the_confidence_is_attacked() -> None:
 def test_rows_that_are_done_cost_nothing_more() -> None:
     easy = run(apgd, epsilons=[3.0])
     hard = run(apgd, epsilons=[1e-4])
-    assert easy.success.all() and not hard.success.all()
+    assert easy.success.all()
+    assert not hard.success.all()
     assert hard.row_steps >= 26 * np.sum(~hard.success)
     assert easy.row_steps < hard.row_steps / 5
     # Those that fell took the steps that they are reported with.
-    assert easy.steps.max() < 26 and set(hard.steps[~hard.success]) == {26}
+    assert easy.steps.max() < 26
+    assert set(hard.steps[~hard.success]) == {26}
 
 
 def test_minimal_distances_take_no_budget() -> None:
@@ -147,7 +150,7 @@ def test_minimal_distances_take_no_budget() -> None:
     assert np.sum(~reached) <= 1
     excess = attacks.margin(F(found.x_adv[0]), jnp.asarray(LABELS))
     assert np.all(excess[reached] > -1e-5)
-    # Nothing within a budget is found below the smallest distance, but for FAB's 1%.
+    # Nothing is found within a budget below the smallest distance, except for 1%.
     fallen = run(apgd, epsilons=[0.2]).success[0]
     assert np.all(found.distance[0][fallen & reached] <= 0.2 * 1.01)
 
@@ -165,7 +168,9 @@ def test_smaller_budgets_count_for_larger_ones() -> None:
 def test_progress_is_told_up_to_the_end() -> None:
     told = []
     run(pair, batch_size=8, on_progress=told.append)
-    assert told == sorted(told) and told[-1] == 1.0 and len(told) > 4
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    assert len(told) > 4
 
 
 def test_uint8_images_are_scaled() -> None:

@@ -22,7 +22,7 @@ def honest(w, x):
 
 
 def quantised(w, x):
-    """Its gradient is zero everywhere; decisions are those of a coarse image."""
+    """The gradient is zero everywhere; decisions are those of a coarse image."""
     return honest(w, jnp.round(x * 8) / 8)
 
 
@@ -68,7 +68,7 @@ NETWORKS = (honest, quantised, obfuscated)
 
 
 def any_network(variables, x):
-    """The three as one program, which is compiled once."""
+    """The three networks as one program, which is compiled once."""
     kind, w = variables
     outputs = [network(w, x) for network in NETWORKS]
     return jnp.select([kind == i for i in range(3)], outputs)
@@ -129,7 +129,7 @@ def test_gradients_that_mislead_are_found() -> None:
     ],
 )
 def test_other_signs_are_found_alone(network, name, monkeypatch) -> None:
-    # The comparisons of attacks are held above.
+    # Other tests check the comparisons of attacks.
     monkeypatch.setattr("opnorm.analysis.sanity.attack_examples", _nothing)
     names = failed(network) - {"accuracy reaches 0 as epsilon grows"}
     assert names == {name}
@@ -146,7 +146,8 @@ def test_a_random_network_is_neither_deterministic_nor_of_independent_rows(
 def test_dependence_on_other_rows_names_its_usual_causes(monkeypatch) -> None:
     monkeypatch.setattr("opnorm.analysis.sanity.attack_examples", _nothing)
     (found,) = (c for c in check(coupled) if c.name == "rows are independent")
-    assert "BatchNorm in train mode" in found.detail and "dropout" in found.detail
+    assert "BatchNorm in train mode" in found.detail
+    assert "dropout" in found.detail
 
 
 @pytest.mark.parametrize(
@@ -170,8 +171,10 @@ def test_other_units_are_found(monkeypatch, images, options, name, detail) -> No
     monkeypatch.setattr("opnorm.analysis.sanity.attack_examples", attack_examples)
     checks = check(honest, images, **options)
     (found,) = (c for c in checks if c.name.startswith(name))
-    assert not found.passed and detail in found.detail
-    assert len(given) == 6 and set(given) == {options.get("bounds", (0.0, 1.0))}
+    assert not found.passed
+    assert detail in found.detail
+    assert len(given) == 6
+    assert set(given) == {options.get("bounds", (0.0, 1.0))}
 
 
 def test_other_units_that_are_meant_pass(monkeypatch) -> None:
@@ -183,7 +186,8 @@ def test_other_units_that_are_meant_pass(monkeypatch) -> None:
     ):
         checks = check(honest, images, **options)
         units = [c for c in checks if c.name.startswith(("images", "the budget"))]
-        assert len(units) == 2 and all(c.passed for c in units)
+        assert len(units) == 2
+        assert all(c.passed for c in units)
 
 
 def test_a_single_example_is_checked() -> None:
@@ -208,7 +212,7 @@ def test_masked_classes_hide_no_difference() -> None:
 
 
 def test_random_points_take_no_direction_of_a_constant() -> None:
-    # XLA folds norms and dual maps of constants while it compiles, for seconds.
+    # XLA takes seconds to fold norms and dual maps of constants while it compiles.
     attack = attacks.uniform_noise(p=math.inf, epsilon=0.1, num_draws=3)
 
     def draw(x, labels, key):
@@ -216,7 +220,8 @@ def test_random_points_take_no_direction_of_a_constant() -> None:
 
     labels = np.zeros(len(IMAGES), int)
     program = str(jax.make_jaxpr(draw)(IMAGES, labels, jax.random.key(0)))
-    assert "while" in program and "_dual_map" not in program
+    assert "while" in program
+    assert "_dual_map" not in program
 
 
 def _nothing(*_, epsilons, **__):
@@ -235,7 +240,7 @@ def test_images_with_channels_elsewhere_are_refused_before_anything_is_run():
 
     images, labels = np.zeros((4, 3, 8, 8), np.float32), np.zeros(4, np.int32)
     options = {"p": 2.0, "epsilon": 0.1, "key": jax.random.key(0)}
-    with pytest.raises(ValueError, match="axis 1 with 3 entries .*channels='first'"):
+    with pytest.raises(ValueError, match=r"axis 1 with 3 entries .*channels='first'"):
         analysis.sanity_checks(never, images, labels, **options)
     with pytest.raises(AssertionError, match="evaluated"):
         analysis.sanity_checks(never, images, labels, channels="first", **options)

@@ -1,4 +1,4 @@
-"""tests: loading by name, limits, conversion to floats."""
+"""Loading by name, limits, conversion to floats."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from opnorm.data import dataset as dataset_lib
 
 @pytest.mark.parametrize("name", ["cifar11", "folder:", "folder", ""])
 def test_unknown_names_are_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ValueError, match="cifar10_mini, cifar10, .*folder:/path"):
+    with pytest.raises(ValueError, match=r"cifar10_mini, cifar10, .*folder:/path"):
         data.check_name(name)
     with pytest.raises(ValueError, match="is unknown"):
         data.load(name, split="train")
@@ -28,7 +28,7 @@ def test_known_names_pass_without_reading_anything(name: str) -> None:
 
 
 def test_unknown_splits_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="split is 'dev'.*train or test"):
+    with pytest.raises(ValueError, match=r"split is 'dev'.*train or test"):
         data.load("cifar10_mini", split="dev")
 
 

@@ -1,4 +1,4 @@
-"""Fixup ResNets and WRN-50-2: sizes, what they start as, what they compute."""
+"""Sizes, starts and outputs of Fixup ResNets and WRN-50-2."""
 
 import math
 
@@ -104,5 +104,5 @@ def test_rematerialised_networks_have_the_same_values_and_gradients(make):
 
 
 def test_other_depths_are_refused():
-    with pytest.raises(ValueError, match="depth is 57.*6 n"):
+    with pytest.raises(ValueError, match=r"depth is 57.*6 n"):
         count(models.FixupResNet(depth=57), 32)
