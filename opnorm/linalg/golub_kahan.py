@@ -150,9 +150,12 @@ def golub_kahan(
       >>> import jax.numpy as jnp
       >>> import numpy as np
       >>> from opnorm import linalg
-      >>> A = linalg.from_matrix(jnp.array([[3.0, 0.0, 0.0], [0.0, 2.0, 1.0]]))
-      >>> found = linalg.golub_kahan(A, k=2, key=jax.random.key(0))
-      >>> print(np.round(found.values, 4))
+      >>> @jax.jit
+      ... def triplets(matrix, key):
+      ...     return linalg.golub_kahan(linalg.from_matrix(matrix), k=2, key=key)
+      >>> matrix = jnp.array([[3.0, 0.0, 0.0], [0.0, 2.0, 1.0]])
+      >>> found = triplets(matrix, jax.random.key(0))
+      >>> print(np.asarray(found.values).round(4))
       [[3.     2.2361]]
     """
     most, batch = min(linear_map.out_size, linear_map.in_size), linear_map.batch_size

@@ -99,13 +99,14 @@ def lanczos(
       Three steps find all eigenvalues of a symmetric 3 x 3 matrix.
 
       >>> import jax
-      >>> import jax.numpy as jnp
       >>> import numpy as np
       >>> from opnorm import linalg
-      >>> A = linalg.from_matrix(jnp.diag(jnp.array([1.0, 2.0, -4.0])))
-      >>> tridiagonal = linalg.lanczos(A, 3, key=jax.random.key(0))
-      >>> pairs = linalg.ritz_pairs(tridiagonal, k=2, which="magnitude")
-      >>> print(np.round(pairs.values, 4))
+      >>> @jax.jit
+      ... def pairs(matrix, key):
+      ...     tridiagonal = linalg.lanczos(linalg.from_matrix(matrix), 3, key=key)
+      ...     return linalg.ritz_pairs(tridiagonal, k=2, which="magnitude")
+      >>> found = pairs(np.diag([1.0, 2.0, -4.0]), jax.random.key(0))
+      >>> print(np.asarray(found.values).round(4))
       [[-4.  2.]]
     """
     state = _start(linear_map, num_steps, init, key, reorthogonalize)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from opnorm.linalg import checks, krylov, loops, norms, projections
+from opnorm.linalg import checks, krylov, loops, norms, projections, sampling
 from opnorm.linalg.linear_map import LinearMap
 from opnorm.linalg.typed import smallest_normal
 
@@ -97,7 +97,7 @@ def operator_norm(
       >>> found = linalg.operator_norm(
       ...     A, p=jnp.inf, q=1, num_restarts=4, key=jax.random.key(0)
       ... )
-      >>> print(np.round(found.value, 4), abs(found.right))
+      >>> print(np.asarray(found.value).round(4), abs(found.right))
       [7.] [[1. 1. 1.]]
     """
     p, q = norms.check_exponent("p", p), norms.check_exponent("q", q)
@@ -117,7 +117,7 @@ def operator_norm(
     def start(restart: int | jax.Array) -> jax.Array:
         if key is None:
             return given
-        drawn = projections.sample_sphere(jax.random.fold_in(key, restart), like, p)
+        drawn = sampling.sample_sphere(jax.random.fold_in(key, restart), like, p)
         return drawn if init is None else jnp.where(restart == 0, given, drawn)
 
     def one(restart: int | jax.Array) -> OperatorNorm:

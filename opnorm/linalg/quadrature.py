@@ -136,7 +136,7 @@ def spectral_density(
       >>> density = linalg.spectral_density(
       ...     A, num_steps=4, num_probes=2, key=jax.random.key(0)
       ... )
-      >>> print(*(np.round(density.moment(k).mean, 3) for k in (1, 2)))
+      >>> print(*(np.asarray(density.moment(k).mean).round(3) for k in (1, 2)))
       [3.] [12.5]
     """
     num_probes = checks.check_count("num_probes", num_probes, 1)
