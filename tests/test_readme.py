@@ -47,7 +47,7 @@ def test_ci_finds_the_test_command():
 
 
 @pytest.mark.parametrize(
-    "name, most", [("README.md", 8 * 1024), ("WORKSPACE.md", 4 * 1024)]
+    ("name", "most"), [("README.md", 8 * 1024), ("WORKSPACE.md", 4 * 1024)]
 )
 def test_the_front_pages_are_short(name, most):
     assert len((ROOT / name).read_bytes()) <= most

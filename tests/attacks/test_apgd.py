@@ -1,6 +1,7 @@
 """tests: APGD, against closed forms on affine networks and a plain numpy version."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -107,7 +108,8 @@ def run_affine(x, margin, epsilon, label=0, **options):
 def test_the_worst_case_of_the_ball_is_found(p, floor, margin) -> None:
     # At a margin of 20 the usual cross-entropy is 0 in float32, and its gradient too.
     found, ratio = run_affine(pictures_for(p), margin, EPSILON[p], p=p)
-    assert np.all(ratio >= floor - 1e-5) and np.all(ratio <= 1 + 1e-5), ratio
+    assert np.all(ratio >= floor - 1e-5), ratio
+    assert np.all(ratio <= 1 + 1e-5), ratio
     assert not found.success.any()
     # A run evaluates its start and every step; with p = 1 there are three radii.
     np.testing.assert_array_equal(found.steps, 103 if p == 1 else 101)
@@ -116,7 +118,8 @@ def test_the_worst_case_of_the_ball_is_found(p, floor, margin) -> None:
 @pytest.mark.parametrize(("p", "floor"), [(1.0, 0.97), (2.0, 0.99), (math.inf, 1)])
 def test_the_worst_case_of_ball_and_box_is_nearly_found(p, floor) -> None:
     _, ratio = run_affine(pictures_for(p, 0.6), 30.0, 4 * EPSILON[p], p=p)
-    assert np.all(ratio >= floor - 1e-5) and np.all(ratio <= 1 + 1e-5), ratio
+    assert np.all(ratio >= floor - 1e-5), ratio
+    assert np.all(ratio <= 1 + 1e-5), ratio
 
 
 @pytest.mark.parametrize("p", P)
@@ -131,7 +134,8 @@ def test_an_example_rests_at_its_first_success(p) -> None:
     x = pictures_for(p)
     goal = 0.7 * np.array([largest_drop(row, p, EPSILON[p]) for row in x])
     found, ratio = run_affine(x, goal, EPSILON[p], p=p)
-    assert found.success.all() and np.all(ratio >= 0.7 - 1e-5), ratio
+    assert found.success.all()
+    assert np.all(ratio >= 0.7 - 1e-5), ratio
     # With p = 1 only the last radius counts, which opens with step 62.
     assert np.all(found.steps <= (70 if p == 1 else 5))
 
@@ -255,7 +259,7 @@ class Published:
             counter += 1
             if counter == window:
                 seen = losses[-window - 1 :]
-                rises = sum(b > a for a, b in zip(seen, seen[1:], strict=False))
+                rises = sum(b > a for a, b in itertools.pairwise(seen))
                 reduced = rises <= 0.75 * window or (not reduced and best[0] <= checked)
                 checked = best[0]
                 if reduced:
@@ -443,7 +447,8 @@ def test_a_success_is_judged_at_the_point_that_is_returned() -> None:
 
     attack = attacks.apgd(p=math.inf, epsilon=0.9, num_steps=3, bounds=(0.1, 0.9))
     found = jax.jit(lambda x: attack.run(f, x, jnp.zeros(1, int), keys(1)))(x)
-    assert not found.success.any() and found.steps[0] == 4
+    assert not found.success.any()
+    assert found.steps[0] == 4
 
 
 @pytest.mark.parametrize(

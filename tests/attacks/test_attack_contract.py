@@ -79,9 +79,11 @@ def attacked(f, x, epsilon, seed=0, **options):
 def test_the_result_keeps_budget_and_box(p, epsilon, step_size, seed) -> None:
     x = jnp.clip(points(4, -0.2, 1.2, seed), 0, 1)
     found = stepped(p, x, np.float32(epsilon), step_size, jax.random.key(seed))
-    assert found.shape == x.shape and found.dtype == x.dtype
+    assert found.shape == x.shape
+    assert found.dtype == x.dtype
     chex.assert_tree_all_finite(found)
-    assert np.min(found) >= 0 and np.max(found) <= 1
+    assert np.min(found) >= 0
+    assert np.max(found) <= 1
     assert np.all(lp(found - x, p) <= epsilon + 1e-5 * max(1, epsilon))
 
 
@@ -90,8 +92,10 @@ def test_the_box_holds_to_the_last_bit(bounds) -> None:
     x = points(64, *bounds)
     found = attacked(network, x, 0.7, p=math.inf, num_steps=3, bounds=bounds)
     low, high = np.float32(bounds)
-    assert np.min(found) >= low and np.max(found) <= high
-    assert np.any(found == low) and np.any(found == high)
+    assert np.min(found) >= low
+    assert np.max(found) <= high
+    assert np.any(found == low)
+    assert np.any(found == high)
 
 
 def constant(value, z):
@@ -205,8 +209,10 @@ def test_restarts_prefer_the_goal_to_a_higher_loss(targeted) -> None:
     )
     # Above 0.5 class 1 wins; of the points there, the loss prefers the lowest.
     winners = one > 0.5
-    assert np.any(winners) and not np.all(winners)
-    assert np.all(many > 0.5) and np.all(many[winners] <= one[winners])
+    assert np.any(winners)
+    assert not np.all(winners)
+    assert np.all(many > 0.5)
+    assert np.all(many[winners] <= one[winners])
     assert np.any(many[winners] < one[winners])
 
 
@@ -279,7 +285,8 @@ def test_noise_fills_the_ball_and_ignores_the_network() -> None:
 def test_shape_and_dtype_are_those_of_the_input(dtype) -> None:
     x = jnp.full((2, 3, 2, 1), 0.5, dtype)
     found = attacked(network, x, 0.25, p=2.0, num_restarts=2, num_steps=3)
-    assert found.shape == x.shape and found.dtype == dtype
+    assert found.shape == x.shape
+    assert found.dtype == dtype
     assert np.all(lp(np.asarray(found, np.float32) - 0.5, 2) <= 0.25 * 1.02)
 
 

@@ -158,7 +158,8 @@ def test_fab_is_near_the_least_distance_inside_the_box(p) -> None:
     margins = np.array([largest_drop(row, p, wanted) for row in flat])
     found = run(attacks.fab, x, margins, p=p, num_steps=60)
     ratio = np.asarray(found.distance) / wanted
-    assert np.all(ratio >= 1 - 1e-5) and np.all(ratio <= 1.01), ratio
+    assert np.all(ratio >= 1 - 1e-5), ratio
+    assert np.all(ratio <= 1.01), ratio
 
 
 def test_fab_with_a_budget_returns_nothing_beyond_it() -> None:
@@ -168,7 +169,8 @@ def test_fab_with_a_budget_returns_nothing_beyond_it() -> None:
     assert not far.success.any()
     np.testing.assert_array_equal(far.x_adv, x)
     near = run(attacks.fab, x, 0.09 * size, **options)
-    assert near.success.all() and near.steps.max() <= 3
+    assert near.success.all()
+    assert near.steps.max() <= 3
 
 
 @pytest.mark.parametrize("p", P)
@@ -187,7 +189,8 @@ def test_hyperplanes_are_reached_the_shortest_way(p) -> None:
         given = (jnp.asarray(x), jnp.zeros((20, 6)), jnp.asarray(offset))
         still = jax.jit(lambda *given: project_hyperplane(*given, p, None))(*given)
     np.testing.assert_allclose(np.sum(w * (y - x), axis=1), -offset, atol=1e-7)
-    assert y.min() >= 0 and y.max() <= 1
+    assert y.min() >= 0
+    assert y.max() <= 1
     np.testing.assert_array_equal(still, x)
     ends = np.where(w * np.sign(offset)[:, None] > 0, 0.0, 1.0)
     np.testing.assert_allclose(corner, np.where(w == 0, x, ends), atol=1e-12)
@@ -334,7 +337,8 @@ def test_square_takes_pictures_of_any_shape(p) -> None:
     for shape in [(5, 7, 2), (17,)]:
         x = jnp.full((2, *shape), 0.5)
         found = attack.run(f, x, jnp.zeros(2, int), jax.random.key(0))
-        assert np.all(found.distance > 0) and np.all(found.distance <= 0.3 + 1e-5)
+        assert np.all(found.distance > 0)
+        assert np.all(found.distance <= 0.3 + 1e-5)
 
 
 @pytest.mark.parametrize("p", [2.0])
@@ -372,7 +376,7 @@ def test_attacks_that_do_not_fit_together_are_refused() -> None:
     pga = functools.partial(attacks.pga, epsilon=0.1)
     with pytest.raises(ValueError, match="attacks is empty"):
         attacks.best_distance([])
-    with pytest.raises(ValueError, match="different norms .*p = 2.*p = inf"):
+    with pytest.raises(ValueError, match=r"different norms .*p = 2.*p = inf"):
         attacks.first_success([pga(p=2.0), pga(p=math.inf)])
     with pytest.raises(ValueError, match="deepfool have no budget; best_distance"):
         attacks.first_success([pga(p=2.0), attacks.deepfool()])

@@ -77,7 +77,8 @@ def test_the_distance_comes_near_the_least_one(p, num_steps, worst, mean) -> Non
     ratio = np.asarray(result.distance) / LEAST[p]
     assert np.all(result.success)
     assert np.all(ratio >= 1 - 1e-6)
-    assert np.all(ratio <= worst) and ratio.mean() <= mean, ratio
+    assert np.all(ratio <= worst), ratio
+    assert ratio.mean() <= mean, ratio
 
 
 @pytest.mark.parametrize("p", P)
@@ -261,7 +262,8 @@ def test_shape_and_dtype_are_those_of_the_input(dtype) -> None:
             return jnp.stack([margin + 0.3, -margin], axis=1)
 
         result = run(f, x, num_steps=60)
-        assert result.x_adv.shape == x.shape and result.x_adv.dtype == dtype
+        assert result.x_adv.shape == x.shape
+        assert result.x_adv.dtype == dtype
         assert np.all(result.success)
 
 

@@ -165,7 +165,8 @@ def test_examples_wrong_already_stay_where_they_are() -> None:
     np.testing.assert_array_equal(result.x_adv[1::2], x[1::2])
     np.testing.assert_array_equal(result.distance[1::2], 0)
     np.testing.assert_array_equal(result.steps[1::2], 0)
-    assert np.all(result.success) and np.all(result.distance[::2] > 0)
+    assert np.all(result.success)
+    assert np.all(result.distance[::2] > 0)
 
 
 def test_the_barrier_is_that_of_the_probabilities() -> None:
@@ -222,7 +223,8 @@ def test_shape_and_dtype_are_those_of_the_input(dtype) -> None:
             return jnp.stack([margin + 0.3, -margin], axis=1)
 
         result = run(f, x, **SHORT)
-        assert result.x_adv.shape == x.shape and result.x_adv.dtype == dtype
+        assert result.x_adv.shape == x.shape
+        assert result.x_adv.dtype == dtype
         assert np.all(result.success)
 
 

@@ -17,7 +17,7 @@ def test_cross_entropy_is_optaxs():
     np.testing.assert_allclose(attacks.cross_entropy(logits, labels), expected, 1e-5)
 
 
-@pytest.mark.parametrize("margin", (20.0, 40.0, 80.0))
+@pytest.mark.parametrize("margin", [20.0, 40.0, 80.0])
 def test_cross_entropy_keeps_its_gradient_at_large_margins(margin):
     logits, labels = jnp.array([[margin, 0.0]]), jnp.array([0])
     value, gradient = jax.value_and_grad(
@@ -59,7 +59,7 @@ def measure(logits, labels, targets):
     ]
 
 
-@pytest.mark.parametrize("count", (2, 3, 5))
+@pytest.mark.parametrize("count", [2, 3, 5])
 def test_masked_classes_change_no_loss(count):
     # Nine classes; those at -inf are spread between the others.
     kept = np.sort(np.random.default_rng(count).permutation(9)[:count])
@@ -87,7 +87,7 @@ def test_where_all_other_classes_are_masked_nothing_can_be_gained():
         assert np.all(np.isfinite(gradient))
 
 
-@pytest.mark.parametrize("q", (1.0, 2.0, np.inf))
+@pytest.mark.parametrize("q", [1.0, 2.0, np.inf])
 def test_logit_distance(q):
     a = jax.random.normal(jax.random.key(0), (3, 4))
     found = attacks.logit_distance(a, jnp.zeros_like(a), q)

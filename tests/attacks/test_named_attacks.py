@@ -114,9 +114,11 @@ def test_points_are_sound_whatever_the_network_does(name, p) -> None:
         for epsilon in (EPSILON, 0.0):
             found = run(kind, x, labels, np.full(4, epsilon, np.float32), keys(4))
             x_adv = np.asarray(found.x_adv)
-            assert x_adv.shape == x.shape and x_adv.dtype == np.float32
+            assert x_adv.shape == x.shape
+            assert x_adv.dtype == np.float32
             assert np.all(np.isfinite(x_adv)), BROKEN[kind]
-            assert x_adv.min() >= 0 and x_adv.max() <= 1, BROKEN[kind]
+            assert x_adv.min() >= 0, BROKEN[kind]
+            assert x_adv.max() <= 1, BROKEN[kind]
             delta = (x_adv - x).reshape(4, -1).astype(np.float64)
             length = np.linalg.norm(delta, p, axis=1)
             np.testing.assert_allclose(found.distance, length, atol=1e-5)
@@ -162,7 +164,8 @@ def test_traced_inputs_outside_the_box_keep_the_budget(name, p) -> None:
     x_adv = np.asarray(found.x_adv)
     assert np.all(np.isfinite(x_adv))
     # Inside the hull of the box and x.
-    assert np.all(x_adv >= np.minimum(x, 0)) and np.all(x_adv <= np.maximum(x, 1))
+    assert np.all(x_adv >= np.minimum(x, 0))
+    assert np.all(x_adv <= np.maximum(x, 1))
     length = np.linalg.norm((x_adv - x).reshape(4, -1).astype(np.float64), p, axis=1)
     np.testing.assert_allclose(found.distance, length, atol=1e-5)
     if make(name, p).budget:
@@ -254,7 +257,8 @@ def test_bad_requests_are_refused_by_name(name, options, message) -> None:
 
 
 def test_which_attacks_need_a_budget() -> None:
-    assert registry.needs_budget("pga") and registry.needs_budget("auto_attack")
+    assert registry.needs_budget("pga")
+    assert registry.needs_budget("auto_attack")
     assert not registry.needs_budget("fab")
     with pytest.raises(ValueError, match="magic"):
         registry.needs_budget("magic")

@@ -205,7 +205,8 @@ def test_no_search_misses_what_a_corner_of_the_box_has() -> None:
     decisions = np.argmax(layers(*exact, corners, xp=np), axis=1)
     # A difference of two logits that are affine is largest at a corner.
     breakable = np.any(decisions != labels[:, None], axis=1)
-    assert not breakable[RECTIFIED:].all() and breakable.sum() > 50
+    assert not breakable[RECTIFIED:].all()
+    assert breakable.sum() > 50
     keys = jax.random.split(jax.random.key(0), LAYERED)
     found = {}
     for name, make in SEARCHES.items():
@@ -266,7 +267,8 @@ def test_targets_are_reached(make, target) -> None:
     decisions = np.argmax(three(found.x_adv), axis=1)
     np.testing.assert_array_equal(decisions, labels)
     # Class 0 is where the second example is already.
-    assert found.distance[0] > 0 and found.distance[1] == 0
+    assert found.distance[0] > 0
+    assert found.distance[1] == 0
 
 
 def test_a_zero_gradient_gets_a_random_direction_where_there_is_a_key() -> None:
@@ -278,7 +280,8 @@ def test_a_zero_gradient_gets_a_random_direction_where_there_is_a_key() -> None:
     # Without one only the walk from other corners of the box moves.
     assert np.all(attack.run(rounded, x, labels).steps > 101)
     moved = attack.run(rounded, x, labels, jax.random.key(0))
-    assert moved.success.all() and np.all(moved.steps == 101)
+    assert moved.success.all()
+    assert np.all(moved.steps == 101)
 
 
 @pytest.mark.parametrize(

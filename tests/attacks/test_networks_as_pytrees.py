@@ -62,7 +62,7 @@ def test_an_eager_loop_compiles_once(call):
     assert np.abs(first - again[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("call", (attacked, norms))
+@pytest.mark.parametrize("call", [attacked, norms])
 def test_a_plain_function_and_an_nnx_module_are_never_stale(call):
     weights = {"matrix": MATRIX}
     module = nnx.Linear(4, 3, use_bias=False, rngs=nnx.Rngs(0))

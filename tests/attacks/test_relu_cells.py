@@ -114,11 +114,12 @@ ATTACKS = {
 }
 
 
-@pytest.mark.parametrize("p", (2.0, math.inf))
+@pytest.mark.parametrize("p", [2.0, math.inf])
 def test_no_attack_is_nearer_than_the_nearest_point_and_strong_ones_reach_it(p):
     x, labels = inputs()
     distances = exact(p)
-    assert len(set(np.asarray(labels))) == CLASSES and np.ptp(distances) > 0.05
+    assert len(set(np.asarray(labels))) == CLASSES
+    assert np.ptp(distances) > 0.05
     found = {}
     for name, attack in ATTACKS[p].items():
         run = jax.jit(functools.partial(attack.run, network))

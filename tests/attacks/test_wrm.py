@@ -142,7 +142,8 @@ def test_points_stay_in_bounds_only_where_there_are_any() -> None:
     x, labels = points().astype(jnp.float32), jnp.array([0, 1, 2])
     options = {"gamma": 0.5, "loss": weighted}
     free = wrm(**options)(linear, x, labels)
-    assert np.min(free) < 0 and np.max(free) > 1
+    assert np.min(free) < 0
+    assert np.max(free) > 1
     found = wrm(bounds=(0.0, 1.0), **options)(linear, x, labels)
     np.testing.assert_allclose(found, jnp.clip(free, 0, 1), atol=1e-6)
     left = residual(linear, x, labels, found, bounds=(0.0, 1.0), **options)
@@ -208,7 +209,8 @@ def test_a_step_costs_one_forward_pass_and_one_input_gradient() -> None:
 
 def test_perturbations_without_a_largest_length_count_as_having_no_budget() -> None:
     attack = wrm(gamma=1.0)
-    assert not attack.budget and attack.p == 2
+    assert not attack.budget
+    assert attack.p == 2
     with pytest.raises(ValueError, match="wrm have no budget"):
         attacks.first_success([attack, attacks.pga(p=2.0, epsilon=0.1)])
 
@@ -217,7 +219,8 @@ def test_perturbations_without_a_largest_length_count_as_having_no_budget() -> N
 def test_shape_and_dtype_are_those_of_the_input(dtype) -> None:
     x = jnp.full((2, 3, 2, 1), 0.5, dtype)
     found = wrm(gamma=1.0)(lambda z: linear(z.reshape(2, 6)), x, jnp.zeros(2, int))
-    assert found.shape == x.shape and found.dtype == dtype
+    assert found.shape == x.shape
+    assert found.dtype == dtype
     assert np.all(np.isfinite(found.astype(jnp.float32)))
 
 

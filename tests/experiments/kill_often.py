@@ -104,7 +104,8 @@ def test_sweep(disturb):
         [(p["point"], p["accuracy"], p["state"]) for p in found["points"]]
         for found in results
     ]
-    assert points[0] == points[1] and len(points[0]) == 2
+    assert points[0] == points[1]
+    assert len(points[0]) == 2
     runs = sorted(p.name for p in both[0].iterdir() if p.is_dir())
     assert len(runs) == 4
     for name in runs:

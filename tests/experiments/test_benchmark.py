@@ -25,7 +25,8 @@ def test_a_usage_error_is_one_line_and_writes_nothing(run, tmp_path):
     for flag, word in (("--parts=magic", "magic"), ("--networks=vgg", "vgg")):
         result = run("benchmark", flag, f"--run={directory}")
         assert result.returncode == 2
-        assert len(result.stderr.strip().splitlines()) == 1 and word in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert word in result.stderr
     assert not directory.exists()
 
 

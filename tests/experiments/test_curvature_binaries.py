@@ -63,7 +63,8 @@ def test_curvature_measures_parameters_and_inputs(trained, run):
     assert "| standard | Gauss-Newton" in result.stdout
     out = trained / "curvature"
     results = json.loads((out / "results.json").read_text())
-    assert results["examples"] == 6 and results["train_examples"] == 30
+    assert results["examples"] == 6
+    assert results["train_examples"] == 30
     found = results["networks"]["standard"]
 
     network = training.load_run(trained).network
@@ -103,7 +104,8 @@ def test_curvature_measures_parameters_and_inputs(trained, run):
         network, data.to_float(pictures.images), pictures.labels
     )
     # Four units: six Lanczos steps reach every eigenvalue that is not zero.
-    assert smallest.min() < 0 < largest.min() and inputs["curved"] == 1
+    assert smallest.min() < 0 < largest.min()
+    assert inputs["curved"] == 1
     for name, expected in (("largest", largest), ("smallest", smallest)):
         assert inputs[name]["mean"] == pytest.approx(expected.mean(), rel=1e-3)
         most = pytest.approx(expected.max(), rel=1e-3, abs=1e-6 * largest.max())
@@ -136,7 +138,8 @@ def test_a_sweep_measures_networks_that_differ_in_one_option(tmp_path, run):
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     first, second = results["points"]
-    assert first["value"] == 1 and second["value"] == "inf"
+    assert first["value"] == 1
+    assert second["value"] == "inf"
     for point in (first, second):
         assert 0 <= point["adversarial"]["mean"] <= point["clean"]["mean"] <= 1
     measured = json.loads((tmp_path / "step_size-1-seed0/measured.json").read_text())

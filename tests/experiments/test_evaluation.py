@@ -47,7 +47,8 @@ def test_options_of_attacks_are_read_as_what_they_are(text, options):
     assert found.name == text.split()[0]
     for name, value in options.items():
         read = dict(found.options)[name]
-        assert read == value and type(read) is type(value)
+        assert read == value
+        assert type(read) is type(value)
     attack_specs.factory(found, 2.0)(np.ones(1, np.float32))
 
 
@@ -110,7 +111,8 @@ def test_what_an_attack_broke_within_a_budget_is_known_to_fall_within_it(tmp_pat
     )
     fell = found["success"]
     right = found["distance"][0] > 0
-    assert fell[0][right].any() and not fell[1].all()
+    assert fell[0][right].any()
+    assert not fell[1].all()
     np.testing.assert_array_equal(fell, found["distance"] <= np.c_[epsilons])
     assert np.all(np.isinf(found["distance"][~fell]))
 

@@ -30,7 +30,8 @@ RATIOS = {
 @pytest.mark.parametrize("name", RATIOS)
 def test_improvement_ratios_are_those_of_the_papers_columns(name):
     first, *rest = getattr(paper, name).rows
-    assert first.name == "undefended" and first.ratio is None
+    assert first.name == "undefended"
+    assert first.ratio is None
     found = [
         gradient_regularization_measure.improvement_ratio(
             row.distance, row.clean_error, first.distance, first.clean_error
@@ -132,7 +133,8 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
     found = measure()
     np.testing.assert_array_equal(found.right, distance > 0)
     reached = distance <= largest
-    assert 0 < (distance > 0).sum() and not reached.all()
+    assert (distance > 0).sum() > 0
+    assert not reached.all()
     np.testing.assert_array_equal(np.isfinite(found.by_attack[0]), reached)
     if len(attacks) > 1:
         # It begins at the misclassified point that the first has found.
@@ -262,7 +264,8 @@ def test_a_run_writes_what_it_measured_beside_the_papers_numbers(trained):
     }
     for network in (before, after):
         values = [one["distance"] for one in network["seeds"]]
-        assert len(values) == 2 and len(network["ratios"]) == 2
+        assert len(values) == 2
+        assert len(network["ratios"]) == 2
         assert network["mean"]["distance"] == pytest.approx(np.mean(values))
         assert network["spread"]["distance"] == pytest.approx(np.std(values, ddof=1))
         assert f"({values[0]:.3f} / {values[1]:.3f})" in printed
@@ -330,5 +333,6 @@ def test_a_usage_error_is_one_line_and_writes_nothing(tmp_path, run):
     result = run("gradient_regularization", f"--out={tmp_path / 'o'}", "--rows=magic")
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1
-    assert "rows has 'magic'" in result.stderr and "gradient_<lambda>" in result.stderr
+    assert "rows has 'magic'" in result.stderr
+    assert "gradient_<lambda>" in result.stderr
     assert not (tmp_path / "o").exists()

@@ -21,7 +21,7 @@ def test_numbers_may_be_fractions(text, number):
 
 @pytest.mark.parametrize("text", ["1/0", "8/", "/255", "1/2/3", "8 of 255", ""])
 def test_what_is_no_number_is_refused_by_the_flags_name(text):
-    with pytest.raises(ValueError, match="epsilons is .* numbers or fractions"):
+    with pytest.raises(ValueError, match=r"epsilons is .* numbers or fractions"):
         cli.parse_floats("epsilons", [text])
 
 
@@ -32,11 +32,12 @@ def test_a_standard_error_of_one_example_is_not_known(tmp_path):
             "standard_error": pytest.approx(1 / 3),
         }
     one = measure.averaged([[1.0, 3.0]])
-    assert one["mean"] == [1.0, 3.0] and np.isnan(one["standard_error"]).all()
+    assert one["mean"] == [1.0, 3.0]
+    assert np.isnan(one["standard_error"]).all()
     card = evaluation.distance_card(np.array([0.5]), [0.25], 0.0)
     assert card["mean"] == 0.5
     names = ("accuracy", "sigma", "singular_values", "alignment")
-    found = {name: one for name in names} | {"clean_accuracy": 1.0, "examples": 1}
+    found = dict.fromkeys(names, one) | {"clean_accuracy": 1.0, "examples": 1}
     run = training.RunDirectory(tmp_path)
     run.write_json("measured.json", found | {"random_alignment": 0.5, "card": card})
     read = json.loads((tmp_path / "measured.json").read_text())

@@ -30,15 +30,18 @@ def forge(file, **changes):
 def test_a_piece_comes_back_for_its_key_alone(tmp_path):
     parts = pieces.Parts(tmp_path)
     parts.put(KEY, arrays())
-    assert parts.get(KEY | {"epsilons": [0.25]}) is None and parts.reused == 0
+    assert parts.get(KEY | {"epsilons": [0.25]}) is None
+    assert parts.reused == 0
     found = parts.get(KEY)
-    assert set(found) == {"success", "distance"} and parts.reused == 1
+    assert set(found) == {"success", "distance"}
+    assert parts.reused == 1
     for name, array in arrays().items():
         np.testing.assert_array_equal(found[name], array)
     assert pieces.Parts(tmp_path, fresh=True).get(KEY) is None
     below = parts.below("best_known")
     below.put(KEY, arrays())
-    assert (tmp_path / "best_known").is_dir() and below.get(KEY) is not None
+    assert (tmp_path / "best_known").is_dir()
+    assert below.get(KEY) is not None
 
 
 def test_an_edited_piece_is_computed_again(tmp_path, caplog):
@@ -59,7 +62,8 @@ def test_an_edited_piece_is_computed_again(tmp_path, caplog):
     other = pieces.Parts(tmp_path / "other")
     other.put(KEY | {"identity": "another"}, arrays())
     shutil.copy(next((tmp_path / "other").iterdir()), file)
-    assert parts.get(KEY) is None and parts.reused == 0
+    assert parts.get(KEY) is None
+    assert parts.reused == 0
     # Pickled objects would be code.
     np.savez(file, success=np.array([Exception], dtype=object))
     assert parts.get(KEY) is None
@@ -165,8 +169,10 @@ def test_a_measurement_of_another_network_is_not_reused(tmp_path, monkeypatch):
         )
 
     first = run()
-    assert run() == first and len(calls) == 1
-    assert run(Config(data_dir="/moved")) == first and len(calls) == 1
+    assert run() == first
+    assert len(calls) == 1
+    assert run(Config(data_dir="/moved")) == first
+    assert len(calls) == 1
     run(steps=3)
     run(Config(epochs=99))
     weight[1] = 1e-3

@@ -37,7 +37,8 @@ def test_rows_start_from_the_first(run, tmp_path):
             clean, attacked = row["accuracy"][norm]["mean"]
             assert 0 <= attacked <= clean + 1e-9
     table = (tmp_path / "table.md").read_text()
-    assert "cnn7 global snr" in table and "81.5 %" in table
+    assert "cnn7 global snr" in table
+    assert "81.5 %" in table
     for name in ("accuracy_L2.png", "accuracy_Linf.png"):
         assert (tmp_path / name).stat().st_size > 0
 

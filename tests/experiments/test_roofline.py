@@ -110,7 +110,7 @@ def test_a_kernel_takes_the_longer_of_its_two_times():
 
 def test_a_loop_of_unknown_length_is_refused():
     unknown = _GPU.replace('"known_trip_count":{"n":"3"},', "")
-    with pytest.raises(ValueError, match="while.1"):
+    with pytest.raises(ValueError, match=r"while.1"):
         program.read(unknown)
 
 
@@ -122,5 +122,6 @@ def test_what_cannot_be_compiled_is_one_line_and_writes_nothing(run, tmp_path):
     for flag, word in flags.items():
         result = run("roofline", flag, f"--run={directory}")
         assert result.returncode == 2
-        assert len(result.stderr.strip().splitlines()) == 1 and word in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert word in result.stderr
     assert not directory.exists()

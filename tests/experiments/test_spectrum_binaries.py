@@ -40,7 +40,8 @@ def test_spectrum_compares_runs_with_an_untrained_network(runs, run):
     results = json.loads((out / "results.json").read_text())
     names = [f"data_dependent_snr (seed{seed})" for seed in (0, 1)]
     assert list(results["networks"]) == [*names, "untrained"]
-    assert results["epsilon"] == 0.5 and results["examples"] == 6
+    assert results["epsilon"] == 0.5
+    assert results["examples"] == 6
     found = results["networks"][names[1]]
     params = training.load_run(runs / "seed1").network.params
     pictures = data.load("cifar10_mini", split="test", limit=6).images

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -92,7 +93,8 @@ def test_every_point_is_trained_measured_and_ranked(swept):
     found = read(directory)
     assert found["sorted_by"] == "L2 PGA-2, eps 0.1"
     ranked = [p["accuracy"]["L2 PGA-2, eps 0.1"]["mean"] for p in found["points"]]
-    assert len(ranked) == 2 and ranked == sorted(ranked, reverse=True)
+    assert len(ranked) == 2
+    assert ranked == sorted(ranked, reverse=True)
     for point in found["points"]:
         rate = point["point"]["learning_rate"]
         name = f"learning_rate={rate:g}_seed=0"
@@ -105,9 +107,11 @@ def test_every_point_is_trained_measured_and_ranked(swept):
             "L2 PGA-2, eps 0.3",
         ]
         # A longer perturbation leaves at most as much right as a shorter one here.
-        assert accuracy == sorted(accuracy, reverse=True) and accuracy[0] > 0
+        assert accuracy == sorted(accuracy, reverse=True)
+        assert accuracy[0] > 0
         own = read(directory / name, "sweep_result.json")
-        assert own["clean"]["mean"] == accuracy[0] and own["examples"] == 40
+        assert own["clean"]["mean"] == accuracy[0]
+        assert own["examples"] == 40
     table = (directory / "table.md").read_text()
     assert table in result.stdout
     lines = table.splitlines()
@@ -179,7 +183,8 @@ def test_a_point_that_fails_is_in_the_table_and_the_others_go_on(call, tmp_path)
     result = call(*options)
     assert result.returncode == 0, result.stderr
     done, failed = read(tmp_path)["points"]
-    assert done["state"] == "1 of 1 done" and done["point"] == {"batch_size": 16}
+    assert done["state"] == "1 of 1 done"
+    assert done["point"] == {"batch_size": 16}
     assert failed["state"].startswith("0 of 1 done; 1 failed: batch_size is 64")
     assert failed["state"] in (tmp_path / "table.md").read_text()
     # It is tried again only if asked for.
@@ -207,7 +212,7 @@ def test_jobs_run_what_local_runs_run(call, swept, tmp_path):
 class Executor:
     """Takes jobs, and runs none."""
 
-    submitted: list = []
+    submitted: ClassVar[list] = []
 
     def __init__(self, folder, cluster):
         self.folder, self.cluster = folder, cluster
@@ -275,7 +280,7 @@ def test_only_what_no_job_is_at_work_on_is_submitted(tmp_path, monkeypatch):
 def test_a_result_of_any_shape_is_one_line(tmp_path, text):
     point = launch.Point("a", {}, Config(), str(tmp_path))
     (tmp_path / "sweep_result.json").write_text(text)
-    with pytest.raises(ValueError, match="sweep_result.json is damaged.*remove it"):
+    with pytest.raises(ValueError, match=r"sweep_result.json is damaged.*remove it"):
         launch.read_result(point, launch.Measurement(2.0, (0.5,), 10, 100))
 
 
@@ -390,7 +395,8 @@ def test_points_of_named_and_derived_grids(call, tmp_path):
         "--dry_run",
     )
     assert result.returncode == 0, result.stderr
-    assert result.stderr == "" and not (tmp_path / "run").exists()
+    assert result.stderr == ""
+    assert not (tmp_path / "run").exists()
     rows = [line.split("|")[1].strip() for line in result.stdout.splitlines()[2:]]
     assert rows == [
         f"num_steps={steps}_milestones=None_step_ratio={ratio}_seed=3"
@@ -413,7 +419,8 @@ def test_flags_replace_a_preset_and_a_preset_the_defaults(call):
     assert (plain.weight, plain.batch_size, plain.width) == (1.0, 64, 16)
     preset, warning = config("--preset=roth_cnn7_snr")
     assert (preset.weight, preset.batch_size, preset.width) == (3e-2, 32, 128)
-    assert preset.epochs == 50 and "init_from" in warning
+    assert preset.epochs == 50
+    assert "init_from" in warning
     # Given as the default is given all the same.
     both, warning = config(
         "--preset=roth_cnn7_snr", "--weight=1.0", "--augment", "--init_from=runs/a"
@@ -425,7 +432,9 @@ def test_flags_replace_a_preset_and_a_preset_the_defaults(call):
 def test_presets_are_listed(call, tmp_path):
     result = call("--list_presets", f"--directory={tmp_path / 'run'}")
     assert result.returncode == 0
-    assert "roth_cnn7_at_l2" in result.stdout and "roth_snr" in result.stdout
+    assert "roth_cnn7_at_l2" in result.stdout
+    assert "roth_snr" in result.stdout
     one = call("--list_presets", "--preset=roth_cnn7_at_l2").stdout
-    assert "1.75" in one and "0.875" in one
+    assert "1.75" in one
+    assert "0.875" in one
     assert not (tmp_path / "run").exists()

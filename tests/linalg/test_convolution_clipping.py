@@ -110,7 +110,8 @@ def test_clipped_kernels_have_the_norm_and_stay_what_they_are():
     found = clip(kernels(), 1.5)
     assert np.all(norms_by_fourier(kernels()) > 1.6)
     after = norms_by_fourier(found)
-    assert np.all(after <= 1.5) and np.all(after > 1.499)
+    assert np.all(after <= 1.5)
+    assert np.all(after > 1.499)
     np.testing.assert_array_equal(clip(found, 1.5), found)
 
 
@@ -125,7 +126,7 @@ def test_kernels_within_the_bound_come_back_to_the_last_bit():
     np.testing.assert_array_equal(clip(zero, 1e-3), zero)
 
 
-@pytest.mark.parametrize("factor", (1e-30, 1e30))
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
 def test_tiny_and_huge_kernels_are_clipped_alike(factor):
     plain, scaled = clip(kernels(), 1.5), clip(kernels() * factor, 1.5 * factor)
     np.testing.assert_allclose(np.divide(scaled, factor), plain, atol=1e-4)
@@ -145,8 +146,10 @@ def test_every_iteration_brings_the_norm_nearer():
     for _ in range(4):
         found.append(published(found[-1][0], 1)[None])
     norms = np.array([norms_by_fourier(kernel)[0] for kernel in found])
-    assert np.all(np.diff(norms) < 0) and norms[-1] > 1
-    assert 1.1 < norms[1] < 1.6 and norms[-1] < 1.15
+    assert np.all(np.diff(norms) < 0)
+    assert norms[-1] > 1
+    assert 1.1 < norms[1] < 1.6
+    assert norms[-1] < 1.15
     np.testing.assert_allclose(published(kernel[0], 4), found[-1][0], atol=1e-5)
 
 

@@ -164,5 +164,6 @@ def test_a_map_of_nan_has_values_of_nan_and_leaves_the_others_alone():
     clean = compiled(2)(a, jax.random.key(1))
     found = compiled(2)(a.at[1, 2, 3].set(jnp.nan), jax.random.key(1))
     assert np.all(np.isnan(found.values[1]))
-    assert np.all(np.isfinite(found.right)) and np.all(np.isfinite(found.left))
+    assert np.all(np.isfinite(found.right))
+    assert np.all(np.isfinite(found.left))
     np.testing.assert_allclose(found.values[::2], clean.values[::2], rtol=1e-5)

@@ -23,7 +23,7 @@ def test_products_are_those_of_the_matrices():
         expected = np.einsum("bdn,bd->bn", a, u)
         np.testing.assert_allclose(linear_map.rmatvec(jnp.asarray(u)), expected)
         np.testing.assert_allclose(linear_map.T.matvec(jnp.asarray(u)), expected)
-        assert linear_map.T.T == linear_map
+        assert linear_map == linear_map.T.T
 
 
 def test_one_matrix_is_a_batch_of_one():
@@ -59,12 +59,12 @@ def test_maps_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize(
     "matrix",
-    (
+    [
         jnp.ones(3),
         jnp.ones((2, 3), jnp.int32),
         jnp.ones((0, 3)),
         jnp.ones((1, 1, 1, 1)),
-    ),
+    ],
     ids=("rank one", "integers", "empty", "rank four"),
 )
 def test_bad_matrices_are_refused(matrix):
@@ -145,7 +145,7 @@ def test_arithmetic_that_makes_no_sense_is_refused():
     for compute in (
         lambda: a + 0.1,
         lambda: 0.1 + a,
-        lambda: a + (1,),
+        lambda: a + (1,),  # noqa: RUF005
         lambda: a + jnp.ones((2, 5)),
         lambda: jnp.ones((2, 5)) + a,
         lambda: a * a,
@@ -163,7 +163,7 @@ def test_arithmetic_that_makes_no_sense_is_refused():
     ("shape", "dtype"), [((), float), ((0, 2), float), ((2,), int)]
 )
 def test_identities_of_nothing_are_refused(shape, dtype):
-    with pytest.raises(ValueError, match="shape is .* and dtype"):
+    with pytest.raises(ValueError, match=r"shape is .* and dtype"):
         linalg.identity(shape, dtype)
 
 

@@ -75,7 +75,8 @@ def test_iteration_says_so_and_nothing_random_exceeds_it():
     with jax.enable_x64(True):
         a = matrices()
         found = linalg.matrix_norm(jnp.asarray(a), 3.0, 1.5, num_restarts=3)
-        assert found.method == "iteration" and not found.exact
+        assert found.method == "iteration"
+        assert not found.exact
         tried = np.random.default_rng(1).normal(size=(20_000, 5))
         tried /= np.linalg.norm(tried, 3, axis=1, keepdims=True)
         for one, value in zip(a, found.value, strict=True):
@@ -101,7 +102,8 @@ def test_too_many_corners_are_iterated_to_a_lower_bound():
         a = jnp.asarray(matrices())
         exact = linalg.matrix_norm(a, math.inf, 2.0, num_restarts=3)
         found = linalg.matrix_norm(a, math.inf, 2.0, max_enumeration=8)
-        assert found.method == "iteration" and not found.exact
+        assert found.method == "iteration"
+        assert not found.exact
         assert np.all(found.value <= exact.value * (1 + 1e-10))
 
 
@@ -109,7 +111,8 @@ def test_an_enumeration_of_several_chunks_misses_no_corner():
     with jax.enable_x64(True):
         a = np.random.default_rng(1).standard_normal((2, 12))
         found = linalg.matrix_norm(jnp.asarray(a), math.inf, 2.0)
-        assert found.value.shape == () and found.right.shape == (12,)
+        assert found.value.shape == ()
+        assert found.right.shape == (12,)
         np.testing.assert_allclose(found.value, by_hand(a, math.inf, 2.0), rtol=1e-10)
 
 

@@ -51,7 +51,7 @@ def test_dual_map_attains_the_dual_norm(p, z):
         )
 
 
-@pytest.mark.parametrize("s", (1.0, 2.0, math.inf))
+@pytest.mark.parametrize("s", [1.0, 2.0, math.inf])
 def test_dual_map_is_idempotent_where_the_paper_says_so(s):
     z = jax.random.normal(jax.random.key(0), (5, 7))
     once = linalg.dual_map(z, s)
@@ -78,7 +78,7 @@ def test_gradient_is_the_dual_map_and_zero_at_zero(p):
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
-@pytest.mark.parametrize("size", (1e-30, 1e30))
+@pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_huge_and_tiny_vectors_neither_overflow_nor_vanish(p, size):
     x = jnp.array([[3.0, 4.0]])
     np.testing.assert_allclose(
@@ -108,17 +108,18 @@ def test_conjugate_exponents():
         assert linalg.conjugate_exponent(p) == pytest.approx(dual)
 
 
-@pytest.mark.parametrize("p", (np.int64(2), np.float32(2), np.float64(2), 2))
+@pytest.mark.parametrize("p", [np.int64(2), np.float32(2), np.float64(2), 2])
 def test_exponents_of_numpy_are_numbers(p):
     found = linalg.check_exponent("p", p)
-    assert type(found) is float and found == 2
+    assert type(found) is float
+    assert found == 2
 
 
 @pytest.mark.parametrize(
-    "p", (0.5, -1, math.nan, "2", True, np.True_, np.float32(0.5), None)
+    "p", [0.5, -1, math.nan, "2", True, np.True_, np.float32(0.5), None]
 )
 def test_exponents_outside_the_range_are_refused(p):
-    with pytest.raises(ValueError, match="p is .*\\[1, inf\\]"):
+    with pytest.raises(ValueError, match=r"p is .*\[1, inf\]"):
         linalg.norm(jnp.ones((2, 2)), p)
 
 
@@ -137,5 +138,5 @@ class TestVariants(chex.TestCase):
 
 @pytest.mark.parametrize("value", ["8/255", None])
 def test_a_length_that_is_no_number_is_named(value):
-    with pytest.raises(ValueError, match="epsilon is .*; it must be a number"):
+    with pytest.raises(ValueError, match=r"epsilon is .*; it must be a number"):
         linalg.check_length("epsilon", value)

@@ -37,7 +37,7 @@ def starts():
 
 def brute_force(a, p, q):
     """The (p, q) norm for p in {1, inf} by the ball's vertices, else by duality."""
-    d, n = a.shape
+    n = a.shape[1]
     if p == 1:
         vertices = np.eye(n)
     elif p == INF:
@@ -58,7 +58,8 @@ def test_matrix_norm_enumerates_where_corners_are_few():
     a = jnp.ones((30, 40))
     found = linalg.matrix_norm(a, INF, 2)
     assert (found.method, found.exact) == ("iteration", False)
-    assert found.value.shape == () and found.right.shape == (40,)
+    assert found.value.shape == ()
+    assert found.right.shape == (40,)
     # Of a matrix of ones: ||1||_q ||1||_{p*}.
     np.testing.assert_allclose(found.value, 30**0.5 * 40, rtol=1e-5)
     assert linalg.matrix_norm(a[:, :6], INF, 2).method == "enumeration"
@@ -193,7 +194,7 @@ def test_bad_options_are_refused(options, message):
         linalg.operator_norm(linalg.from_matrix(matrix()), **options)
 
 
-@pytest.mark.parametrize("bad", (0.0, math.nan, math.inf))
+@pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])
 def test_a_start_without_direction_spoils_no_example(bad):
     with jax.enable_x64(True):
         a = matrix()

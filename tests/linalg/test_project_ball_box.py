@@ -95,7 +95,8 @@ def test_it_is_the_point_that_bisection_finds(p, dtype, x, low, high, radius) ->
     expected = [nearest(x[i], p, radius[i], low[i], high[i]) for i in range(3)]
     # The float32 multiplier is known to a digit of the largest entry.
     np.testing.assert_allclose(found, expected, atol=20 * 4 * np.finfo(dtype).eps)
-    assert np.all(found >= low) and np.all(found <= high)
+    assert np.all(found >= low)
+    assert np.all(found <= high)
     length = np.linalg.norm(found.astype(np.float64), p, axis=1)
     assert np.all(length <= radius * (1 + 8 * np.finfo(dtype).eps))
 
@@ -147,8 +148,8 @@ def test_a_box_larger_than_the_ball_changes_nothing(p) -> None:
     np.testing.assert_allclose(found, ball, atol=1e-13)
 
 
-@pytest.mark.parametrize("p", (1.0, 2.0))
-@pytest.mark.parametrize("scale", (1e-25, 1.0, 1e25))
+@pytest.mark.parametrize("p", [1.0, 2.0])
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
 def test_a_small_radius_is_not_lost_in_large_entries(p, scale) -> None:
     x = np.array([[1, 0.5, -1, 0.25, 1]] * 3)
     # Some of the largest entries have less room than their part of the radius.

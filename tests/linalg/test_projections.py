@@ -55,7 +55,7 @@ def test_projections_are_idempotent_and_land_on_the_sphere(p, x, radius):
         np.testing.assert_allclose(lengths(sphere, p), radius, rtol=1e-10)
 
 
-@pytest.mark.parametrize("p", (1.5, 3.0))
+@pytest.mark.parametrize("p", [1.5, 3.0])
 def test_general_ball_projection_is_scipys_minimiser(p):
     with jax.enable_x64(True):
         x = np.array([[2.0, -1.0, 0.3, 0.0]])
@@ -77,7 +77,7 @@ def test_l1_ball_projection_is_optaxs():
     np.testing.assert_allclose(linalg.project_ball(x, 1.0, 2.0), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("p", (1.0, 2.0, math.inf))
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
 def test_sphere_projection_of_inner_points_is_the_nearest_point(p):
     with jax.enable_x64(True):
         rng = np.random.default_rng(3)
@@ -102,7 +102,7 @@ def test_zero_and_zero_radius(p):
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
-@pytest.mark.parametrize("other", (3.0, 0.1))
+@pytest.mark.parametrize("other", [3.0, 0.1])
 def test_nan_is_not_projected_away(p, other):
     # Whatever else the example holds, inside the ball and outside.
     x = jnp.array([[math.nan, other, 0.0]])
@@ -197,7 +197,7 @@ def test_derivatives_are_those_of_finite_differences(p):
         assert np.all(np.isfinite(inner))
 
 
-@pytest.mark.parametrize("p", (1.0, 1.5, 2.0, 4.0, math.inf))
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 4.0, math.inf])
 def test_samples_fill_the_ball_uniformly(p):
     like = jnp.zeros((20_000, 3))
     drawn = np.asarray(linalg.sample_ball(jax.random.key(0), like, p, 2.0))
@@ -213,7 +213,7 @@ def test_samples_fill_the_ball_uniformly(p):
     np.testing.assert_allclose(lengths(on_sphere, p), 1.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("radius", (-1.0, math.nan, jnp.ones((3, 1)), jnp.ones(5)))
+@pytest.mark.parametrize("radius", [-1.0, math.nan, jnp.ones((3, 1)), jnp.ones(5)])
 def test_bad_radii_are_refused(radius):
     with pytest.raises(ValueError, match="radius"):
         linalg.project_ball(jnp.ones((2, 3)), 2.0, radius)

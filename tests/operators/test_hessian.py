@@ -43,7 +43,7 @@ def dense_input_hessians(loss, x):
     return single(x).reshape(len(x), 6, 6)
 
 
-@pytest.mark.parametrize("nonlinearity", (jax.nn.relu, jnp.tanh))
+@pytest.mark.parametrize("nonlinearity", [jax.nn.relu, jnp.tanh])
 def test_the_input_hessians_are_the_dense_ones(nonlinearity):
     with jax.enable_x64(True):
         params, (x, y) = parameters(), pictures()
@@ -239,12 +239,12 @@ def test_devices_share_the_batches():
 
 def test_bad_inputs_are_refused():
     params, batches = parameters(jnp.float32), data_set()
-    with pytest.raises(ValueError, match="params has leaves of .*int32"):
+    with pytest.raises(ValueError, match=r"params has leaves of .*int32"):
         operators.parameter_hessian(loss, {"a": jnp.arange(3)}, batches)
+    uneven = {"x": batches["x"], "y": batches["y"][:2]}
     with pytest.raises(ValueError, match="batches has first axes"):
-        uneven = {"x": batches["x"], "y": batches["y"][:2]}
         operators.parameter_hessian(loss, params, uneven)
-    with pytest.raises(ValueError, match="params has leaves of .*<U1"):
+    with pytest.raises(ValueError, match=r"params has leaves of .*<U1"):
         operators.parameter_hessian(loss, {"a": "x"}, batches)
     x = pictures()[0]
     for wrong in (

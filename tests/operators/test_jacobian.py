@@ -154,7 +154,7 @@ def test_every_method_finds_the_spectral_norm_and_its_gradient(name):
         np.testing.assert_allclose((ahead - behind) / 2, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ("dense", "golub_kahan", "iterative"))
+@pytest.mark.parametrize("name", ["dense", "golub_kahan", "iterative"])
 def test_nan_in_one_example_stays_there(name):
     with jax.enable_x64(True):
         factors = np.where(np.arange(6) == 1, np.nan, 1.0)
@@ -259,7 +259,8 @@ def test_singular_triplets():
         _, values, right = np.linalg.svd(mlp_matrices(params, x), full_matrices=False)
         for found in triplets(x):
             np.testing.assert_allclose(found.values, values[:, :4], rtol=1e-9)
-            assert found.right.shape == (6, 4, 12) and found.left.shape == (6, 4, 6)
+            assert found.right.shape == (6, 4, 12)
+            assert found.left.shape == (6, 4, 6)
             overlap = np.abs(np.einsum("bkn,bkn->bk", found.right, right[:, :4]))
             np.testing.assert_allclose(overlap, 1, rtol=1e-6)
             assert np.all(found.residual < 1e-9)
@@ -303,7 +304,7 @@ def test_it_works_under_pmap_sharded_jit_and_vmap():
         # Exact, so independent of how the batch was cut.
         np.testing.assert_allclose(dense, exact, rtol=1e-4)
         for found in searched:
-            assert np.all((0 < found) & (found <= bound * (1 + 1e-5)))
+            assert np.all((found > 0) & (found <= bound * (1 + 1e-5)))
 
 
 class TestVariants(chex.TestCase):
@@ -336,7 +337,7 @@ def test_bad_options_are_refused(options, message):
         operators.jacobian_norm(f, x, **options)
 
 
-@pytest.mark.parametrize("method", ("dense", "golub_kahan", "iterative"))
+@pytest.mark.parametrize("method", ["dense", "golub_kahan", "iterative"])
 def test_keys_that_are_not_typed_are_refused(method):
     # Of two examples, as a raw key has two numbers.
     x, key = jnp.ones((2, 3)), jax.random.PRNGKey(0)
@@ -376,7 +377,7 @@ def test_counts_and_exponents_of_numpy_are_numbers():
 
 
 @pytest.mark.parametrize(
-    "x", (jnp.ones((2, 3), jnp.int32), jnp.ones((0, 3)), jnp.ones(3))
+    "x", [jnp.ones((2, 3), jnp.int32), jnp.ones((0, 3)), jnp.ones(3)]
 )
 def test_bad_inputs_are_refused(x):
     with pytest.raises(ValueError, match="x has"):
@@ -392,17 +393,17 @@ def test_functions_that_break_the_contract_are_refused():
 
 @pytest.mark.parametrize(
     "f",
-    (
+    [
         lambda x: jnp.round(x).astype(int),
         lambda x: x > 0,
         lambda x: x * 1j,
         lambda x: x[:, :0],
-    ),
+    ],
     ids=("integer", "bool", "complex", "empty"),
 )
 @pytest.mark.parametrize(
     "call",
-    (
+    [
         operators.jacobian_norm,
         operators.singular_triplets,
         operators.dense_jacobian,
@@ -411,10 +412,10 @@ def test_functions_that_break_the_contract_are_refused():
         operators.cross_entropy_hessian,
         operators.cross_entropy_gauss_newton,
         lambda f, x: operators.is_curved(f, x, key=jax.random.key(0)),
-    ),
+    ],
 )
 def test_outputs_without_derivatives_are_refused(call, f):
-    with pytest.raises(ValueError, match="f returns .*floating point.*d at least 1"):
+    with pytest.raises(ValueError, match=r"f returns .*floating point.*d at least 1"):
         call(f, jnp.ones((2, 3)))
 
 

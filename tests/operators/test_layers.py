@@ -160,7 +160,8 @@ def test_norms_are_those_of_the_dense_matrices_and_lie_between_the_bounds():
     exact = np.array([np.linalg.norm(dense, 2) for dense in folded_matrices()])
     np.testing.assert_allclose(norms.value, exact, rtol=1e-5)
     assert np.all(norms.residual <= 1e-2 * exact)
-    assert np.all(norms.lower <= exact) and np.all(exact <= norms.upper)
+    assert np.all(norms.lower <= exact)
+    assert np.all(exact <= norms.upper)
     np.testing.assert_allclose(norms.lower, exact, rtol=1e-4)
     np.testing.assert_allclose(norms.upper[1:], exact[1:], rtol=1e-4)
     assert norms.upper[0] < 1.3 * exact[0]
@@ -360,7 +361,8 @@ def test_norms_of_strided_and_of_grouped_layers_are_those_of_dense_matrices(
     exact = np.linalg.norm(dense, 2)
     assert layer.strides[0] * layer.groups == 2
     np.testing.assert_allclose(norms.value[0], exact, rtol=1e-6)
-    assert norms.lower[0] <= exact * (1 + 1e-6) and exact <= norms.upper[0] * (1 + 1e-6)
+    assert norms.lower[0] <= exact * (1 + 1e-6)
+    assert exact <= norms.upper[0] * (1 + 1e-6)
 
 
 def dense_convolution(kernel, height, width, stride, groups):
@@ -488,7 +490,7 @@ def test_parameters_that_are_added_are_no_factors(then):
 
 
 def test_a_bound_refuses_layers_without_their_batch_norm():
-    with pytest.raises(ValueError, match="after.*norm.*'fold' or 'separate'"):
+    with pytest.raises(ValueError, match=r"after.*norm.*'fold' or 'separate'"):
         operators.log_lipschitz_bound(found(batch_norm="ignore"))
 
 
@@ -560,7 +562,7 @@ def test_a_spectrally_normalised_kernel_is_refused():
 
 
 def test_bad_options_are_named():
-    with pytest.raises(ValueError, match="module is Sequential; it must be .* linen"):
+    with pytest.raises(ValueError, match=r"module is Sequential; it must be .* linen"):
         operators.layers(nnx.Sequential(), {}, jnp.ones((2, 4)))
     with pytest.raises(ValueError, match="batch_norm"):
         found(batch_norm="none")

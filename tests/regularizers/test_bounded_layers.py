@@ -23,8 +23,7 @@ class Net(nn.Module):
         x = nn.Conv(4, (3, 3), strides=2, param_dtype=dtype, name="first")(x)
         x = nn.relu(x)
         x = nn.Conv(3, (2, 2), padding="VALID", param_dtype=dtype, name="second")(x)
-        x = nn.Dense(4, param_dtype=dtype, name="last")(x.reshape(len(x), -1))
-        return x
+        return nn.Dense(4, param_dtype=dtype, name="last")(x.reshape(len(x), -1))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ def inputs():
     return jax.random.normal(jax.random.key(1), (4, 6), jnp.float64)
 
 
-@pytest.mark.parametrize("variant", ("difference", "derivative"))
+@pytest.mark.parametrize("variant", ["difference", "derivative"])
 def test_squared_penalty_of_a_linear_model(variant):
     with jax.enable_x64(True):
         w = weight()
@@ -31,9 +31,9 @@ def test_squared_penalty_of_a_linear_model(variant):
         np.testing.assert_allclose(linalg.norm(found.direction, 2.0), 1, rtol=1e-12)
 
 
-@pytest.mark.parametrize("variant", ("difference", "derivative"))
-@pytest.mark.parametrize("p", (1.0, 2.0, INF))
-@pytest.mark.parametrize("q", (1.0, 2.0, INF))
+@pytest.mark.parametrize("variant", ["difference", "derivative"])
+@pytest.mark.parametrize("p", [1.0, 2.0, INF])
+@pytest.mark.parametrize("q", [1.0, 2.0, INF])
 def test_norm_penalty_of_a_linear_model(variant, p, q):
     with jax.enable_x64(True):
         w = weight()
@@ -45,7 +45,7 @@ def test_norm_penalty_of_a_linear_model(variant, p, q):
         np.testing.assert_allclose(found.value, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("variant", ("difference", "derivative"))
+@pytest.mark.parametrize("variant", ["difference", "derivative"])
 @pytest.mark.parametrize(("q", "squared"), [(2.0, True), (2.0, False), (1.0, False)])
 def test_gradient_is_that_of_finite_differences(variant, q, squared):
     with jax.enable_x64(True):
@@ -77,7 +77,7 @@ def test_gradient_is_that_of_finite_differences(variant, q, squared):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("squared", (True, False))
+@pytest.mark.parametrize("squared", [True, False])
 def test_gradient_is_finite_where_nothing_moves(squared):
     penalty = regularizers.jacobian_norm(squared=squared)
 

@@ -168,13 +168,13 @@ def test_bad_options_are_refused(options, message):
 def test_what_cannot_be_differenced_is_refused():
     x = pictures(jnp.bfloat16)
     loss = functools.partial(linear, jnp.ones(10, jnp.bfloat16))
-    with pytest.raises(ValueError, match="loss returns bfloat16.*backpropagation"):
+    with pytest.raises(ValueError, match=r"loss returns bfloat16.*backpropagation"):
         regularizers.gradient_penalty(
             lambda x: loss(x.astype(jnp.bfloat16)), pictures(jnp.float32)
         )
     for method in METHODS[:2]:
         # The step is lost before a loss in float32 sees it.
-        with pytest.raises(ValueError, match="x has dtype bfloat16.*backpropagation"):
+        with pytest.raises(ValueError, match=r"x has dtype bfloat16.*backpropagation"):
             regularizers.gradient_penalty(
                 lambda x: linear(jnp.ones(10), x.astype(jnp.float32)), x, method=method
             )

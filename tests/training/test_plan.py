@@ -105,7 +105,7 @@ def test_epochs_are_added_where_the_steps_before_stay(change, longer, differs):
 
 def test_steps_are_counted_in_32_bits():
     plan.make(Config(epochs=2**31 - 1, batch_size=20), 20)
-    with pytest.raises(ValueError, match="epochs is 1073741824.*2147483648 steps"):
+    with pytest.raises(ValueError, match=r"epochs is 1073741824.*2147483648 steps"):
         plan.make(Config(epochs=2**30, batch_size=20), 40)
 
 

@@ -19,7 +19,9 @@ INF = float("inf")
 @pytest.mark.parametrize("name", presets.names())
 def test_every_preset_can_be_trained_once_its_needs_are_given(name):
     preset = presets.get(name)
-    assert preset.name == name and preset.source and preset.paper
+    assert preset.name == name
+    assert preset.source
+    assert preset.paper
     assert set(preset.settings) <= {f.name for f in dataclasses.fields(Config)}
     config = dataclasses.replace(preset.config, **{n: GIVEN[n] for n in preset.needs})
     validate(config)
@@ -73,7 +75,8 @@ def test_the_regularization_views_attacks_are_in_255ths(level):
         assert (config.method, config.p) == ("adversarial_only", INF)
         assert config.epsilon * 255 == pytest.approx(level)
         assert config.step_size * 255 == pytest.approx(2)
-        assert config.num_steps == 10 and config.random_start
+        assert config.num_steps == 10
+        assert config.random_start
     config = presets.get(f"regularization_view_resnet56_fgsm{level}").config
     assert (config.num_steps, config.random_start) == (1, False)
     assert config.step_size == config.epsilon == pytest.approx(level / 255)
@@ -124,7 +127,8 @@ def test_farnias_lengths_are_converted_from_whitened_pixels(name):
     assert config.epsilon == pytest.approx(epsilon, rel=0.01)
     # FGM's one step is the whole length, PGM's the default.
     assert config.step_size == (config.epsilon if num_steps == 1 else None)
-    assert not config.random_start and config.spectral_norm_bound is None
+    assert not config.random_start
+    assert config.spectral_norm_bound is None
     assert config.optimizer == ("adam" if name.startswith("mnist") else "sgd")
 
 
@@ -189,7 +193,8 @@ def test_learning_rates_fall_where_the_papers_say(name):
 def test_grids_are_table_3_in_pixels():
     l2 = presets.get_grid("roth_at_l2").values
     assert len(l2["epsilon"]) == 14
-    assert l2["epsilon"][0] == 0.25 and l2["epsilon"][-1] == 2.0
+    assert l2["epsilon"][0] == 0.25
+    assert l2["epsilon"][-1] == 2.0
     assert 2.25 / 2 not in l2["epsilon"]
     assert l2[presets.STEP_RATIO] == (1, 2, 3, 4, 5)
     linf = presets.get_grid("roth_epsilon_linf").values["epsilon"]
@@ -205,12 +210,12 @@ def test_grids_are_table_3_in_pixels():
 
 
 def test_unknown_names_say_the_nearest_in_one_line():
-    with pytest.raises(ValueError, match="roth_cnn7_snt.*roth_cnn7_snr") as caught:
+    with pytest.raises(ValueError, match=r"roth_cnn7_snt.*roth_cnn7_snr") as caught:
         presets.get("roth_cnn7_snt")
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="zzz.*--list_presets"):
+    with pytest.raises(ValueError, match=r"zzz.*--list_presets"):
         presets.get("zzz")
-    with pytest.raises(ValueError, match="grid 'roth_snrr'.*roth_snr"):
+    with pytest.raises(ValueError, match=r"grid 'roth_snrr'.*roth_snr"):
         presets.get_grid("roth_snrr")
 
 
@@ -219,4 +224,6 @@ def test_descriptions_name_everything_and_show_both_units():
     for name in (*presets.PRESETS, *presets.GRIDS):
         assert name in everything
     one = presets.describe("roth_cnn7_at_l2")
-    assert "1.75" in one and "0.875" in one and "--init_from" in one
+    assert "1.75" in one
+    assert "0.875" in one
+    assert "--init_from" in one

@@ -19,7 +19,8 @@ def test_lines_have_metrics_rate_and_time_left(capsys):
         bar.update(1, loss=Metric())
     line = capsys.readouterr().err
     assert line.startswith("snr: step 1/4, loss 0.5, ")
-    assert "examples/s" in line and "left" in line
+    assert "examples/s" in line
+    assert "left" in line
 
 
 def test_the_rate_is_that_of_all_batches_since_the_start(monkeypatch, capsys):
@@ -33,7 +34,8 @@ def test_the_rate_is_that_of_all_batches_since_the_start(monkeypatch, capsys):
             bar.update(step)
     line = capsys.readouterr().err
     # Steps 2 to 5, the first of them with 8 examples, in 10 seconds.
-    assert "step 5/9" in line and " 1 examples/s" in line
+    assert "step 5/9" in line
+    assert " 1 examples/s" in line
 
 
 def test_metrics_are_read_only_when_shown(capsys):
@@ -66,4 +68,5 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     with Progress(2, description="snr", initial=1) as bar:
         bar.update(2, loss=0.25)
     shown = capsys.readouterr().err
-    assert "snr" in shown and "2/2" in shown
+    assert "snr" in shown
+    assert "2/2" in shown

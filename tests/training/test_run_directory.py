@@ -17,8 +17,10 @@ def test_flags_versions_and_hardware_are_written_once(tmp_path):
     run = training.RunDirectory.create(tmp_path / "run", {"lr": 0.1, "seeds": (0, 1)})
     stored = json.loads((tmp_path / "run" / "flags.json").read_text())
     assert stored["flags"] == {"lr": 0.1, "seeds": [0, 1]} == run.flags()
-    assert stored["environment"]["jax"] and stored["environment"]["device"]
-    assert "git_revision" in stored and stored["command"]
+    assert stored["environment"]["jax"]
+    assert stored["environment"]["device"]
+    assert "git_revision" in stored
+    assert stored["command"]
     again = training.RunDirectory.create(tmp_path / "run", {"lr": 0.1, "seeds": [0, 1]})
     assert again.flags() == run.flags()
 
@@ -26,7 +28,7 @@ def test_flags_versions_and_hardware_are_written_once(tmp_path):
 def test_other_flags_are_refused_by_name(tmp_path):
     training.RunDirectory.create(tmp_path, {"lr": 0.1, "p": float("inf")})
     training.RunDirectory.create(tmp_path, {"lr": 0.1, "p": float("inf")})
-    with pytest.raises(ValueError, match="lr is 0.1 there and 0.2 here"):
+    with pytest.raises(ValueError, match=r"lr is 0.1 there and 0.2 here"):
         training.RunDirectory.create(tmp_path, {"lr": 0.2, "p": float("inf")})
 
 
@@ -41,7 +43,8 @@ def test_metrics_survive_a_cut_line_and_lose_what_is_repeated(tmp_path):
     run.log(3, loss=7.0)
     lines = training.read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert lines[-1]["loss"] == 7.0 and lines[0]["bad"] is None
+    assert lines[-1]["loss"] == 7.0
+    assert lines[0]["bad"] is None
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -106,11 +109,11 @@ def test_the_directory_of_another_program_is_not_written_into(tmp_path):
     (tmp_path / "checkpoints" / "12").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     for write in (run.check, run.mark, lambda: run.locked().__enter__()):
-        with pytest.raises(ValueError, match="checkpoints, metrics.jsonl, results.j"):
+        with pytest.raises(ValueError, match=r"checkpoints, metrics.jsonl, results.j"):
             write()
-    with pytest.raises(ValueError, match="no flags.json; give a new or empty"):
+    with pytest.raises(ValueError, match=r"no flags.json; give a new or empty"):
         training.RunDirectory.create(tmp_path, {})
-    with pytest.raises(ValueError, match="cannot be made: .*metrics.jsonl is a file"):
+    with pytest.raises(ValueError, match=r"cannot be made: .*metrics.jsonl is a file"):
         training.RunDirectory(tmp_path / "metrics.jsonl" / "run").mark()
     assert sorted(tmp_path.rglob("*")) == before
     # A job of an earlier version that was killed knows what it wrote.
@@ -135,7 +138,7 @@ def test_checkpoints_without_flags_are_nobodys(tmp_path):
     run = training.RunDirectory(tmp_path)
     run.mark()
     run.log(3, loss=1.0)
-    with pytest.raises(ValueError, match="metrics.jsonl but no flags.json"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl but no flags.json"):
         training.RunDirectory.create(tmp_path, {})
 
 
@@ -158,8 +161,11 @@ def test_only_what_the_dead_left_is_removed(tmp_path, dead):
         if file is not young:
             os.utime(file, (long_ago, long_ago))
     with run.locked():
-        assert not left.exists() and not below.exists()
-        assert alive.exists() and young.exists() and foreign.exists()
+        assert not left.exists()
+        assert not below.exists()
+        assert alive.exists()
+        assert young.exists()
+        assert foreign.exists()
 
 
 @pytest.fixture
@@ -185,7 +191,7 @@ def dead():
 def test_flags_of_any_shape_are_one_line_that_names_the_file(tmp_path, content):
     training.RunDirectory.create(tmp_path, {"lr": 0.1})
     (tmp_path / "flags.json").write_bytes(content)
-    with pytest.raises(ValueError, match="flags.json is damaged") as refused:
+    with pytest.raises(ValueError, match=r"flags.json is damaged") as refused:
         training.RunDirectory.create(tmp_path, {"lr": 0.1})
     assert len(str(refused.value)) < 300
 
@@ -206,11 +212,11 @@ def test_a_full_disk_is_named_and_leaves_the_file_as_it_was(tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="No space left on device: .*flags.json"):
+    with pytest.raises(OSError, match=r"No space left on device: .*flags.json"):
         run.change_flags({"lr": 0.2})
     assert (tmp_path / "flags.json").read_bytes() == before
     assert list(tmp_path.iterdir()) == [tmp_path / "flags.json"]
     # Another library may raise it, while it writes a figure.
-    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
-        with run.locked():
-            fsync(0)
+    no_space = pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'")
+    with no_space, run.locked():
+        fsync(0)

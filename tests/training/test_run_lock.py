@@ -37,9 +37,9 @@ def test_the_holder_is_named_and_its_death_releases_the_lock(tmp_path):
 
 def test_one_process_holds_a_directory_once(tmp_path):
     with run_lock.hold(tmp_path, keep=False):
-        with pytest.raises(training.RunInUse, match=f"process {os.getpid()} on"):
-            with run_lock.hold(tmp_path):
-                pass
+        in_use = pytest.raises(training.RunInUse, match=f"process {os.getpid()} on")
+        with in_use, run_lock.hold(tmp_path):
+            pass
         assert (tmp_path / run_lock.FILE).exists()
     assert not list(tmp_path.iterdir())
 
@@ -48,9 +48,9 @@ def test_one_process_holds_a_directory_once(tmp_path):
 def test_whatever_the_file_holds_the_error_is_one_line(tmp_path, text):
     with run_lock.hold(tmp_path):
         (tmp_path / run_lock.FILE).write_text(text)
-        with pytest.raises(training.RunInUse, match="another process"):
-            with run_lock.hold(tmp_path):
-                pass
+        in_use = pytest.raises(training.RunInUse, match="another process")
+        with in_use, run_lock.hold(tmp_path):
+            pass
 
 
 def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
@@ -67,6 +67,7 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
     mine.write_text("my own text")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / run_lock.FILE).symlink_to(mine)
-    with pytest.raises(OSError), run_lock.hold(tmp_path / "run"):
+    linked = pytest.raises(OSError, match=os.strerror(errno.ELOOP))
+    with linked, run_lock.hold(tmp_path / "run"):
         pass
     assert mine.read_text() == "my own text"

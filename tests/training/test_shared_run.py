@@ -69,7 +69,7 @@ def test_a_run_without_the_record_opens_with_its_own_flags(tmp_path):
 def test_added_epochs_are_noted_and_not_taken_back(tmp_path):
     begin(tmp_path)
     before = card(tmp_path)
-    with pytest.raises(ValueError, match="learning_rate is 0.002 there and 0.1 here"):
+    with pytest.raises(ValueError, match=r"learning_rate is 0.002 there and 0.1 here"):
         begin(tmp_path, epochs=4, learning_rate=0.1)
     assert card(tmp_path) == before
     begin(tmp_path, epochs=4)
@@ -87,16 +87,16 @@ def test_added_epochs_are_noted_and_not_taken_back(tmp_path):
 def test_epochs_are_not_added_where_steps_would_have_been_others(tmp_path):
     begin(tmp_path, schedule="cosine")
     before = card(tmp_path)
-    with pytest.raises(ValueError, match="epochs is 2 in the run and 3 here.*step 2"):
+    with pytest.raises(ValueError, match=r"epochs is 2 in the run and 3 here.*step 2"):
         begin(tmp_path, schedule="cosine", epochs=3)
     assert card(tmp_path) == before
 
 
 def test_a_run_in_use_is_refused_and_a_failure_lets_others_in(tmp_path):
     begin(tmp_path)
-    with training.RunDirectory(tmp_path).locked():
-        with pytest.raises(training.RunInUse, match="is in use by process"):
-            begin(tmp_path)
+    in_use = pytest.raises(training.RunInUse, match="is in use by process")
+    with training.RunDirectory(tmp_path).locked(), in_use:
+        begin(tmp_path)
     with pytest.raises(ValueError, match="another run"):
         begin(tmp_path, width=3)
     begin(tmp_path)

@@ -101,7 +101,8 @@ def test_an_interrupted_run_ends_bit_identical_and_is_loaded_bounded(
     expected = whole[config.spectral_norm_method]
     assert_identical(expected.params, resumed.params)
     run = training.load_run(tmp_path)
-    assert run.config == config and run.metadata["image_shape"] == [32, 32, 3]
+    assert run.config == config
+    assert run.metadata["image_shape"] == [32, 32, 3]
     assert_identical(expected.params, run.network.params)
     np.testing.assert_array_equal(logits(expected), logits(run))
     # Networks of one structure share programs.
@@ -209,7 +210,7 @@ def test_random_labels_are_drawn_once_for_all_seeds():
     assert np.bincount(found.labels, minlength=10).min() > 20
     half = data.randomize_labels(training.load_train_set(config), 0.5, seed=1)
     assert 185 < np.sum(half.labels != labels) <= 250
-    with pytest.raises(ValueError, match="fraction is 1.5"):
+    with pytest.raises(ValueError, match=r"fraction is 1.5"):
         data.randomize_labels(half, 1.5, seed=1)
     with pytest.raises(ValueError, match="seed is -1"):
         data.randomize_labels(half, 0.5, seed=-1)
@@ -225,7 +226,7 @@ def test_pictures_in_memory_may_lose_their_margins():
     assert training.image_size(config) == 27
     assert training.image_size(TINY) is None
     assert training.image_size(TINY, "imagenet2012") == 224
-    with pytest.raises(ValueError, match="image_size is 33.*32x32"):
+    with pytest.raises(ValueError, match=r"image_size is 33.*32x32"):
         training.load_train_set(dataclasses.replace(TINY, image_size=33))
 
 

@@ -98,7 +98,7 @@ def test_too_many_in_a_row_end_the_run_and_keep_the_good_state(
     plan = training.make_plan(TINY, 48)
     poisoned("loss", [int(plan.indices(TINY.seed, step)[0]) for step in (2, 3, 4, 5)])
     options = {"train_set": train_set, "mesh": one_device(), "show_progress": False}
-    with pytest.raises(FloatingPointError, match="last 3 updates.*step 5"):
+    with pytest.raises(FloatingPointError, match=r"last 3 updates.*step 5"):
         training.train(
             TINY,
             directory=tmp_path,
@@ -129,9 +129,9 @@ class _Signalling(np.ndarray):
 def test_sigterm_ends_with_a_checkpoint_and_the_run_goes_on(train_set, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     options = {"mesh": one_device(), "show_progress": False}
+    images = train_set.images.view(_Signalling)
+    signalling = dataclasses.replace(train_set, images=images)
     with pytest.raises(training.Preempted) as stopped:
-        images = train_set.images.view(_Signalling)
-        signalling = dataclasses.replace(train_set, images=images)
         training.train(TINY, directory=tmp_path, train_set=signalling, **options)
     assert stopped.value.code == 143
     assert stopped.value.step == 3

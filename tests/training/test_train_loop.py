@@ -256,7 +256,7 @@ def test_images_that_were_divided_by_255_are_refused(train_set):
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(train_set):
     config = dataclasses.replace(TINY, batch_size=12)
-    with pytest.raises(ValueError, match="batch_size is 12.*devices, 8"):
+    with pytest.raises(ValueError, match=r"batch_size is 12.*devices, 8"):
         training.train(config, train_set=train_set, show_progress=False)
 
 
