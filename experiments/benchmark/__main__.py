@@ -23,7 +23,7 @@ from absl import flags
 from jax import lax
 
 from experiments.benchmark import input, spectrum
-from experiments.common import cli, timing, train_steps
+from experiments.common import cli, options, timing, train_steps
 from opnorm import attacks, data, operators, runs, training
 from opnorm.training import modes, optimizers, weight_bounds
 
@@ -86,7 +86,7 @@ AT_LEAST = {"naive power loop / 10 power steps": 4.0}
 
 def main() -> None:
     """Measures the parts asked for and reports them."""
-    steps = cli.parse_integers("steps", _STEPS.value)
+    steps = options.parse_integers("steps", _STEPS.value)
     for flag, smallest in ((_WIDTH, 1), (_BATCH_SIZE, 1), (_ROUNDS, 3)):
         if flag.value < smallest:
             raise ValueError(f"{flag.name} is {flag.value}; at least {smallest}.")

@@ -22,12 +22,19 @@ later, stronger attack can only lower the accuracy that is reported as best know
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
 
-from experiments.common import attack_specs, cache, cli
+from experiments.common import (
+    attack_specs,
+    cache,
+    cli,
+    comparison,
+    jobs,
+    options,
+    records,
+)
 from experiments.common import measure as measuring
 from experiments.evaluate import figures, measure, tables
 from opnorm import data, runs, training
@@ -46,7 +53,7 @@ _DATA_DIR = flags.DEFINE_string(
     None,
     "where TensorFlow Datasets keeps data; the folder that the run names is not used",
 )
-_DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
+_DOWNLOAD = options.define_download_flag()
 _SPLIT = flags.DEFINE_string(
     "split", "test", "split to evaluate on, or a slice of one such as test[500:1000]"
 )
@@ -86,7 +93,7 @@ def main() -> None:
         raise ValueError("run is not given; it is the run directory to evaluate.")
     epsilons = _read_epsilons()
     attacks = [attack_specs.parse_attack(text) for text in _ATTACK.value]
-    cli.parse_split(_SPLIT.value)
+    options.parse_split(_SPLIT.value)
     baseline = (
         json.loads(Path(_BASELINE.value).read_text()) if _BASELINE.value else None
     )
@@ -96,13 +103,13 @@ def main() -> None:
     if baseline is not None and norm not in baseline.get("best_known", {}):
         raise ValueError(f"baseline {_BASELINE.value} has no {norm} distances.")
     test_set = _load_examples(run.config)
-    measuring.check_fit(_RUN.value, run.config, run.network, test_set)
+    comparison.check_fit(_RUN.value, run.config, run.network, test_set)
     identity = cache.fingerprint(run.config, run.network, test_set)
     out = cli.hold(runs.RunDirectory.for_results(_OUT.value or _RUN.value))
     parts = cache.Parts(out.path / "evaluation", fresh=flags.FLAGS.fresh)
 
     found, nearest = measure.measure(run.network, test_set, settings, parts, identity)
-    card: dict[str, Any] = {
+    card: records.Record = {
         "run": _RUN.value,
         "step": run.step,
         "data": test_set.description,
@@ -111,8 +118,7 @@ def main() -> None:
         "norm": norm,
         "p": settings.p,
         "seed": settings.seed,
-        "environment": runs.environment(),
-        "git_revision": runs.git_revision(),
+        **records.origin(),
         **found,
     }
     if baseline is not None:
@@ -133,18 +139,14 @@ def main() -> None:
     out.write_text("evaluation.md", text)
     trained_with = run.config.epsilon if run.config.p == settings.p else None
     figures.draw(out, card, nearest, trained_with)
-    print(text)
-    print(f"written to {out.path}")
+    records.report(out, text)
 
 
 def _read_epsilons() -> list[float]:
     """Checks the flags that need no network, and returns the epsilons above 0."""
-    epsilons = sorted(set(cli.parse_floats("epsilons", _EPSILONS.value)) - {0.0})
-    for flag, least in ((_BATCH_SIZE, 1), (_PART_SIZE, 1), (_CHECKS, 0)):
-        if flag.value < least:
-            raise ValueError(
-                f"{flag.name} is {flag.value}; it must be at least {least}."
-            )
+    epsilons = sorted(set(options.parse_floats("epsilons", _EPSILONS.value)) - {0.0})
+    options.check_at_least(1, _BATCH_SIZE, _PART_SIZE)
+    options.check_at_least(0, _CHECKS)
     if not epsilons or not all(0 <= e < math.inf for e in epsilons):
         raise ValueError(
             f"epsilons are {epsilons}; each must be finite and at least 0, one above."
@@ -177,9 +179,9 @@ def _settings(
 
 
 def _load_examples(config: training.Config) -> data.Dataset:
-    split, first, last = cli.parse_split(_SPLIT.value)
+    split, first, last = options.parse_split(_SPLIT.value)
     test_set = data.load(
-        measuring.dataset_name(_DATASET.value, config),
+        jobs.dataset_name(_DATASET.value, config),
         split=split,
         data_dir=_DATA_DIR.value,
         download=_DOWNLOAD.value,

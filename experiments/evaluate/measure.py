@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from experiments.common import attack_specs, cache
-from experiments.common.measure import averaged, norm_name
+from experiments.common.measure import norm_name
+from experiments.common.records import Record, mean_and_error
 from opnorm import analysis, data, models
 
 _FIELDS = ("success", "distance", "steps", "stage")
@@ -46,7 +47,7 @@ def measure(
     settings: Settings,
     parts: cache.Parts,
     identity: str,
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> tuple[Record, np.ndarray]:
     """Runs all attacks and checks.
 
     Args:
@@ -65,7 +66,7 @@ def measure(
         network, test_set.images, test_set.labels, batch_size=settings.batch_size
     )
     nearest = np.where(clean.correct, np.inf, 0.0)
-    cards: dict[str, dict[str, Any]] = {}
+    cards: dict[str, Record] = {}
     for spec in settings.attacks:
         found = attack_in_parts(network, test_set, spec, settings, parts, identity)
         nearest = np.minimum(nearest, found["distance"].min(axis=0))
@@ -74,9 +75,7 @@ def measure(
     if settings.check_examples:
         checks += _sanity_checks(network, test_set, settings, checks)
     norm = norm_name(settings.p)
-    known = best_known(
-        parts.below("best_known"), norm, identity, nearest, list(cards)
-    )
+    known = best_known(parts.below("best_known"), norm, identity, nearest, list(cards))
     return {
         "clean_accuracy": clean.mean,
         "clean_standard_error": clean.standard_error,
@@ -93,7 +92,7 @@ def attack_in_parts(
     settings: Settings,
     parts: cache.Parts,
     identity: str,
-) -> dict[str, Any]:
+) -> Record:
     """Runs one attack on the test set, part by part, and saves each part.
 
     Returns:
@@ -138,7 +137,7 @@ def attack_in_parts(
         part_size=settings.part_size,
         description=str(spec),
     )
-    whole: dict[str, Any] = {
+    whole: Record = {
         name: np.concatenate([part[name] for part in found], axis=1) for name in _FIELDS
     }
     if has_budget:
@@ -153,7 +152,7 @@ def _card(
     spec: attack_specs.AttackSpec,
     settings: Settings,
     correct: np.ndarray,
-) -> dict[str, Any]:
+) -> Record:
     """The results of one attack."""
     if attack_specs.has_budget(spec):
         card = _budget_card(found, spec, settings, correct)
@@ -167,7 +166,7 @@ def _budget_card(
     spec: attack_specs.AttackSpec,
     settings: Settings,
     correct: np.ndarray,
-) -> dict[str, Any]:
+) -> Record:
     """Sums up an attack with a budget: accuracy against epsilon, from epsilon 0 on.
 
     An example that is misclassified within a budget counts as misclassified within
@@ -177,9 +176,9 @@ def _budget_card(
         **{name: found[name] for name in _FIELDS}, x_adv=None, row_steps=0
     )
     robust = ~analysis.worst_over_budgets(attacked, settings.epsilons)
-    curve = averaged(np.concatenate([correct[None], robust]).T)
+    curve = mean_and_error(np.concatenate([correct[None], robust]).T)
     clean = curve["mean"][0]
-    card: dict[str, Any] = {
+    card: Record = {
         "epsilon": [0.0, *map(float, settings.epsilons)],
         **curve,
         # As a fraction of the examples that are right at x: some papers report this.
@@ -202,14 +201,14 @@ def _budget_card(
 
 def distance_card(
     distance: np.ndarray, epsilons: Sequence[float], seconds: float
-) -> dict[str, Any]:
+) -> Record:
     """Sums up distances ``(N,)``: 0 where the network is wrong, inf if not found."""
     found = np.isfinite(distance)
     right = found & (distance > 0)
     unknown = {"mean": None, "standard_error": None}
     return {
         "found": float(found.mean()),
-        **(averaged(distance[found]) if found.any() else unknown),
+        **(mean_and_error(distance[found]) if found.any() else unknown),
         "median": _finite(float(np.median(distance))),
         "mean_of_correct": float(distance[right].mean()) if right.any() else None,
         "error_within": {
@@ -256,12 +255,12 @@ def _best_known_card(
     names: list[str],
     earlier: list[str],
     epsilons: Sequence[float],
-) -> dict[str, Any]:
+) -> Record:
     lengths = [0.0, *epsilons]
     reached = distance[np.isfinite(distance)]
     return {
         "epsilon": lengths,
-        **averaged(~_within(distance, np.array(lengths)[:, None]).T),
+        **mean_and_error(~_within(distance, np.array(lengths)[:, None]).T),
         "mean_distance": float(reached.mean()) if len(reached) else None,
         "found": len(reached) / len(distance),
         "attacks": names,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments.common import cli, figures, measure
+from experiments.common import figures, measure, options
 from opnorm import training
 from opnorm.training import Config, presets
 
@@ -147,7 +147,7 @@ def parse(text: str, p: float) -> Row:
 
 def _config(row: Row, seed: int) -> Config:
     method, own = METHODS[row.kind], _OWN[row.kind]
-    config = cli.config_from_flags(
+    config = options.config_from_flags(
         Config,
         method=method,
         seed=seed,

@@ -34,7 +34,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.common import cache, cli, measure, networks
+from experiments.common import cache, cli, jobs, options
 from experiments.spectral_normalization import figures, tables
 from experiments.spectral_normalization import measure as measuring
 from experiments.spectral_normalization import networks as chosen
@@ -50,7 +50,7 @@ _FIELDS = tuple(
 )
 _SCHEMES = ("erm", "fgm_l2", "pgm_l2", "wrm")
 
-cli.define_config_flags(Config, only=_FIELDS)
+options.define_config_flags(Config, only=_FIELDS)
 _PRESETS = flags.DEFINE_list(
     "presets",
     [f"farnia_cifar10_alexnet_{scheme}" for scheme in _SCHEMES],
@@ -95,7 +95,7 @@ _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missin
 def main() -> None:
     """Trains and measures every network, writes and prints the results."""
     began, revision = time.monotonic(), runs.git_revision()
-    strengths = networks.read_lengths("epsilons", _EPSILONS.value)
+    strengths = options.parse_lengths("epsilons", _EPSILONS.value)
     for flag in (_VALIDATION, _TEST, _TRAIN):
         if flag.value < 2:
             raise ValueError(f"{flag.name} is {flag.value}; it must be at least 2.")
@@ -104,7 +104,7 @@ def main() -> None:
         {n: flags.FLAGS[n].value for n in _FIELDS if flags.FLAGS[n].present},
     )
     first, *_ = schemes
-    bounds = cli.parse_floats("bounds", _BOUNDS.value)
+    bounds = options.parse_floats("bounds", _BOUNDS.value)
     kinds, folder = _METHODS.value, Path(_RUN.value)
     run = runs.RunDirectory.for_results(folder)
     planned = {
@@ -165,7 +165,7 @@ def main() -> None:
 def _load(schemes: Mapping[str, Config]) -> tuple[data.Dataset, measuring.Pictures]:
     """The training set and what is measured on, both checked."""
     config = next(iter(schemes.values()))
-    train_set, test_set = measure.load_splits(
+    train_set, test_set = jobs.load_splits(
         config, _VALIDATION.value + _TEST.value, download=_DOWNLOAD.value
     )
     assert isinstance(train_set, data.Dataset)

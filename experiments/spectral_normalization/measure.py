@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import networks
+from experiments.common import records
 from opnorm import analysis, data, models, operators
 from opnorm.analysis import batches, inputs
 from opnorm.models import normalization
@@ -122,7 +122,7 @@ def measure(
     for name in ("train", "validation", "test"):
         x_adv, logits = _attack(network, getattr(pictures, name), attack)
         right = logits.argmax(axis=1) == getattr(pictures, name).labels
-        found[name] = networks.averaged(right)
+        found[name] = records.mean_and_error(right)
         if name == "test":
             found["correct"] = "".join("1" if hit else "0" for hit in right)
         if name == "train":
@@ -187,7 +187,9 @@ def accuracy_by_strength(
     points = []
     for strength in strengths:
         _, logits = _attack(network, pictures.test, attack, strength)
-        points.append(networks.averaged(logits.argmax(axis=1) == pictures.test.labels))
+        points.append(
+            records.mean_and_error(logits.argmax(axis=1) == pictures.test.labels)
+        )
     return {
         "strength": list(strengths),
         "length": [length(attack, strength) for strength in strengths],

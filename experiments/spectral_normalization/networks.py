@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common import measure, timing
+from experiments.common import jobs, timing
 from opnorm import data, runs, training
 from opnorm.training import Config, build, feed, presets
 from opnorm.training.config import DATA_FIELDS, SPECTRAL_NORM_METHODS
@@ -57,7 +57,7 @@ def schemes(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, Config]
     found = {
         name: dataclasses.replace(presets.get(name).config, **given) for name in names
     }
-    measure.check_alike(found, _COMMON)
+    jobs.check_alike(found, _COMMON)
     dataset = found[names[0]].dataset
     if data.is_streamed(dataset):
         raise ValueError(f"dataset is {dataset!r}; it must fit into memory.")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import opnorm
-from experiments.common import attack_specs, cache, measure
+from experiments.common import attack_specs, cache, comparison, jobs
 from experiments.evaluate import measure as evaluating
 from experiments.evaluate import tables
 from opnorm import attacks, data, training
@@ -158,13 +158,13 @@ def test_networks_are_measured_on_images_that_they_take_only():
     )
     variables = {"params": params, "batch_stats": batch_stats}
     given = ("runs/a", config, opnorm.network(module, variables))
-    measure.check_fit(*given, random_images(2, 4, 3))
+    comparison.check_fit(*given, random_images(2, 4, 3))
     with pytest.raises(ValueError, match=r"a, trained on cifar10_mini, .* drawn") as e:
-        measure.check_fit(*given, random_images(2, 4, 5))
+        comparison.check_fit(*given, random_images(2, 4, 5))
     assert "and 5 classes" in str(e.value)
     assert "kernel is (8, 3) there and would be (8, 5)" in str(e.value)
     with pytest.raises(ValueError, match=r"\(5, 5, 3\) and 3") as e:
-        measure.check_fit(*given, random_images(2, 5, 3))
+        comparison.check_fit(*given, random_images(2, 5, 3))
     assert "kernel is (48, 8) there and would be (75, 8)" in str(e.value)
 
 
@@ -173,7 +173,7 @@ def test_another_job_in_a_directory_is_told_by_what_differs(tmp_path):
 
     def create(seeds=(0,), **changes):
         changed = [dataclasses.replace(config, **changes) for config in configs]
-        return measure.create_run_directory(tmp_path, {"seeds": list(seeds)}, changed)
+        return jobs.create_run_directory(tmp_path, {"seeds": list(seeds)}, changed)
 
     before = create().flags()
     assert [config["step_size"] for config in before["configs"]] == [0.1, "inf"]
