@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from experiments.common import evaluation, measure, options, records, tables
+from experiments.common import measure, options, records, tables
+from experiments.evaluate import measure as evaluating
 from opnorm import runs
 
 
@@ -33,7 +34,7 @@ def test_a_standard_error_of_one_example_is_not_known(tmp_path):
     one = records.mean_and_error([[1.0, 3.0]])
     assert one["mean"] == [1.0, 3.0]
     assert np.isnan(one["standard_error"]).all()
-    card = evaluation.distance_card(np.array([0.5]), [0.25], 0.0)
+    card = evaluating.distance_card(np.array([0.5]), [0.25], 0.0)
     assert card["mean"] == 0.5
     names = ("accuracy", "sigma", "singular_values", "alignment")
     found = dict.fromkeys(names, one) | {"clean_accuracy": 1.0, "examples": 1}
