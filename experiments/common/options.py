@@ -137,10 +137,12 @@ def define_download_flag() -> flags.FlagHolder[bool]:
     return flags.DEFINE_boolean("download", False, "download the data if missing")
 
 
-def check_at_least(least: int, *chosen: flags.FlagHolder[int]) -> None:
+def check_at_least(
+    least: int, *chosen: flags.FlagHolder[int] | flags.Flag[int]
+) -> None:
     """Raises a ValueError that names the first flag whose value is below ``least``."""
     for flag in chosen:
-        if flag.value < least:
+        if flag.value is not None and flag.value < least:
             raise ValueError(
                 f"{flag.name} is {flag.value}; it must be at least {least}."
             )
