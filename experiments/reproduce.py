@@ -29,8 +29,6 @@ from experiments.common import (
 from experiments.common.records import Record
 from experiments.common.tables import Column
 from opnorm import data, runs, training
-from opnorm.training import presets
-from opnorm.training.config import DATA_FIELDS
 
 TABLE_2 = (
     "roth_cnn7_standard",
@@ -127,7 +125,7 @@ def _rows() -> dict[str, training.Config]:
     given = options.given_fields(training.Config)
     rows = {}
     for name in names:
-        preset = presets.get(name)
+        preset = training.get_preset(name)
         changes = dict(given)
         if name == names[0] and _STANDARD_EPOCHS.value is not None:
             changes["epochs"] = _STANDARD_EPOCHS.value
@@ -136,7 +134,7 @@ def _rows() -> dict[str, training.Config]:
         rows[name] = dataclasses.replace(preset.config, **changes)
         training.validate(rows[name])
     # They are loaded once.
-    jobs.check_alike(rows, DATA_FIELDS)
+    jobs.check_alike(rows, training.DATA_FIELDS)
     return rows
 
 
@@ -204,7 +202,7 @@ def make_table(results: Record) -> str:
 
 
 def _printed(preset: str) -> str:
-    return presets.get(preset).paper.get("clean accuracy", "")
+    return training.get_preset(preset).paper.get("clean accuracy", "")
 
 
 def _label(name: str) -> str:

@@ -49,9 +49,9 @@ def run(main: Callable[[], None]) -> None:
         use_compilation_cache()
         try:
             if "list_presets" in flags.FLAGS and flags.FLAGS.list_presets:
-                from opnorm.training import presets
+                from opnorm import training
 
-                print(presets.describe(flags.FLAGS.preset))
+                print(training.describe_presets(flags.FLAGS.preset))
                 return
             with _HELD:
                 main()

@@ -1,12 +1,10 @@
 """Trained networks side by side, for the binaries that compare them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from absl import flags
 
 import opnorm
@@ -164,22 +162,18 @@ def check_fit(
       network: the network.
       examples: images and classes to measure it on.
     """
-    module = training.build_model(config, examples.num_classes)
-    needed = jax.eval_shape(_initializer(module, examples), jax.random.key(0))
+    objective = _objective(config, examples)
+    needed = jax.eval_shape(objective.init, jax.random.key(0))
     there, here = (
         {
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-            for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
-        for variables in (network.variables, needed)
+        for tree in ((network.params, network.batch_stats), needed)
     )
-    # Shapes of parameters first, then those of running statistics.
-    differing = sorted(
-        (name for name in there | here if there.get(name) != here.get(name)),
-        key=lambda name: (not name.startswith("params/"), name),
-    )
+    differing = sorted(n for n in there | here if there.get(n) != here.get(n))
     if differing:
-        # The first part of a name is that of the collection.
+        # The first part of a name is the tree's place among the two.
         shapes = "; ".join(
             f"{name.split('/', 1)[1]} is {there.get(name)} there and would be "
             f"{here.get(name)}"
@@ -192,14 +186,8 @@ def check_fit(
         )
 
 
-def _initializer(module: nn.Module, examples: data.Dataset) -> Callable[[Any], Any]:
-    """Returns the function of a key that initialises a module for the examples."""
-
-    def initialize(key: jax.Array) -> Any:
-        image = jnp.zeros((1, *examples.image_shape))
-        return module.init(key, image, train=False)
-
-    return initialize
+def _objective(config: Config, examples: data.Dataset) -> training.Objective:
+    return training.make_objective(config, examples.num_classes, examples.image_shape)
 
 
 def untrained(comparison: Comparison, seed: int) -> list[NamedNetwork]:
@@ -210,9 +198,11 @@ def untrained(comparison: Comparison, seed: int) -> list[NamedNetwork]:
         shape = (config.model, config.width)
         if shape in found:
             continue
-        module = network.f.module
-        initialize = jax.jit(_initializer(module, comparison.examples))
-        f = opnorm.network(module, initialize(jax.random.key(seed)))
+        params, batch_stats = _objective(config, comparison.examples).init(
+            jax.random.key(seed)
+        )
+        variables = {"params": params, "batch_stats": batch_stats}
+        f = opnorm.network(network.f.module, variables)
         name = f"{figures.UNTRAINED}, {config.model} {config.width}"
         source = {"seed": seed, "model": config.model, "width": config.width}
         found[shape] = NamedNetwork(name, config, f, source)
@@ -246,7 +236,7 @@ def training_epsilons(networks: Sequence[NamedNetwork], p: float) -> list[float]
 
     Networks whose method has no perturbations have none.
     """
-    used = {*training.config.ADVERSARIAL, *training.config.DATA_DEPENDENT}
+    used = training.methods_with("random_start", "search")
     found = {
         network.config.epsilon
         for network in networks

@@ -107,9 +107,9 @@ def config_from_flags(config: type, **values: Any) -> Any:
     if "preset" not in flags.FLAGS or flags.FLAGS.preset is None:
         flagged = {name: flag.value for name, flag in defined.items()}
         return config(**{**flagged, **values})
-    from opnorm.training import presets
+    from opnorm import training
 
-    preset = presets.get(flags.FLAGS.preset)
+    preset = training.get_preset(flags.FLAGS.preset)
     given = given_fields(config) | values
     if "dataset" in preset.needs and "dataset" not in given:
         raise ValueError(

@@ -40,8 +40,7 @@ from experiments.spectral_normalization import measure as measuring
 from experiments.spectral_normalization import networks as chosen
 from experiments.spectral_normalization.networks import WITHOUT, Planned
 from opnorm import data, models, runs, training
-from opnorm.training import Config, presets
-from opnorm.training.config import SPECTRAL_NORM_METHODS
+from opnorm.training import SPECTRAL_NORM_METHODS, Config
 
 # What presets and the flags below decide.
 _NO_FLAGS = ("method", "spectral_norm_bound", "spectral_norm_method", "random_labels")
@@ -122,7 +121,7 @@ def main() -> None:
     found = {
         name: {
             "config": dataclasses.asdict(scheme),
-            "paper": dict(presets.get(name).paper),
+            "paper": dict(training.get_preset(name).paper),
             **_measure_scheme(
                 name, planned[name], schemes, train_set, pictures, strengths
             ),

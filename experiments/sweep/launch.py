@@ -191,5 +191,3 @@ def _has_ended(job: Any) -> bool:
         # A process of another user has the number now.
         return True
     return False
-
-
