@@ -72,7 +72,7 @@ def train(
     :mod:`opnorm.runs.hosts`), each calls it with the same arguments.
 
     Args:
-      config: the run; see :class:`opnorm.training.config.Config`.
+      config: the run; see :class:`opnorm.training.Config`.
       directory: run directory for flags, metrics (JSON lines) and checkpoints; a run
         that is there already is resumed, or returned at once if it is complete. It may
         be given more epochs where its schedule gives the steps planned before the same
