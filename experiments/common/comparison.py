@@ -11,7 +11,7 @@ from absl import flags
 import opnorm
 from experiments.common import cli, figures, jobs, measure, options, records
 from experiments.common.records import Record
-from opnorm import analysis, data, models, runs, training
+from opnorm import data, models, runs, training
 from opnorm.training import Config
 
 # Flags defined here belong to the binary that calls for them.
@@ -222,15 +222,9 @@ def attacked(
 
     The number of steps, the batch size and the seed are those of the flags.
     """
-    return analysis.perturbations(
-        network.f,
-        examples.images,
-        examples.labels,
-        attack=measure.usual_attack(p, flags.FLAGS.num_steps),
-        epsilon=epsilon,
-        batch_size=flags.FLAGS.batch_size,
-        key=jax.random.key(flags.FLAGS.seed),
-    )
+    given = flags.FLAGS
+    pga = measure.Pga(p, given.num_steps, given.seed, given.batch_size)
+    return pga.perturbations(network.f, examples, epsilon)
 
 
 def training_epsilons(networks: Sequence[NamedNetwork], p: float) -> list[float]:
