@@ -24,11 +24,11 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.common import cli, figures
+from experiments.common import cli, figures, options
 from opnorm import data, runs, training
 
-cli.define_config_flags(training.Config)
-cli.define_preset_flags()
+options.define_config_flags(training.Config)
+options.define_preset_flags()
 _RUN = flags.DEFINE_string("run", None, "run directory, made if need be (required)")
 _DOWNLOAD = flags.DEFINE_boolean(
     "download", False, "download the data set with TensorFlow Datasets if it is missing"
@@ -67,7 +67,7 @@ _PROCESS_ID = flags.DEFINE_integer(
 
 def main() -> None:
     """Trains, and prints what came of it."""
-    config = cli.config_from_flags(training.Config)
+    config = options.config_from_flags(training.Config)
     training.validate(config)
     if not _RUN.value:
         raise ValueError("run is not given; it is the directory to write to.")

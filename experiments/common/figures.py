@@ -173,36 +173,6 @@ def plot_accuracy(
     save_figure(figure, axes, path)
 
 
-def plot_distances(
-    distances: Mapping[str, np.ndarray],
-    path: Path,
-    *,
-    training_epsilon: float | None,
-    norm: str,
-    title: str,
-) -> None:
-    """Draws the error against the distance of the nearest misclassified points.
-
-    Args:
-      distances: by attack: ``(N,)``, 0 where the network errs at x, inf if not found.
-      path: the PNG to write.
-      training_epsilon: drawn as a dashed line, or None.
-      norm: name of the norm on the axis, such as "L2".
-      title: the measurement and its data.
-    """
-    figure, axes = new_figure(title)
-    for number, (name, values) in enumerate(distances.items()):
-        color = PALETTE[number % len(PALETTE)]
-        distribution(axes, values, color=color, label=name)
-    if training_epsilon is not None:
-        mark_training(axes, training_epsilon)
-    axes.set_xlabel(f"{norm} distance of the nearest point found (pixels in [0, 1])")
-    axes.set_ylabel("error (%)")
-    axes.set_ylim(0, 100)
-    axes.set_xlim(left=0)
-    save_figure(figure, axes, path)
-
-
 def plot_singular_values(
     spectra: Mapping[str, Mapping[str, Sequence[float]]], path: Path, *, title: str
 ) -> None:

@@ -1,11 +1,8 @@
 """The measurements of one trained network that several binaries report."""
 
-import dataclasses
 import functools
-import math
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import cache
-from opnorm import analysis, attacks, data, models, runs, training
-from opnorm.training import Config, build_model, modes
+from experiments.common import cache, records
+from experiments.common.records import Record
+from opnorm import analysis, attacks, data, models, training
+from opnorm.training import Config
 
 
 def measure(
@@ -28,7 +26,7 @@ def measure(
     num_steps: int,
     batch_size: int,
     seed: int,
-) -> dict[str, Any]:
+) -> Record:
     """Measures accuracy, robustness, Jacobian spectrum and alignment of a network.
 
     Attacks are PGA on the cross-entropy of the true labels, from a random start, with
@@ -109,148 +107,6 @@ def accuracy_curve(
     }
 
 
-def dataset_name(given: str | None, config: Config) -> str:
-    """Returns the data set to measure a network on.
-
-    A line on stderr names a folder that only the run names, which may come from
-    somebody else.
-
-    Args:
-      given: by the user, or None.
-      config: of the run.
-    """
-    if given is not None:
-        return given
-    _, colon, folder = config.dataset.partition(":")
-    if colon:
-        print(f"images are read from {folder}, which the run names", file=sys.stderr)
-    return config.dataset
-
-
-def load_splits(
-    config: Config, test_examples: int, *, download: bool
-) -> tuple[data.Dataset | data.Stream, data.Dataset]:
-    """Loads what a configuration trains on, and test examples of the same data.
-
-    Raises:
-      ValueError or FileNotFoundError: as :func:`opnorm.data.load`, or if the splits
-        have other classes or shapes of images.
-    """
-    train_set = training.load_train_set(config, download=download)
-    test_set = data.load(
-        config.dataset,
-        split="test",
-        data_dir=config.data_dir,
-        download=download,
-        limit=test_examples,
-        image_size=training.image_size(config),
-    )
-    data.check_splits(train_set, test_set)
-    return train_set, test_set
-
-
-def check_alike(configs: Mapping[str, Config], fields: Sequence[str]) -> None:
-    """Raises a ValueError unless the configurations of presets agree in some fields.
-
-    Args:
-      configs: by the name of their preset.
-      fields: of a configuration.
-    """
-    names = list(configs)
-    for name in names:
-        for field in fields:
-            one, other = (getattr(configs[each], field) for each in (names[0], name))
-            if one != other:
-                raise ValueError(
-                    f"presets is {names}; {field} is {one} in the first and {other} in "
-                    f"{name}, and they must be alike in it."
-                )
-
-
-def check_fit(
-    run: str, config: Config, network: models.Network, examples: data.Dataset
-) -> None:
-    """Raises a ValueError unless a network takes the examples; nothing is computed.
-
-    Args:
-      run: what an error calls the network.
-      config: of its training.
-      network: to be measured.
-      examples: images and classes that it is to be measured on.
-    """
-    needed = jax.eval_shape(
-        lambda key: modes.init(
-            build_model(config, examples.num_classes), key, examples.image_shape
-        ),
-        jax.random.key(0),
-    )
-    there, here = (
-        {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in ((network.params, network.batch_stats), needed)
-    )
-    differing = sorted(n for n in there | here if there.get(n) != here.get(n))
-    if differing:
-        # The first part says which of the two trees it is in.
-        shapes = "; ".join(
-            f"{name.split('/', 1)[1]} is {there.get(name)} there and would be "
-            f"{here.get(name)}"
-            for name in differing
-        )
-        raise ValueError(
-            f"run {run}, trained on {config.dataset}, does not take {examples.name}: "
-            f"images of {examples.image_shape} and {examples.num_classes} classes; "
-            f"{shapes}."
-        )
-
-
-def create_run_directory(
-    path: str | Path, settings: Mapping[str, Any], configs: Sequence[Config]
-) -> runs.RunDirectory:
-    """Makes the directory of a job of several networks, or opens the same job's.
-
-    Args:
-      path: where.
-      settings: what decides the result besides the networks.
-      configs: of the networks.
-
-    Raises:
-      ValueError: if the directory holds another job, naming what differs; or as
-        ``RunDirectory.create``.
-    """
-    given = [dataclasses.asdict(config) for config in configs]
-    run = runs.RunDirectory.create(
-        path, {**settings, "configs": given}, may_differ=("configs",)
-    )
-    held = run.flags().get("configs")
-    if not isinstance(held, list) or not all(isinstance(each, dict) for each in held):
-        raise ValueError(f"{path} has a flags.json without configurations of networks.")
-    if len(held) != len(given):
-        raise ValueError(
-            f"{path} holds another run: of {len(held)} networks there and "
-            f"{len(given)} here."
-        )
-    default = dataclasses.asdict(Config())
-    changes: dict[str, str] = {}
-    for stored, config in zip(held, given, strict=True):
-        # Fields that did not exist yet when the directory was made.
-        for name, there in (default | stored).items():
-            # Where the data are decides no result.
-            if name == "data_dir":
-                continue
-            here = config.get(name)
-            # JSON holds no infinity; it is kept as text.
-            if isinstance(here, float) and math.isinf(here):
-                here = str(here)
-            if there != here:
-                changes.setdefault(name, f"{name} is {there} there and {here} here")
-    if changes:
-        raise ValueError(f"{path} holds another run: {'; '.join(changes.values())}.")
-    return run
-
-
 def train_and_measure(
     config: Config,
     directory: Path,
@@ -260,7 +116,7 @@ def train_and_measure(
     epsilons: Sequence[float],
     num_steps: int,
     fresh: bool = False,
-) -> dict[str, Any]:
+) -> Record:
     """Trains a network and measures it; both go on after an interruption.
 
     Args:
@@ -282,7 +138,7 @@ def train_and_measure(
     trained = time.monotonic()
     identity = cache.fingerprint(config, result.network, test_set)
 
-    def compute() -> dict[str, Any]:
+    def compute() -> Record:
         found = measure(
             result.network,
             test_set,
@@ -311,7 +167,7 @@ def spectrum(
     num_steps: int,
     batch_size: int,
     seed: int,
-) -> dict[str, Any]:
+) -> Record:
     """Measures the logits' Jacobian and how PGA perturbations align with it.
 
     Returns:
@@ -329,21 +185,21 @@ def spectrum(
     )
     aligned = analysis.alignment(jnp.asarray(delta), jnp.asarray(found.right))
     return {
-        "sigma": averaged(found.values[:, 0]),
-        "singular_values": averaged(found.values),
-        "alignment": averaged(aligned),
+        "sigma": records.mean_and_error(found.values[:, 0]),
+        "singular_values": records.mean_and_error(found.values),
+        "alignment": records.mean_and_error(aligned),
         "random_alignment": float(analysis.expected_random_alignment(delta[0].size)),
     }
 
 
-def average(measurements: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def average(measurements: Sequence[Record]) -> Record:
     """Averages measurements of networks that differ only in seed.
 
     Standard errors stay those over the test examples, averaged over seeds; "seeds"
     holds the value of each seed where one number sums it up.
     """
     first = measurements[0]
-    averaged: dict[str, Any] = {
+    averaged: Record = {
         name: {
             part: _mean([m[name][part] for m in measurements]) for part in first[name]
         }
@@ -378,24 +234,6 @@ def _pga(p: float, num_steps: int, epsilon: Any) -> attacks.Attack:
     return attacks.pga(p=p, epsilon=epsilon, num_steps=num_steps, skip_blocked=False)
 
 
-def averaged(values: Any, where: Any = True) -> dict[str, Any]:
-    """Returns the mean over the first axis and its standard error, as plain numbers.
-
-    Args:
-      values: ``(N, ...)``, one row per example.
-      where: which of them count; broadcasts to ``values``.
-
-    Returns:
-      "mean" and "standard_error". The standard error of fewer than two examples is not
-      known: NaN, which files of results hold as null.
-    """
-    average = analysis.average(values, where)
-    return {
-        "mean": average.mean.tolist(),
-        "standard_error": average.standard_error.tolist(),
-    }
-
-
 def norm_name(p: float) -> str:
-    """What figures and tables call the norm: "L2", "Linf"."""
+    """Returns the name of the norm in figures and tables: "L2", "Linf"."""
     return f"L{p:g}"

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.common import attack_specs, cli, measure
+from experiments.common import attack_specs, cli, jobs
 from experiments.compare_attacks import torch_cnn7
 from experiments.compare_attacks.peers import ROWS, Peer
 from opnorm import analysis, data, linalg, models, runs, training
@@ -66,7 +66,7 @@ def main() -> None:
     run = training.load_run(_RUN.value)
     config, network = run.config, run.network
     test_set = data.load(
-        measure.dataset_name(None, config),
+        jobs.dataset_name(None, config),
         split="test",
         limit=_EXAMPLES.value,
         image_size=training.image_size(config),

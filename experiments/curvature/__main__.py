@@ -7,7 +7,7 @@ r"""Measures the curvature of the loss of networks, in the parameters and in the
 For one run, or several to compare:
 
 - the eigenvalue density of the Hessian, and of its Gauss-Newton part, of the mean
-  cross-entropy of training pictures in all parameters, with both ends of the spectrum
+  cross-entropy of training images in all parameters, with both ends of the spectrum
   and the trace;
 - at each of --examples test images the extreme eigenvalues and the trace of the
   Hessian of the cross-entropy in the input, the length of its gradient, and the largest
@@ -21,21 +21,19 @@ an estimate from --num_probes random probes, with standard errors. Writes result
 and figures.
 """
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, networks, tables
+from experiments.common import cli, comparison, records, tables
 from experiments.common.figures import label
+from experiments.common.records import Record
 from experiments.common.tables import Column
 from experiments.curvature import figures
-from opnorm import analysis, data, linalg, runs, training
+from opnorm import analysis, data, runs, training
 
 _FOLDER = "curvature"
-networks.define_flags(_FOLDER)
+comparison.define_flags(_FOLDER)
 # There is no attack here.
 flags.DEFINE_integer(
     "num_steps",
@@ -55,14 +53,6 @@ _PROBES = flags.DEFINE_integer(
     "random probes of the Hessian in the parameters, and of the trace of that in the "
     "input where a network is not piecewise linear; at least 2 for error bars",
 )
-
-# Densities are of asinh(eigenvalue / scale), logarithmic beyond the scale both ways:
-# networks differ by factors, and the bulk lies near zero. The scale is this part of the
-# largest eigenvalue. The width of the Gaussians is in units of asinh; narrower ones
-# would show where the nodes of the quadrature lie.
-_SCALE = 0.002
-_WIDTH = 0.12
-_POINTS = 1001
 
 _WITHIN = tables.with_error("{:.4g}", "{:.1g}", names=("value", "error"))
 _WITH_ERROR = tables.with_error("{:.3g}", "{:.2g}")
@@ -96,58 +86,62 @@ def main() -> None:
         raise ValueError(f"train_examples is {count}; it must be at least 0.")
     if _PROBES.value < 2:
         raise ValueError(f"num_probes is {_PROBES.value}; it must be at least 2.")
-    comparison = networks.open_runs(_FOLDER, flags.FLAGS.examples)
-    pictures = _training_pictures(comparison, count) if count else None
-    results: dict[str, Any] = {
-        **networks.card(comparison, len(comparison.examples)),
+    compared = comparison.open_runs(_FOLDER, flags.FLAGS.examples)
+    images = _training_images(compared, count) if count else None
+    results: Record = {
+        **comparison.card(compared, len(compared.examples)),
         "train_examples": count,
         "num_probes": _PROBES.value,
         "networks": {},
     }
     found = results["networks"]
-    for network in comparison.networks:
-        found[network.name] = {"inputs": _inputs(network, comparison.examples)}
-    if pictures is not None:
+    for network in compared.networks:
+        found[network.name] = {"inputs": _inputs(network, compared.examples)}
+    if images is not None:
         for matrix in analysis.PARAMETER_MATRICES:
             spectra = {
-                network.name: _parameters(network, pictures, matrix)
-                for network in comparison.networks
+                network.name: _parameters(network, images, matrix)
+                for network in compared.networks
             }
-            for name, curve in _densities(spectra).items():
-                found[name][matrix] = _summary(spectra[name]) | {"density": curve}
-    comparison.out.write_json("results.json", results)
-    figures.draw_input_curvature(comparison.out, results)
-    if pictures is not None:
-        figures.draw_densities(comparison.out, results)
-        print(tables.table(_parameter_rows(results), _PARAMETER_COLUMNS) + "\n")
-    print(tables.table(tables.named(results["networks"]), _INPUT_COLUMNS))
-    print(f"written to {comparison.out.path}")
+            densities = [spectrum.density for spectrum in spectra.values()]
+            curves = analysis.density_curves(densities)
+            for (name, spectrum), curve in zip(spectra.items(), curves, strict=True):
+                summary = _summary(spectrum)
+                found[name][matrix] = summary | {"density": curve._asdict()}
+    compared.out.write_json("results.json", results)
+    figures.draw_input_curvature(compared.out, results)
+    table = tables.table(tables.named(results["networks"]), _INPUT_COLUMNS)
+    if images is not None:
+        figures.draw_densities(compared.out, results)
+        first = tables.table(_parameter_rows(results), _PARAMETER_COLUMNS)
+        table = f"{first}\n\n{table}"
+    records.report(compared.out, table)
 
 
-def _training_pictures(comparison: networks.Comparison, count: int) -> data.Dataset:
+def _training_images(compared: comparison.Comparison, count: int) -> data.Dataset:
     given = flags.FLAGS
-    name = comparison.examples.name
-    for network in comparison.networks:
+    name = compared.examples.name
+    for network in compared.networks:
         used = network.config.train_examples
         if network.config.dataset == name and used is not None and used < count:
             raise ValueError(
                 f"train_examples is {count}; {network.name} was trained on {used}."
             )
     # What a run was trained on begins with these.
-    pictures = data.load(
+    images = data.load(
         name,
         split="train",
         data_dir=given.data_dir,
         download=given.download,
         limit=count,
-        image_size=training.image_size(comparison.networks[0].config, name),
+        image_size=training.image_size(compared.networks[0].config, name),
     )
-    if len(pictures) < count:
-        raise ValueError(f"train_examples is {count}; {name} has {len(pictures)}.")
-    return pictures
+    if len(images) < count:
+        raise ValueError(f"train_examples is {count}; {name} has {len(images)}.")
+    return images
 
 
-def _inputs(network: networks.NamedNetwork, examples: data.Dataset) -> dict[str, Any]:
+def _inputs(network: comparison.NamedNetwork, examples: data.Dataset) -> Record:
     """Summaries of each quantity over the examples, and how sure the Hessians are."""
     with runs.Progress(
         len(examples), description=f"{network.name}: inputs", unit="image"
@@ -171,9 +165,9 @@ def _inputs(network: networks.NamedNetwork, examples: data.Dataset) -> dict[str,
     }
 
 
-def _distribution(values: np.ndarray) -> dict[str, Any]:
+def _distribution(values: np.ndarray) -> Record:
     return {
-        **networks.averaged(values),
+        **records.mean_and_error(values),
         "median": float(np.median(values)),
         "maximum": float(values.max()),
         "percentiles": np.percentile(values, np.arange(101)).tolist(),
@@ -185,18 +179,18 @@ def _mean_and_maximum(values: np.ndarray) -> dict[str, float]:
 
 
 def _parameters(
-    network: networks.NamedNetwork, pictures: data.Dataset, matrix: str
+    network: comparison.NamedNetwork, images: data.Dataset, matrix: str
 ) -> analysis.ParameterSpectrum:
     with runs.Progress(
         _PROBES.value,
         description=f"{network.name}: {matrix.replace('_', '-')}",
-        examples=flags.FLAGS.num_steps * len(pictures),
+        examples=flags.FLAGS.num_steps * len(images),
         unit="probe",
     ) as progress:
         return analysis.parameter_spectrum(
             network.f,
-            pictures.images,
-            pictures.labels,
+            images.images,
+            images.labels,
             matrix=matrix,
             num_steps=flags.FLAGS.num_steps,
             num_probes=_PROBES.value,
@@ -206,34 +200,7 @@ def _parameters(
         )
 
 
-def _densities(
-    spectra: dict[str, analysis.ParameterSpectrum],
-) -> dict[str, dict[str, Any]]:
-    """Curves on one grid, blurred alike."""
-    nodes = np.concatenate([found.density.nodes.ravel() for found in spectra.values()])
-    scale = _SCALE * float(np.abs(nodes).max()) or 1.0
-    ends = np.arcsinh([nodes.min() / scale, nodes.max() / scale])
-    grid = np.linspace(ends[0] - 4 * _WIDTH, ends[1] + 4 * _WIDTH, _POINTS)
-    curves = {}
-    for name, found in spectra.items():
-        density = _density(found.density, scale, grid)
-        curves[name] = {
-            "scale": scale,
-            "width": _WIDTH,
-            "asinh": grid.tolist(),
-            "mean": density.mean[0].tolist(),
-            "standard_error": density.standard_error[0].tolist(),
-        }
-    return curves
-
-
-@jax.jit
-def _density(found: linalg.SpectralDensity, scale: Any, grid: Any) -> linalg.Estimate:
-    nodes = jnp.arcsinh(found.nodes / scale)
-    return linalg.SpectralDensity(nodes, found.weights).at(grid, _WIDTH)
-
-
-def _summary(found: analysis.ParameterSpectrum) -> dict[str, Any]:
+def _summary(found: analysis.ParameterSpectrum) -> Record:
     return {
         "parameters": found.size,
         "largest": found.largest._asdict(),
@@ -247,7 +214,7 @@ def _summary(found: analysis.ParameterSpectrum) -> dict[str, Any]:
     }
 
 
-def _parameter_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+def _parameter_rows(results: Record) -> list[Record]:
     return [
         {"network": name, "matrix": matrix, **found[matrix]}
         for name, found in results["networks"].items()
@@ -255,7 +222,7 @@ def _parameter_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _accuracy(row: dict[str, Any]) -> str:
+def _accuracy(row: Record) -> str:
     """How the Hessians in the input were found, and how sure they are."""
     inputs = row["inputs"]
     if not inputs["curved"]:

@@ -42,7 +42,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import attack_specs, cache, cli, measure
+from experiments.common import (
+    attack_specs,
+    cache,
+    cli,
+    comparison,
+    jobs,
+    measure,
+    options,
+)
 from experiments.gradient_regularization import attacks, figures, paper, tables
 from experiments.gradient_regularization import measure as measuring
 from experiments.gradient_regularization import networks as rows
@@ -65,7 +73,7 @@ _ATTACKS = {
 _EPSILONS = {2.0: (0.25, 0.5), math.inf: (2 / 255, 8 / 255)}
 _LARGEST = {2.0: 8.0, math.inf: 0.5}
 
-cli.define_config_flags(
+options.define_config_flags(
     training.Config,
     only=rows.FIELDS,
     epochs=4,
@@ -76,7 +84,7 @@ cli.define_config_flags(
     epsilon=None,
     random_start=False,
 )
-cli.define_preset_flags()
+options.define_preset_flags()
 _OUT = flags.DEFINE_string(
     "out", "runs/gradient_regularization", "directory to write to"
 )
@@ -161,7 +169,7 @@ def main() -> None:
     runs.RunDirectory.for_results(_OUT.value)
     settings = settings._replace(top_k=_top_k(pictures.num_classes))
     attacked = min(_EXAMPLES.value, len(pictures))
-    run = measure.create_run_directory(
+    run = jobs.create_run_directory(
         Path(_OUT.value) / measure.norm_name(settings.p),
         {
             **settings._asdict(),
@@ -280,7 +288,7 @@ def _settings() -> Settings:
         raise ValueError(f"p is {p:g}; it may be 2 or inf here.")
     epsilons = tuple(_EPSILONS[p])
     if _EPSILONS_FLAG.value is not None:
-        epsilons = cli.parse_floats("epsilons", _EPSILONS_FLAG.value)
+        epsilons = options.parse_floats("epsilons", _EPSILONS_FLAG.value)
     largest = _LARGEST_FLAG.value
     settings = Settings(
         p=p,
@@ -313,7 +321,7 @@ def _top_k(num_classes: int) -> int:
 def _planned(p: float) -> list[rows.Trained]:
     """The networks that --rows and --seeds ask for."""
     names = rows.DEFAULT[p] if _ROWS.value is None else _ROWS.value
-    seeds = cli.parse_integers("seeds", _SEEDS.value)
+    seeds = options.parse_integers("seeds", _SEEDS.value)
     return rows.planned(names, seeds, p, Path(_OUT.value) / "networks")
 
 
@@ -321,7 +329,7 @@ def _test_pictures(config: training.Config) -> data.Dataset:
     given = flags.FLAGS
     if _RUN.value:
         chosen = given.dataset if given["dataset"].present else None
-        name = measure.dataset_name(chosen, config)
+        name = jobs.dataset_name(chosen, config)
         config = dataclasses.replace(config, dataset=name)
     return data.load(
         config.dataset,
@@ -351,7 +359,7 @@ def _measure(
     parts: cache.Parts,
 ) -> dict[str, Any]:
     run = training.load_run(each.directory)
-    measure.check_fit(str(each.directory), run.config, run.network, pictures)
+    comparison.check_fit(str(each.directory), run.config, run.network, pictures)
     found = measuring.measure(
         run.network,
         pictures,

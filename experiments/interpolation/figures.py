@@ -13,8 +13,7 @@ def draw_sweep(
     points: Sequence[Mapping[str, Any]],
     *,
     axis: str,
-    mark: float | None,
-    logarithmic: bool,
+    usual: float | None,
     title: str,
     labels: Mapping[str, str],
 ) -> None:
@@ -42,13 +41,13 @@ def draw_sweep(
             for part in ("mean", "standard_error")
         }
         figures.curve(axes, places, found, times=100, **styles[label])
-    if logarithmic:
+    if usual is not None:
         axes.set_xscale("log")
     ticks = [f"{v:g}" if math.isfinite(v) else "$\\infty$" for v in values]
     axes.set_xticks(places, ticks)
     axes.minorticks_off()
-    if mark is not None:
-        figures.mark(axes, mark, "at test")
+    if usual is not None:
+        figures.mark(axes, usual, "at test")
     axes.set_xlabel(axis)
     axes.set_ylabel("accuracy (%)")
     axes.set_ylim(bottom=0)

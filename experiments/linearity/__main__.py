@@ -1,4 +1,4 @@
-r"""Measures how linear networks are around pictures, at random and under attack.
+r"""Measures how linear networks are around images, at random and under attack.
 
   python -m experiments.linearity --run=runs/snr
   python -m experiments.linearity --run=runs/standard --run=runs/adversarial \
@@ -11,7 +11,7 @@ For one run, or several to compare, against the L2 length of a perturbation z:
 - the part of the ReLU units that x and x + z leave in the same state.
 
 z is what PGA adds, in L2 and in Linf, or a random direction of the same length;
-activation patterns are compared under uniform noise too, around pictures and around
+activation patterns are compared under uniform noise too, around images and around
 uniformly random inputs. Features are what enters the last linear layer. Writes
 results.json and figures.
 """
@@ -24,14 +24,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, measure, networks, tables
+from experiments.common import cli, comparison, measure, options, records, tables
 from experiments.common.figures import label
+from experiments.common.records import Record
 from experiments.common.tables import Column
 from experiments.linearity import figures
 from opnorm import analysis, attacks, data, linalg, runs
 
 _FOLDER = "linearity"
-networks.define_flags(_FOLDER)
+comparison.define_flags(_FOLDER)
 _EPSILONS = flags.DEFINE_list(
     "epsilons",
     ["0.125", "0.25", "0.5", "0.75", "1.0", "1.5"],
@@ -67,47 +68,46 @@ _norm = jax.jit(functools.partial(linalg.norm, p=2.0))
 def main() -> None:
     """Measures every network, writes results and figures."""
     lengths = {
-        2.0: networks.read_lengths("epsilons", _EPSILONS.value),
-        math.inf: networks.read_lengths("epsilons_inf", _EPSILONS_INF.value),
+        2.0: options.parse_lengths("epsilons", _EPSILONS.value),
+        math.inf: options.parse_lengths("epsilons_inf", _EPSILONS_INF.value),
     }
-    noise = networks.read_lengths("noise", _NOISE.value)
+    noise = options.parse_lengths("noise", _NOISE.value)
     if not noise:
         raise ValueError("noise is empty; give at least one magnitude.")
-    comparison = networks.open_runs(_FOLDER, flags.FLAGS.examples)
-    examples = comparison.examples
-    results: dict[str, Any] = {
-        **networks.card(comparison, len(examples)),
+    compared = comparison.open_runs(_FOLDER, flags.FLAGS.examples)
+    examples = compared.examples
+    results: Record = {
+        **comparison.card(compared, len(examples)),
         "networks": {},
     }
-    for network in comparison.networks:
-        found: dict[str, Any] = {}
+    for network in compared.networks:
+        found: Record = {}
         for p, epsilons in lengths.items():
             if epsilons:
                 found[measure.norm_name(p)] = _around(network, examples, p, epsilons)
         found["noise"] = _noise(network, examples, noise)
         results["networks"][network.name] = found
-    comparison.out.write_json("results.json", results)
-    marks = networks.training_epsilons(comparison.networks, 2.0)
+    compared.out.write_json("results.json", results)
+    marks = comparison.training_epsilons(compared.networks, 2.0)
     for p, epsilons in lengths.items():
         if epsilons:
-            figures.draw_linearity(comparison.out, results, measure.norm_name(p), marks)
-    figures.draw_activations(comparison.out, results, marks)
+            figures.draw_linearity(compared.out, results, measure.norm_name(p), marks)
+    figures.draw_activations(compared.out, results, marks)
     rows = _rows(results, marks)
-    print(tables.table(rows, _COLUMNS) if rows else "")
-    print(f"written to {comparison.out.path}")
+    records.report(compared.out, tables.table(rows, _COLUMNS) if rows else "")
 
 
 def _around(
-    network: networks.NamedNetwork,
+    network: comparison.NamedNetwork,
     examples: data.Dataset,
     p: float,
     epsilons: list[float],
-) -> dict[str, Any]:
+) -> Record:
     """Curves against the length of adversarial and of random perturbations."""
-    options: dict[str, Any] = {"batch_size": flags.FLAGS.batch_size}
+    options: Record = {"batch_size": flags.FLAGS.batch_size}
     key = jax.random.key(flags.FLAGS.seed)
     clean = np.asarray(data.to_float(examples.images))
-    curves: dict[str, list[dict[str, Any]]] = {"adversarial": [], "random": []}
+    curves: dict[str, list[Record]] = {"adversarial": [], "random": []}
     with runs.Progress(
         2 * (len(epsilons) + 1),
         description=f"{network.name}: {measure.norm_name(p)} perturbations",
@@ -115,7 +115,7 @@ def _around(
         unit="length",
     ) as progress:
         for place, epsilon in enumerate([0.0, *epsilons]):
-            delta = networks.attacked(
+            delta = comparison.attacked(
                 network, examples, p=p, epsilon=epsilon, seed=flags.FLAGS.seed
             )
             drawn = jax.random.fold_in(key, place)
@@ -137,11 +137,11 @@ def _around(
                 curves[kind].append(
                     {
                         "epsilon": epsilon,
-                        "length": networks.averaged(linear.length),
-                        "deviation": networks.averaged(linear.deviation),
-                        "relative_deviation": networks.averaged(linear.relative),
-                        "sigma": networks.averaged(sigma),
-                        "shared_activations": networks.averaged(shared),
+                        "length": records.mean_and_error(linear.length),
+                        "deviation": records.mean_and_error(linear.deviation),
+                        "relative_deviation": records.mean_and_error(linear.relative),
+                        "sigma": records.mean_and_error(sigma),
+                        "shared_activations": records.mean_and_error(shared),
                     }
                 )
                 progress.update(2 * place + number + 1)
@@ -149,14 +149,14 @@ def _around(
 
 
 def _noise(
-    network: networks.NamedNetwork, examples: data.Dataset, magnitudes: list[float]
-) -> dict[str, Any]:
-    """Activation patterns under uniform noise, around pictures and random inputs."""
+    network: comparison.NamedNetwork, examples: data.Dataset, magnitudes: list[float]
+) -> Record:
+    """Activation patterns under uniform noise, around images and random inputs."""
     seed = flags.FLAGS.seed
     shape = examples.images.shape
     drawn = np.random.default_rng(seed).uniform(size=shape).astype(np.float32)
     clean = np.asarray(data.to_float(examples.images))
-    curves: dict[str, list[dict[str, Any]]] = {"pictures": [], "random_inputs": []}
+    curves: dict[str, list[Record]] = {"pictures": [], "random_inputs": []}
     with runs.Progress(
         len(magnitudes) + 1,
         description=f"{network.name}: noise",
@@ -184,8 +184,8 @@ def _noise(
                 curves[kind].append(
                     {
                         "magnitude": magnitude,
-                        "length": networks.averaged(length),
-                        "shared_activations": networks.averaged(shared),
+                        "length": records.mean_and_error(length),
+                        "shared_activations": records.mean_and_error(shared),
                     }
                 )
             progress.update(place + 1)
@@ -196,12 +196,12 @@ def _uniform(epsilon: Any) -> attacks.Attack:
     return attacks.uniform_noise(p=math.inf, epsilon=epsilon, bounds=None)
 
 
-def _transposed(points: list[dict[str, Any]]) -> dict[str, Any]:
+def _transposed(points: list[Record]) -> Record:
     """The points of a curve as one list for each quantity."""
     return jax.tree.map(lambda *column: list(column), *points)
 
 
-def _rows(results: dict[str, Any], marks: list[float]) -> list[dict[str, Any]]:
+def _rows(results: Record, marks: list[float]) -> list[Record]:
     """Each network and attack, at the perturbation nearest to those of training."""
     rows = []
     for name, found in results["networks"].items():

@@ -29,7 +29,6 @@ from jax.experimental import topologies
 from experiments.common import cli, train_steps
 from experiments.roofline import program
 from opnorm import runs, training
-from opnorm.training import modes
 
 _RUN = flags.DEFINE_string("run", "runs/roofline", "directory to write to")
 _NETWORKS = flags.DEFINE_list(
@@ -213,7 +212,7 @@ def compile_step(
     parts = train_steps.parts(name, size, dtype, **options)
 
     def start(key: jax.Array) -> training.TrainState:
-        params, batch_stats = modes.init(parts.module, key, parts.image_shape)
+        params, batch_stats = parts.objective.init(key)
         return training.init_state(
             params,
             batch_stats,

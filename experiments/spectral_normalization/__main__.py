@@ -34,14 +34,13 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.common import cache, cli, measure, networks
+from experiments.common import cache, cli, jobs, options
 from experiments.spectral_normalization import figures, tables
 from experiments.spectral_normalization import measure as measuring
 from experiments.spectral_normalization import networks as chosen
 from experiments.spectral_normalization.networks import WITHOUT, Planned
 from opnorm import data, models, runs, training
-from opnorm.training import Config, presets
-from opnorm.training.config import SPECTRAL_NORM_METHODS
+from opnorm.training import SPECTRAL_NORM_METHODS, Config
 
 # What presets and the flags below decide.
 _NO_FLAGS = ("method", "spectral_norm_bound", "spectral_norm_method", "random_labels")
@@ -50,7 +49,7 @@ _FIELDS = tuple(
 )
 _SCHEMES = ("erm", "fgm_l2", "pgm_l2", "wrm")
 
-cli.define_config_flags(Config, only=_FIELDS)
+options.define_config_flags(Config, only=_FIELDS)
 _PRESETS = flags.DEFINE_list(
     "presets",
     [f"farnia_cifar10_alexnet_{scheme}" for scheme in _SCHEMES],
@@ -95,7 +94,7 @@ _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missin
 def main() -> None:
     """Trains and measures every network, writes and prints the results."""
     began, revision = time.monotonic(), runs.git_revision()
-    strengths = networks.read_lengths("epsilons", _EPSILONS.value)
+    strengths = options.parse_lengths("epsilons", _EPSILONS.value)
     for flag in (_VALIDATION, _TEST, _TRAIN):
         if flag.value < 2:
             raise ValueError(f"{flag.name} is {flag.value}; it must be at least 2.")
@@ -104,7 +103,7 @@ def main() -> None:
         {n: flags.FLAGS[n].value for n in _FIELDS if flags.FLAGS[n].present},
     )
     first, *_ = schemes
-    bounds = cli.parse_floats("bounds", _BOUNDS.value)
+    bounds = options.parse_floats("bounds", _BOUNDS.value)
     kinds, folder = _METHODS.value, Path(_RUN.value)
     run = runs.RunDirectory.for_results(folder)
     planned = {
@@ -122,7 +121,7 @@ def main() -> None:
     found = {
         name: {
             "config": dataclasses.asdict(scheme),
-            "paper": dict(presets.get(name).paper),
+            "paper": dict(training.get_preset(name).paper),
             **_measure_scheme(
                 name, planned[name], schemes, train_set, pictures, strengths
             ),
@@ -165,7 +164,7 @@ def main() -> None:
 def _load(schemes: Mapping[str, Config]) -> tuple[data.Dataset, measuring.Pictures]:
     """The training set and what is measured on, both checked."""
     config = next(iter(schemes.values()))
-    train_set, test_set = measure.load_splits(
+    train_set, test_set = jobs.load_splits(
         config, _VALIDATION.value + _TEST.value, download=_DOWNLOAD.value
     )
     assert isinstance(train_set, data.Dataset)

@@ -23,14 +23,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, measure, networks, tables
+from experiments.common import cli, comparison, measure, options, records, tables
 from experiments.common.figures import label
+from experiments.common.records import Record
 from experiments.common.tables import Column
 from experiments.spectrum import figures
 from opnorm import analysis, data, runs
 
 _FOLDER = "spectrum"
-networks.define_flags(_FOLDER)
+comparison.define_flags(_FOLDER)
 _EPSILON = flags.DEFINE_float(
     "epsilon",
     None,
@@ -86,8 +87,8 @@ _alignment = jax.jit(analysis.alignment)
 def main() -> None:
     """Measures every network, writes results and figures."""
     lengths = {
-        2.0: networks.read_lengths("epsilons", _EPSILONS.value),
-        math.inf: networks.read_lengths("epsilons_inf", _EPSILONS_INF.value),
+        2.0: options.parse_lengths("epsilons", _EPSILONS.value),
+        math.inf: options.parse_lengths("epsilons_inf", _EPSILONS_INF.value),
     }
     count = flags.FLAGS.examples
     aligned = _ALIGNMENT_EXAMPLES.value
@@ -97,16 +98,16 @@ def main() -> None:
         raise ValueError(
             f"epsilon is {_EPSILON.value}; it must be positive and finite."
         )
-    comparison = networks.open_runs(_FOLDER, max(count, aligned or 0))
-    first = comparison.networks[0].config
+    compared = comparison.open_runs(_FOLDER, max(count, aligned or 0))
+    first = compared.networks[0].config
     epsilon = _EPSILON.value
     if epsilon is None:
         epsilon = first.epsilon if first.p == 2 else 0.5
-    few = comparison.examples.slice(0, count)
-    many = comparison.examples.slice(0, aligned or count)
+    few = compared.examples.slice(0, count)
+    many = compared.examples.slice(0, aligned or count)
 
-    results: dict[str, Any] = {
-        **networks.card(comparison, len(few)),
+    results: Record = {
+        **comparison.card(compared, len(few)),
         "alignment_examples": len(many),
         "epsilon": epsilon,
         "expected_random_alignment": analysis.expected_random_alignment(
@@ -115,38 +116,38 @@ def main() -> None:
         "networks": {},
     }
     measured = results["networks"]
-    baselines = networks.untrained(comparison, flags.FLAGS.seed)
-    for network in (*comparison.networks, *baselines):
+    baselines = comparison.untrained(compared, flags.FLAGS.seed)
+    for network in (*compared.networks, *baselines):
         measured[network.name] = {
             **_ranks(network, few, epsilon),
             "alignment_by_length": _lengths(network, many, lengths),
         }
-    comparison.out.write_json("results.json", results)
-    trained = [network.name for network in comparison.networks]
-    figures.draw_spectra(comparison.out, results, trained)
-    figures.draw_alignment_by_rank(comparison.out, results)
+    compared.out.write_json("results.json", results)
+    trained = [network.name for network in compared.networks]
+    figures.draw_spectra(compared.out, results, trained)
+    figures.draw_alignment_by_rank(compared.out, results)
     for p, epsilons in lengths.items():
         if epsilons:
             figures.draw_alignment_by_length(
-                comparison.out,
+                compared.out,
                 results,
                 measure.norm_name(p),
-                networks.training_epsilons(comparison.networks, p),
+                comparison.training_epsilons(compared.networks, p),
             )
-    print(tables.table(tables.named(results["networks"]), _COLUMNS))
-    print(f"written to {comparison.out.path}")
+    table = tables.table(tables.named(results["networks"]), _COLUMNS)
+    records.report(compared.out, table)
 
 
 def _ranks(
-    network: networks.NamedNetwork, examples: data.Dataset, epsilon: float
-) -> dict[str, Any]:
+    network: comparison.NamedNetwork, examples: data.Dataset, epsilon: float
+) -> Record:
     """Singular values, and alignment of perturbations with all vectors."""
     key = jax.random.key(flags.FLAGS.seed)
     options = {
         "batch_size": flags.FLAGS.batch_size,
         "max_bytes": _MAX_BYTES.value,
     }
-    delta = networks.attacked(
+    delta = comparison.attacked(
         network, examples, p=2.0, epsilon=epsilon, seed=flags.FLAGS.seed
     )
     random = analysis.random_directions(delta, jax.random.fold_in(key, 1))
@@ -158,7 +159,7 @@ def _ranks(
         unit="spectrum",
     ) as progress:
 
-        def tell(stage: int) -> dict[str, Any]:
+        def tell(stage: int) -> Record:
             def update(part: float) -> None:
                 progress.update(int((stage + part) * len(examples)))
 
@@ -182,12 +183,12 @@ def _ranks(
     return {
         "singular_values": {
             "features": {
-                "clean": networks.averaged(ranked.values),
-                "adversarial": networks.averaged(moved),
+                "clean": records.mean_and_error(ranked.values),
+                "adversarial": records.mean_and_error(moved),
             },
             "logits": {
-                "clean": networks.averaged(logits[0]),
-                "adversarial": networks.averaged(logits[1]),
+                "clean": records.mean_and_error(logits[0]),
+                "adversarial": records.mean_and_error(logits[1]),
             },
         },
         "alignment_by_rank": curves,
@@ -195,10 +196,10 @@ def _ranks(
 
 
 def _lengths(
-    network: networks.NamedNetwork,
+    network: comparison.NamedNetwork,
     examples: data.Dataset,
     lengths: dict[float, list[float]],
-) -> dict[str, Any]:
+) -> Record:
     """By norm: alignment with the dominant vector at x against the length."""
     if not any(lengths.values()):
         return {}
@@ -213,7 +214,7 @@ def _lengths(
     )
     # Where all features are dead there is no dominant vector.
     alive = (top.values > 0)[:, None]
-    curves: dict[str, Any] = {}
+    curves: Record = {}
     with runs.Progress(
         sum(len(epsilons) for epsilons in lengths.values()),
         description=f"{network.name}: alignment",
@@ -224,7 +225,7 @@ def _lengths(
         for p, epsilons in lengths.items():
             found: dict[str, list[Any]] = {"adversarial": [], "random": []}
             for epsilon in epsilons:
-                delta = networks.attacked(
+                delta = comparison.attacked(
                     network, examples, p=p, epsilon=epsilon, seed=seed
                 )
                 done += 1
@@ -238,7 +239,7 @@ def _lengths(
                 curves[measure.norm_name(p)] = {
                     "epsilon": epsilons,
                     **{
-                        kind: networks.averaged(np.stack(columns, axis=1), alive)
+                        kind: records.mean_and_error(np.stack(columns, axis=1), alive)
                         for kind, columns in found.items()
                     },
                 }

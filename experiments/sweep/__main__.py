@@ -30,13 +30,12 @@ from typing import Any
 
 from absl import flags
 
-from experiments.common import cache, cli
+from experiments.common import cache, cli, options
 from experiments.sweep import launch, report
 from opnorm import runs, training
-from opnorm.training import presets
-from opnorm.training.presets import STEP_RATIO
+from opnorm.training import STEP_RATIO
 
-cli.define_config_flags(
+options.define_config_flags(
     training.Config,
     only=tuple(
         field.name
@@ -44,7 +43,7 @@ cli.define_config_flags(
         if field.name != "seed"
     ),
 )
-cli.define_preset_flags()
+options.define_preset_flags()
 _GRID = flags.DEFINE_multi_string(
     "grid", [], "field=value,value,... or a name; may be given several times"
 )
@@ -103,7 +102,7 @@ def main() -> None:
     if not _DIRECTORY.value:
         raise ValueError("directory is not given; it is the directory to write to.")
     directory = Path(_DIRECTORY.value).absolute()
-    base = cli.config_from_flags(training.Config)
+    base = options.config_from_flags(training.Config)
     points = _points(directory, base, _read_grid(base), _read_seeds())
     measurement = _read_measurement(base)
     column = _read_sort_by(measurement)
@@ -188,7 +187,7 @@ def _read_grid(base: training.Config) -> dict[str, tuple[Any, ...]]:
                 name: _read_values(name, values, fields)
             }
         else:
-            found = presets.get_grid(name).values
+            found = training.get_grid(name).values
         for axis, items in found.items():
             if axis in axes:
                 raise ValueError(f"grid has {axis} more than once.")
@@ -215,7 +214,7 @@ def _read_values(
             f"There are {STEP_RATIO}, {', '.join(fields)}."
         )
     annotation: Any = float if name == STEP_RATIO else fields[name].type
-    kind = cli.plain_type(annotation)
+    kind = options.plain_type(annotation)
     items = [item.strip() for item in text.split(";" if ";" in text else ",")]
     if "" in items:
         raise ValueError(f"grid is '{name}={text}'; it has an empty value.")
@@ -241,7 +240,7 @@ def _read_value(text: str, kind: type, *, optional: bool) -> Any:
 
 
 def _read_seeds() -> tuple[int, ...]:
-    seeds = cli.parse_integers("seeds", _SEEDS.value)
+    seeds = options.parse_integers("seeds", _SEEDS.value)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds is {seeds}; give one or more, each once.")
     return seeds
@@ -250,7 +249,7 @@ def _read_seeds() -> tuple[int, ...]:
 def _read_measurement(base: training.Config) -> launch.Measurement:
     epsilons: tuple[float, ...] = (base.epsilon,)
     if _EPSILONS.value is not None:
-        epsilons = cli.parse_floats("epsilons", _EPSILONS.value)
+        epsilons = options.parse_floats("epsilons", _EPSILONS.value)
     if not epsilons or not all(0 < e < math.inf for e in epsilons):
         raise ValueError(f"epsilons is {epsilons}; each must be positive and finite.")
     p = base.p if _TEST_P.value is None else _TEST_P.value

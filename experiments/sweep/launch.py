@@ -19,8 +19,7 @@ import jax
 
 from experiments.common import cache, cli, measure
 from opnorm import data, runs, training
-from opnorm.training import Config
-from opnorm.training.config import DATA_FIELDS
+from opnorm.training import DATA_FIELDS, Config
 
 _RESULT = "sweep_result.json"
 _JOB = "sweep_job.json"

@@ -5,31 +5,12 @@ import types
 import typing
 from typing import Any
 
-METHODS = {
-    "standard": "cross-entropy alone",
-    "adversarial": "cross-entropy + weight x cross-entropy at PGA perturbations",
-    "adversarial_only": "cross-entropy at PGA perturbations",
-    "data_dependent_snr": "cross-entropy + weight x half the squared spectral norm of "
-    "the Jacobian at each example",
-    "data_dependent_onr": "cross-entropy + weight x the (p, q) operator norm of the "
-    "Jacobian at each example",
-    "global_snr": "cross-entropy + weight x half the sum of the layers' squared "
-    "spectral norms",
-    "interpolated": "cross-entropy + weight x (the adversarial term x (1 - mix) + the "
-    "term of data_dependent_snr x mix)",
-    "gradient_regularization": "cross-entropy + weight x half the squared dual norm of "
-    "its gradient in the input",
-    "wrm": "cross-entropy at WRM perturbations, which pay for their squared length",
-}
 SEARCHES = ("amortized", "dense", "iterative")
 VARIANTS = ("derivative", "difference")
 OPTIMIZERS = ("adam", "sgd", "rmsprop")
 SCHEDULES = ("constant", "cosine", "step", "linear")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 DECAYED = ("all", "kernels_and_scales")
-DATA_DEPENDENT = ("data_dependent_snr", "data_dependent_onr", "interpolated")
-ADVERSARIAL = ("adversarial", "adversarial_only", "interpolated")
-INPUT_GRADIENT = ("gradient_regularization",)
 # Fields that decide the training set.
 DATA_FIELDS = ("dataset", "data_dir", "train_examples", "random_labels", "image_size")
 ATTACK_LABELS = ("true", "predicted")
@@ -71,7 +52,7 @@ class Config:
       compute_dtype: what the network computes in; parameters, BatchNorm statistics,
         logits and losses are float32 in any case.
       rematerialize: compute activations again in the backward pass, for less memory.
-      method: a key of ``METHODS``.
+      method: a key of :data:`opnorm.training.METHODS`.
       p: exponent of the norm of perturbations, in [1, inf].
       q: exponent of the norm of logits for "data_dependent_onr", in [1, inf].
       epsilon: length of the perturbations of attack and penalty, in [0, 1] pixel

@@ -1,22 +1,20 @@
-"""training: where in a run a step is: its phase, its epoch, its learning rate.
+"""The place of a step in a run: its phase, its epoch, its learning rate.
 
 A plan is a pure function of the configuration and the number of examples, so a run
 that goes on after an interruption finds its place by the number of the step alone.
 """
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import optax
 
 from opnorm import data
+from opnorm.training import notation
+from opnorm.training.config import Config
 
-if TYPE_CHECKING:
-    from opnorm.training.config import Config
-
-# Of streamed pictures, unless the configuration says otherwise.
+# Default size of streamed images.
 IMAGE_SIZE = 224
 # The state counts steps in 32 bits.
 _LARGEST_STEP = 2**31 - 1
@@ -30,8 +28,8 @@ class Phase(NamedTuple):
       first_step: the number of its first step.
       steps_per_epoch: whole batches in an epoch.
       batch_size: examples per update.
-      image_size: height and width of streamed pictures; None for data in memory.
-      least_area: of a random crop of a streamed picture.
+      image_size: height and width of streamed images; None for data in memory.
+      least_area: least part of a streamed image that a random crop takes.
     """
 
     first_epoch: int
@@ -102,7 +100,7 @@ class Plan(NamedTuple):
         return data.batch_indices(seed, inside, phase.batch_size, self.num_examples)
 
 
-def make(config: "Config", num_examples: int) -> Plan:
+def make(config: Config, num_examples: int) -> Plan:
     """Makes the plan of a validated configuration.
 
     Args:
@@ -117,7 +115,7 @@ def make(config: "Config", num_examples: int) -> Plan:
     size = (config.image_size or IMAGE_SIZE) if streamed else None
     sizes = [(0, size, config.batch_size, config.least_area)]
     if config.phases:
-        sizes = list(parse_phases(config.phases))
+        sizes = list(notation.parse_phases(config.phases))
     phases: list[Phase] = []
     step = 0
     for number, (first, image_size, batch_size, area) in enumerate(sizes):
@@ -133,6 +131,17 @@ def make(config: "Config", num_examples: int) -> Plan:
     return Plan(tuple(phases), config.epochs, num_examples)
 
 
+def largest_shape(
+    train_set: data.Dataset | data.Stream, plan: Plan
+) -> tuple[int, int, int]:
+    """Returns ``(H, W, C)`` of the largest images that a run sees."""
+    if isinstance(train_set, data.Dataset):
+        height, width, channels = train_set.image_shape
+        return height, width, channels
+    size = max(phase.image_size or IMAGE_SIZE for phase in plan.phases)
+    return size, size, 3
+
+
 def check_devices(plan: Plan, num_devices: int, accumulation_steps: int) -> None:
     """Raises a ValueError unless devices and parts divide the batch of every phase."""
     for phase in plan.phases:
@@ -144,7 +153,7 @@ def check_devices(plan: Plan, num_devices: int, accumulation_steps: int) -> None
             )
 
 
-def schedule(config: "Config", plan: Plan) -> optax.Schedule:
+def schedule(config: Config, plan: Plan) -> optax.Schedule:
     """Builds the learning rate of a validated configuration as a function of the step.
 
     Args:
@@ -160,7 +169,7 @@ def schedule(config: "Config", plan: Plan) -> optax.Schedule:
             drops[step] = drops.get(step, 1.0) * config.decay_factor
         base = optax.piecewise_constant_schedule(config.learning_rate, drops)
     elif config.schedule == "linear":
-        points = parse_rates(config.learning_rates or "")
+        points = notation.parse_rates(config.learning_rates or "")
         base = _through([(plan.step_at(epoch), rate) for epoch, rate in points])
     else:
         base = optax.constant_schedule(config.learning_rate)
@@ -172,7 +181,7 @@ def schedule(config: "Config", plan: Plan) -> optax.Schedule:
     return lambda step: base(step) * ramp(step + 1)
 
 
-def check_extension(before: "Config", config: "Config", plan: Plan) -> None:
+def check_extension(before: Config, config: Config, plan: Plan) -> None:
     """Raises a ValueError unless added epochs leave the steps before as they were.
 
     A step is then what it would be in a run that had all epochs from the beginning.
@@ -201,89 +210,12 @@ def check_extension(before: "Config", config: "Config", plan: Plan) -> None:
         )
 
 
-def parse_phases(text: str) -> tuple[tuple[int, int, int, float], ...]:
-    """Reads ``Config.phases``: (first epoch, image size, batch size, least area) each.
-
-    Raises:
-      ValueError: if it is not of that form, or the first epochs do not begin at 0 and
-        rise.
-    """
-    phases = []
-    for part in text.split(","):
-        values = part.split(":")
-        try:
-            first, size, batch = (int(value) for value in values[:-1])
-            area = float(values[-1])
-        except ValueError:
-            raise ValueError(
-                f"phases is {text!r}; each must be first epoch:image size:batch "
-                "size:least area, such as 0:128:512:0.08."
-            ) from None
-        if min(size, batch) < 1 or not 0 < area <= 1:
-            raise ValueError(
-                f"phases is {text!r}; sizes must be at least 1, areas in (0, 1]."
-            )
-        phases.append((first, size, batch, area))
-    starts = [phase[0] for phase in phases]
-    if starts[0] != 0 or sorted(set(starts)) != starts:
-        raise ValueError(
-            f"phases is {text!r}; their first epochs must begin at 0 and rise."
-        )
-    return tuple(phases)
-
-
-def parse_rates(text: str) -> tuple[tuple[float, float], ...]:
-    """Reads ``Config.learning_rates``: (epoch, rate) each.
-
-    Raises:
-      ValueError: if it is not of that form, begins elsewhere than at 0, or if the
-        epochs fall or rates are negative.
-    """
-    try:
-        points = [
-            (float(epoch), float(rate))
-            for epoch, rate in (part.split(":") for part in text.split(","))
-        ]
-    except ValueError:
-        raise ValueError(
-            f"learning_rates is {text!r}; it must be epoch:rate with commas between, "
-            "such as 0:0.1,10:0.01."
-        ) from None
-    epochs = [epoch for epoch, _ in points]
-    rise = all(map(math.isfinite, epochs)) and sorted(epochs) == epochs
-    if epochs[0] != 0 or not rise or len(points) < 2:
-        raise ValueError(
-            f"learning_rates is {text!r}; its epochs must begin at 0 and rise."
-        )
-    if not all(0 <= rate < math.inf for _, rate in points):
-        raise ValueError(
-            f"learning_rates is {text!r}; rates must be finite and at least 0."
-        )
-    return tuple(points)
-
-
-def parse_milestones(text: str) -> tuple[float, ...]:
-    """Reads ``Config.milestones``.
-
-    Raises:
-      ValueError: if it is not finite numbers of epochs that rise.
-    """
-    try:
-        epochs = [float(part) for part in text.split(",")]
-    except ValueError:
-        epochs = []
-    finite = all(map(math.isfinite, epochs))
-    if not epochs or not finite or epochs[0] < 0 or sorted(set(epochs)) != epochs:
-        raise ValueError(
-            f"milestones is {text!r}; it must be epochs that rise, with commas between."
-        )
-    return tuple(epochs)
-
-
-def _milestones(config: "Config", plan: Plan) -> list[int]:
+def _milestones(config: Config, plan: Plan) -> list[int]:
     if config.milestones is None:
         return [plan.total_steps // 2, plan.total_steps * 3 // 4]
-    return [plan.step_at(epoch) for epoch in parse_milestones(config.milestones)]
+    return [
+        plan.step_at(epoch) for epoch in notation.parse_milestones(config.milestones)
+    ]
 
 
 def _through(points: Sequence[tuple[int, float]]) -> optax.Schedule:
@@ -296,16 +228,16 @@ def _through(points: Sequence[tuple[int, float]]) -> optax.Schedule:
     return optax.join_schedules(pieces, starts[1:])
 
 
-def image_size(config: "Config", dataset: str | None = None) -> int | None:
-    """The size that a trained network sees pictures in; None for that of the data.
+def image_size(config: Config, dataset: str | None = None) -> int | None:
+    """Returns the size of images that a trained network takes; None for the data's own.
 
     Args:
-      config: what it was trained with.
-      dataset: what it is shown; None for what it was trained on.
+      config: of the training.
+      dataset: name of the data set that it is applied to; None for its training set.
     """
     if not data.is_streamed(dataset or config.dataset):
-        # Of streamed pictures it is a size to resize to, which those in memory are not.
+        # Streamed images are resized to `image_size`; images in memory are not.
         return None if data.is_streamed(config.dataset) else config.image_size
     if config.phases:
-        return parse_phases(config.phases)[-1][1]
+        return notation.parse_phases(config.phases)[-1][1]
     return config.image_size or IMAGE_SIZE

@@ -17,19 +17,13 @@ __all__ = [
     "STEP_RATIO",
     "Grid",
     "Preset",
-    "describe",
-    "get",
+    "describe_presets",
+    "get_preset",
     "get_grid",
-    "names",
 ]
 
 
-def names() -> tuple[str, ...]:
-    """The names of all presets."""
-    return tuple(PRESETS)
-
-
-def get(name: str) -> Preset:
+def get_preset(name: str) -> Preset:
     """Returns a preset by name; ValueError names the nearest ones."""
     if name not in PRESETS:
         raise ValueError(f"preset {_unknown(name, PRESETS, '--list_presets')}")
@@ -43,14 +37,14 @@ def get_grid(name: str) -> Grid:
     return GRIDS[name]
 
 
-def describe(name: str | None = None) -> str:
+def describe_presets(name: str | None = None) -> str:
     """Returns text for people: one preset in full, or a line for each and each grid.
 
     Raises:
       ValueError: for an unknown name.
     """
     if name is not None:
-        return _describe_one(get(name))
+        return _describe_one(get_preset(name))
     wide = max(map(len, [*PRESETS, *GRIDS]))
     lines = ["presets (--preset=NAME --list_presets shows one in full):"]
     for preset in PRESETS.values():

@@ -1,4 +1,4 @@
-"""training: the directory and the checkpoints of a run that processes share."""
+"""The directory and the checkpoints of a training run that processes share."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,8 @@ from opnorm.runs import RunDirectory, checkpoints, hosts
 from opnorm.training import plan as plans
 from opnorm.training.config import Config
 from opnorm.training.plan import Plan
-from opnorm.training.step import TrainState
+from opnorm.training.program import Program
+from opnorm.training.state import TrainState
 
 # Leaves of a state that checkpoints of earlier versions lack.
 _COUNTERS = ("skipped_updates", "skipped_in_a_row")
@@ -36,11 +37,9 @@ class SharedRun:
     Args:
       directory: the run directory, made if need be.
       config: of the run.
-      plan: of the run.
-      image_shape: ``(H, W, C)`` of the largest images that the network sees.
-      num_classes: of the data set.
-      inputs: what :func:`opnorm.data.fingerprint` says of the training set, and as
-        "start", with init_from, the digest of the variables there.
+      program: of the same run.
+      inputs: the training set's :func:`opnorm.data.fingerprint`, and as "start", with
+        init_from, the digest of the variables there.
 
     Raises:
       ValueError: if the directory holds another run or other inputs, or is not that of
@@ -52,15 +51,13 @@ class SharedRun:
         self,
         directory: Path,
         config: Config,
-        plan: Plan,
-        image_shape: tuple[int, ...],
-        num_classes: int,
+        program: Program,
         inputs: Mapping[str, Any],
     ) -> None:
         self._metadata = {
             "config": dataclasses.asdict(config),
-            "image_shape": image_shape,
-            "num_classes": num_classes,
+            "image_shape": program.objective.image_shape,
+            "num_classes": program.objective.num_classes,
         }
         self._directory = RunDirectory(directory)
         self._store = checkpoints.CheckpointStore(directory / checkpoints.FOLDER)
@@ -69,7 +66,7 @@ class SharedRun:
         def open_directory() -> dict[str, Any]:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(self._directory.locked())
-                _create(self._directory, config, plan, inputs)
+                _create(self._directory, config, program.plan, inputs)
                 self._held = stack.pop_all()
             return dict(inputs)
 

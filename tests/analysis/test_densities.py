@@ -35,7 +35,8 @@ def test_curves_are_sums_of_gaussians_on_one_grid() -> None:
 def test_a_spectrum_of_zeros_has_a_curve() -> None:
     (curve,) = analysis.density_curves([spectrum([0.0, 0, 0, 0])], num_points=101)
     assert curve.scale == 1.0
-    assert np.isfinite(curve.mean).all() and curve.mean.argmax() == 50
+    assert np.isfinite(curve.mean).all()
+    assert curve.mean.argmax() == 50
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from opnorm import analysis
 
 
 def test_the_ratio_is_the_gain_over_the_rise() -> None:
-    # Both in percent: 3 times the distance for 6 % of errors in place of 5 %.
+    # The distance is 3 times as large, for 6 % of errors in place of 5 %.
     found = analysis.improvement(0.6, 0.06, 0.2, 0.05)
     np.testing.assert_allclose(found, (2.0, 0.2, 10.0))
 

@@ -29,7 +29,7 @@ def apply(variables, x):
 
 
 def smooth(variables, x):
-    # Linear outside of (-1/2, 1/2): some examples are curved, and others are not.
+    # The activation is linear outside of (-1/2, 1/2), so only some examples are curved.
     return logits_of(variables, models.smooth_relu(hidden(variables, x)))
 
 
@@ -84,7 +84,8 @@ def test_input_curvature_is_that_of_the_dense_derivatives() -> None:
     sigma = np.linalg.norm(jacobians, ord=2, axis=(1, 2))
     np.testing.assert_allclose(found.sigma, sigma, rtol=1e-9)
     np.testing.assert_array_equal(found.smallest, np.zeros(7))
-    assert not found.curved.any() and not found.trace_error.any()
+    assert not found.curved.any()
+    assert not found.trace_error.any()
     assert found.error.max() <= 1e-10 * found.largest.max()
     assert progress == [0.5, 1.0]
 
@@ -120,15 +121,17 @@ def test_the_input_curvature_of_a_smooth_network_is_that_of_its_whole_hessian() 
     inner = p[:, :, None] * (np.eye(3) - p[:, None])
     rest = hessians - np.einsum("bdm,bde,ben->bmn", jacobians, inner, jacobians)
     sizes = np.linalg.norm(rest, axis=(1, 2))
-    assert sizes[curved].min() > 1e-4 and sizes[~curved].max() < 1e-12
+    assert sizes[curved].min() > 1e-4
+    assert sizes[~curved].max() < 1e-12
     values = np.linalg.eigvalsh(hessians)
     assert values[:, 0].min() < -0.1 < 0.1 < values[:, -1].max()
     # As many steps and probes as pixels find everything.
     np.testing.assert_allclose(exact.largest, values[:, -1], rtol=1e-9)
     np.testing.assert_allclose(exact.smallest, values[:, 0], rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(exact.trace, values.sum(axis=1), rtol=1e-9)
-    assert not exact.trace_error.any() and exact.error.max() < 1e-9
-    # Fewer leave errors, which are reported.
+    assert not exact.trace_error.any()
+    assert exact.error.max() < 1e-9
+    # Fewer steps and probes leave errors, which are reported.
     for end in (few.largest, few.smallest):
         nearest = np.abs(values - end[:, None]).min(axis=1)
         assert np.all(nearest <= few.error + 1e-12)

@@ -17,13 +17,13 @@ LABELS = np.zeros(COUNT, np.int32)
 
 
 def linear(weight, x):
-    """The third class follows the second, which is the first's rival, one behind."""
+    """Three classes; the third logit is always 0.1 below the second."""
     z = x.reshape(len(x), -1) @ weight
     return jnp.stack([z, -z, -z - 0.1], axis=1)
 
 
 def problem(p):
-    """Weights of dual norm 1, and images of which the network gets one wrong."""
+    """Returns weights of dual norm 1, and images, one of which is misclassified."""
     weight = np.random.default_rng(0).normal(size=48).astype(np.float32)
     weight /= np.linalg.norm(weight, 2 if p == 2 else 1)
     images = BYTES.copy()

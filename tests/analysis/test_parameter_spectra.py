@@ -61,7 +61,7 @@ def dense_in_the_parameters(bound, images, labels, matrix):
 
 @pytest.mark.parametrize("matrix", ["hessian", "gauss_newton"])
 def test_the_parameter_spectrum_is_the_dense_one(matrix) -> None:
-    # 7 examples in batches of 3 or fewer: two that fill up must not count.
+    # The batches of 3 have two copies for 7 examples, which must not count.
     progress: list[float] = []
     with jax.enable_x64(True):
         bound = variables()
@@ -131,7 +131,7 @@ def test_the_spectrum_of_chosen_parameters_is_that_of_their_block() -> None:
             num_probes=1,
             key=jax.random.key(0),
         )
-    # In the order of the names: bias, first, second.
+    # The parameters are in the order of their names: bias, first, second.
     values = np.linalg.eigvalsh(np.asarray(dense)[-15:, -15:])
     nodes = np.sort(found.density.nodes[0, 0])
     np.testing.assert_allclose(nodes, values, atol=1e-10 * values[-1])

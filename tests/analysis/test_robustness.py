@@ -1,4 +1,4 @@
-"""tests: attacks on a data set: compaction, buckets, keys, devices, budgets."""
+"""Attacks on a data set: compaction, buckets, keys, devices, budgets."""
 
 import math
 
@@ -42,7 +42,7 @@ def pair(epsilon):
 
 
 def run(attack, images=IMAGES, labels=LABELS, **options):
-    # Every size of batch is compiled: here 16 and 8, and of some attacks 8 alone.
+    # Each batch size is compiled: 16 and 8 here, and 8 alone for some attacks.
     options = {
         "epsilons": [0.05, 0.2],
         "batch_size": 16,
@@ -112,7 +112,7 @@ def confident(epsilon):
 
 def test_what_is_wrong_by_less_than_the_confidence_is_attacked() -> None:
     logits = np.sort(np.asarray(F(IMAGES)), axis=1)
-    # Labelled with the second class each is wrong by the difference of two logits.
+    # With the second class as label, each is wrong by the difference of two logits.
     second = np.argsort(np.asarray(F(IMAGES)), axis=1)[:, 1].astype(np.int32)
     lead = logits[:, 2] - logits[:, 1]
     rows = np.argsort(lead)[[0, 1, 2, 3, -4, -3, -2, -1]]
@@ -150,7 +150,7 @@ def test_minimal_distances_take_no_budget() -> None:
     assert np.sum(~reached) <= 1
     excess = attacks.margin(F(found.x_adv[0]), jnp.asarray(LABELS))
     assert np.all(excess[reached] > -1e-5)
-    # Nothing within a budget is found below the smallest distance, but for FAB's 1%.
+    # Nothing is found within a budget below the smallest distance, except for 1%.
     fallen = run(apgd, epsilons=[0.2]).success[0]
     assert np.all(found.distance[0][fallen & reached] <= 0.2 * 1.01)
 

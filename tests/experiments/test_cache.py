@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 
 import opnorm
-from experiments.common import cache, measure
+from experiments.common import cache, jobs, measure
 from opnorm import data, models, training
 from opnorm.training import Config
 
@@ -214,9 +214,9 @@ def test_where_a_received_run_says_that_data_are_is_not_used(tmp_path, save_untr
 
 def test_a_folder_that_only_the_run_names_is_said(capsys):
     config = Config(dataset="folder:/somewhere")
-    assert measure.dataset_name("folder:/mine", config) == "folder:/mine"
-    assert measure.dataset_name(None, Config()) == Config().dataset
+    assert jobs.dataset_name("folder:/mine", config) == "folder:/mine"
+    assert jobs.dataset_name(None, Config()) == Config().dataset
     assert capsys.readouterr().err == ""
-    assert measure.dataset_name(None, config) == "folder:/somewhere"
+    assert jobs.dataset_name(None, config) == "folder:/somewhere"
     expected = "images are read from /somewhere, which the run names\n"
     assert capsys.readouterr().err == expected

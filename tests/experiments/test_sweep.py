@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 _SERVER = """
 import contextlib, dataclasses, io, json, sys
 from absl import flags
-from experiments.common import cli
+from experiments.common import (cli, options)
 from experiments.sweep import __main__ as sweep
 from opnorm import training
 
@@ -33,7 +33,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 def show():
-    print(json.dumps(dataclasses.asdict(cli.config_from_flags(training.Config))))
+    print(json.dumps(dataclasses.asdict(options.config_from_flags(training.Config))))
 
 mains = {"sweep": sweep.main, "show": show, "fill": fill, "interrupt": interrupt}
 for line in sys.stdin:

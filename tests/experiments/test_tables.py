@@ -1,9 +1,14 @@
 """Tables are columns of rows, with formats that make text of values."""
 
+import importlib
+import json
 import math
+from pathlib import Path
 
 import pytest
+from absl import flags
 
+import experiments
 from experiments.common import tables
 from experiments.common.tables import Column
 
@@ -56,3 +61,42 @@ def test_a_table_is_columns_of_rows():
 )
 def test_a_format_makes_text_of_a_value(form, value, text):
     assert form(value) == text
+
+
+@pytest.fixture
+def binary():
+    """``(name) -> module``, whose flags do not meet those of other binaries."""
+    held = flags.FlagValues()
+    held.append_flag_values(flags.FLAGS)
+    flags.FLAGS.remove_flag_values(held)
+    yield lambda name: importlib.import_module(f"experiments.{name}")
+    flags.FLAGS.remove_flag_values(list(flags.FLAGS))
+    flags.FLAGS.append_flag_values(held)
+
+
+_RESULTS = Path(experiments.__file__).parent / "results"
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("equivalence", "equivalence"),
+        ("interpolation_mix", "interpolation.__main__"),
+        ("interpolation_step_size", "interpolation.__main__"),
+        ("table2", "reproduce"),
+        ("table2_50000", "reproduce"),
+    ],
+)
+def test_committed_results_give_the_committed_table(name, of, binary):
+    results = json.loads((_RESULTS / name / "results.json").read_text())
+    expected = (_RESULTS / name / "table.md").read_text()
+    given = [results]
+    if of != "reproduce":
+        # The training times are in the table alone, in its last column.
+        lines = [line.split("|") for line in expected.splitlines()[2:]]
+        seconds = [float(line[-2].split()[0]) for line in lines]
+        if of == "equivalence":
+            given.append(dict(zip(results["methods"], seconds, strict=True)))
+        else:
+            given.append(seconds)
+    assert binary(of).make_table(*given) + "\n" == expected

@@ -77,15 +77,13 @@ def test_one_two_and_eight_devices_train_alike(options, train_set):
 def test_sharded_parameters_lie_in_parts_and_come_back_whole(
     train_set, tmp_path, interrupt
 ):
-    from opnorm.training import step
-
     mesh = training.data_mesh()
     shapes = {
         "small": jax.ShapeDtypeStruct((8, 16), np.float32),
         "kernel": jax.ShapeDtypeStruct((3, 3, 64, 128), np.float32),
         "odd": jax.ShapeDtypeStruct((1025, 3), np.float32),
     }
-    state = step.TrainState(
+    state = training.TrainState(
         step=shapes["small"],
         params=shapes,
         batch_stats=shapes,

@@ -6,7 +6,6 @@ import json
 import pytest
 
 from opnorm import runs, training
-from opnorm.training import plan
 from opnorm.training.shared_run import SharedRun
 
 CONFIG = training.Config(dataset="folder:/a", epochs=2, schedule="constant")
@@ -15,8 +14,10 @@ DATA = {"examples": 128, "digest": "d"}
 
 def begin(directory, config=CONFIG, fingerprint=DATA, **changes):
     config = dataclasses.replace(config, **changes)
-    made = plan.make(config, 128)
-    SharedRun(directory, config, made, (8, 8, 3), 2, fingerprint).close()
+    objective = training.make_objective(config, 2, (8, 8, 3))
+    plan = training.make_plan(config, 128)
+    program = training.Program(objective, plan, training.data_mesh())
+    SharedRun(directory, config, program, fingerprint).close()
 
 
 def card(directory):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from opnorm import attacks, data, operators, training
-from opnorm.training import build, methods, modes
 
 TINY = training.Config(
     model="mlp",
@@ -110,7 +109,9 @@ def test_an_interrupted_run_ends_bit_identical_and_is_loaded_bounded(
     assert len(set(structures)) == 1
     # Runs that start from it start from the bounded network.
     later = dataclasses.replace(TINY, init_from=str(tmp_path))
-    begun = build.initial_state(later, train_set, training.make_plan(later, 48))
+    start = training.load_run(later.init_from).network
+    program = training.make_program(later, train_set, training.data_mesh())
+    begun = program.initial_state(later.seed, start)
     assert_identical(begun.params, run.network.params)
 
 
@@ -149,13 +150,13 @@ def test_convolutions_are_bounded_for_the_pictures_they_see(train_set):
 
 def setup(config, train_set):
     """A network, a batch, and what its method makes of them."""
-    module = training.build_model(config, 10)
-    params, stats = modes.init(module, jax.random.key(0), train_set.image_shape)
-    net = modes.create(module)
-    batch = methods.Batch(
+    objective = training.make_objective(config, 10, train_set.image_shape)
+    params, stats = objective.init(jax.random.key(0))
+    net = objective.modes
+    batch = training.Batch(
         data.to_float(train_set.images[:16]), train_set.labels[:16], np.arange(16)
     )
-    method = methods.create(config, net)
+    method = objective.method
     _, auxiliary = jax.jit(method.loss)(params, stats, {}, batch, jax.random.key(2))
     return lambda x: net.infer(params, stats, x), batch, auxiliary.metrics
 

@@ -32,7 +32,7 @@ def leaves(tree):
 @pytest.fixture
 def poisoned(monkeypatch):
     """Makes the loss of chosen steps infinite or its gradient NaN."""
-    from opnorm.training import build, methods
+    from opnorm.training import methods, program
 
     def poison(kind, bad_keys):
         create = methods.create
@@ -55,10 +55,14 @@ def poisoned(monkeypatch):
             return methods.Method(method.init, loss)
 
         monkeypatch.setattr(methods, "create", changed)
-        build._compiled_step.cache_clear()
+        forget()
+
+    def forget():
+        program._method.cache_clear()
+        program._compiled_step.cache_clear()
 
     yield poison
-    build._compiled_step.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])

@@ -35,7 +35,7 @@ def recipe(pictures):
     take a minute here.
     """
     return dataclasses.replace(
-        presets.get("finlay_imagenet_l2_0.1").config,
+        presets.get_preset("finlay_imagenet_l2_0.1").config,
         dataset=f"image_folder:{pictures}",
         phases="0:24:8:0.08,1:32:16:0.5",
         learning_rates="0:0.1,1:0.1,1:0.01,2:0",

@@ -1,6 +1,5 @@
 """Trained networks side by side, for the binaries that compare them."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +8,10 @@ import jax
 from absl import flags
 
 import opnorm
-from experiments.common import cli, figures, measure
+from experiments.common import cli, figures, jobs, measure, options, records
+from experiments.common.records import Record
 from opnorm import analysis, data, models, runs, training
-from opnorm.training import Config, modes
+from opnorm.training import Config
 
 # Flags defined here belong to the binary that calls for them.
 flags.disclaim_key_flags()
@@ -30,7 +30,7 @@ class NamedNetwork(NamedTuple):
     name: str
     config: Config
     f: models.Network
-    source: dict[str, Any]
+    source: Record
 
 
 class Comparison(NamedTuple):
@@ -60,7 +60,7 @@ def define_flags(folder: str) -> None:
         "networks (required)",
     )
     flags.DEFINE_string(
-        "out", None, f"where to write; by default {folder}/ inside the first run"
+        "out", None, f"directory to write to; by default {folder}/ inside the first run"
     )
     flags.DEFINE_string(
         "dataset", None, "data set to measure on; by default the one trained on"
@@ -68,16 +68,16 @@ def define_flags(folder: str) -> None:
     flags.DEFINE_string(
         "data_dir",
         None,
-        "where TensorFlow Datasets keeps data; the folder that a run names is not used",
+        "folder of TensorFlow Datasets; the one in a run's configuration is not used",
     )
-    flags.DEFINE_boolean("download", False, "download the data if missing")
+    options.define_download_flag()
     flags.DEFINE_string(
         "split", "test", "split to measure on, or a slice of one such as test[500:1000]"
     )
-    flags.DEFINE_integer("examples", 200, "how many examples, at least 2")
-    flags.DEFINE_integer("num_steps", 10, "steps of the attack, PGA")
+    flags.DEFINE_integer("examples", 200, "number of examples, at least 2")
+    flags.DEFINE_integer("num_steps", 10, "number of steps of the attack, PGA")
     flags.DEFINE_integer("batch_size", 100, "examples per compiled call")
-    flags.DEFINE_integer("seed", 0, "of random numbers")
+    flags.DEFINE_integer("seed", 0, "random seed")
 
 
 def open_runs(folder: str, examples: int) -> Comparison:
@@ -94,46 +94,100 @@ def open_runs(folder: str, examples: int) -> Comparison:
     """
     given = flags.FLAGS
     for name, least in (("examples", 2), ("num_steps", 1), ("batch_size", 1)):
-        value: Any = given[name].value
-        if value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}.")
-    if not given.run:
+        if given[name].value < least:
+            raise ValueError(
+                f"{name} is {given[name].value}; it must be at least {least}."
+            )
+    directories = _directories()
+    options.parse_split(given.split)
+    loaded = [training.load_run(directory) for directory in directories]
+    configs = [each.config for each in loaded]
+    chosen = _examples(configs, examples)
+    networks = []
+    labels = _labels(directories, configs)
+    for run, name, found in zip(directories, labels, loaded, strict=True):
+        check_fit(run, found.config, found.network, chosen)
+        source = {"run": run, "step": found.step, "method": found.config.method}
+        networks.append(NamedNetwork(name, found.config, found.network, source))
+    runs.RunDirectory.for_results(given.out or directories[0])
+    out = cli.hold(runs.RunDirectory(given.out or Path(directories[0]) / folder))
+    return Comparison(networks, chosen, out)
+
+
+def _directories() -> list[str]:
+    """Returns the directories that --run names, each once."""
+    if not flags.FLAGS.run:
         raise ValueError("run is not given; it is the run directory to measure.")
-    directories = [str(Path(run)) for run in given.run]
+    directories = [str(Path(run)) for run in flags.FLAGS.run]
     places = [Path(run).resolve() for run in directories]
     for run, place in zip(directories, places, strict=True):
         if places.count(place) > 1:
             raise ValueError(f"run {run} is given more than once.")
-    split, first, last = cli.parse_split(given.split)
-    loaded = [training.load_run(directory) for directory in directories]
-    configs = [each.config for each in loaded]
+    return directories
+
+
+def _examples(configs: Sequence[Config], count: int) -> data.Dataset:
+    """Loads the examples that the flags name, by default of the runs' data set."""
+    given = flags.FLAGS
     names = {config.dataset for config in configs}
     if given.dataset is None and len(names) > 1:
         raise ValueError(
             f"the runs were trained on {', '.join(sorted(names))}; choose one with "
             "--dataset."
         )
-    chosen = data.load(
-        measure.dataset_name(given.dataset, configs[0]),
+    split, first, last = options.parse_split(given.split)
+    found = data.load(
+        jobs.dataset_name(given.dataset, configs[0]),
         split=split,
         data_dir=given.data_dir,
         download=given.download,
         # Drawn at random unless a slice says which.
-        limit=examples if (first, last) == (None, None) else None,
+        limit=count if (first, last) == (None, None) else None,
         image_size=training.image_size(configs[0], given.dataset),
     ).slice(first, last)
-    chosen = chosen.slice(0, examples)
-    if len(chosen) < 2:
+    found = found.slice(0, count)
+    if len(found) < 2:
         raise ValueError(f"split {given.split} has 1 example; it must have 2 or more.")
-    networks = []
-    labels = _labels(directories, configs)
-    for run, name, found in zip(directories, labels, loaded, strict=True):
-        measure.check_fit(run, found.config, found.network, chosen)
-        source = {"run": run, "step": found.step, "method": found.config.method}
-        networks.append(NamedNetwork(name, found.config, found.network, source))
-    runs.RunDirectory.for_results(given.out or directories[0])
-    out = cli.hold(runs.RunDirectory(given.out or Path(directories[0]) / folder))
-    return Comparison(networks, chosen, out)
+    return found
+
+
+def check_fit(
+    run: str, config: Config, network: models.Network, examples: data.Dataset
+) -> None:
+    """Raises a ValueError unless a network takes the examples; nothing is computed.
+
+    Args:
+      run: name of the network in the error.
+      config: configuration of its training.
+      network: the network.
+      examples: images and classes to measure it on.
+    """
+    objective = _objective(config, examples)
+    needed = jax.eval_shape(objective.init, jax.random.key(0))
+    there, here = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in ((network.params, network.batch_stats), needed)
+    )
+    differing = sorted(n for n in there | here if there.get(n) != here.get(n))
+    if differing:
+        # The first part of a name is the tree's place among the two.
+        shapes = "; ".join(
+            f"{name.split('/', 1)[1]} is {there.get(name)} there and would be "
+            f"{here.get(name)}"
+            for name in differing
+        )
+        raise ValueError(
+            f"run {run}, trained on {config.dataset}, does not take {examples.name}: "
+            f"images of {examples.image_shape} and {examples.num_classes} classes; "
+            f"{shapes}."
+        )
+
+
+def _objective(config: Config, examples: data.Dataset) -> training.Objective:
+    return training.make_objective(config, examples.num_classes, examples.image_shape)
 
 
 def untrained(comparison: Comparison, seed: int) -> list[NamedNetwork]:
@@ -144,11 +198,11 @@ def untrained(comparison: Comparison, seed: int) -> list[NamedNetwork]:
         shape = (config.model, config.width)
         if shape in found:
             continue
-        module = network.f.module
-        params, batch_stats = modes.init(
-            module, jax.random.key(seed), comparison.examples.image_shape
+        params, batch_stats = _objective(config, comparison.examples).init(
+            jax.random.key(seed)
         )
-        f = opnorm.network(module, {"params": params, "batch_stats": batch_stats})
+        variables = {"params": params, "batch_stats": batch_stats}
+        f = opnorm.network(network.f.module, variables)
         name = f"{figures.UNTRAINED}, {config.model} {config.width}"
         source = {"seed": seed, "model": config.model, "width": config.width}
         found[shape] = NamedNetwork(name, config, f, source)
@@ -182,7 +236,7 @@ def training_epsilons(networks: Sequence[NamedNetwork], p: float) -> list[float]
 
     Networks whose method has no perturbations have none.
     """
-    used = {*training.config.ADVERSARIAL, *training.config.DATA_DEPENDENT}
+    used = training.methods_with("random_start", "search")
     found = {
         network.config.epsilon
         for network in networks
@@ -191,32 +245,16 @@ def training_epsilons(networks: Sequence[NamedNetwork], p: float) -> list[float]
     return sorted(found)
 
 
-def card(comparison: Comparison, count: int) -> dict[str, Any]:
-    """What results say about where they come from."""
+def card(comparison: Comparison, count: int) -> Record:
+    """Returns the part of results that names the data, the networks and the flags."""
     names = ("split", "num_steps", "seed")
     return {
         "data": comparison.examples.description,
         "examples": count,
         **{name: flags.FLAGS[name].value for name in names},
         "runs": {network.name: network.source for network in comparison.networks},
-        "environment": runs.environment(),
-        "git_revision": runs.git_revision(),
+        **records.origin(),
     }
-
-
-averaged = measure.averaged
-
-
-def read_lengths(name: str, text: list[str]) -> list[float]:
-    """Reads a list flag as perturbation lengths: positive, finite, rising, any count.
-
-    Raises:
-      ValueError: naming the flag.
-    """
-    lengths = sorted(set(cli.parse_floats(name, text)))
-    if not all(0 < length < math.inf for length in lengths):
-        raise ValueError(f"{name} is {text}; each must be positive and finite.")
-    return lengths
 
 
 def _labels(directories: Sequence[str], configs: Sequence[Config]) -> list[str]:
