@@ -1,4 +1,4 @@
-"""An end on request: SIGTERM of a cluster, Ctrl-C, a terminal that closes.
+"""Ending a run on request, by SIGTERM of a cluster, Ctrl-C or a closed terminal.
 
 The running step is finished, a checkpoint written, and the process ends with exit code
 143 after SIGTERM, 130 after Ctrl-C (SIGINT) and 129 after SIGHUP. Should that take too
@@ -129,7 +129,7 @@ def on_signals(
     finally:
         signal.set_wakeup_fd(before_fd)
         for number, handler in before.items():
-            # None: of another library, in C.
+            # None stands for a handler of another library, in C.
             if handler is not None:
                 signal.signal(number, handler)
         writer.close()

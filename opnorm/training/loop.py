@@ -1,10 +1,11 @@
 """The loop over compiled steps, with checkpoints, metrics and progress."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from absl import logging
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from opnorm import data, models
 from opnorm.data.dataset import check_units
 from opnorm.linalg import Params, PyTree
-from opnorm.runs import checkpoints, hosts, preemption, progress
+from opnorm.runs import JsonObject, checkpoints, hosts, preemption, progress
 from opnorm.training import validation
 from opnorm.training.config import Config
 from opnorm.training.feed import DeviceBatch
@@ -71,7 +72,7 @@ def train(
     :mod:`opnorm.runs.hosts`), each calls it with the same arguments.
 
     Args:
-      config: the run; see :class:`opnorm.training.config.Config`.
+      config: the run; see :class:`opnorm.training.Config`.
       directory: run directory for flags, metrics (JSON lines) and checkpoints; a run
         that is there already is resumed, or returned at once if it is complete. It may
         be given more epochs where its schedule gives the steps planned before the same
@@ -180,7 +181,7 @@ def _take_steps(
             state, metrics = step(state, *batch)
             last, epoch_ends = done == plan.total_steps, plan.is_end_of_epoch(done)
             if clip is not None and epoch_ends:
-                state = state.replace(params=clip(state.params))
+                state = dataclasses.replace(state, params=clip(state.params))
             if done % every.log == 0 or last:
                 logged = {name: float(value) for name, value in metrics.items()}
                 skipped = _check_skipped(state, skipped, every.max_skipped, done)
@@ -198,7 +199,7 @@ def _take_steps(
     return state, logged
 
 
-def _inputs(config: Config, train_set: data.Dataset | data.Stream) -> dict[str, Any]:
+def _inputs(config: Config, train_set: data.Dataset | data.Stream) -> JsonObject:
     """Identifies the data, and the network to start from, that flags only name."""
     found = data.fingerprint(train_set)
     if config.init_from is not None:

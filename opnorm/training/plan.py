@@ -1,9 +1,10 @@
-"""The place of a step in a run: its phase, its epoch, its learning rate.
+"""The phase, epoch and learning rate of each step of a run.
 
 A plan is a pure function of the configuration and the number of examples, so a run
-that goes on after an interruption finds its place by the number of the step alone.
+that goes on after an interruption needs the number of the step alone.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -221,7 +222,7 @@ def _milestones(config: Config, plan: Plan) -> list[int]:
 def _through(points: Sequence[tuple[int, float]]) -> optax.Schedule:
     """Straight lines between (step, rate); two at one step are a jump."""
     pieces, starts = [], []
-    for (start, rate), (end, last) in zip(points[:-1], points[1:], strict=True):
+    for (start, rate), (end, last) in itertools.pairwise(points):
         if end > start:
             pieces.append(optax.linear_schedule(rate, last, end - start))
             starts.append(start)

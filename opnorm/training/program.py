@@ -1,7 +1,7 @@
-"""The meaning of a configuration: network, method, optimiser, steps, as one value.
+"""The network, method, optimiser and steps of a configuration, as one value.
 
-Programs are compared by value, and what they compile is kept by value: runs that
-differ only in seed, labels or start share everything compiled.
+Programs are compared by value, and compiled functions are kept by value: runs that
+differ only in seed, labels or start share all of them.
 """
 
 import dataclasses

@@ -4,11 +4,10 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
-from opnorm.runs import RunDirectory, checkpoints, hosts
+from opnorm.runs import Json, JsonObject, RunDirectory, checkpoints, hosts
 from opnorm.training import plan as plans
 from opnorm.training.config import Config
 from opnorm.training.plan import Plan
@@ -52,7 +51,7 @@ class SharedRun:
         directory: Path,
         config: Config,
         program: Program,
-        inputs: Mapping[str, Any],
+        inputs: Mapping[str, Json],
     ) -> None:
         self._metadata = {
             "config": dataclasses.asdict(config),
@@ -63,7 +62,7 @@ class SharedRun:
         self._store = checkpoints.CheckpointStore(directory / checkpoints.FOLDER)
         self._held = contextlib.ExitStack()
 
-        def open_directory() -> dict[str, Any]:
+        def open_directory() -> JsonObject:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(self._directory.locked())
                 _create(self._directory, config, program.plan, inputs)
@@ -144,7 +143,7 @@ class SharedRun:
 
 
 def _create(
-    run: RunDirectory, config: Config, plan: Plan, inputs: Mapping[str, Any]
+    run: RunDirectory, config: Config, plan: Plan, inputs: Mapping[str, Json]
 ) -> None:
     """Makes the directory, or checks that it is the same run's, and adds epochs."""
     flags, default = dataclasses.asdict(config), dataclasses.asdict(Config())
@@ -170,7 +169,7 @@ def _create(
 
 
 def _check_inputs(
-    path: Path, stored: Mapping[str, Any] | None, given: Mapping[str, Any]
+    path: Path, stored: Mapping[str, Json] | None, given: Mapping[str, Json]
 ) -> None:
     """Raises a ValueError if a run was made with other data or another network.
 
@@ -193,10 +192,10 @@ def _check_inputs(
     )
 
 
-def _kind(dataset: Any) -> str:
+def _kind(dataset: Json) -> str:
     """The part of a data set's name that is not a path."""
     return str(dataset).partition(":")[0]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Json) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
