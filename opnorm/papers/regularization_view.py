@@ -115,8 +115,9 @@ TABLE_1 = Table(
         _SCALE,
     ),
 )
+# ResNet-56, trained with FGSM.
 TABLE_2 = Table(
-    "regularization view, Table 2 (trained with FGSM)",
+    "regularization view, Table 2",
     tuple(
         Generalization(
             *(dataset, "resnet56", None, level, None, test, None),
@@ -140,7 +141,7 @@ TABLE_2 = Table(
     (_SCALE,),
 )
 TABLE_3 = Table(
-    "regularization view, Table 3 (CIFAR-10)",
+    "regularization view, Table 3",
     (
         *_trained(
             "cifar10",
@@ -163,7 +164,7 @@ TABLE_3 = Table(
     (_SCALE, _TREND),
 )
 TABLE_4 = Table(
-    "regularization view, Table 4 (CIFAR-100)",
+    "regularization view, Table 4",
     (
         *_trained(
             "cifar100",
@@ -186,7 +187,7 @@ TABLE_4 = Table(
     ("The head of the table is shifted in the source.", _SCALE),
 )
 TABLE_5 = Table(
-    "regularization view, Table 5 (Tiny-ImageNet)",
+    "regularization view, Table 5",
     (
         *_trained(
             "tiny_imagenet",
@@ -201,8 +202,9 @@ TABLE_5 = Table(
     _UNITS,
     (_SCALE,),
 )
+# Spectral norms are clipped after every epoch.
 TABLE_6 = Table(
-    "regularization view, Table 6 (CIFAR-10, spectral norms clipped every epoch)",
+    "regularization view, Table 6",
     (
         *_trained(
             "cifar10",
