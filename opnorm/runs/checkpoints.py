@@ -197,7 +197,7 @@ def restore_parts(
 
     Args:
       path: a run directory, or its folder of checkpoints.
-      names: of the fields.
+      names: names of the fields.
 
     Returns:
       (fields by name, metadata) of the newest whole checkpoint; fields as nested dicts

@@ -230,7 +230,7 @@ class RunDirectory:
     def read_metrics(self) -> list[JsonObject]:
         """Returns the lines of metrics; one that a kill cut short is left out.
 
-        Lines without a step are none of ours, and left out too.
+        Lines without a step are left out too.
         """
         file = self.path / _METRICS
         if not file.exists():
@@ -265,7 +265,7 @@ class RunDirectory:
         files.write_whole(self.path / name, text)
 
     def figure_path(self, name: str) -> Path:
-        """Returns where the figure called ``name`` belongs."""
+        """Returns the path of the figure called ``name``."""
         self.path.mkdir(parents=True, exist_ok=True)
         return self.path / f"{name}.png"
 

@@ -66,7 +66,7 @@ def initialize(
     Args:
       coordinator_address: host:port of the first process, alike in all.
       num_processes: how many there are, at least 1.
-      process_id: which one this is, from 0.
+      process_id: number of this process, from 0.
       local_device_ids: the devices of this machine that this process uses; None for
         all, or for those that the cluster says.
 
@@ -141,7 +141,7 @@ def broadcast(tree: State) -> State:
     """Returns the first process's arrays and typed keys in all of them.
 
     Args:
-      tree: of local arrays; the other processes give any of the same shapes and dtypes.
+      tree: local arrays; the other processes give any of the same shapes and dtypes.
     """
     if jax.process_count() == 1:
         return tree

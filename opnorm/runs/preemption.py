@@ -25,7 +25,7 @@ _HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)
 
 
 class Preempted(SystemExit):
-    """The run was asked to end and did; it can be resumed.
+    """The run ended on request; it can be resumed.
 
     The exit code is 128 and the number of the signal, as a shell reports it: 143 after
     SIGTERM, 129 after SIGHUP.
@@ -43,7 +43,7 @@ class Request:
     """Whether the process was asked to end, and by which signal.
 
     Attributes:
-      number: of the first signal, or None.
+      number: number of the first signal, or None.
     """
 
     def __init__(self) -> None:

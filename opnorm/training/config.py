@@ -22,7 +22,12 @@ SPECTRAL_NORM_METHODS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A training run. Lengths (epsilon, step_size) are in [0, 1] pixel units.
+    """The choices of a training run. Lengths are in [0, 1] pixel units::
+
+        >>> from opnorm import training
+        >>> config = training.Config(method="adversarial", epsilon=0.25)
+        >>> config.model, config.p, config.weight
+        ('cnn7', 2.0, 1.0)
 
     Attributes:
       dataset: a name that :func:`opnorm.data.load` knows.

@@ -33,11 +33,11 @@ def batches(
 
     Args:
       source: the training set.
-      plan: of the run.
+      plan: the steps of the run.
       seed: random seed of the order of the examples and of the views of streamed
         ones.
       first_step: number of the first step.
-      sharding: of a batch.
+      sharding: sharding of a batch, split along its leading axis.
       augment: whether streamed images are cropped and mirrored at random.
 
     Yields:

@@ -16,8 +16,9 @@ class Run(NamedTuple):
     """A trained network, as a run directory holds it.
 
     Attributes:
-      config: of its training, without ``data_dir``: a run may come from somebody else,
-        and TensorFlow Datasets is to read only folders that the user names.
+      config: the configuration of its training, without ``data_dir``. A run may come
+        from somebody else, and TensorFlow Datasets reads only folders that the user
+        names.
       network: ``network(x)`` in inference mode. Its kernels are bounded where the
         configuration bounds their layers' norms.
       step: number of updates done.

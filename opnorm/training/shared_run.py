@@ -16,9 +16,9 @@ from opnorm.training.state import TrainState
 
 # Leaves of a state that checkpoints of earlier versions lack.
 _COUNTERS = ("skipped_updates", "skipped_in_a_row")
-# Says that there is a checkpoint, so that its loss is noticed.
+# A file that is written with the first checkpoint, so that a loss is noticed.
 _SAVED = "checkpoints.json"
-# Flags that say where data lie, or the network to start from, which may have moved.
+# Flags that hold a place: of the data, and of the network to start from.
 _PLACES = ("dataset", "data_dir")
 _START = "init_from"
 # Characters that an error shows of a record that somebody else may have written.
@@ -28,15 +28,15 @@ _LENGTHS = ("epochs", "milestones", "learning_rates")
 
 
 class SharedRun:
-    """A run's directory, as all of its processes see it.
+    """The directory of a run, shared by all of its processes.
 
     Every process calls every method; the first one alone reads and writes, and keeps
     other processes out of the directory until :meth:`close`.
 
     Args:
       directory: the run directory, made if need be.
-      config: of the run.
-      program: of the same run.
+      config: the configuration of the run.
+      program: its program.
       inputs: the training set's :func:`opnorm.data.fingerprint`, and as "start", with
         init_from, the digest of the variables there.
 
@@ -78,7 +78,7 @@ class SharedRun:
             )
 
     def restore(self, state: TrainState) -> TrainState:
-        """The state of the newest checkpoint, or the given one.
+        """Returns the state of the newest checkpoint, or the given one.
 
         Raises:
           ValueError: if checkpoints are gone or damaged, all of them.
@@ -136,7 +136,7 @@ class SharedRun:
             self._directory.log(step, **metrics)
 
     def close(self) -> None:
-        """Ends what the checkpoints keep open, and lets other processes in."""
+        """Closes the checkpoints, and lets other processes in."""
         with self._held:
             if hosts.is_writer():
                 self._store.close()
@@ -145,7 +145,7 @@ class SharedRun:
 def _create(
     run: RunDirectory, config: Config, plan: Plan, inputs: Mapping[str, Json]
 ) -> None:
-    """Makes the directory, or checks that it is the same run's, and adds epochs."""
+    """Makes the directory, or checks that it holds the same run, and adds epochs."""
     flags, default = dataclasses.asdict(config), dataclasses.asdict(Config())
     stored, known = dict(flags), None
     if run.is_begun():
@@ -193,7 +193,7 @@ def _check_inputs(
 
 
 def _kind(dataset: Json) -> str:
-    """The part of a data set's name that is not a path."""
+    """Returns the part of a data set's name that is not a path."""
     return str(dataset).partition(":")[0]
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from experiments.sweep import launch
+from experiments.sweep import launch, points
 from opnorm import runs, training
 from opnorm.training import Config
 
@@ -236,8 +236,8 @@ def test_only_what_no_job_is_at_work_on_is_submitted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(submitit, "AutoExecutor", Executor)
     monkeypatch.setattr(Executor, "submitted", [])
-    points = [launch.Point(n, {}, Config(), str(tmp_path / n)) for n in ("a", "b", "c")]
-    measured = launch.Measurement(2.0, (0.5,), 10, 100)
+    chosen = [points.Point(n, {}, Config(), str(tmp_path / n)) for n in ("a", "b", "c")]
+    measured = points.Measurement(2.0, (0.5,), 10, 100)
     cluster = launch.Cluster("slurm", "gpu", 4, 8, 1.5, 2)
 
     process = subprocess.Popen(["sleep", "60"])
@@ -246,7 +246,7 @@ def test_only_what_no_job_is_at_work_on_is_submitted(tmp_path, monkeypatch):
             record = {"cluster": "local", "job_id": str(number), "folder": "jobs"}
             runs.RunDirectory(tmp_path / name).write_json("sweep_job.json", record)
         launched = launch.launch_jobs(
-            points,
+            chosen,
             measured,
             download=False,
             cluster=cluster,
@@ -273,21 +273,21 @@ def test_only_what_no_job_is_at_work_on_is_submitted(tmp_path, monkeypatch):
     assert (parameters["timeout_min"], parameters["gpus_per_node"]) == (90, 4)
     record = json.loads((tmp_path / "c" / "sweep_job.json").read_text())
     assert record["job_id"] == "12_3"
-    assert launch.describe_state(points[2], measured) == "submitted, job 12_3"
+    assert points.describe_state(chosen[2], measured) == "submitted, job 12_3"
 
 
 @pytest.mark.parametrize("text", ["", "3", "[1]", '{"status": "done"}', "[" * 100_000])
 def test_a_result_of_any_shape_is_one_line(tmp_path, text):
-    point = launch.Point("a", {}, Config(), str(tmp_path))
+    point = points.Point("a", {}, Config(), str(tmp_path))
     (tmp_path / "sweep_result.json").write_text(text)
     with pytest.raises(ValueError, match=r"sweep_result.json is damaged.*remove it"):
-        launch.read_result(point, launch.Measurement(2.0, (0.5,), 10, 100))
+        points.read_result(point, points.Measurement(2.0, (0.5,), 10, 100))
 
 
 def test_without_submitit_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "submitit", None)
     cluster = launch.Cluster("slurm", None, 1, 8, 1.0, None)
-    measured = launch.Measurement(2.0, (0.5,), 10, 100)
+    measured = points.Measurement(2.0, (0.5,), 10, 100)
     launched = launch.launch_jobs(
         [],
         measured,
@@ -378,7 +378,7 @@ def test_a_directory_of_another_sweep_is_refused(call, swept):
 def test_points_are_trained_on_what_their_configurations_say():
     config = training.Config(train_examples=20, image_size=20, random_labels=1.0)
     expected = training.load_train_set(config)
-    found = launch._train_set(launch._source(config), download=False)
+    found = points._train_set(points._source(config), download=False)
     np.testing.assert_array_equal(found.images, expected.images)
     np.testing.assert_array_equal(found.labels, expected.labels)
 
