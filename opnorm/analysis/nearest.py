@@ -85,6 +85,25 @@ def nearest_points(
         images that are neither uint8 nor float or outside the bounds, a key that is not
         typed, no attack, attacks of several norms, a targeted attack, budgets that do
         not rise or are missing, or a negative number of halvings.
+
+    Example:
+      The boundary is at 0.5 for images of one pixel; the third image is misclassified.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from opnorm import analysis, attacks
+      >>> def f(x):
+      ...     return jnp.concatenate([x - 0.5, 0.5 - x], axis=1)
+      >>> def fgm(epsilon):
+      ...     return attacks.fgm(p=2, epsilon=epsilon)
+      >>> images, labels = np.array([[0.6], [0.9], [0.4]]), np.zeros(3, int)
+      >>> found = analysis.nearest_points(
+      ...     f, images, labels, attacks=[fgm], epsilons=[0.2], largest=0.8,
+      ...     halvings=12, key=jax.random.key(0),
+      ... )
+      >>> [round(float(d), 2) for d in found.distance]
+      [0.1, 0.4, 0.0]
     """
     inputs.check_examples(images, labels, batch_size)
     index = inputs.check_index(index, len(images))
