@@ -27,8 +27,8 @@ def alignment(perturbation: jax.Array, direction: jax.Array) -> jax.Array:
       >>> import jax.numpy as jnp
       >>> from opnorm import analysis
       >>> moved, direction = jnp.array([[3.0, 4.0]]), jnp.array([[0.0, -2.0]])
-      >>> analysis.alignment(moved, direction).round(3).tolist()
-      [0.800000011920929]
+      >>> round(float(analysis.alignment(moved, direction)[0]), 3)
+      0.8
 
     Source: Roth et al. 2020, Figs. 2 and 8.
     """
