@@ -145,7 +145,7 @@ def robust_accuracy(
       ...     return jnp.concatenate([x - 0.5, 0.5 - x], axis=1)
       >>> def fgm(epsilon):
       ...     return attacks.fgm(p=2, epsilon=epsilon)
-      >>> images, labels = np.array([[0.6], [0.8], [1.0]]), np.array([0, 0, 0])
+      >>> images, labels = np.float32([[0.6], [0.8], [1.0]]), np.array([0, 0, 0])
       >>> curve = analysis.robust_accuracy(
       ...     f, images, labels, attack=fgm, epsilons=[0, 0.2], key=jax.random.key(0)
       ... )

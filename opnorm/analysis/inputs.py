@@ -119,7 +119,8 @@ def check_labels(
     Returns:
       K, how many classes the network has.
     """
-    x = _array_shape((size, *images.shape[1:]), images.dtype)
+    dtype = jax.dtypes.canonicalize_dtype(images.dtype)
+    x = _array_shape((size, *images.shape[1:]), dtype)
     logits = evaluate.eval_shape(f, x)
     checks.check_labels(np.asarray(labels), len(images), logits)
     classes: int = logits.shape[1]

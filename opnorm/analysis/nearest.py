@@ -97,7 +97,7 @@ def nearest_points(
       ...     return jnp.concatenate([x - 0.5, 0.5 - x], axis=1)
       >>> def fgm(epsilon):
       ...     return attacks.fgm(p=2, epsilon=epsilon)
-      >>> images, labels = np.array([[0.6], [0.9], [0.4]]), np.zeros(3, int)
+      >>> images, labels = np.float32([[0.6], [0.9], [0.4]]), np.zeros(3, int)
       >>> found = analysis.nearest_points(
       ...     f, images, labels, attacks=[fgm], epsilons=[0.2], largest=0.8,
       ...     halvings=12, key=jax.random.key(0),

@@ -108,7 +108,7 @@ def attack_examples(
       ...     return jnp.concatenate([x - 0.5, 0.5 - x], axis=1)
       >>> def deepfool(epsilon):
       ...     return attacks.deepfool(overshoot=0.0)
-      >>> images, labels = np.array([[0.6], [0.9], [0.4]]), np.zeros(3, int)
+      >>> images, labels = np.float32([[0.6], [0.9], [0.4]]), np.zeros(3, int)
       >>> found = analysis.attack_examples(
       ...     f, images, labels, attack=deepfool, key=jax.random.key(0)
       ... )
