@@ -11,9 +11,9 @@ from opnorm import linalg
 from opnorm.analysis import inputs
 from opnorm.linalg import PyTree
 
-# Batches hold this part of the largest size: each size is compiled, and the smallest
-# ones serve the last rows of a pool.
-_PARTS = (1, 4, 16)
+# The batch sizes are the largest one divided by these. Each size is compiled, and the
+# smallest ones serve the last rows of a pool.
+_DIVISORS = (1, 4, 16)
 _SMALLEST_BATCH = 8
 
 _partition: Callable[..., jax.P] = jax.P
@@ -95,8 +95,8 @@ def batch_sizes(batch_size: int) -> tuple[int, ...]:
     devices = jax.device_count()
     least = max(_SMALLEST_BATCH, devices)
     sizes = {-(-batch_size // devices) * devices}
-    for part in _PARTS:
-        size = -(-batch_size // (part * devices)) * devices
+    for divisor in _DIVISORS:
+        size = -(-batch_size // (divisor * devices)) * devices
         if size >= least:
             sizes.add(size)
     return tuple(sorted(sizes, reverse=True))

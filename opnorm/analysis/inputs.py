@@ -117,7 +117,7 @@ def check_labels(
     structure and shape.
 
     Returns:
-      K, how many classes the network has.
+      K, number of classes of the network.
     """
     dtype = jax.dtypes.canonicalize_dtype(images.dtype)
     x = _array_shape((size, *images.shape[1:]), dtype)
@@ -160,7 +160,7 @@ def check_index(index: np.ndarray | None, count: int) -> np.ndarray:
 
     Args:
       index: the numbers; None for 0, ..., count - 1.
-      count: how many there must be.
+      count: number of examples.
 
     Raises:
       ValueError: for another shape.

@@ -118,7 +118,7 @@ def nearest_points(
     ).correct
     place, sizes = Placement(), batch_sizes(batch_size)
     f = linalg.place_network(f, place.replicate)
-    # By JAX, whose division by 255 rounds otherwise than NumPy's: attacks start here.
+    # Divided by JAX, since NumPy rounds differently: attacks start at these points.
     points = np.array(inputs.to_pixels(jnp.asarray(images)))
     nearest = np.where(correct, np.inf, 0.0).astype(np.float32)
     by_attack, seconds = [], []
@@ -148,7 +148,7 @@ def nearest_points(
 
 
 def _patterns(attacks: Sequence[AttackFactory]) -> list[attacks_lib.Attack]:
-    """The attacks, for what does not depend on the budget."""
+    """Returns attacks of the factories, for properties that no budget changes."""
     if not attacks:
         raise ValueError("attacks is empty; at least one is needed.")
     patterns = [inputs.make_pattern(attack) for attack in attacks]
@@ -243,7 +243,7 @@ def _search(
     """The points that an attack finds, and their distances, inf where it failed."""
     bound = attack(epsilon)
     f, labels = margins.decide_top_k(f, labels, top_k)
-    # An attack with a budget looks for points of its own.
+    # An attack with a budget starts at x or at random.
     starts = not bound.budget and any(stage.takes_start for stage in bound.stages)
     found = bound.run(
         f,
