@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import attacks, linalg
-from opnorm.attacks import attack as attack_lib
 from opnorm.attacks import checks
 
 # An attack as a function of its budgets, (B,).
@@ -69,7 +68,7 @@ def pixel_range(images: np.ndarray) -> tuple[float, float]:
 
 
 def read_budgets(
-    name: str, epsilons: Sequence[float] | None, pattern: attack_lib.Attack
+    name: str, epsilons: Sequence[float] | None, pattern: attacks.Attack
 ) -> np.ndarray:
     """Returns the budgets as ``(E,)`` float32; infinity where any distance counts.
 
@@ -94,13 +93,13 @@ def read_budgets(
     return budgets
 
 
-def make_pattern(attack: AttackFactory) -> attack_lib.Attack:
+def make_pattern(attack: AttackFactory) -> attacks.Attack:
     """Returns an attack of a factory, for properties that no budget changes.
 
     Raises:
       ValueError: for an attack in place of a factory.
     """
-    if isinstance(attack, attack_lib.Attack):
+    if isinstance(attack, attacks.Attack):
         raise ValueError(
             f"attack is the attack {attack.name}; it must be a function of epsilon "
             "that returns one."
@@ -128,7 +127,7 @@ def check_labels(
 
 
 def check_attack(
-    pattern: attack_lib.Attack,
+    pattern: attacks.Attack,
     images: np.ndarray,
     labels: np.ndarray,
     key: jax.Array,
@@ -146,7 +145,7 @@ def check_attack(
     """
     linalg.check_key(key)
     images = check_bounds(images, *(stage.bounds for stage in pattern.stages))
-    example = attack_lib.Problem(
+    example = attacks.Problem(
         jnp.asarray(images[:1]), jnp.asarray(labels[:1]), key, None
     )
     for stage in pattern.stages:

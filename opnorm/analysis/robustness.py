@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from opnorm import linalg
+from opnorm import attacks, linalg
 from opnorm.analysis import stages
 from opnorm.analysis.batches import Placement, batch_sizes
 from opnorm.analysis.inputs import (
@@ -175,7 +175,7 @@ def attack_examples(
 
 
 def _decided_at_input(
-    f: linalg.Network, pool: stages.Pool, pattern: attack_lib.Attack
+    f: linalg.Network, pool: stages.Pool, pattern: attacks.Attack
 ) -> np.ndarray:
     """Returns whether the network decides at x as the attack wants, ``(N,)`` bool."""
     targeted, confidence = pattern.stages[0].goal
