@@ -1,6 +1,7 @@
-"""linalg: maths on arrays and linear maps. Imports nothing of ours.
+"""Norms, projections and linear maps of batches of vectors.
 
-The leading axis of every array is the batch; the rest of an example is one vector.
+The leading axis of every array is the batch; the rest of an example is one vector. This
+room imports no other room.
 """
 
 from opnorm.linalg.checks import check_count, check_key
@@ -46,7 +47,7 @@ from opnorm.linalg.loops import (
 )
 from opnorm.linalg.matrix_norm import MatrixNorm, matrix_norm
 from opnorm.linalg.networks import (
-    Network,
+    NetworkProgram,
     keeps_programs,
     network_program,
     output_shapes,
@@ -63,13 +64,8 @@ from opnorm.linalg.norms import (
     scale,
 )
 from opnorm.linalg.operator_norm import OperatorNorm, operator_norm
-from opnorm.linalg.projections import (
-    project_ball,
-    project_ball_box,
-    project_sphere,
-    sample_ball,
-    sample_sphere,
-)
+from opnorm.linalg.project_ball_box import project_ball_box
+from opnorm.linalg.projections import project_ball, project_sphere
 from opnorm.linalg.quadrature import (
     Estimate,
     SpectralDensity,
@@ -77,8 +73,22 @@ from opnorm.linalg.quadrature import (
     squared_frobenius_norm,
     trace,
 )
+from opnorm.linalg.sampling import sample_ball, sample_sphere
+from opnorm.linalg.typed import jit, machine_epsilon, smallest_normal
+from opnorm.linalg.types import (
+    ArrayShape,
+    BatchFunction,
+    Network,
+    Options,
+    Params,
+    Product,
+    PyTree,
+    Variables,
+)
 
 __all__ = [
+    "ArrayShape",
+    "BatchFunction",
     "ConvolutionBounds",
     "ConvolutionNorm",
     "Eigenpairs",
@@ -86,10 +96,16 @@ __all__ = [
     "LinearMap",
     "MatrixNorm",
     "Network",
+    "NetworkProgram",
     "OperatorNorm",
+    "Options",
+    "Params",
+    "Product",
+    "PyTree",
     "SingularTriplets",
     "SpectralDensity",
     "Tridiagonal",
+    "Variables",
     "adjoint_error",
     "canonicalize_convolutions",
     "check_count",
@@ -115,10 +131,12 @@ __all__ = [
     "golub_kahan",
     "identity",
     "inner",
+    "jit",
     "keeps_programs",
     "kernel_matrix_norm",
     "kernel_matrix_singular_values",
     "lanczos",
+    "machine_epsilon",
     "matrix_norm",
     "network_program",
     "norm",
@@ -133,6 +151,7 @@ __all__ = [
     "sample_ball",
     "sample_sphere",
     "scale",
+    "smallest_normal",
     "spectral_density",
     "squared_frobenius_norm",
     "trace",

@@ -1,26 +1,33 @@
 """Networks as arguments of compiled programs.
 
-A network is any callable ``f(x)``. One that is also a JAX pytree, such as
-``jax.tree_util.Partial(apply, variables)``, a Flax NNX module or an Equinox module,
-shows its arrays: they become arguments of a compiled program, and the program is used
-again for every network of the same structure. A plain function hides the arrays that it
-closes over, and they may change between two calls, so it is traced again each time.
+A network is any callable ``f(x)``. It may also be a JAX pytree, such as
+``jax.tree_util.Partial(apply, variables)``, a Flax NNX module or an Equinox module. The
+arrays of a callable pytree become arguments of a compiled program, and the program is
+used again for every network of the same structure. The arrays that a plain function
+closes over are unknown and may change between two calls, so a plain function is traced
+again in each call.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
 from jax import lax
 
-Network = Callable[..., Any]
+from opnorm.linalg.types import ArrayShape, Network, PyTree
+
+R = TypeVar("R")
+Result = TypeVar("Result", covariant=True)
+Arrays = tuple[jax.Array | np.ndarray | np.generic, ...]
+# The options of a program in the order of their names.
+Ordered = tuple[tuple[str, Hashable], ...]
 
 
 class Prepared:
-    """A plain function for the length of one measurement, which calls it often.
+    """A plain function whose programs are kept during one measurement.
 
     Programs of the function are compiled once and released with this object, so that
     neither they nor the arrays in the function outlive the measurement.
@@ -31,14 +38,12 @@ class Prepared:
 
     def __init__(self, f: Network) -> None:
         self._f = f
-        self._programs: dict[Hashable, Callable[..., Any]] = {}
+        self._programs: dict[Hashable, _Compiled[Any]] = {}
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: PyTree) -> PyTree:
         return self._f(*args)
 
-    def program(
-        self, fun: Callable[..., Any], options: tuple[tuple[str, Any], ...]
-    ) -> Callable[..., Any]:
+    def program(self, fun: Callable[..., R], options: Ordered) -> "_Compiled[R]":
         """Returns ``fun(f, *args, **options)`` as a compiled function of ``args``."""
         if (fun, options) not in self._programs:
             self._programs[fun, options] = _fresh(fun, self._f, dict(options))
@@ -67,16 +72,17 @@ def prepare_network(f: Network) -> Network:
     return Prepared(f)
 
 
-def keeps_programs(f: Network, *args: Any) -> bool:
-    """Whether programs of f with these arguments are kept for later calls.
+def keeps_programs(f: Network, *args: PyTree) -> bool:
+    """Tells whether programs of f with these arguments are kept for later calls.
 
-    They are for a callable pytree, unless a program around the call is being traced.
+    Programs of a callable pytree are kept, unless a program around the call is being
+    traced.
     """
     parts = None if isinstance(f, Prepared) else _split(f)
     return parts is not None and not _is_traced((parts.arrays, args))
 
 
-def place_network(f: Network, put: Callable[[Any], Any]) -> Network:
+def place_network(f: Network, put: Callable[[Arrays], Arrays]) -> Network:
     """Returns a network with ``put`` applied to its arrays, such as a ``device_put``.
 
     The arrays that a plain function closes over stay where they are.
@@ -89,56 +95,89 @@ def place_network(f: Network, put: Callable[[Any], Any]) -> Network:
     return f if parts is None else parts.structure.join(put(parts.arrays))
 
 
-def network_program(fun: Callable[..., Any]) -> Any:
-    """Compiles ``fun(f, *arrays, **options)`` for a network f; a decorator.
+class NetworkProgram(Generic[R]):
+    """A compiled function of a network, of arrays and of options.
 
-    The compiled program is kept where f is a callable pytree: for all networks of the
-    same structure, arrays of the same shapes, and equal options. It is traced anew in
-    each call where f is a plain function that :func:`prepare_network` has not seen, and
-    where an argument is traced, since a program around this one is compiled then.
+    The program of a callable pytree is kept for all networks of the same structure,
+    arrays of the same shapes, and equal options. The program of a plain function is
+    traced in each call, unless :func:`prepare_network` returned the function. A program
+    with a traced argument is a part of the program around it and is not kept.
+
+    Args:
+      fun: a pure function ``fun(f, *arrays, **options)``. Its options must be hashable,
+        and are compared with ``==``.
+    """
+
+    def __init__(self, fun: Callable[..., R]) -> None:
+        functools.update_wrapper(self, fun)
+        self._fun = fun
+
+        def shared(
+            structure: _Structure, options: Ordered, arrays: Arrays, *args: PyTree
+        ) -> R:
+            return fun(structure.join(arrays), *args, **dict(options))
+
+        self._shared: _Compiled[R] = jax.jit(shared, static_argnums=(0, 1))
+
+    def __call__(self, f: Network, /, *args: PyTree, **options: Hashable) -> R:
+        """Returns ``fun(f, *args, **options)``."""
+        compiled, first = self._choose(f, args, options)
+        return compiled(*first, *args)
+
+    def eval_shape(self, f: Network, /, *args: PyTree, **options: Hashable) -> PyTree:
+        """Returns the shapes and dtypes of the result.
+
+        Nothing is compiled, and nothing is traced again where the program would not be.
+        """
+        compiled, first = self._choose(f, args, options)
+        return compiled.eval_shape(*first, *args)
+
+    def _choose(
+        self, f: Network, args: tuple[PyTree, ...], options: Mapping[str, Hashable]
+    ) -> tuple["_Compiled[R]", tuple[PyTree, ...]]:
+        """A compiled function, and the arguments that come before ``args``."""
+        ordered = tuple(sorted(options.items()))
+        if isinstance(f, Prepared):
+            return f.program(self._fun, ordered), ()
+        parts = _split(f)
+        if parts is None or _is_traced((parts.arrays, args)):
+            return _fresh(self._fun, f, options), ()
+        return self._shared, (parts.structure, ordered, parts.arrays)
+
+
+def network_program(fun: Callable[..., R]) -> NetworkProgram[R]:
+    """Compiles ``fun(f, *arrays, **options)`` for a network f; a decorator.
 
     Args:
       fun: a pure function. Its options must be hashable, and are compared with ``==``.
 
     Returns:
-      A function of the same arguments; options are given by keyword. Its ``eval_shape``
-      takes the same arguments and returns the shapes of the result: nothing is
-      compiled, and nothing is traced again where the program would not be.
+      A function of the same arguments, whose options are given by keyword. See
+      :class:`NetworkProgram` for the programs that are kept.
+
+    Example:
+      The arrays of a callable pytree are arguments, so a network with other weights
+      uses the program that was compiled before.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import linalg
+      >>> @linalg.network_program
+      ... def largest_output(f, x, *, sign):
+      ...     print("traced")
+      ...     return (sign * f(x)).max()
+      >>> x = jnp.ones((2, 3))
+      >>> for weight in (1.0, 2.0):
+      ...     f = jax.tree_util.Partial(jnp.multiply, weight * jnp.arange(3.0))
+      ...     print(largest_output(f, x, sign=1))
+      traced
+      2.0
+      4.0
     """
-
-    @functools.partial(jax.jit, static_argnums=(0, 1))
-    def shared(
-        structure: _Structure,
-        options: tuple[tuple[str, Any], ...],
-        arrays: tuple[Any, ...],
-        *args: Any,
-    ) -> Any:
-        return fun(structure.join(arrays), *args, **dict(options))
-
-    def chosen(f: Network, args: Any, options: dict[str, Any]) -> Any:
-        """A compiled function, and the arguments that come before ``args``."""
-        ordered = tuple(sorted(options.items()))
-        if isinstance(f, Prepared):
-            return f.program(fun, ordered), ()
-        parts = _split(f)
-        if parts is None or _is_traced((parts.arrays, args)):
-            return _fresh(fun, f, options), ()
-        return shared, (parts.structure, ordered, parts.arrays)
-
-    @functools.wraps(fun)
-    def call(f: Network, *args: Any, **options: Any) -> Any:
-        compiled, first = chosen(f, args, options)
-        return compiled(*first, *args)
-
-    def eval_shape(f: Network, *args: Any, **options: Any) -> Any:
-        compiled, first = chosen(f, args, options)
-        return compiled.eval_shape(*first, *args)
-
-    call.eval_shape = eval_shape  # type: ignore[attr-defined]
-    return call
+    return NetworkProgram(fun)
 
 
-def output_shapes(f: Network, x: jax.Array) -> Any:
+def output_shapes(f: Network, x: ArrayShape) -> PyTree:
     """Returns the shapes and dtypes of ``f(x)``; nothing is compiled.
 
     A callable pytree is traced once for its structure, a plain function each time.
@@ -153,31 +192,40 @@ def output_shapes(f: Network, x: jax.Array) -> Any:
     return _apply.eval_shape(f, x)
 
 
+class _Compiled(Protocol[Result]):
+    """The part of a function under ``jax.jit`` that is used here."""
+
+    def __call__(self, *args: PyTree) -> Result: ...
+
+    def eval_shape(self, *args: PyTree) -> PyTree: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class _Structure:
-    """All of a callable pytree but its arrays; hashable.
+    """A callable pytree without its arrays; hashable.
 
     Attributes:
-      treedef: of the pytree.
+      treedef: the structure of the pytree.
       others: the leaves that are not arrays, such as an activation function, by their
         position.
     """
 
-    treedef: Any
-    others: tuple[tuple[int, Any], ...]
+    treedef: jax.tree_util.PyTreeDef
+    others: tuple[tuple[int, Hashable], ...]
 
-    def join(self, arrays: tuple[Any, ...]) -> Network:
+    def join(self, arrays: Arrays) -> Network:
         """Returns the network with the given arrays."""
         others = dict(self.others)
         given = iter(arrays)
         count = len(arrays) + len(others)
         leaves = [others[i] if i in others else next(given) for i in range(count)]
-        return jax.tree.unflatten(self.treedef, leaves)
+        network: Network = jax.tree.unflatten(self.treedef, leaves)
+        return network
 
 
 class _Parts(NamedTuple):
     structure: _Structure
-    arrays: tuple[Any, ...]
+    arrays: Arrays
 
 
 def _split(f: Network) -> _Parts | None:
@@ -203,22 +251,23 @@ def _split(f: Network) -> _Parts | None:
 
 
 def _fresh(
-    fun: Callable[..., Any], f: Network, options: dict[str, Any]
-) -> Callable[..., Any]:
-    """A program that nothing else shares: JAX knows functions by their identity."""
-    return jax.jit(lambda *args: fun(f, *args, **options))
+    fun: Callable[..., R], f: Network, options: Mapping[str, Hashable]
+) -> _Compiled[R]:
+    """A program of its own, since JAX keeps programs by the identity of a function."""
+    compiled: _Compiled[R] = jax.jit(lambda *args: fun(f, *args, **options))
+    return compiled
 
 
-def _is_traced(tree: Any) -> bool:
+def _is_traced(tree: PyTree) -> bool:
     """Whether a program around this one is being traced.
 
-    An option may hold a traced array where no argument is one, such as the epsilon of
-    an attack; then every operation is traced.
+    An option may hold a traced array, such as the epsilon of an attack, where no
+    argument is traced. Every operation is traced then, and the last leaf shows that.
     """
     leaves = (*jax.tree.leaves(tree), lax.full((), 0))
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
 @network_program
-def _apply(f: Network, x: jax.Array) -> Any:
+def _apply(f: Network, x: ArrayShape) -> PyTree:
     return f(x)

@@ -1,0 +1,40 @@
+"""Functions of JAX with the types that JAX does not state."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def jit(
+    *, static_argnums: int | Sequence[int] = (), **options: Any
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Returns ``jax.jit`` as a decorator that keeps the signature of its function.
+
+    Args:
+      static_argnums: as in ``jax.jit``.
+      **options: further options of ``jax.jit``.
+    """
+
+    def decorate(fun: Callable[P, R]) -> Callable[P, R]:
+        compiled: Callable[P, R] = jax.jit(
+            fun, static_argnums=static_argnums, **options
+        )
+        return compiled
+
+    return decorate
+
+
+def machine_epsilon(dtype: DTypeLike) -> float:
+    """The distance from 1 to the next larger number of a floating point type."""
+    return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+
+
+def smallest_normal(dtype: DTypeLike) -> float:
+    """The smallest positive number of a floating point type with all its digits."""
+    return float(jnp.finfo(dtype).tiny)  # type: ignore[no-untyped-call]
