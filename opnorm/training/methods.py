@@ -36,7 +36,7 @@ import optax
 from jax import lax
 
 from opnorm import attacks, linalg, operators, regularizers
-from opnorm.operators.jacobian import BatchFunction
+from opnorm.linalg import BatchFunction
 from opnorm.training.config import Config
 from opnorm.training.modes import Modes
 

@@ -1,4 +1,4 @@
-"""Convolutions as linear maps, their norms, spectra and bounds, against dense ones."""
+"""Maps, norms, spectra and bounds of convolutions, against dense matrices."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,11 @@ import pytest
 
 from opnorm import linalg
 
-# Picture, kernel, strides, padding, dilation, groups; 4 channels in.
+# Each case: image, kernel, strides, padding, dilation, groups. Images have 4 channels.
 GRID = {
     "same": ((5, 6), (3, 3), (1, 1), "SAME", (1, 1), 1),
     "same, strides": ((7, 6), (3, 3), (2, 2), "SAME", (1, 1), 2),
-    "same, small picture": ((3, 2), (5, 4), (2, 1), "SAME", (1, 1), 1),
+    "same, small image": ((3, 2), (5, 4), (2, 1), "SAME", (1, 1), 1),
     "same, dilation": ((6, 5), (3, 2), (1, 2), "SAME", (2, 1), 2),
     "valid": ((6, 5), (3, 2), (1, 1), "VALID", (1, 1), 2),
     "valid, strides": ((7, 6), (2, 3), (3, 2), "VALID", (2, 1), 1),
@@ -28,7 +28,7 @@ GRID = {
 
 
 def dense(kernel, sizes, strides, padding, dilation, groups):
-    """The matrix of the definition, window by window and tap by tap."""
+    """The matrix by the definition, window by window and tap by tap."""
     *taps, inputs, outputs = kernel.shape
     extents = [(k - 1) * d + 1 for k, d in zip(taps, dilation, strict=True)]
     if padding == "SAME":
@@ -62,7 +62,7 @@ def dense(kernel, sizes, strides, padding, dilation, groups):
 
 
 def case(name, outputs=6):
-    """A kernel, its dense matrix, the picture's shape and the options."""
+    """A kernel, its dense matrix, the shape of the image and the options."""
     sizes, taps, strides, padding, dilation, groups = GRID[name]
     rng = np.random.default_rng(len(name))
     kernel = rng.normal(size=(*taps, 4 // groups, outputs))
@@ -175,7 +175,7 @@ def test_norm_of_a_positive_5x5_kernel_is_almost_five_times_the_kernel_matrix_no
     kernel = np.zeros((5, 5, 2, 2), np.float32)
     kernel[:, :, 0, 1] = 3.0
     found, matrix_norm = bounds_on_28_pixels(kernel)
-    # Ones factor into a band along each axis.
+    # The operator is a product of a band matrix along each axis.
     band = np.abs(np.subtract.outer(np.arange(28), np.arange(28))) <= 2
     exact = 3 * np.linalg.norm(band, 2) ** 2
     assert matrix_norm == pytest.approx(15, rel=1e-6)

@@ -1,4 +1,4 @@
-"""Norms of dense matrices against numpy, brute force and duality."""
+"""Norms of dense matrices against NumPy, brute force and duality."""
 
 import itertools
 import math
@@ -36,7 +36,7 @@ def signs(n):
 
 
 def by_hand(a, p, q):
-    """The norm of one matrix in float64, where it can be had without iteration."""
+    """The norm of one matrix in float64, if it needs no iteration."""
     dual = linalg.conjugate_exponent(p)
     if p == 1:
         return np.linalg.norm(a, q, axis=0).max()
