@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.linear_map import LinearMap, varying_axes
 from opnorm.linalg.norms import norm
 
@@ -280,7 +281,7 @@ def scale(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
     Squares of the entries then neither overflow nor vanish. Both results are at least
     float32.
     """
-    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    wide = kernel.astype(at_least_single(kernel.dtype))
     largest = lax.stop_gradient(jnp.max(jnp.abs(wide)))
     largest = jnp.where(largest == 0, 1.0, largest)
     return wide / largest, largest

@@ -285,7 +285,7 @@ def _gram_iteration(block: jax.Array, num_iterations: int) -> jax.Array:
         # The root has no slope at zero.
         safe = jnp.where(length > 0, length, 1.0)
         bound = jnp.where(length > 0, bound * safe ** (0.5**step), length)
-        block = block / safe[:, None, None]
+        block = block / safe.astype(block.dtype)[:, None, None]
         if step < num_iterations:
             block = jnp.einsum("gri,gsi->grs", block, block.conj(), precision="highest")
     return bound

@@ -57,7 +57,7 @@ def _clip(
 ) -> tuple[jax.Array, jax.Array]:
     """``size * scaled`` clipped, and its largest singular value before clipping."""
     left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
-    kept = left * jnp.minimum(size * values, limit)
+    kept = left * jnp.minimum(size * values, limit)[None]
     return jnp.matmul(kept, right, precision="highest"), size * values[0]
 
 
@@ -91,11 +91,13 @@ def _clip_jvp(
 
     same = jnp.where(above, 0.0, 1.0)
     across = divide(
-        kept[:, None] - kept, raised[:, None] - raised, jnp.minimum(same[:, None], same)
+        kept[:, None] - kept[None],
+        raised[:, None] - raised[None],
+        jnp.minimum(same[:, None], same[None]),
     )
     # If both values exceed the limit, the difference is rounding only.
-    across = jnp.where(above[:, None] & above, 0.0, across)
-    along = divide(kept[:, None] + kept, raised[:, None] + raised, 1.0)
+    across = jnp.where(above[:, None] & above[None], 0.0, across)
+    along = divide(kept[:, None] + kept[None], raised[:, None] + raised[None], 1.0)
     shrunk = divide(kept, raised, 1.0)
     inner = multiply(left.T, size * moved, right.T)
     middle = 0.5 * (across * (inner + inner.T) + along * (inner - inner.T))
@@ -103,9 +105,11 @@ def _clip_jvp(
     # the singular values.
     beside = size * moved - multiply(left, left.T, size * moved)
     below = multiply(left.T, size * moved) - multiply(inner, right)
-    change = multiply(left, middle, right) + multiply(beside, right.T * shrunk, right)
-    change = change + multiply(left * shrunk, below)
-    change = change + more * multiply(left * jnp.where(above, 1.0, 0.0), right)
+    change = multiply(left, middle, right) + multiply(
+        beside, right.T * shrunk[None], right
+    )
+    change = change + multiply(left * shrunk[None], below)
+    change = change + more * multiply(left * jnp.where(above, 1.0, 0.0)[None], right)
     top = multiply(left[:, :1].T, size * moved, right[:1].T)[0, 0]
     return _clip(*primals), (change, top)
 
@@ -185,7 +189,7 @@ def clip_circular_singular_values(
 
     def excess(block: jax.Array, _: jax.Array) -> tuple[jax.Array, jax.Array]:
         left, values, right = jnp.linalg.svd(block, full_matrices=False)
-        over = jnp.maximum(values - limit, 0.0)[:, None]
+        over = jnp.maximum(values - limit, 0.0).astype(left.dtype)[:, None]
         return jnp.matmul(left * over, right, precision="highest"), jnp.max(values)
 
     def iterate(
@@ -193,7 +197,7 @@ def clip_circular_singular_values(
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         number, taken, _ = state
         cut, top = spectrum.each_frequency(excess, scaled - taken, where, periodic)
-        (back,) = adjoint(weight * cut.conj())
+        (back,) = adjoint(weight.astype(cut.dtype) * cut.conj())
         return number + 1, taken + shares * back, jnp.max(top) > limit
 
     number, taken, above = loops.while_loop(

@@ -46,11 +46,11 @@ class Grid(NamedTuple):
 
     @property
     def aliases(self) -> np.ndarray:
-        """The aliases of the frequency 0, ``(prod(strides), axes)`` int."""
+        """The aliases of the frequency 0, ``(prod(strides), axes)`` int32."""
         parts = [range(s) for s in self.strides]
         steps = np.array(self.sizes) // np.array(self.strides)
         aliases: np.ndarray = np.array(list(itertools.product(*parts))) * steps
-        return aliases
+        return aliases.astype(np.int32)
 
 
 def grid(sizes: Sequence[int], strides: Sequence[int]) -> Grid:
@@ -146,14 +146,15 @@ def each_frequency(
     *_, inputs, outputs = kernel.shape
     groups = where.groups
     taps = np.indices(where.kernel_sizes).reshape(len(where.kernel_sizes), -1).T
-    taps = taps * np.array(where.dilation)
-    sizes, aliases = np.array(periodic.sizes), periodic.aliases
+    taps = (taps * np.array(where.dilation)).astype(np.int32)
+    sizes, aliases = np.array([periodic.sizes], np.int32), periodic.aliases
     flat = kernel.reshape(len(taps), inputs, groups, outputs // groups)
 
     def one(coarse: jax.Array) -> Tree:
-        fine = (coarse + aliases) % sizes
+        fine = (coarse[None] + aliases) % sizes
         # Turns are reduced as integers, so that the angle is exact up to rounding.
-        turns = jnp.sum((fine[:, None] * taps % sizes) / sizes, axis=-1)
+        steps = (fine[:, None] * taps[None] % sizes[None]).astype(float)
+        turns = jnp.sum(steps / sizes[None].astype(float), axis=-1)
         angle = (2 * math.pi * (turns - jnp.round(turns))).astype(kernel.dtype)
         parts = [
             jnp.einsum("st,tigo->gosi", wave(angle), flat, precision="highest")
@@ -187,7 +188,7 @@ def top_mode(kernel: jax.Array, where: Geometry) -> jax.Array:
       ``(1, *where.in_shape)``.
     """
     periodic = grid(round_up(where.sizes, where.strides), where.strides)
-    sizes, aliases = np.array(periodic.sizes), periodic.aliases
+    sizes, aliases = np.array([periodic.sizes], np.int32), periodic.aliases
 
     noise = np.random.default_rng(0)
 
@@ -203,16 +204,18 @@ def top_mode(kernel: jax.Array, where: Geometry) -> jax.Array:
             y = jnp.einsum("goi,gi->go", block, x, precision="highest")
             x = jnp.einsum("goi,go->gi", block.conj(), y, precision="highest")
             value = jnp.sqrt(jnp.sum(jnp.abs(x) ** 2, axis=1))
-            return value, x / jnp.where(value > 0, value, 1.0)[:, None]
+            divisor = jnp.where(value > 0, value, 1.0).astype(x.dtype)
+            return value, x / divisor[:, None]
 
         init = jnp.zeros(len(start), kernel.dtype), jnp.asarray(start, block.dtype)
         return loops.fori_loop(_POWER_STEPS, step, init)
 
     values, vectors = each_frequency(strongest, kernel, where, periodic)
     best = jnp.argmax(values, axis=0)
-    fine = jnp.asarray(periodic.coarse, jnp.int32)[best][:, None] + aliases
-    places = np.indices(where.sizes).reshape(len(where.sizes), -1).T
-    turns = jnp.sum((fine[:, None] * places[:, None] % sizes) / sizes, axis=-1)
+    fine = jnp.asarray(periodic.coarse, jnp.int32)[best][:, None] + aliases[None]
+    places = np.indices(where.sizes, np.int32).reshape(len(where.sizes), -1).T
+    steps = (fine[:, None] * places[None, :, None] % sizes[None, None]).astype(float)
+    turns = jnp.sum(steps / sizes[None, None].astype(float), axis=-1)
     angle = (2 * math.pi * (turns - jnp.round(turns))).astype(kernel.dtype)
     top = vectors[best, jnp.arange(where.groups)]
     top = top.reshape(where.groups, len(aliases), -1)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from opnorm.linalg import checks, krylov, loops, norms
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.linear_map import LinearMap
 from opnorm.linalg.typed import machine_epsilon
 
@@ -65,7 +66,7 @@ class _Process(NamedTuple):
 
     @property
     def dtype(self) -> DTypeLike:
-        return jnp.promote_types(self.linear_map.dtype, jnp.float32)
+        return at_least_single(self.linear_map.dtype)
 
     @property
     def narrowing(self) -> float:

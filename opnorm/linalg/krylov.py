@@ -115,7 +115,7 @@ def removed(along: jax.Array, *known: tuple[jax.Array, jax.Array]) -> jax.Array:
     Returns:
       ``(B,)``.
     """
-    rows = jnp.arange(along.shape[1])
+    rows = jnp.arange(along.shape[1], dtype=jnp.int32)[None]
     for row, component in known:
         along = along - jnp.where(rows == row, component[:, None], 0.0)
     return 2 * norms.norm(along, 2.0)

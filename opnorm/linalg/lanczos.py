@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from opnorm.linalg import checks, krylov, loops, norms
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.linear_map import LinearMap
 from opnorm.linalg.typed import machine_epsilon
 
@@ -261,7 +262,7 @@ def _start(
     batch, n = linear_map.batch_size, linear_map.in_size
     check_steps(linear_map, num_steps)
     shape = (batch, *linear_map.in_shape)
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    wide = at_least_single(linear_map.dtype)
     start = krylov.start(init, key, shape, wide).reshape(batch, n).astype(wide)
     empty = jnp.zeros((batch, 1, n), wide)
     first, _, _ = krylov.extend(start, empty, jnp.zeros((), wide), _restart(key, n))
@@ -284,7 +285,7 @@ def _step(
     linear_map: LinearMap, keep: bool, key: jax.Array | None, num_locked: int = 0
 ) -> Callable[[_State], _State]:
     batch, n = linear_map.batch_size, linear_map.in_size
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    wide = at_least_single(linear_map.dtype)
     narrowing = krylov.narrowing(wide, linear_map.dtype)
 
     def advance(state: _State) -> _State:
@@ -449,7 +450,7 @@ def _ritz(
     """The k wanted Ritz values, eigenvectors ``(B, m, k)`` of T, and residuals."""
     diagonal, off_diagonal, removed, least, step = numbers
     m = diagonal.shape[1]
-    done = jnp.arange(m) < step
+    done = jnp.arange(m, dtype=step.dtype) < step
     # The largest row sum of |T| bounds the spectrum. Columns that are not computed get
     # an eigenvalue outside this bound.
     rows = jnp.abs(diagonal) + off_diagonal + jnp.roll(off_diagonal, 1, axis=1)

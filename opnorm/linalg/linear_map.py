@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from opnorm.linalg import checks, norms
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.types import Product
 
 
@@ -287,7 +288,7 @@ def adjoint_error(linear_map: LinearMap, key: jax.Array) -> jax.Array:
         (linear_map.batch_size, *shape)
         for shape in (linear_map.in_shape, linear_map.out_shape)
     )
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    wide = at_least_single(linear_map.dtype)
     v, u = (
         linear_map.spread(jax.random.normal(k, shape, wide).astype(linear_map.dtype))
         for k, shape in zip(jax.random.split(key), (into, out), strict=True)

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from opnorm.linalg import norms
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.linear_map import as_batch, from_matrix
 from opnorm.linalg.operator_norm import check_options, operator_norm
 from opnorm.linalg.typed import jit
@@ -89,7 +90,7 @@ def matrix_norm(
     p, q = norms.check_exponent("p", p), norms.check_exponent("q", q)
     check_options(num_steps, None, math.inf, num_restarts)
     batch = as_batch(matrix)
-    batch = batch.astype(jnp.promote_types(batch.dtype, jnp.float32))
+    batch = batch.astype(at_least_single(batch.dtype))
     _, d, n = batch.shape
     if p == 1:
         method = "column"

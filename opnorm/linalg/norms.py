@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.typed import jit
 
 
@@ -187,7 +188,7 @@ def _flatten(x: jax.Array) -> jax.Array:
             f"an array of shape {x.shape} and dtype {x.dtype} was given; it must be "
             "floating point with a leading batch axis."
         )
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_single(x.dtype)
     return x.astype(wide).reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
@@ -228,7 +229,7 @@ def _dual_map(flat: jax.Array, s: float) -> jax.Array:
         tolerance = 1e-12 if flat.dtype == jnp.float64 else 1e-6
         winners = usable & (jnp.abs(ratio) >= 1 - tolerance)
         count = jnp.maximum(jnp.sum(winners, axis=1, keepdims=True), 1)
-        return jnp.where(winners, jnp.sign(ratio), 0.0) / count
+        return jnp.where(winners, jnp.sign(ratio), 0.0) / count.astype(flat.dtype)
     if s == 2:
         squares = jnp.sum(ratio * ratio, axis=1, keepdims=True)
         # The derivative must be finite where no entry is usable.

@@ -100,8 +100,8 @@ def _shrink(modulus: jax.Array, room: jax.Array, limit: jax.Array) -> jax.Array:
         terms = jnp.where(started, jnp.minimum(above + more, room), 0.0)
         missing = limit - jnp.sum(terms, axis=1, keepdims=True)
         growing = started & (above + more < room)
-        count = jnp.sum(growing, axis=1, keepdims=True)
-        return more + jnp.maximum(missing, 0.0) / jnp.maximum(count, 1)
+        count = jnp.sum(growing, axis=1, keepdims=True).astype(limit.dtype)
+        return more + jnp.maximum(missing, 0.0) / jnp.maximum(count, 1.0)
 
     more = lax.fori_loop(0, _CLIMB_STEPS, climb, jnp.zeros_like(limit))
     terms = jnp.minimum(modulus - tight + lax.stop_gradient(more), room)

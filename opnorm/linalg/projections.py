@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from opnorm.linalg import norms
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.typed import jit, smallest_normal
 
 # In float32, for p from 1.01 to 500 and radii from 1e-30 to 0.999999 of the norm, more
@@ -105,7 +106,7 @@ def prepare(x: jax.Array, radius: float | jax.Array) -> tuple[jax.Array, jax.Arr
             "with a leading batch axis."
         )
     norms.check_length("radius", radius)
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = at_least_single(x.dtype)
     limit = jnp.asarray(radius, dtype)
     if limit.ndim > 1 or (limit.ndim == 1 and limit.shape[0] not in (1, x.shape[0])):
         raise ValueError(
@@ -172,14 +173,14 @@ def _project_l1(flat: jax.Array, limit: jax.Array) -> jax.Array:
     # An entry that is a radius or more below the largest becomes zero.
     capped = jnp.minimum(lax.stop_gradient(depth), limit)
     sorted_depth = jnp.sort(lax.stop_gradient(capped), axis=1)
-    counts = jnp.arange(1, flat.shape[1] + 1)
+    counts = jnp.arange(1, flat.shape[1] + 1, dtype=flat.dtype)[None]
     height = (limit + jnp.cumsum(sorted_depth, axis=1)) / counts
     place = jnp.sum(height > sorted_depth, axis=1, keepdims=True)
     last = jnp.take_along_axis(sorted_depth, jnp.maximum(place - 1, 0), axis=1)
     remains = lax.stop_gradient((capped <= last) & (capped < limit))
     total = jnp.sum(jnp.where(remains, depth, 0.0), axis=1, keepdims=True)
     count = jnp.maximum(jnp.sum(remains, axis=1, keepdims=True), 1)
-    height = (limit + total) / count
+    height = (limit + total) / count.astype(flat.dtype)
     kept = jnp.where(remains, jnp.maximum(height - depth, 0.0), 0.0 * flat)
     return jnp.where(limit > 0, sign(flat) * kept, 0.0)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from opnorm.linalg import checks, loops, norms
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.lanczos import check_steps, lanczos, tridiagonal_eigh
 from opnorm.linalg.linear_map import LinearMap
 
@@ -62,7 +63,7 @@ class SpectralDensity(NamedTuple):
         Source: Akhiezer 1965, The Classical Moment Problem, for the inequalities.
         """
         norms.check_length("width", width, positive=True)
-        away = (grid[:, None] - self.nodes[..., None, :]) / width
+        away = (grid[None, None, :, None] - self.nodes[..., None, :]) / width
         mean, error, doubt = _blur(away, self.weights)
         # Until here all values are in units of the peak of each bell.
         peak = 1 / (width * math.sqrt(2 * math.pi))
@@ -145,7 +146,7 @@ def spectral_density(
     keys = jax.random.split(key, num_probes)
     batch = linear_map.batch_size
     check_steps(linear_map, num_steps)
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    wide = at_least_single(linear_map.dtype)
 
     def probe(
         number: jax.Array, found: tuple[jax.Array, jax.Array]
@@ -234,13 +235,13 @@ def _probe(
         image = linear_map.matvec(signs.astype(linear_map.dtype))
         return found.at[:, number].set(measure(signs, image.astype(found.dtype)))
 
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    wide = at_least_single(linear_map.dtype)
     empty = jnp.zeros((linear_map.batch_size, num_probes), wide)
     return _average(loops.fori_loop(num_probes, probe, linear_map.spread(empty)))
 
 
 def _signs(linear_map: LinearMap, key: jax.Array) -> jax.Array:
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    wide = at_least_single(linear_map.dtype)
     shape = (linear_map.batch_size, *linear_map.in_shape)
     return jax.random.rademacher(key, shape, wide)
 

@@ -192,7 +192,7 @@ def log_capacity(
     elif scheme == "pgm":
         pace = _log_over(log(step_size), log(kappa))
         ratio = math.log(2) + pace + smoothness
-        steps = jnp.arange(1, attack_steps)
+        steps = jnp.arange(1, attack_steps, dtype=ratio.dtype)
         # The log of a^0 is 0 for every a, even where the log of a is infinite.
         powers = jnp.append(steps * ratio, 0.0)
         added = pace + jax.nn.logsumexp(powers) + smoothness

@@ -11,6 +11,7 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.linalg import BatchFunction, Params, PyTree
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.linear_map import varying_axes
 from opnorm.operators import jacobian
 
@@ -196,7 +197,7 @@ def _pairs_and_curved(
 def _gauss_newton_pairs(f: BatchFunction, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues ``(B, k)``, largest first, and vectors ``(B, k, ...)``."""
     matrix = jacobian.materialize(jacobian.jacobian_map(f, x))
-    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    matrix = matrix.astype(at_least_single(matrix.dtype))
     p = jax.nn.softmax(f(x).astype(matrix.dtype))
     # diag p - p p^T = S S^T with S = (I - p 1^T) diag(sqrt p), which centres the rows.
     mean = jnp.einsum("bd,bdn->bn", p, matrix, precision="highest")
@@ -333,7 +334,7 @@ def _over_batches(
             found = jax.flatten_util.ravel_pytree(product(params, batch, v))[0]
             return total + found.astype(total.dtype)
 
-        wide = jnp.promote_types(flat.dtype, jnp.float32)
+        wide = at_least_single(flat.dtype)
         total = linalg.fori_loop(count, add, jnp.zeros(flat.shape, wide))
         return (total / count)[None]
 

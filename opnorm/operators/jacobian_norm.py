@@ -8,6 +8,7 @@ from jax import lax
 
 from opnorm import linalg
 from opnorm.linalg import BatchFunction, krylov
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.norms import rescale
 from opnorm.linalg.operator_norm import check_options, evaluate
 from opnorm.operators import jacobian
@@ -252,7 +253,7 @@ def _triplets(
         found = linalg.golub_kahan(linear_map, k, num_steps=num_steps, key=key)
         return lax.stop_gradient(found)
     matrix = jacobian.materialize(linear_map)
-    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    matrix = matrix.astype(at_least_single(matrix.dtype))
     scaled, size = rescale(matrix, (1, 2))
     left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
     values, left, right = values[:, :k], left[:, :, :k], right[:, :k]
@@ -315,7 +316,7 @@ def _dense(
     key: jax.Array | None,
 ) -> linalg.OperatorNorm:
     matrix = jacobian.materialize(linear_map)
-    wide = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    wide = matrix.astype(at_least_single(matrix.dtype))
     if p == q == 2 and linear_map.out_size <= linear_map.in_size:
         # The matrix is scaled, so that squares neither overflow nor vanish.
         scaled, _ = rescale(wide, (1, 2))

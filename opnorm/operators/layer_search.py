@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.core import tracers
 from flax.linen.linear import canonicalize_padding
 from jax import lax
 
 from opnorm import linalg
+from opnorm.linalg.dtypes import at_least_single
 
 KINDS = {nn.Conv: "convolution", nn.Dense: "dense", nn.BatchNorm: "batch_norm"}
 # These layers divide by a statistic of the example, so no constant bounds their slope.
@@ -299,7 +299,7 @@ def _factors(
     gamma = (
         _leaf(variables["params"], module.path, "scale") if module.use_scale else 1.0
     )
-    wide = jnp.promote_types(variance.dtype, jnp.float32)
+    wide = at_least_single(variance.dtype)
     return lambda: gamma * lax.rsqrt(variance.astype(wide) + module.epsilon)
 
 

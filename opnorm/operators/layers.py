@@ -13,6 +13,7 @@ from flax import struct
 from opnorm import linalg
 from opnorm.linalg import ArrayShape, Options, Variables
 from opnorm.linalg.convolution import Padding
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.operators.layer_search import Call, search
 
 BATCH_NORM = ("fold", "separate", "ignore")
@@ -408,13 +409,13 @@ def kernel_values(layer: Layer) -> jax.Array:
     """Returns the singular values of the kernel matrix of a layer, largest first."""
     if layer.kind != "batch_norm":
         return linalg.kernel_matrix_singular_values(layer.kernel)
-    wide = jnp.promote_types(layer.kernel.dtype, jnp.float32)
+    wide = at_least_single(layer.kernel.dtype)
     return jnp.sort(jnp.abs(layer.kernel.astype(wide)), descending=True)
 
 
 def _dense_margin(layer: Layer) -> float:
     """The relative rounding error of a decomposition."""
-    wide = jnp.promote_types(layer.kernel.dtype, jnp.float32)
+    wide = at_least_single(layer.kernel.dtype)
     return linalg.machine_epsilon(wide) * (2 * sum(layer.kernel.shape) + 20)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from opnorm import linalg
 from opnorm.linalg import BatchFunction
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.operators import jacobian
 
 
@@ -73,14 +74,14 @@ def _fit(
     empty = jnp.zeros((num_samples, batch, d), jax.eval_shape(f, x).dtype)
     outputs = linalg.fori_loop(
         num_samples,
-        lambda k, found: found.at[k].set(f(x + noise[k])),
+        lambda k, found: found.at[k].set(f(x + noise[k][None])),
         empty,
     )
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_single(x.dtype)
     noise = noise.reshape(num_samples, -1).astype(wide)
     outputs = outputs.reshape(num_samples, -1).astype(wide)
     # Subtracting the means fits the free constants.
-    noise = noise - jnp.mean(noise, axis=0)
-    outputs = outputs - jnp.mean(outputs, axis=0)
+    noise = noise - jnp.mean(noise, axis=0, keepdims=True)
+    outputs = outputs - jnp.mean(outputs, axis=0, keepdims=True)
     slopes, *_ = jnp.linalg.lstsq(noise, outputs)
     return slopes.T.reshape(batch, d, *shape).astype(x.dtype)

@@ -15,6 +15,7 @@ from jax import lax
 
 from opnorm import linalg, operators
 from opnorm.linalg import BatchFunction
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.regularizers.data_dependent import Penalty
 
 METHODS = ("forward", "central", "double_backpropagation")
@@ -214,7 +215,7 @@ def jacobian_frobenius_penalty(
     """
     num_projections = linalg.check_count("num_projections", num_projections, 1)
     jacobian = operators.jacobian_map(f, x)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_single(x.dtype)
     outputs = jnp.zeros((len(x), jacobian.out_size), wide)
     total = jnp.zeros(len(x))
     for each in jax.random.split(key, num_projections):
