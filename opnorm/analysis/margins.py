@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from opnorm import linalg
 from opnorm.attacks import checks, losses
-from opnorm.operators.jacobian import BatchFunction
+from opnorm.linalg import BatchFunction
 
 
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
