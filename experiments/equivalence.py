@@ -14,23 +14,13 @@ singular_values.png into --run; interrupted, it goes on where it ended.
 import dataclasses
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 from absl import flags
 
-from experiments.common import (
-    cache,
-    cli,
-    figures,
-    jobs,
-    measure,
-    options,
-    records,
-    tables,
-)
+from experiments.common import cli, figures, jobs, options, records, tables
 from experiments.common.records import Record
 from experiments.common.tables import Column
-from opnorm import runs, training
+from opnorm import training
 
 _METHODS = ("standard", "adversarial", "data_dependent_snr", "global_snr")
 
@@ -66,59 +56,29 @@ _SEARCH_STEPS = flags.DEFINE_integer(
     10,
     "number of power steps of data-dependent SNR with --search=iterative",
 )
-_TEST_EXAMPLES = flags.DEFINE_integer(
-    "test_examples", 400, "number of test images that each network is measured on"
-)
-_TEST_STEPS = flags.DEFINE_integer(
-    "test_steps", 10, "number of steps of the measuring attack"
-)
 _EPSILONS = flags.DEFINE_list(
     "epsilons",
     ["0.25", "0.5", "0.75", "1.0"],
     "lengths of the measuring attack, in [0, 1] pixel units",
 )
-cache.define_fresh_flag()
-_DOWNLOAD = options.define_download_flag()
+jobs.define_flags(test_examples=400)
 
 
 def main() -> None:
     """Trains and measures every method and seed, writes and prints the results."""
     started = records.start()
     methods, seeds, epsilons = _read_lists()
-    configs = {
-        (method, seed): _config(method, seed) for method in methods for seed in seeds
+    groups = {
+        method: {f"{method}-seed{seed}": _config(method, seed) for seed in seeds}
+        for method in methods
     }
-    for config in configs.values():
-        training.validate(config)
-    train_set, test_set = jobs.load_splits(
-        next(iter(configs.values())), _TEST_EXAMPLES.value, download=_DOWNLOAD.value
-    )
-    run = jobs.create_run_directory(
-        _RUN.value,
-        {
-            "seeds": list(seeds),
-            "methods": list(methods),
-            "epsilons": list(epsilons),
-            "test_examples": _TEST_EXAMPLES.value,
-            "test_steps": _TEST_STEPS.value,
-        },
-        list(configs.values()),
-    )
-    cli.hold(run)
-    measured: dict[str, list[Record]] = {method: [] for method in methods}
-    for (method, seed), config in configs.items():
-        directory = Path(_RUN.value) / f"{method}-seed{seed}"
-        found = measure.train_and_measure(
-            config,
-            directory,
-            train_set,
-            test_set,
-            epsilons=epsilons,
-            num_steps=_TEST_STEPS.value,
-            fresh=flags.FLAGS.fresh,
-        )
-        measured[method].append(found)
-    _report(run, measured, test_set.description, started)
+    settings = {
+        "seeds": list(seeds),
+        "methods": list(methods),
+        "epsilons": list(epsilons),
+    }
+    measured = jobs.train_and_measure(_RUN.value, groups, settings, epsilons=epsilons)
+    _report(measured, started)
 
 
 def _read_lists() -> tuple[tuple[str, ...], tuple[int, ...], tuple[float, ...]]:
@@ -134,7 +94,8 @@ def _read_lists() -> tuple[tuple[str, ...], tuple[int, ...], tuple[float, ...]]:
     options.check_each_once("seeds", seeds)
     if not epsilons or not all(0 < e < math.inf for e in epsilons):
         raise ValueError(f"epsilons is {epsilons}; each must be positive and finite.")
-    options.check_at_least(1, _TEST_EXAMPLES, _TEST_STEPS, _ATTACK_STEPS, _SEARCH_STEPS)
+    jobs.check_flags()
+    options.check_at_least(1, _ATTACK_STEPS, _SEARCH_STEPS)
     return methods, seeds, epsilons
 
 
@@ -156,40 +117,29 @@ def _config(method: str, seed: int) -> training.Config:
     return options.config_from_flags(training.Config, **chosen)
 
 
-def _report(
-    run: runs.RunDirectory,
-    measured: dict[str, list[Record]],
-    description: str,
-    started: records.Start,
-) -> None:
-    averages = {method: measure.average(found) for method, found in measured.items()}
-    seconds = {
-        method: sum(each["training_seconds"] for each in found)
-        for method, found in measured.items()
-    }
+def _report(measured: jobs.Measured, started: records.Start) -> None:
+    run, averages = measured.run, measured.averages
     results = {
-        "data": description,
-        "seeds": len(next(iter(measured.values()))),
+        "data": measured.data,
+        "seeds": measured.seeds,
         **records.origin(started),
         "flags": run.flags(),
         "methods": averages,
     }
     run.write_json("results.json", results)
-    text = make_table(results, seconds)
+    text = make_table(results, measured.seconds)
     run.write_text("table.md", text + "\n")
-    count = next(iter(averages.values()))["examples"]
-    title = f"{description}, {count:.0f} test images, mean of {results['seeds']} seeds"
     figures.plot_accuracy(
         {method: average["accuracy"] for method, average in averages.items()},
         run.figure_path("accuracy"),
         training_epsilon=flags.FLAGS.epsilon,
         norm="L2",
-        title=title,
+        title=measured.title,
     )
     figures.plot_singular_values(
         {method: average["singular_values"] for method, average in averages.items()},
         run.figure_path("singular_values"),
-        title=title,
+        title=measured.title,
     )
     records.report(run, text, started)
 
@@ -216,11 +166,7 @@ def make_table(results: Record, seconds: Mapping[str, float]) -> str:
         ),
         Column("sigma(J)", ("seeds", "sigma"), tables.numbers()),
         Column("alignment with v1", ("seeds", "alignment"), tables.numbers()),
-        Column(
-            "training time",
-            lambda row: seconds[row["method"]],
-            tables.number("{:.0f} s"),
-        ),
+        Column("training time", lambda row: f"{seconds[row['method']]:.0f} s"),
     )
     return tables.table(tables.named(results["methods"], "method"), columns)
 

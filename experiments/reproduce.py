@@ -160,11 +160,8 @@ def _train_and_measure(
             measure.norm_name(p): measure.accuracy_curve(
                 result.network,
                 test_set,
-                p=p,
-                epsilons=epsilons,
-                num_steps=_TEST_STEPS.value,
-                batch_size=100,
-                seed=config.seed,
+                measure.Pga(p, _TEST_STEPS.value, config.seed),
+                epsilons,
             )
             for p, epsilons in lengths.items()
         }

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.common import cli, figures, options
+from experiments.common import cli, figures, options, tables
+from experiments.common.tables import Column
 from opnorm import data, runs, training
 
 options.define_config_flags(training.Config)
@@ -95,18 +96,13 @@ def main() -> None:
     run = Path(_RUN.value)
     metrics = runs.read_metrics(run)
     _draw_training(metrics, run / "training.png", config.method)
-    print(
-        cli.table(
-            [
-                {
-                    "run": str(run),
-                    "method": config.method,
-                    "steps": result.step,
-                    **{k: f"{v:.4g}" for k, v in sorted(result.metrics.items())},
-                }
-            ]
-        )
-    )
+    summary = {
+        "run": str(run),
+        "method": config.method,
+        "steps": result.step,
+        **{name: f"{value:.4g}" for name, value in sorted(result.metrics.items())},
+    }
+    print(tables.table([summary], [Column(name, name) for name in summary]))
 
 
 def _draw_training(

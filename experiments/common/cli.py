@@ -1,4 +1,4 @@
-"""The frame of every binary: flags, errors in one line, compilation cache, locks."""
+"""The frame of every binary, from the parsing of flags to the exit code."""
 
 import contextlib
 import importlib
@@ -132,8 +132,9 @@ def use_compilation_cache() -> None:
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "opnorm" / "jax"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        update: Callable[[str, object], None] = jax.config.update
+        update("jax_compilation_cache_dir", str(cache / "opnorm" / "jax"))
+        update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

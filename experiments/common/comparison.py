@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import numpy as np
 from absl import flags
 
 import opnorm
 from experiments.common import cli, figures, jobs, measure, options, records
 from experiments.common.records import Record
-from opnorm import analysis, data, models, runs, training
+from opnorm import data, models, runs, training
 from opnorm.training import Config
 
 # Flags defined here belong to the binary that calls for them.
@@ -18,11 +19,11 @@ flags.disclaim_key_flags()
 
 
 class NamedNetwork(NamedTuple):
-    """A network and what it is called in results and figures.
+    """A network and its name in results and figures.
 
     Attributes:
-      name: its method, with the run's directory behind it where several share it.
-      config: of its training.
+      name: its method, with the directory of the run where several share the method.
+      config: the configuration of its training.
       f: the network, with ``f.features`` and ``f.preactivations``.
       source: the run directory and the step of the checkpoint.
     """
@@ -37,9 +38,9 @@ class Comparison(NamedTuple):
     """Networks and the examples that they are compared on.
 
     Attributes:
-      networks: at least one.
-      examples: of one data set.
-      out: where results go.
+      networks: the networks, at least one.
+      examples: the examples, of one data set.
+      out: the directory for results, locked until the binary ends.
     """
 
     networks: list[NamedNetwork]
@@ -51,7 +52,8 @@ def define_flags(folder: str) -> None:
     """Defines the flags that :func:`open_runs` reads.
 
     Args:
-      folder: of the results, inside the first run unless --out is given.
+      folder: name of the folder for results inside the first run, unless --out is
+        given.
     """
     flags.DEFINE_multi_string(
         "run",
@@ -85,19 +87,17 @@ def open_runs(folder: str, examples: int) -> Comparison:
 
     Args:
       folder: as for :func:`define_flags`.
-      examples: how many to load.
+      examples: number of examples to load.
 
     Raises:
       ValueError or FileNotFoundError: for flags out of range, runs that cannot be read
-        or that do not fit each other, or a folder to write to that is somebody else's.
+        or that do not fit each other, or a folder to write to that another program
+        uses.
       RunInUse: an OSError, if another process writes into that folder.
     """
     given = flags.FLAGS
-    for name, least in (("examples", 2), ("num_steps", 1), ("batch_size", 1)):
-        if given[name].value < least:
-            raise ValueError(
-                f"{name} is {given[name].value}; it must be at least {least}."
-            )
+    options.check_at_least(2, given["examples"])
+    options.check_at_least(1, given["num_steps"], given["batch_size"])
     directories = _directories()
     options.parse_split(given.split)
     loaded = [training.load_run(directory) for directory in directories]
@@ -191,8 +191,8 @@ def _objective(config: Config, examples: data.Dataset) -> training.Objective:
 
 
 def untrained(comparison: Comparison, seed: int) -> list[NamedNetwork]:
-    """A network with random weights for each architecture among those compared."""
-    found: dict[Any, NamedNetwork] = {}
+    """Returns a network with random weights for each architecture that is compared."""
+    found: dict[tuple[str, int | None], NamedNetwork] = {}
     for network in comparison.networks:
         config = network.config
         shape = (config.model, config.width)
@@ -217,24 +217,20 @@ def attacked(
     *,
     p: float,
     epsilon: float,
-    seed: int,
-) -> Any:
-    """What PGA on the true labels adds to the examples, ``(N, ...)``."""
-    return analysis.perturbations(
-        network.f,
-        examples.images,
-        examples.labels,
-        attack=measure.usual_attack(p, flags.FLAGS.num_steps),
-        epsilon=epsilon,
-        batch_size=flags.FLAGS.batch_size,
-        key=jax.random.key(seed),
-    )
+) -> np.ndarray:
+    """Returns the perturbations of PGA on the true labels, ``(N, ...)``.
+
+    The number of steps, the batch size and the seed are those of the flags.
+    """
+    given = flags.FLAGS
+    pga = measure.Pga(p, given.num_steps, given.seed, given.batch_size)
+    return pga.perturbations(network.f, examples, epsilon)
 
 
 def training_epsilons(networks: Sequence[NamedNetwork], p: float) -> list[float]:
-    """The lengths, in the norm p, of the perturbations that networks saw in training.
+    """Returns the lengths of perturbations in training, in the norm p, rising.
 
-    Networks whose method has no perturbations have none.
+    Networks whose method has no perturbations are passed over.
     """
     used = training.methods_with("random_start", "search")
     found = {
@@ -258,7 +254,7 @@ def card(comparison: Comparison, count: int) -> Record:
 
 
 def _labels(directories: Sequence[str], configs: Sequence[Config]) -> list[str]:
-    """The method of each run; where runs share it, with their directories."""
+    """Returns the method of each run; where runs share it, with their directories."""
     methods = [config.method for config in configs]
     shortest = [Path(run).name for run in directories]
     endings = shortest if len(set(shortest)) == len(shortest) else list(directories)

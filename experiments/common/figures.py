@@ -1,12 +1,11 @@
-"""Parts that all figures share: styles, curves with bands, panels with one legend.
+"""The parts that figures share, such as curves with bands and panels with one legend.
 
-A figure is drawn so::
+Example::
 
-  styles = figures.styles(names)
   figure, panels = figures.new_panels("Title", ("left", "right"))
   for axes in panels:
-      for name in names:
-          figures.curve(axes, x, {"mean": m, "standard_error": e}, **styles[name])
+      figures.curves(axes, {"standard": (x, {"mean": m, "standard_error": e})})
+      axes.set(xlabel="length", ylabel="accuracy", ylim=(0, None))
   figures.save_panels(figure, panels, path)
 
 Colours follow Okabe & Ito's palette, which colour-blind readers can tell apart; every
@@ -71,7 +70,8 @@ def label(name: str) -> str:
 def styles(names: Sequence[str]) -> dict[str, Style]:
     """Returns the style of each network or attack, the same in all panels.
 
-    Methods have their own; other names have what of the palette no method has.
+    Methods have styles of their own; other names take colours that no method among
+    them has.
     """
     found = {name: STYLES[name] for name in names if name in STYLES}
     taken = {color for color, _, _ in found.values()}
@@ -132,9 +132,18 @@ def distribution(axes: Any, values: Any, **style: Any) -> None:
     axes.step(x, y, where="post", **style)
 
 
-def ranks(found: Mapping[str, Any]) -> np.ndarray:
-    """Returns 1, 2, ... for the values of a curve by rank."""
-    return np.arange(1, len(found["mean"]) + 1)
+def curves(
+    axes: Any, drawn: Mapping[str, tuple[Any, Mapping[str, Any]]], *, times: float = 1
+) -> None:
+    """Draws (x, mean with error) of each network or attack by name, in its style."""
+    styled = styles(list(drawn))
+    for name, (x, found) in drawn.items():
+        curve(axes, x, found, times=times, **styled[name])
+
+
+def by_rank(found: Mapping[str, Any]) -> tuple[np.ndarray, Mapping[str, Any]]:
+    """Returns the ranks 1, 2, ... of values, and the values."""
+    return np.arange(1, len(found["mean"]) + 1), found
 
 
 def source_line(results: Mapping[str, Any], count: str = "examples") -> str:
@@ -143,7 +152,7 @@ def source_line(results: Mapping[str, Any], count: str = "examples") -> str:
 
 
 def plot_accuracy(
-    curves: Mapping[str, Mapping[str, Sequence[float]]],
+    accuracies: Mapping[str, Mapping[str, Sequence[float]]],
     path: Path,
     *,
     training_epsilon: float | None,
@@ -153,23 +162,22 @@ def plot_accuracy(
     """Draws accuracy against epsilon, one curve per method, with standard errors.
 
     Args:
-      curves: by method: "epsilon", "mean" and "standard_error", fractions.
+      accuracies: by method: "epsilon", "mean" and "standard_error", fractions.
       path: the PNG to write.
       training_epsilon: drawn as a dashed line, or None.
       norm: name of the norm on the axis, such as "L2".
       title: the measurement and its data.
     """
     figure, axes = new_figure(title)
-    styled = styles(list(curves))
-    for name, found in curves.items():
-        curve(axes, found["epsilon"], found, times=100, **styled[name])
+    drawn = {name: (found["epsilon"], found) for name, found in accuracies.items()}
+    curves(axes, drawn, times=100)
     if training_epsilon is not None:
         mark_training(axes, training_epsilon)
-    axes.set_xlabel(
-        f"{norm} length of the perturbation, $\\epsilon$ (pixels in [0, 1])"
+    axes.set(
+        xlabel=f"{norm} length of the perturbation, $\\epsilon$ (pixels in [0, 1])",
+        ylabel="accuracy (%)",
+        ylim=(0, None),
     )
-    axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(bottom=0)
     save_figure(figure, axes, path)
 
 
@@ -184,13 +192,14 @@ def plot_singular_values(
       title: the measurement and its data.
     """
     figure, axes = new_figure(title)
-    styled = styles(list(spectra))
-    for method, spectrum in spectra.items():
-        curve(axes, ranks(spectrum), spectrum, **styled[method])
-    axes.set_yscale("log")
-    axes.set_xticks(ranks(max(spectra.values(), key=lambda found: len(found["mean"]))))
-    axes.set_xlabel("rank")
-    axes.set_ylabel("singular value of the logits' Jacobian")
+    curves(axes, {name: by_rank(found) for name, found in spectra.items()})
+    most = max(len(found["mean"]) for found in spectra.values())
+    axes.set(
+        yscale="log",
+        xticks=range(1, most + 1),
+        xlabel="rank",
+        ylabel="singular value of the logits' Jacobian",
+    )
     save_figure(figure, axes, path)
 
 
@@ -294,16 +303,15 @@ def scale_asinh(axes: Any, width: float, low: float, high: float) -> None:
     """
     largest = max(width, abs(low), abs(high))
     powers = range(round(math.log10(width)), math.floor(math.log10(largest)) + 1)
-    ticks = [0.0, *(sign * 10.0**power for power in powers for sign in (-1, 1))]
+    ticks = sorted({0.0, *(s * 10.0**power for power in powers for s in (-1, 1))})
     axes.set_xscale("asinh", linear_width=width)
-    axes.set_xticks(sorted(tick for tick in ticks if low <= tick <= high))
+    axes.set(xticks=[tick for tick in ticks if low <= tick <= high], xlim=(low, high))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    axes.set_xlim(low, high)
 
 
 def scale_decades(axes: Any, low: float, high: float) -> None:
-    """Makes the vertical axis logarithmic, and so on both sides of zero if need be.
+    """Makes the vertical axis logarithmic, on both sides of zero for negative values.
 
     Args:
       axes: the panel, with its curves.

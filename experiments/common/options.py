@@ -13,9 +13,12 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import flags
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # Flags defined by the functions below belong to the binary that calls them, so that
 # they show in its --help.
@@ -23,6 +26,7 @@ flags.disclaim_key_flags()
 
 _SERIALIZER: flags.ArgumentSerializer[Any] = flags.ArgumentSerializer()
 _Value = TypeVar("_Value")
+_Config = TypeVar("_Config", bound="DataclassInstance")
 
 
 def define_config_flags(
@@ -94,7 +98,7 @@ def define_preset_flags() -> None:
     )
 
 
-def config_from_flags(config: type, **values: Any) -> Any:
+def config_from_flags(config: type[_Config], **values: Any) -> _Config:
     """Builds a configuration from the flags that were defined, and from ``values``.
 
     With --preset they are those of the preset, unless a flag is on the command line.
@@ -122,7 +126,10 @@ def config_from_flags(config: type, **values: Any) -> Any:
             f"for {preset.name}; without --{name} it is trained from scratch.",
             file=sys.stderr,
         )
-    return dataclasses.replace(preset.config, **given)
+    chosen = dataclasses.replace(preset.config, **given)
+    if not isinstance(chosen, config):
+        raise TypeError(f"config is {config}; presets are of {type(chosen)}.")
+    return chosen
 
 
 def given_fields(config: type) -> dict[str, Any]:
@@ -137,10 +144,13 @@ def define_download_flag() -> flags.FlagHolder[bool]:
     return flags.DEFINE_boolean("download", False, "download the data if missing")
 
 
-def check_at_least(least: int, *chosen: flags.FlagHolder[int]) -> None:
+def check_at_least(
+    least: int,
+    *chosen: flags.FlagHolder[int] | flags.FlagHolder[int | None] | flags.Flag[int],
+) -> None:
     """Raises a ValueError that names the first flag whose value is below ``least``."""
     for flag in chosen:
-        if flag.value < least:
+        if flag.value is not None and flag.value < least:
             raise ValueError(
                 f"{flag.name} is {flag.value}; it must be at least {least}."
             )
@@ -208,8 +218,9 @@ def parse_split(text: str) -> tuple[str, int | None, int | None]:
 def plain_type(annotation: Any) -> type:
     """Returns the type of an annotation without ``| None``."""
     if isinstance(annotation, types.UnionType):
-        return next(t for t in typing.get_args(annotation) if t is not type(None))
-    return annotation
+        annotation = next(t for t in typing.get_args(annotation) if t is not type(None))
+    found: type = annotation
+    return found
 
 
 def _parse_list(

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, comparison, records, tables
+from experiments.common import cli, comparison, options, records, tables
 from experiments.common.figures import label
 from experiments.common.records import Record
 from experiments.common.tables import Column
@@ -82,10 +82,8 @@ _INPUT_COLUMNS = (
 def main() -> None:
     """Measures every network, writes results and figures."""
     count = _TRAIN_EXAMPLES.value
-    if count < 0:
-        raise ValueError(f"train_examples is {count}; it must be at least 0.")
-    if _PROBES.value < 2:
-        raise ValueError(f"num_probes is {_PROBES.value}; it must be at least 2.")
+    options.check_at_least(0, _TRAIN_EXAMPLES)
+    options.check_at_least(2, _PROBES)
     compared = comparison.open_runs(_FOLDER, flags.FLAGS.examples)
     images = _training_images(compared, count) if count else None
     results: Record = {
@@ -127,7 +125,7 @@ def _training_images(compared: comparison.Comparison, count: int) -> data.Datase
             raise ValueError(
                 f"train_examples is {count}; {network.name} was trained on {used}."
             )
-    # What a run was trained on begins with these.
+    # The training set of a run begins with these.
     images = data.load(
         name,
         split="train",
@@ -142,7 +140,7 @@ def _training_images(compared: comparison.Comparison, count: int) -> data.Datase
 
 
 def _inputs(network: comparison.NamedNetwork, examples: data.Dataset) -> Record:
-    """Summaries of each quantity over the examples, and how sure the Hessians are."""
+    """Returns summaries over the examples, and the errors of the Hessians."""
     with runs.Progress(
         len(examples), description=f"{network.name}: inputs", unit="image"
     ) as progress:
@@ -223,7 +221,7 @@ def _parameter_rows(results: Record) -> list[Record]:
 
 
 def _accuracy(row: Record) -> str:
-    """How the Hessians in the input were found, and how sure they are."""
+    """Returns text on the method and the errors of the Hessians in the input."""
     inputs = row["inputs"]
     if not inputs["curved"]:
         return "exact: piecewise linear"

@@ -30,10 +30,10 @@ def draw_densities(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     """Draws the eigenvalue densities in the parameters, on logarithmic axes.
 
     Args:
-      out: gets parameter_spectrum.png.
-      results: results of experiments.curvature.
+      out: directory for parameter_spectrum.png.
+      results: content of results.json.
     """
-    names = list(results["networks"])
+    networks = results["networks"]
     figure, panels = figures.new_panels(
         "Eigenvalues in the parameters, mean cross-entropy of "
         f"{results['train_examples']} training images\n{results['data']}, "
@@ -41,10 +41,10 @@ def draw_densities(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
         tuple(MATRICES.values()),
         sharey="row",
     )
-    styles = figures.styles(names)
+    styles = figures.styles(list(networks))
     for axes, matrix in zip(panels, MATRICES, strict=True):
-        for name in names:
-            found = results["networks"][name][matrix]
+        for name, network in networks.items():
+            found = network[matrix]
             curve = found["density"]
             # One eigenvalue, seen by all probes alike, has a bell of height 1.
             bell = found["parameters"] * curve["width"] * math.sqrt(2 * math.pi)
@@ -52,43 +52,41 @@ def draw_densities(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
             style = styles[name] | {"marker": "", "linewidth": 1}
             figures.curve(axes, x, curve, times=bell, **style)
         figures.scale_asinh(axes, curve["scale"], x[0], x[-1])
-        axes.set_yscale("log")
-        axes.set_xlabel("eigenvalue")
-    panels[0].set_ylim(_FEWEST, 3 * found["parameters"])
-    panels[0].set_ylabel("number of eigenvalues around")
+        axes.set(yscale="log", xlabel="eigenvalue")
+    panels[0].set(
+        ylim=(_FEWEST, 3 * found["parameters"]), ylabel="number of eigenvalues around"
+    )
     figures.save_panels(figure, panels, out.figure_path("parameter_spectrum"))
 
 
 def draw_input_curvature(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     """Draws each quantity in the inputs, images in rising order.
 
-    Axes are logarithmic; where a network that is not piecewise linear has a negative
-    eigenvalue or trace, they are so in both directions from zero.
+    Axes are logarithmic, on both sides of zero for a quantity with negative values,
+    which only networks have that are not piecewise linear.
 
     Args:
-      out: gets input_curvature.png.
-      results: results of experiments.curvature.
+      out: directory for input_curvature.png.
+      results: content of results.json.
     """
-    names = list(results["networks"])
+    inputs = {name: found["inputs"] for name, found in results["networks"].items()}
+    titles = dict(QUANTITIES)
+    if any(found["curved"] for found in inputs.values()):
+        titles["trace"] += f", partly by {results['num_probes']} random probes"
     figure, panels = figures.new_panels(
         "Derivatives of the cross-entropy and of the logits in the input\n"
         f"{figures.source_line(results)}",
-        tuple(QUANTITIES.values()),
+        tuple(titles.values()),
     )
-    styles = figures.styles(names)
-    curved = any(
-        network["inputs"]["curved"] for network in results["networks"].values()
-    )
-    for axes, (quantity, title) in zip(panels, QUANTITIES.items(), strict=True):
-        highest, lowest = 0.0, 0.0
-        if quantity == "trace" and curved:
-            title = f"{title}, partly by {results['num_probes']} random probes"
-        axes.set_title(title, fontsize=9)
-        for name in names:
-            found = results["networks"][name]["inputs"][quantity]
-            values = np.asarray(found["percentiles"])
+    styles = figures.styles(list(inputs))
+    for axes, quantity in zip(panels, QUANTITIES, strict=True):
+        curves = {
+            name: found[quantity]["percentiles"] for name, found in inputs.items()
+        }
+        for name, values in curves.items():
             axes.plot(values, **styles[name] | {"marker": ""})
-            highest, lowest = max(highest, values[-1]), min(lowest, values[0])
+        lowest = min(0.0, *(values[0] for values in curves.values()))
+        highest = max(0.0, *(values[-1] for values in curves.values()))
         figures.scale_decades(axes, lowest, highest)
         axes.set_ylabel(_UNITS[quantity], fontsize=8)
         axes.set_xlim(0, 100)

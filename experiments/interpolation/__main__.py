@@ -20,25 +20,48 @@ accuracy.png into --run; interrupted, it goes on where it ended.
 
 import dataclasses
 import math
-import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import NamedTuple
 
-import jax
 from absl import flags
 
-from experiments.common import cache, cli, jobs, measure, options, records, tables
+from experiments.common import cli, jobs, options, records, tables
 from experiments.common.records import Record
 from experiments.common.tables import Column
 from experiments.interpolation import figures
-from opnorm import data, runs, training
+from opnorm import training
+
+
+class _Sweep(NamedTuple):
+    """A choice in training that differs between the networks.
+
+    Attributes:
+      values: the default values.
+      title: the title of their column.
+      axis: the label of their axis.
+      usual: the value of the attack of the test, where it has one; the axis is then
+        logarithmic.
+    """
+
+    values: tuple[str, ...]
+    title: str
+    axis: str
+    usual: float | None = None
+
 
 _SWEEPS = {
-    "step_size": ("0.5", "1", "2", "5", "10", "inf"),
-    "mix": ("0", "0.25", "0.5", "0.75", "1"),
+    "step_size": _Sweep(
+        ("0.5", "1", "2", "5", "10", "inf"),
+        "training step x num_steps / eps",
+        "step of the attack in training (multiples of $\\epsilon$ / its steps)",
+        usual=2.0,
+    ),
+    "mix": _Sweep(
+        ("0", "0.25", "0.5", "0.75", "1"),
+        "mix (0 AT, 1 SNR)",
+        "from adversarial training (0) to data-dependent SNR (1)",
+    ),
 }
-# The step of an attack is this times epsilon / its steps unless it is swept.
-_USUAL_STEP = 2.0
 
 options.define_config_flags(
     training.Config,
@@ -60,65 +83,39 @@ _VALUES = flags.DEFINE_list(
     None,
     "values of it: multiples of epsilon / num_steps, inf for the limit, or numbers in "
     "[0, 1]; by default "
-    + " or ".join(f"{','.join(values)} ({name})" for name, values in _SWEEPS.items()),
+    + " or ".join(
+        f"{','.join(sweep.values)} ({name})" for name, sweep in _SWEEPS.items()
+    ),
 )
 _RUN = flags.DEFINE_string(
     "run", None, "directory to write to; by default runs/interpolation-<sweep>"
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "random seeds, one network per value each")
-_TEST_EXAMPLES = flags.DEFINE_integer(
-    "test_examples", 400, "number of test images that each network is measured on"
-)
-_TEST_STEPS = flags.DEFINE_integer(
-    "test_steps", 10, "number of steps of the measuring attack"
-)
-cache.define_fresh_flag()
-_DOWNLOAD = options.define_download_flag()
+jobs.define_flags(test_examples=400)
 
 
 def main() -> None:
     """Trains and measures every value and seed, writes and prints the results."""
     started = records.start()
     values, seeds = _read_lists()
-    configs = {(v, seed): _config(v, seed) for v in values for seed in seeds}
-    for config in configs.values():
-        training.validate(config)
-    train_set, test_set = jobs.load_splits(
-        next(iter(configs.values())), _TEST_EXAMPLES.value, download=_DOWNLOAD.value
+    groups = {
+        f"{value:g}": {
+            f"{_SWEEP.value}-{value:g}-seed{seed}": _config(value, seed)
+            for seed in seeds
+        }
+        for value in values
+    }
+    measured = jobs.train_and_measure(
+        _RUN.value or f"runs/interpolation-{_SWEEP.value}",
+        groups,
+        {"sweep": _SWEEP.value, "values": list(values), "seeds": list(seeds)},
+        epsilons=[flags.FLAGS.epsilon],
     )
-    data.steps_per_epoch(flags.FLAGS.batch_size, len(train_set))
-    path = Path(_RUN.value or f"runs/interpolation-{_SWEEP.value}")
-    run = jobs.create_run_directory(
-        path,
-        {
-            "sweep": _SWEEP.value,
-            "values": list(values),
-            "seeds": list(seeds),
-            "test_examples": _TEST_EXAMPLES.value,
-            "test_steps": _TEST_STEPS.value,
-        },
-        list(configs.values()),
-    )
-    cli.hold(run)
-    measured: dict[float, list[Record]] = {value: [] for value in values}
-    for number, ((value, seed), config) in enumerate(configs.items(), start=1):
-        name = f"{_SWEEP.value}-{value:g}-seed{seed}"
-        print(f"network {number} of {len(configs)}: {name}", file=sys.stderr)
-        found = measure.train_and_measure(
-            config,
-            path / name,
-            train_set,
-            test_set,
-            epsilons=[config.epsilon],
-            num_steps=_TEST_STEPS.value,
-            fresh=flags.FLAGS.fresh,
-        )
-        measured[value].append(found)
-    _report(run, measured, test_set.description, started)
+    _report(measured, values, started)
 
 
 def _read_lists() -> tuple[tuple[float, ...], tuple[int, ...]]:
-    given = _VALUES.value or list(_SWEEPS[_SWEEP.value])
+    given = _VALUES.value or list(_SWEEPS[_SWEEP.value].values)
     values = tuple(sorted(options.parse_floats("values", list(given))))
     seeds = options.parse_integers("seeds", _SEEDS.value)
     names = [f"{value:g}" for value in values]
@@ -132,13 +129,7 @@ def _read_lists() -> tuple[tuple[float, ...], tuple[int, ...]]:
         raise ValueError(
             f"epsilon is {flags.FLAGS.epsilon}; it must be positive and finite."
         )
-    options.check_at_least(1, _TEST_EXAMPLES, _TEST_STEPS)
-    devices = jax.device_count()
-    if flags.FLAGS.batch_size % devices:
-        raise ValueError(
-            f"batch_size is {flags.FLAGS.batch_size}; it must be a multiple of the "
-            f"number of devices, {devices}."
-        )
+    jobs.check_flags()
     return values, seeds
 
 
@@ -153,49 +144,39 @@ def _config(value: float, seed: int) -> training.Config:
 
 
 def _report(
-    run: runs.RunDirectory,
-    measured: dict[float, list[Record]],
-    description: str,
-    started: records.Start,
+    measured: jobs.Measured, values: Sequence[float], started: records.Start
 ) -> None:
-    seeds = len(next(iter(measured.values())))
+    run, epsilon = measured.run, flags.FLAGS.epsilon
+    averages = zip(values, measured.averages.values(), strict=True)
     results = {
-        "data": description,
+        "data": measured.data,
         "sweep": _SWEEP.value,
-        "epsilon": flags.FLAGS.epsilon,
-        "seeds": seeds,
+        "epsilon": epsilon,
+        "seeds": measured.seeds,
         **records.origin(started),
         "flags": run.flags(),
-        "points": [_point(value, found) for value, found in measured.items()],
+        "points": [_point(value, average) for value, average in averages],
     }
-    seconds = [
-        sum(each["training_seconds"] for each in found) for found in measured.values()
-    ]
     run.write_json("results.json", results)
-    text = make_table(results, seconds)
+    text = make_table(results, list(measured.seconds.values()))
     run.write_text("table.md", text + "\n")
-    by_step = _SWEEP.value == "step_size"
+    sweep = _SWEEPS[_SWEEP.value]
     figures.draw_sweep(
         run,
         results["points"],
-        axis="step of the attack in training (multiples of $\\epsilon$ / its steps)"
-        if by_step
-        else "from adversarial training (0) to data-dependent SNR (1)",
-        mark=_USUAL_STEP if by_step else None,
-        logarithmic=by_step,
-        title=f"{description}, {results['points'][0]['examples']:.0f} test images, "
-        f"mean of {seeds} seed{'s' if seeds > 1 else ''}",
+        axis=sweep.axis,
+        usual=sweep.usual,
+        title=measured.title,
         labels={
             "clean": "clean",
-            "adversarial": f"L2 PGA, {_TEST_STEPS.value} steps, $\\epsilon$ = "
-            f"{results['epsilon']:g}",
+            "adversarial": f"L2 PGA, {flags.FLAGS.test_steps} steps, "
+            f"$\\epsilon$ = {epsilon:g}",
         },
     )
     records.report(run, text, started)
 
 
-def _point(value: float, found: Sequence[Record]) -> Record:
-    average = measure.average(found)
+def _point(value: float, average: Record) -> Record:
     clean, attacked = (
         {part: average["accuracy"][part][place] for part in ("mean", "standard_error")}
         for place in (0, 1)
@@ -210,12 +191,8 @@ def make_table(results: Record, seconds: Sequence[float]) -> str:
       results: the content of results.json.
       seconds: training time of each value.
     """
-    title = {
-        "step_size": "training step x num_steps / eps",
-        "mix": "mix (0 AT, 1 SNR)",
-    }[results["sweep"]]
     columns = (
-        Column(title, "value", tables.number("{:g}")),
+        Column(_SWEEPS[results["sweep"]].title, "value", tables.number("{:g}")),
         Column("clean", ("seeds", "clean_accuracy"), tables.percents()),
         Column(
             f"PGA-{results['flags']['test_steps']}, eps {results['epsilon']:g}",

@@ -103,8 +103,7 @@ def _around(
     p: float,
     epsilons: list[float],
 ) -> Record:
-    """Curves against the length of adversarial and of random perturbations."""
-    options: Record = {"batch_size": flags.FLAGS.batch_size}
+    """Returns curves against the length of adversarial and of random perturbations."""
     key = jax.random.key(flags.FLAGS.seed)
     clean = np.asarray(data.to_float(examples.images))
     curves: dict[str, list[Record]] = {"adversarial": [], "random": []}
@@ -115,43 +114,42 @@ def _around(
         unit="length",
     ) as progress:
         for place, epsilon in enumerate([0.0, *epsilons]):
-            delta = comparison.attacked(
-                network, examples, p=p, epsilon=epsilon, seed=flags.FLAGS.seed
-            )
+            delta = comparison.attacked(network, examples, p=p, epsilon=epsilon)
             drawn = jax.random.fold_in(key, place)
             both = (delta, analysis.random_directions(delta, drawn))
             for number, (kind, z) in enumerate(zip(curves, both, strict=True)):
-                linear = analysis.deviation_from_linearity(
-                    network.f.features, clean, z, **options
-                )
-                sigma = analysis.jacobian_norms(
-                    network.f.features,
-                    clean + z,
-                    key=key,
-                    num_steps=_SEARCH_STEPS,
-                    **options,
-                ).values
-                shared = analysis.activation_agreement(
-                    network.f.preactivations, clean, z, **options
-                )
-                curves[kind].append(
-                    {
-                        "epsilon": epsilon,
-                        "length": records.mean_and_error(linear.length),
-                        "deviation": records.mean_and_error(linear.deviation),
-                        "relative_deviation": records.mean_and_error(linear.relative),
-                        "sigma": records.mean_and_error(sigma),
-                        "shared_activations": records.mean_and_error(shared),
-                    }
-                )
+                point = _point(network, clean, z, key)
+                curves[kind].append({"epsilon": epsilon, **point})
                 progress.update(2 * place + number + 1)
     return {kind: _transposed(points) for kind, points in curves.items()}
+
+
+def _point(
+    network: comparison.NamedNetwork, x: np.ndarray, z: np.ndarray, key: jax.Array
+) -> Record:
+    """Returns the averages of all quantities between x and x + z."""
+    size = flags.FLAGS.batch_size
+    features = network.f.features
+    linear = analysis.deviation_from_linearity(features, x, z, batch_size=size)
+    norms = analysis.jacobian_norms(
+        features, x + z, key=key, num_steps=_SEARCH_STEPS, batch_size=size
+    )
+    shared = analysis.activation_agreement(
+        network.f.preactivations, x, z, batch_size=size
+    )
+    return {
+        "length": records.mean_and_error(linear.length),
+        "deviation": records.mean_and_error(linear.deviation),
+        "relative_deviation": records.mean_and_error(linear.relative),
+        "sigma": records.mean_and_error(norms.values),
+        "shared_activations": records.mean_and_error(shared),
+    }
 
 
 def _noise(
     network: comparison.NamedNetwork, examples: data.Dataset, magnitudes: list[float]
 ) -> Record:
-    """Activation patterns under uniform noise, around images and random inputs."""
+    """Returns curves under uniform noise, around images and around random inputs."""
     seed = flags.FLAGS.seed
     shape = examples.images.shape
     drawn = np.random.default_rng(seed).uniform(size=shape).astype(np.float32)
@@ -180,11 +178,10 @@ def _noise(
                     z,
                     batch_size=flags.FLAGS.batch_size,
                 )
-                length = _norm(z)
                 curves[kind].append(
                     {
                         "magnitude": magnitude,
-                        "length": records.mean_and_error(length),
+                        "length": records.mean_and_error(_norm(z)),
                         "shared_activations": records.mean_and_error(shared),
                     }
                 )
@@ -197,12 +194,13 @@ def _uniform(epsilon: Any) -> attacks.Attack:
 
 
 def _transposed(points: list[Record]) -> Record:
-    """The points of a curve as one list for each quantity."""
-    return jax.tree.map(lambda *column: list(column), *points)
+    """Returns the points of a curve as one list for each quantity."""
+    curve: Record = jax.tree.map(lambda *column: list(column), *points)
+    return curve
 
 
 def _rows(results: Record, marks: list[float]) -> list[Record]:
-    """Each network and attack, at the perturbation nearest to those of training."""
+    """Returns each network and attack at the length nearest to that of the training."""
     rows = []
     for name, found in results["networks"].items():
         for norm in (norm for norm in found if norm != "noise"):

@@ -6,6 +6,8 @@ from typing import Any
 from experiments.common import figures
 from opnorm import runs
 
+_LENGTH = "length $\\|z\\|_2$ (pixels in [0, 1])"
+
 
 def draw_linearity(
     out: runs.RunDirectory,
@@ -16,12 +18,11 @@ def draw_linearity(
     """Draws deviation from linearity and the top singular value against the length.
 
     Args:
-      out: gets linearity_<norm>.png.
-      results: results of experiments.linearity.
-      norm: of the attack, "L2" or "Linf".
-      training_epsilons: L2 lengths, drawn as dashed lines.
+      out: directory for linearity_<norm>.png.
+      results: content of results.json.
+      norm: norm of the attack, "L2" or "Linf".
+      training_epsilons: L2 lengths that are drawn as dashed lines.
     """
-    names = list(results["networks"])
     kinds = {
         "random": "random z of the same lengths",
         "adversarial": f"adversarial z ({norm} PGA)",
@@ -40,25 +41,22 @@ def draw_linearity(
         columns=2,
         sharey="row",
     )
-    styles = figures.styles(names)
     for row, (quantity, meaning) in enumerate(rows.items()):
+        # Nothing changes at length 0, so there is no part of the change.
+        first = 1 if quantity == "relative_deviation" else 0
         pair = panels[2 * row : 2 * row + 2]
         for axes, kind in zip(pair, kinds, strict=True):
-            for name in names:
-                curve = results["networks"][name][norm][kind]
-                # Nothing moves at length 0, so there is no part of it.
-                first = 1 if quantity == "relative_deviation" else 0
+            drawn = {}
+            for name, network in results["networks"].items():
+                curve = network[norm][kind]
                 found = {part: c[first:] for part, c in curve[quantity].items()}
-                length = curve["length"]["mean"][first:]
-                figures.curve(axes, length, found, **styles[name])
-        pair[0].set_ylabel(meaning)
-        pair[0].set_ylim(bottom=0)
-    for axes in panels:
-        axes.set_xlim(left=0)
-    for axes in panels:
-        figures.mark_training(axes, *training_epsilons)
+                drawn[name] = (curve["length"]["mean"][first:], found)
+            figures.curves(axes, drawn)
+            axes.set_xlim(left=0)
+            figures.mark_training(axes, *training_epsilons)
+        pair[0].set(ylabel=meaning, ylim=(0, None))
     for axes in panels[-2:]:
-        axes.set_xlabel("length $\\|z\\|_2$ (pixels in [0, 1])")
+        axes.set_xlabel(_LENGTH)
     figures.save_panels(figure, panels, out.figure_path(f"linearity_{norm}"))
 
 
@@ -67,21 +65,21 @@ def draw_activations(
     results: Mapping[str, Any],
     training_epsilons: Sequence[float],
 ) -> None:
-    """Draws which part of the ReLU units keep their state.
+    """Draws the percentage of ReLU units that keep their state.
 
     Args:
-      out: gets activations.png.
-      results: results of experiments.linearity.
-      training_epsilons: L2 lengths, drawn as dashed lines.
+      out: directory for activations.png.
+      results: content of results.json.
+      training_epsilons: L2 lengths that are drawn as dashed lines.
     """
-    names = list(results["networks"])
-    first = results["networks"][names[0]]
+    networks = results["networks"]
+    groups = next(iter(networks.values()))
     titles = {
         ("noise", "pictures"): "uniform noise z at images x",
         ("noise", "random_inputs"): "uniform noise z at uniformly random x",
         **{
             (norm, "adversarial"): f"adversarial z ({norm} PGA) at images x"
-            for norm in first
+            for norm in groups
             if norm != "noise"
         },
     }
@@ -90,15 +88,14 @@ def draw_activations(
         tuple(titles.values()),
         sharey=True,
     )
-    styles = figures.styles(names)
     for axes, (group, kind) in zip(panels, titles, strict=True):
-        for name in names:
-            curve = results["networks"][name][group][kind]
-            length, shared = curve["length"]["mean"], curve["shared_activations"]
-            figures.curve(axes, length, shared, times=100, **styles[name])
-        axes.set_xlabel("length $\\|z\\|_2$ (pixels in [0, 1])")
-        axes.set_xlim(left=0)
-    for axes in panels:
+        curves = {name: found[group][kind] for name, found in networks.items()}
+        drawn = {
+            name: (curve["length"]["mean"], curve["shared_activations"])
+            for name, curve in curves.items()
+        }
+        figures.curves(axes, drawn, times=100)
+        axes.set(xlabel=_LENGTH, xlim=(0, None))
         figures.mark_training(axes, *training_epsilons)
     figure.supylabel("units in the same state (%)", fontsize=10)
     panels[0].set_ylim(top=100)

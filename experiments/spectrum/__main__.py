@@ -17,7 +17,6 @@ Features are what enters the last linear layer. Writes results.json and figures.
 """
 
 import math
-from typing import Any
 
 import jax
 import numpy as np
@@ -41,7 +40,7 @@ _EPSILON = flags.DEFINE_float(
 _ALIGNMENT_EXAMPLES = flags.DEFINE_integer(
     "alignment_examples",
     None,
-    "how many examples for the alignment against length, which costs less than the "
+    "number of examples for the alignment against length, which costs less than the "
     "spectra; by default as many as --examples",
 )
 _EPSILONS = flags.DEFINE_list(
@@ -92,8 +91,7 @@ def main() -> None:
     }
     count = flags.FLAGS.examples
     aligned = _ALIGNMENT_EXAMPLES.value
-    if aligned is not None and aligned < 2:
-        raise ValueError(f"alignment_examples is {aligned}; it must be at least 2.")
+    options.check_at_least(2, _ALIGNMENT_EXAMPLES)
     if _EPSILON.value is not None and not 0 < _EPSILON.value < math.inf:
         raise ValueError(
             f"epsilon is {_EPSILON.value}; it must be positive and finite."
@@ -141,15 +139,9 @@ def main() -> None:
 def _ranks(
     network: comparison.NamedNetwork, examples: data.Dataset, epsilon: float
 ) -> Record:
-    """Singular values, and alignment of perturbations with all vectors."""
+    """Returns singular values, and the alignment of perturbations with all vectors."""
     key = jax.random.key(flags.FLAGS.seed)
-    options = {
-        "batch_size": flags.FLAGS.batch_size,
-        "max_bytes": _MAX_BYTES.value,
-    }
-    delta = comparison.attacked(
-        network, examples, p=2.0, epsilon=epsilon, seed=flags.FLAGS.seed
-    )
+    delta = comparison.attacked(network, examples, p=2.0, epsilon=epsilon)
     random = analysis.random_directions(delta, jax.random.fold_in(key, 1))
     clean = np.asarray(data.to_float(examples.images))
     with runs.Progress(
@@ -159,40 +151,54 @@ def _ranks(
         unit="spectrum",
     ) as progress:
 
-        def tell(stage: int) -> Record:
+        def settings(stage: int) -> Record:
             def update(part: float) -> None:
                 progress.update(int((stage + part) * len(examples)))
 
-            return {**options, "on_progress": update}
+            return {
+                "batch_size": flags.FLAGS.batch_size,
+                "max_bytes": _MAX_BYTES.value,
+                "on_progress": update,
+            }
 
+        features, f = network.f.features, network.f
         ranked = analysis.alignment_by_rank(
-            network.f.features, clean, [delta, random], **tell(0)
+            features, clean, [delta, random], **settings(0)
         )
-        moved = analysis.singular_values(network.f.features, clean + delta, **tell(1))
-        logits = [
-            analysis.singular_values(network.f, points, **tell(stage))
-            for stage, points in ((2, clean), (3, clean + delta))
-        ]
-    curves = {}
-    for measure_name in ("cosine", "pearson"):
-        values = getattr(ranked, measure_name)
-        curves[measure_name] = {
-            kind: _defined(analysis.average(values[:, place], ranked.defined))
-            for place, kind in enumerate(("adversarial", "random"))
-        }
-    return {
-        "singular_values": {
+        values = {
             "features": {
-                "clean": records.mean_and_error(ranked.values),
-                "adversarial": records.mean_and_error(moved),
+                "clean": ranked.values,
+                "adversarial": analysis.singular_values(
+                    features, clean + delta, **settings(1)
+                ),
             },
             "logits": {
-                "clean": records.mean_and_error(logits[0]),
-                "adversarial": records.mean_and_error(logits[1]),
+                "clean": analysis.singular_values(f, clean, **settings(2)),
+                "adversarial": analysis.singular_values(
+                    f, clean + delta, **settings(3)
+                ),
             },
+        }
+    curves = {
+        kind: {
+            "adversarial": _defined(analysis.average(cosines[:, 0], ranked.defined)),
+            "random": _defined(analysis.average(cosines[:, 1], ranked.defined)),
+        }
+        for kind, cosines in (("cosine", ranked.cosine), ("pearson", ranked.pearson))
+    }
+    return {
+        "singular_values": {
+            quantity: {kind: records.mean_and_error(found[kind]) for kind in found}
+            for quantity, found in values.items()
         },
         "alignment_by_rank": curves,
     }
+
+
+def _defined(average: analysis.Average) -> Record:
+    """Returns the ranks at which two examples or more have a singular vector."""
+    last = int((average.counted >= 2).sum())
+    return {name: part[:last].tolist() for name, part in average._asdict().items()}
 
 
 def _lengths(
@@ -200,11 +206,10 @@ def _lengths(
     examples: data.Dataset,
     lengths: dict[float, list[float]],
 ) -> Record:
-    """By norm: alignment with the dominant vector at x against the length."""
+    """Returns, by norm, alignments with the dominant vector at x against the length."""
     if not any(lengths.values()):
         return {}
-    seed = flags.FLAGS.seed
-    key = jax.random.key(seed)
+    key = jax.random.key(flags.FLAGS.seed)
     top = analysis.jacobian_norms(
         network.f.features,
         examples.images,
@@ -215,25 +220,22 @@ def _lengths(
     # Where all features are dead there is no dominant vector.
     alive = (top.values > 0)[:, None]
     curves: Record = {}
+    done = 0
     with runs.Progress(
         sum(len(epsilons) for epsilons in lengths.values()),
         description=f"{network.name}: alignment",
         examples=len(examples),
         unit="length",
     ) as progress:
-        done = 0
         for p, epsilons in lengths.items():
-            found: dict[str, list[Any]] = {"adversarial": [], "random": []}
+            found: dict[str, list[jax.Array]] = {"adversarial": [], "random": []}
             for epsilon in epsilons:
-                delta = comparison.attacked(
-                    network, examples, p=p, epsilon=epsilon, seed=seed
-                )
                 done += 1
-                random = analysis.random_directions(
-                    delta, jax.random.fold_in(key, done)
-                )
-                for kind, z in (("adversarial", delta), ("random", random)):
-                    found[kind].append(_alignment(z, top.right))
+                delta = comparison.attacked(network, examples, p=p, epsilon=epsilon)
+                drawn = jax.random.fold_in(key, done)
+                random = analysis.random_directions(delta, drawn)
+                found["adversarial"].append(_alignment(delta, top.right))
+                found["random"].append(_alignment(random, top.right))
                 progress.update(done)
             if epsilons:
                 curves[measure.norm_name(p)] = {
@@ -244,12 +246,6 @@ def _lengths(
                     },
                 }
     return curves
-
-
-def _defined(average: analysis.Average) -> dict[str, list[float]]:
-    """The ranks at which two examples or more have a singular vector."""
-    last = int((average.counted >= 2).sum())
-    return {name: part[:last].tolist() for name, part in average._asdict().items()}
 
 
 if __name__ == "__main__":

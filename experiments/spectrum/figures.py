@@ -15,8 +15,8 @@ def draw_spectra(
     """Draws singular values by rank, at clean and at adversarial examples.
 
     Args:
-      out: gets spectrum_features.png and spectrum_logits.png.
-      results: results of experiments.spectrum.
+      out: directory for spectrum_features.png and spectrum_logits.png.
+      results: content of results.json.
       names: the networks to draw.
     """
     for quantity in ("features", "logits"):
@@ -26,15 +26,17 @@ def draw_spectra(
             ("at the images", f"after L2 PGA, $\\epsilon$ = {results['epsilon']:g}"),
             sharey="row",
         )
-        styles = figures.styles(names)
         highest = 0.0
         for axes, kind in zip(panels, ("clean", "adversarial"), strict=True):
-            for name in names:
-                found = results["networks"][name]["singular_values"][quantity][kind]
-                figures.curve(axes, figures.ranks(found), found, **styles[name])
-                highest = max(highest, found["mean"][0])
-            axes.set_yscale("log")
-            axes.set_xlabel("rank")
+            drawn = {
+                name: results["networks"][name]["singular_values"][quantity][kind]
+                for name in names
+            }
+            figures.curves(
+                axes, {n: figures.by_rank(found) for n, found in drawn.items()}
+            )
+            highest = max(highest, *(found["mean"][0] for found in drawn.values()))
+            axes.set(yscale="log", xlabel="rank")
         # Ranks that few examples reach end in rounding.
         low = min(
             value
@@ -42,8 +44,10 @@ def draw_spectra(
             for value in line.get_ydata()
             if value > 1e-5 * highest
         )
-        panels[0].set_ylim(low / 1.5, 1.5 * highest)
-        panels[0].set_ylabel(f"singular value ({quantity} per pixel unit)")
+        panels[0].set(
+            ylim=(low / 1.5, 1.5 * highest),
+            ylabel=f"singular value ({quantity} per pixel unit)",
+        )
         figures.save_panels(figure, panels, out.figure_path(f"spectrum_{quantity}"))
 
 
@@ -51,10 +55,9 @@ def draw_alignment_by_rank(out: runs.RunDirectory, results: Mapping[str, Any]) -
     """Draws how perturbations align with each right singular vector.
 
     Args:
-      out: gets alignment_by_rank.png.
-      results: results of experiments.spectrum.
+      out: directory for alignment_by_rank.png.
+      results: content of results.json.
     """
-    names = list(results["networks"])
     epsilon = results["epsilon"]
     figure, panels = figures.new_panels(
         f"Alignment of perturbations (L2 PGA, $\\epsilon$ = {epsilon:g}) with the right"
@@ -62,28 +65,23 @@ def draw_alignment_by_rank(out: runs.RunDirectory, results: Mapping[str, Any]) -
         ("cosine", "Pearson correlation"),
         sharey="row",
     )
-    styles = figures.styles(names)
     # Vectors that few examples have are not those of an average example.
     enough = results["examples"] / 4
     for axes, kind in zip(panels, ("cosine", "pearson"), strict=True):
-        random = []
-        for name in names:
-            curves = results["networks"][name]["alignment_by_rank"][kind]
-            reached = np.asarray(curves["adversarial"]["counted"]) >= enough
-            drawn = {
-                perturbation: {
-                    part: np.asarray(v)[reached] for part, v in curve.items()
-                }
-                for perturbation, curve in curves.items()
-            }
-            attacked = drawn["adversarial"]
-            figures.curve(axes, figures.ranks(attacked), attacked, **styles[name])
-            random.append((figures.ranks(drawn["random"]), drawn["random"]))
+        attacked, random = {}, []
+        for name, network in results["networks"].items():
+            found = network["alignment_by_rank"][kind]
+            reached = np.asarray(found["adversarial"]["counted"]) >= enough
+            adversarial, baseline = (
+                {part: np.asarray(v)[reached] for part, v in found[each].items()}
+                for each in ("adversarial", "random")
+            )
+            attacked[name] = figures.by_rank(adversarial)
+            random.append(figures.by_rank(baseline))
+        figures.curves(axes, attacked)
         _draw_random(axes, random)
-        axes.set_xscale("log")
+        axes.set(xscale="log", xlabel="rank of the singular vector", ylim=(0, None))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlabel("rank of the singular vector")
-        axes.set_ylim(bottom=0)
     panels[0].set_ylabel("absolute alignment")
     figures.save_panels(figure, panels, out.figure_path("alignment_by_rank"))
 
@@ -97,10 +95,10 @@ def draw_alignment_by_length(
     """Draws alignment with the dominant vector against the perturbation's length.
 
     Args:
-      out: gets alignment_by_length_<norm>.png.
-      results: results of experiments.spectrum.
-      norm: of the perturbations, "L2" or "Linf".
-      training_epsilons: drawn as dashed lines.
+      out: directory for alignment_by_length_<norm>.png.
+      results: content of results.json.
+      norm: norm of the perturbations, "L2" or "Linf".
+      training_epsilons: lengths that are drawn as dashed lines.
     """
     curves = {
         name: found["alignment_by_length"][norm]
@@ -112,30 +110,22 @@ def draw_alignment_by_length(
         ("",),
     )
     (axes,) = panels
-    styles = figures.styles(list(curves))
-    for name, found in curves.items():
-        figures.curve(axes, found["epsilon"], found["adversarial"], **styles[name])
+    figures.curves(
+        axes, {name: (c["epsilon"], c["adversarial"]) for name, c in curves.items()}
+    )
     _draw_random(axes, [(c["epsilon"], c["random"]) for c in curves.values()])
     figures.mark_training(axes, *training_epsilons)
-    axes.set_xlabel(
-        f"{norm} length of the PGA perturbation, $\\epsilon$ (pixels in [0, 1])"
+    axes.set(
+        xlabel=f"{norm} length of the PGA perturbation, $\\epsilon$ (pixels in [0, 1])",
+        ylabel="absolute cosine",
+        xlim=(0, None),
+        ylim=(0, None),
     )
-    axes.set_ylabel("absolute cosine")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
     figures.save_panels(figure, panels, out.figure_path(f"alignment_by_length_{norm}"))
 
 
-def _draw_random(
-    axes: Any, curves: Sequence[tuple[Any, Mapping[str, Sequence[float]]]]
-) -> None:
+def _draw_random(axes: Any, curves: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
     """Draws (x, curve) of random perturbations, alike for all networks."""
     for place, (x, curve) in enumerate(curves):
-        axes.plot(
-            x,
-            curve["mean"],
-            color="0.6",
-            linestyle=":",
-            linewidth=1,
-            label=None if place else "random perturbations",
-        )
+        label = None if place else "random perturbations"
+        axes.plot(x, curve["mean"], color="0.6", ls=":", lw=1, label=label)

@@ -1,7 +1,7 @@
 """Directories of results, checkpoints, processes that share a run, and its progress.
 
-Nothing here knows what a run computes; programs that train nothing use it too. It
-imports no other room. Orbax is imported when a checkpoint is written or read.
+Nothing here depends on the computation of a run: programs that train nothing use it,
+too. It imports no other room. Orbax is imported when a checkpoint is written or read.
 """
 
 from opnorm.runs.checkpoints import CheckpointStore, restore_parts
@@ -10,13 +10,15 @@ from opnorm.runs.environment import environment, git_revision, version
 from opnorm.runs.files import write_whole
 from opnorm.runs.hosts import ProcessLost, is_writer
 from opnorm.runs.hosts import initialize as initialize_hosts
-from opnorm.runs.json_values import as_json
+from opnorm.runs.json_values import Json, JsonObject, as_json
 from opnorm.runs.lock import RunInUse
 from opnorm.runs.preemption import Preempted
 from opnorm.runs.progress import Progress
 
 __all__ = [
     "CheckpointStore",
+    "Json",
+    "JsonObject",
     "Preempted",
     "ProcessLost",
     "Progress",

@@ -1,4 +1,4 @@
-"""A run's directory: flags, revision, metrics, results.
+"""The directory of a run, with its flags, revision, metrics and results.
 
 The directory alone says how to repeat the run, and nothing in it is half-written. A
 directory of somebody else is not written into, and one process writes at a time.
@@ -11,10 +11,10 @@ import os
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from opnorm.runs import files, json_values, lock, ownership
 from opnorm.runs.environment import environment, git_revision
+from opnorm.runs.json_values import JsonObject
 
 _FLAGS = "flags.json"
 _METRICS = "metrics.jsonl"
@@ -108,20 +108,21 @@ class RunDirectory:
     def create(
         cls,
         path: str | os.PathLike[str],
-        flags: Mapping[str, Any],
+        flags: Mapping[str, object],
         *,
         may_differ: Collection[str] = (),
-        defaults: Mapping[str, Any] | None = None,
-        data: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, object] | None = None,
+        data: Mapping[str, object] | None = None,
     ) -> "RunDirectory":
         """Makes a directory for a run, or opens the one that the same flags made.
 
         Args:
           path: where.
-          flags: what decides the result; plain values that JSON can hold.
+          flags: the choices that decide the result; plain values that JSON can hold.
           may_differ: names of flags that do not change the result, such as where the
             data are; the directory keeps those it was made with.
-          defaults: what a flag was that did not exist yet when the directory was made.
+          defaults: values of the flags that did not exist yet when the directory was
+            made.
           data: facts about the inputs that the flags only name, kept beside them for
             :meth:`data`; None keeps nothing. A directory that is there already keeps
             its own, and the caller compares.
@@ -149,8 +150,8 @@ class RunDirectory:
         for name in (ownership.CHECKPOINTS, _METRICS):
             if (run.path / name).exists():
                 raise ValueError(
-                    f"{path} holds {name} but no {_FLAGS}, so that nobody knows what "
-                    "run it is; put that file back, or give another directory."
+                    f"{path} holds {name} but no {_FLAGS}, so its run is "
+                    "unknown; put that file back, or give another directory."
                 )
         run.write_json(
             _FLAGS,
@@ -169,18 +170,18 @@ class RunDirectory:
         """Whether the flags of a run are there."""
         return (self.path / _FLAGS).exists()
 
-    def flags(self) -> dict[str, Any]:
+    def flags(self) -> JsonObject:
         """Returns the flags that the run was made with.
 
         Raises:
           FileNotFoundError: if the directory is not that of a run.
           ValueError: if the file is damaged.
         """
-        flags: dict[str, Any] = self._made_with()["flags"]
+        flags: JsonObject = self._made_with()["flags"]
         return flags
 
-    def data(self) -> dict[str, Any] | None:
-        """Returns what the data of the run were, or None if nobody noted it.
+    def data(self) -> JsonObject | None:
+        """Returns the record of the run's data, or None if there is none.
 
         Raises:
           FileNotFoundError, ValueError: as :meth:`flags`.
@@ -188,7 +189,7 @@ class RunDirectory:
         found = self._made_with().get("data")
         return found if isinstance(found, dict) else None
 
-    def change_flags(self, changes: Mapping[str, Any]) -> None:
+    def change_flags(self, changes: Mapping[str, object]) -> None:
         """Replaces some flags, and notes when and by which command.
 
         Args:
@@ -208,15 +209,15 @@ class RunDirectory:
         card["changes"] = [*(earlier if isinstance(earlier, list) else []), note]
         self.write_json(_FLAGS, card)
 
-    def _made_with(self) -> dict[str, Any]:
+    def _made_with(self) -> JsonObject:
         file = self.path / _FLAGS
         card = json_values.read(file)
         if not isinstance(card, dict) or not isinstance(card.get("flags"), dict):
             raise ValueError(f"{file} is damaged: it holds no flags.")
         return card
 
-    def log(self, step: int, **scalars: Any) -> None:
-        """Appends a line of metrics; what is written survives a kill of the process."""
+    def log(self, step: int, **scalars: object) -> None:
+        """Appends a line of metrics, which survives a kill of the process."""
         line = json.dumps(json_values.plain({"step": step, **scalars}))
         file, opener = self.path / _METRICS, files.open_without_link
         with files.naming(file), open(file, "ab+", opener=opener) as stream:
@@ -226,10 +227,10 @@ class RunDirectory:
                 line = line if stream.read() == b"\n" else "\n" + line
             stream.write(f"{line}\n".encode())
 
-    def read_metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[JsonObject]:
         """Returns the lines of metrics; one that a kill cut short is left out.
 
-        Lines without a step are none of ours, and left out too.
+        Lines without a step are left out too.
         """
         file = self.path / _METRICS
         if not file.exists():
@@ -253,7 +254,7 @@ class RunDirectory:
             kept = [line for line in self.read_metrics() if line["step"] <= step]
             files.write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def write_json(self, name: str, value: Any) -> None:
+    def write_json(self, name: str, value: object) -> None:
         """Writes a JSON file whole or not at all; NaN is null, infinity a string."""
         text = json.dumps(json_values.plain(value), indent=2, allow_nan=False)
         self.write_text(name, text + "\n")
@@ -264,12 +265,12 @@ class RunDirectory:
         files.write_whole(self.path / name, text)
 
     def figure_path(self, name: str) -> Path:
-        """Returns where the figure called ``name`` belongs."""
+        """Returns the path of the figure called ``name``."""
         self.path.mkdir(parents=True, exist_ok=True)
         return self.path / f"{name}.png"
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike[str]) -> list[JsonObject]:
     """Returns the lines of metrics of the run in ``path``."""
     return RunDirectory(path).read_metrics()
 
@@ -285,6 +286,6 @@ def _check_place(path: Path) -> None:
             raise ValueError(f"{path} cannot be made: {above} is a file.")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."

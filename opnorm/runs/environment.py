@@ -5,9 +5,10 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jax
+
+from opnorm.runs.json_values import JsonObject
 
 
 def version() -> str:
@@ -36,7 +37,7 @@ def git_revision() -> str | None:
         return None
 
 
-def environment() -> dict[str, Any]:
+def environment() -> JsonObject:
     """Returns the hardware and the versions that a result was made with."""
     devices = jax.devices()
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -12,8 +12,13 @@ import numpy as np
 # Flags and results are flat; a file that is nested deeper is not one of ours.
 _DEEPEST = 32
 
+# A value of a JSON file: None, a boolean, number, string, list or dictionary. A type of
+# all these would have to be narrowed wherever a field is read.
+Json = Any
+JsonObject = dict[str, Json]
 
-def as_json(value: Any) -> Any:
+
+def as_json(value: object) -> Json:
     """Returns a value as it is when it was written as JSON and read again.
 
     Arrays become lists and numbers, tuples lists, NaN null, infinity a string.
@@ -21,7 +26,7 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(plain(value)))
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Json:
     """Returns arrays as numbers and lists, NaN as None, infinity as a string."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
@@ -40,7 +45,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def read(file: Path) -> Any:
+def read(file: Path) -> Json:
     """Reads a JSON file that somebody else may have written.
 
     Raises:

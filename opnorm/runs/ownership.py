@@ -30,8 +30,8 @@ def is_ours(path: Path, names: set[str], own: set[str]) -> bool:
 
     Args:
       path: the directory.
-      names: of what lies in it.
-      own: names that show it besides.
+      names: the names of its files and folders.
+      own: further names that show it.
     """
     if lock.FILE in names or names & own:
         return True
@@ -54,13 +54,13 @@ def _is_result(file: Path) -> bool:
     try:
         made = json_values.read(file).get("environment")
         return isinstance(made, dict) and "opnorm" in made
-    # Whatever it holds.
+    # The file may hold anything.
     except (OSError, ValueError, AttributeError):
         return False
 
 
 def remove_orphans(path: Path) -> None:
-    """Removes what processes that are gone left half-written, one folder deep."""
+    """Removes half-written files of processes that are gone, one folder deep."""
     with os.scandir(path) as entries:
         folders = [Path(e) for e in entries if e.is_dir(follow_symlinks=False)]
     for folder in (path, *folders):

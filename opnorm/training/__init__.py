@@ -1,4 +1,4 @@
-"""Training: objectives, the compiled step, the loop, and the recipes of the papers.
+"""Training of networks, its compiled step and loop, and the recipes of the papers.
 
 Imports every other room. Orbax is imported when a checkpoint is written or read.
 """

@@ -3,7 +3,7 @@
 Every process reads the rows of each batch that its own devices hold, and no others.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, overload
 
 import jax
@@ -16,6 +16,8 @@ from opnorm.training.plan import IMAGE_SIZE, Phase, Plan
 DeviceBatch = tuple[jax.Array, jax.Array, jax.Array]
 # (seed of the views, numbers of the examples).
 Task = tuple[int, np.ndarray]
+
+_assemble: Callable[..., jax.Array] = jax.make_array_from_process_local_data
 
 
 def batches(
@@ -31,11 +33,11 @@ def batches(
 
     Args:
       source: the training set.
-      plan: of the run.
+      plan: the steps of the run.
       seed: random seed of the order of the examples and of the views of streamed
         ones.
       first_step: number of the first step.
-      sharding: of a batch.
+      sharding: sharding of a batch, split along its leading axis.
       augment: whether streamed images are cropped and mirrored at random.
 
     Yields:
@@ -133,9 +135,7 @@ def _put(
         whole: DeviceBatch = jax.device_put(own, sharding)
         return whole
     placed: DeviceBatch = jax.tree.map(
-        lambda array: jax.make_array_from_process_local_data(
-            sharding, array, (batch_size, *array.shape[1:])
-        ),
+        lambda array: _assemble(sharding, array, (batch_size, *array.shape[1:])),
         own,
     )
     return placed

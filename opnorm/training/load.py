@@ -2,11 +2,11 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from opnorm import models, runs
 from opnorm.linalg import Params
+from opnorm.runs import JsonObject
 from opnorm.training import validation, weight_bounds
 from opnorm.training.config import Config, from_plain
 from opnorm.training.program import make_objective
@@ -16,8 +16,9 @@ class Run(NamedTuple):
     """A trained network, as a run directory holds it.
 
     Attributes:
-      config: of its training, without ``data_dir``: a run may come from somebody else,
-        and TensorFlow Datasets is to read only folders that the user names.
+      config: the configuration of its training, without ``data_dir``. A run may come
+        from somebody else, and TensorFlow Datasets reads only folders that the user
+        names.
       network: ``network(x)`` in inference mode. Its kernels are bounded where the
         configuration bounds their layers' norms.
       step: number of updates done.
@@ -28,7 +29,7 @@ class Run(NamedTuple):
     config: Config
     network: models.Network
     step: int
-    metadata: dict[str, Any]
+    metadata: JsonObject
 
 
 def load_run(directory: str | os.PathLike[str]) -> Run:
@@ -64,7 +65,7 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     try:
         objective = make_objective(config, num_classes, image_shape)
         network = objective.network(**parts)
-    # Whatever parameters of another network make Flax raise.
+    # Flax raises all kinds of errors for parameters of another network.
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{directory} holds parameters that are not those of its "
@@ -86,7 +87,7 @@ def _num_classes(params: Params, directory: str | os.PathLike[str]) -> int:
 
 
 def _shape_of_data(
-    metadata: Mapping[str, Any], directory: str | os.PathLike[str]
+    metadata: JsonObject, directory: str | os.PathLike[str]
 ) -> tuple[int, tuple[int, ...]]:
     """The number of classes and ``(H, W, C)`` that a checkpoint was trained with."""
     num_classes, shape = metadata.get("num_classes"), metadata.get("image_shape")

@@ -1,10 +1,11 @@
 """The loop over compiled steps, with checkpoints, metrics and progress."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from absl import logging
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from opnorm import data, models
 from opnorm.data.dataset import check_units
 from opnorm.linalg import Params, PyTree
-from opnorm.runs import checkpoints, hosts, preemption, progress
+from opnorm.runs import JsonObject, checkpoints, hosts, preemption, progress
 from opnorm.training import validation
 from opnorm.training.config import Config
 from opnorm.training.feed import DeviceBatch
@@ -64,14 +65,18 @@ def train(
     max_skipped_updates: int = 10,
     show_progress: bool = True,
 ) -> TrainResult:
-    """Trains a network as a configuration says, or goes on where an earlier call ended.
+    """Trains the network of a configuration, or goes on where an earlier call ended::
+
+        config = training.Config(method="data_dependent_snr", epsilon=0.5, weight=1.0)
+        result = training.train(config, directory="runs/snr")
+        result.network(x)  # (B, K) logits
 
     On CPU the result is a function of the configuration alone, bit by bit, however
     often the run was interrupted. Where several processes share a run (see
     :mod:`opnorm.runs.hosts`), each calls it with the same arguments.
 
     Args:
-      config: the run; see :class:`opnorm.training.config.Config`.
+      config: the choices that decide the result.
       directory: run directory for flags, metrics (JSON lines) and checkpoints; a run
         that is there already is resumed, or returned at once if it is complete. It may
         be given more epochs where its schedule gives the steps planned before the same
@@ -99,7 +104,7 @@ def train(
         another run, other data, or files that are not of a run, a run whose checkpoints
         are gone, a batch that the devices do not divide, or parameters to start from
         that do not fit.
-      FileNotFoundError: if the data are not there.
+      FileNotFoundError: if the data or the network to start from are not there.
       RunInUse: an OSError, if another process writes into the directory.
       OSError: if something cannot be written; earlier checkpoints are whole.
       FloatingPointError: if too many updates in a row were not finite; the state before
@@ -124,8 +129,7 @@ def train(
     if isinstance(train_set, data.Dataset):
         check_units(train_set)
     program = make_program(config, train_set, mesh, parameter_sharding)
-    start = None if config.init_from is None else load_run(config.init_from).network
-    state = program.initial_state(config.seed, start, str(config.init_from))
+    state = _initial_state(program, config)
     shardings = program.shardings(state)
     with contextlib.ExitStack() as stack:
         run = None
@@ -180,7 +184,7 @@ def _take_steps(
             state, metrics = step(state, *batch)
             last, epoch_ends = done == plan.total_steps, plan.is_end_of_epoch(done)
             if clip is not None and epoch_ends:
-                state = state.replace(params=clip(state.params))
+                state = dataclasses.replace(state, params=clip(state.params))
             if done % every.log == 0 or last:
                 logged = {name: float(value) for name, value in metrics.items()}
                 skipped = _check_skipped(state, skipped, every.max_skipped, done)
@@ -198,7 +202,14 @@ def _take_steps(
     return state, logged
 
 
-def _inputs(config: Config, train_set: data.Dataset | data.Stream) -> dict[str, Any]:
+def _initial_state(program: Program, config: Config) -> TrainState:
+    if config.init_from is None:
+        return program.initial_state(config.seed)
+    start = load_run(config.init_from).network
+    return program.initial_state(config.seed, start, config.init_from)
+
+
+def _inputs(config: Config, train_set: data.Dataset | data.Stream) -> JsonObject:
     """Identifies the data, and the network to start from, that flags only name."""
     found = data.fingerprint(train_set)
     if config.init_from is not None:
@@ -210,7 +221,7 @@ def _inputs(config: Config, train_set: data.Dataset | data.Stream) -> dict[str, 
 
 
 def _on_signals() -> contextlib.AbstractContextManager[preemption.Request]:
-    """JAX itself listens for SIGTERM where there are several processes."""
+    """Listens for signals; with several processes JAX itself listens for SIGTERM."""
     if jax.process_count() == 1:
         return preemption.on_signals()
     return preemption.on_signals(None, pass_on=True)

@@ -59,7 +59,8 @@ def create(module: nn.Module) -> Modes:
 
     def infer(params: Params, batch_stats: PyTree, x: jax.Array) -> jax.Array:
         variables = {"params": params, "batch_stats": batch_stats}
-        logits: PyTree = module.apply(variables, x, train=False)
+        outputs: PyTree = module.apply(variables, x, train=False)
+        logits: jax.Array = outputs
         return logits
 
     def layers(image_shape: tuple[int, ...]) -> tuple[operators.Layer, ...]:
@@ -74,7 +75,8 @@ def create(module: nn.Module) -> Modes:
                 plain, variables, example, batch_norm="ignore", train=False
             )
 
-        return jax.eval_shape(find, jax.random.key(0))
+        found: tuple[operators.Layer, ...] = jax.eval_shape(find, jax.random.key(0))
+        return found
 
     return Modes(train, infer, layers)
 

@@ -1,9 +1,10 @@
-"""The place of a step in a run: its phase, its epoch, its learning rate.
+"""The phase, epoch and learning rate of each step of a run.
 
 A plan is a pure function of the configuration and the number of examples, so a run
-that goes on after an interruption finds its place by the number of the step alone.
+that goes on after an interruption needs the number of the step alone.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ class Plan(NamedTuple):
 
     Attributes:
       phases: in order.
-      epochs: of the whole run.
+      epochs: number of epochs of the whole run.
       num_examples: in the training set.
     """
 
@@ -55,34 +56,34 @@ class Plan(NamedTuple):
 
     @property
     def total_steps(self) -> int:
-        """Updates of the whole run."""
+        """Number of updates of the whole run."""
         last = self.phases[-1]
         epochs = self.epochs - last.first_epoch
         return last.first_step + epochs * last.steps_per_epoch
 
     def phase(self, step: int) -> Phase:
-        """The phase of the step with this number."""
+        """Returns the phase of the step with this number."""
         return [phase for phase in self.phases if phase.first_step <= step][-1]
 
     def end(self, phase: Phase) -> int:
-        """The number of the first step after a phase."""
+        """Returns the number of the first step after a phase."""
         later = [p.first_step for p in self.phases if p.first_step > phase.first_step]
         return later[0] if later else self.total_steps
 
     def epochs_done(self, steps: int) -> float:
-        """How many epochs the first ``steps`` updates are."""
+        """Returns the number of epochs that the first ``steps`` updates make."""
         phase = self.phase(steps)
         return phase.first_epoch + (steps - phase.first_step) / phase.steps_per_epoch
 
     def examples_done(self, steps: int) -> int:
-        """How many examples the batches of the first ``steps`` updates hold."""
+        """Returns the number of examples in the first ``steps`` batches."""
         return sum(
             max(0, min(steps, self.end(phase)) - phase.first_step) * phase.batch_size
             for phase in self.phases
         )
 
     def step_at(self, epoch: float) -> int:
-        """The number of the first step of an epoch, which may lie inside one."""
+        """Returns the number of the step at an epoch, which need not be whole."""
         phase = [phase for phase in self.phases if phase.first_epoch <= epoch][-1]
         inside = (epoch - phase.first_epoch) * phase.steps_per_epoch
         return phase.first_step + round(inside)
@@ -93,9 +94,9 @@ class Plan(NamedTuple):
         return (steps - phase.first_step) % phase.steps_per_epoch == 0
 
     def indices(self, seed: int, step: int) -> np.ndarray:
-        """Which examples the batch of a step holds: ``(batch_size,)`` int64."""
+        """Returns the examples in the batch of a step, ``(batch_size,)`` int64."""
         phase = self.phase(step)
-        # As if all epochs before had had as many steps: the epoch's number counts.
+        # Counts as if all epochs before had as many steps, so only the epoch matters.
         inside = phase.first_epoch * phase.steps_per_epoch + step - phase.first_step
         return data.batch_indices(seed, inside, phase.batch_size, self.num_examples)
 
@@ -190,7 +191,7 @@ def check_extension(before: Config, config: Config, plan: Plan) -> None:
       before: the run with the epochs that it had.
       config: the same run with more epochs, and perhaps other milestones or
         learning_rates.
-      plan: of ``config``.
+      plan: the plan of ``config``.
     """
     planned = make(before, plan.num_examples)
     steps = np.arange(planned.total_steps)
@@ -219,9 +220,9 @@ def _milestones(config: Config, plan: Plan) -> list[int]:
 
 
 def _through(points: Sequence[tuple[int, float]]) -> optax.Schedule:
-    """Straight lines between (step, rate); two at one step are a jump."""
+    """Returns straight lines between (step, rate); two at one step are a jump."""
     pieces, starts = [], []
-    for (start, rate), (end, last) in zip(points[:-1], points[1:], strict=True):
+    for (start, rate), (end, last) in itertools.pairwise(points):
         if end > start:
             pieces.append(optax.linear_schedule(rate, last, end - start))
             starts.append(start)
@@ -232,7 +233,7 @@ def image_size(config: Config, dataset: str | None = None) -> int | None:
     """Returns the size of images that a trained network takes; None for the data's own.
 
     Args:
-      config: of the training.
+      config: the configuration of the training.
       dataset: name of the data set that it is applied to; None for its training set.
     """
     if not data.is_streamed(dataset or config.dataset):

@@ -1,7 +1,7 @@
-"""The meaning of a configuration: network, method, optimiser, steps, as one value.
+"""The network, method, optimiser and steps of a configuration, as one value.
 
-Programs are compared by value, and what they compile is kept by value: runs that
-differ only in seed, labels or start share everything compiled.
+Programs are compared by value, and compiled functions are kept by value: runs that
+differ only in seed, labels or start share all of them.
 """
 
 import dataclasses
@@ -96,7 +96,7 @@ class Objective(NamedTuple):
           params: those that updates changed. The network has others where the
             configuration bounds its layers' norms by a division.
           batch_stats: BatchNorm's running statistics; empty if there are none.
-          method_state: of the same state.
+          method_state: the method's part of the same state.
         """
         if weight_bounds.divides(self.config):
             params = self.method.deploy(params, method_state)
@@ -110,8 +110,8 @@ def make_objective(
     """Makes the objective of a validated configuration.
 
     Args:
-      config: of the run.
-      num_classes: of its data.
+      config: the configuration of the run.
+      num_classes: number of classes of its data.
       image_shape: ``(H, W, C)`` of its largest images.
     """
     shared = dataclasses.replace(config, seed=0, init_from=None, random_labels=0.0)
@@ -172,7 +172,7 @@ class Program(NamedTuple):
         """Builds the state before the first update, not yet on its devices.
 
         Args:
-          seed: of parameters and steps.
+          seed: random seed of parameters and steps.
           start: a network whose variables to begin with; None for random ones.
           source: the name of ``start`` in an error.
 
@@ -192,8 +192,8 @@ class Program(NamedTuple):
         """Yields the batches of the steps, on their devices, to the end of the run.
 
         Args:
-          train_set: that of the run.
-          seed: of the run.
+          train_set: the training set of the run.
+          seed: random seed of the order and the views.
           first_step: number of the first step.
         """
         augment, split = self.objective.config.augment, sharded(self.mesh)
@@ -244,8 +244,8 @@ def make_program(
     """Makes the program of a validated configuration.
 
     Args:
-      config: of the run.
-      train_set: as :func:`load_train_set` returns it.
+      config: the configuration of the run.
+      train_set: the result of :func:`load_train_set`.
       mesh: devices to share each batch.
       parameter_sharding: "replicated", or "fsdp": parameters and optimiser state in
         parts over the devices, gathered for each step.
@@ -261,7 +261,7 @@ def make_program(
     return Program(objective, plan, mesh, parameter_sharding)
 
 
-# Its jitted parts are compiled once for all that train or load such a network.
+# Its jitted parts are compiled once, for training and for loading such a network.
 @functools.lru_cache(maxsize=8)
 def _method(objective: Objective) -> Method:
     return weight_bounds.create(
@@ -302,7 +302,7 @@ def _compiled_clip(program: Program) -> Callable[[Params], Params] | None:
 
 
 def _fit(expected: PyTree, found: PyTree, source: str) -> PyTree:
-    """The found tree, if it has the structure and shapes of the expected one."""
+    """Returns the found tree if it has the structure and shapes of the expected one."""
     shapes = [
         {
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape

@@ -1,5 +1,8 @@
 """Where batches and the leaves of a state lie: whole, or in parts over the devices."""
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,8 @@ NAMES = ("replicated", "fsdp")
 # Smaller leaves cost more to gather than they take room.
 _LEAST_SHARDED = 1024
 
+_spec: Callable[..., PartitionSpec] = PartitionSpec
+
 
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """Returns a mesh with one axis, "data", over the given or all devices."""
@@ -21,12 +26,12 @@ def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array that every device holds whole."""
-    return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, _spec())
 
 
 def sharded(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array whose leading axis is split over devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, _spec("data"))
 
 
 def state_shardings(state: TrainState, mesh: Mesh, parameters: str) -> TrainState:
@@ -53,18 +58,16 @@ def state_shardings(state: TrainState, mesh: Mesh, parameters: str) -> TrainStat
             return whole
         longest = max(axes, key=lambda axis: leaf.shape[axis])
         spec = [None] * leaf.ndim
-        return NamedSharding(
-            mesh, PartitionSpec(*spec[:longest], "data", *spec[longest + 1 :])
-        )
+        return NamedSharding(mesh, _spec(*spec[:longest], "data", *spec[longest + 1 :]))
 
     placed: TrainState = jax.tree.map(lambda _: whole, state)
     if parameters == "replicated":
         return placed
-    parted: TrainState = placed.replace(
+    return dataclasses.replace(
+        placed,
         params=jax.tree.map(split, state.params),
         optimizer_state=jax.tree.map(split, state.optimizer_state),
     )
-    return parted
 
 
 def place(state: TrainState, shardings: TrainState) -> TrainState:
@@ -76,9 +79,13 @@ def place(state: TrainState, shardings: TrainState) -> TrainState:
     def put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             words = put(jax.random.key_data(leaf), sharding)
-            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
+            key: jax.Array = jax.random.wrap_key_data(
+                words, impl=jax.random.key_impl(leaf)
+            )
+            return key
         # Copies: the state is donated, and one buffer may lie under two names.
-        return jax.device_put(np.asarray(leaf), sharding, may_alias=False)
+        copy: jax.Array = jax.device_put(np.asarray(leaf), sharding, may_alias=False)
+        return copy
 
     placed: TrainState = jax.tree.map(put, state, shardings)
     return placed

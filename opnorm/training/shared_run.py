@@ -4,11 +4,10 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
-from opnorm.runs import RunDirectory, checkpoints, hosts
+from opnorm.runs import Json, JsonObject, RunDirectory, checkpoints, hosts
 from opnorm.training import plan as plans
 from opnorm.training.config import Config
 from opnorm.training.plan import Plan
@@ -17,9 +16,9 @@ from opnorm.training.state import TrainState
 
 # Leaves of a state that checkpoints of earlier versions lack.
 _COUNTERS = ("skipped_updates", "skipped_in_a_row")
-# Says that there is a checkpoint, so that its loss is noticed.
+# A file that is written with the first checkpoint, so that a loss is noticed.
 _SAVED = "checkpoints.json"
-# Flags that say where data lie, or the network to start from, which may have moved.
+# Flags that hold a place: of the data, and of the network to start from.
 _PLACES = ("dataset", "data_dir")
 _START = "init_from"
 # Characters that an error shows of a record that somebody else may have written.
@@ -29,15 +28,15 @@ _LENGTHS = ("epochs", "milestones", "learning_rates")
 
 
 class SharedRun:
-    """A run's directory, as all of its processes see it.
+    """The directory of a run, shared by all of its processes.
 
     Every process calls every method; the first one alone reads and writes, and keeps
     other processes out of the directory until :meth:`close`.
 
     Args:
       directory: the run directory, made if need be.
-      config: of the run.
-      program: of the same run.
+      config: the configuration of the run.
+      program: its program.
       inputs: the training set's :func:`opnorm.data.fingerprint`, and as "start", with
         init_from, the digest of the variables there.
 
@@ -52,7 +51,7 @@ class SharedRun:
         directory: Path,
         config: Config,
         program: Program,
-        inputs: Mapping[str, Any],
+        inputs: Mapping[str, Json],
     ) -> None:
         self._metadata = {
             "config": dataclasses.asdict(config),
@@ -63,7 +62,7 @@ class SharedRun:
         self._store = checkpoints.CheckpointStore(directory / checkpoints.FOLDER)
         self._held = contextlib.ExitStack()
 
-        def open_directory() -> dict[str, Any]:
+        def open_directory() -> JsonObject:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(self._directory.locked())
                 _create(self._directory, config, program.plan, inputs)
@@ -79,7 +78,7 @@ class SharedRun:
             )
 
     def restore(self, state: TrainState) -> TrainState:
-        """The state of the newest checkpoint, or the given one.
+        """Returns the state of the newest checkpoint, or the given one.
 
         Raises:
           ValueError: if checkpoints are gone or damaged, all of them.
@@ -137,16 +136,16 @@ class SharedRun:
             self._directory.log(step, **metrics)
 
     def close(self) -> None:
-        """Ends what the checkpoints keep open, and lets other processes in."""
+        """Closes the checkpoints, and lets other processes in."""
         with self._held:
             if hosts.is_writer():
                 self._store.close()
 
 
 def _create(
-    run: RunDirectory, config: Config, plan: Plan, inputs: Mapping[str, Any]
+    run: RunDirectory, config: Config, plan: Plan, inputs: Mapping[str, Json]
 ) -> None:
-    """Makes the directory, or checks that it is the same run's, and adds epochs."""
+    """Makes the directory, or checks that it holds the same run, and adds epochs."""
     flags, default = dataclasses.asdict(config), dataclasses.asdict(Config())
     stored, known = dict(flags), None
     if run.is_begun():
@@ -170,7 +169,7 @@ def _create(
 
 
 def _check_inputs(
-    path: Path, stored: Mapping[str, Any] | None, given: Mapping[str, Any]
+    path: Path, stored: Mapping[str, Json] | None, given: Mapping[str, Json]
 ) -> None:
     """Raises a ValueError if a run was made with other data or another network.
 
@@ -193,10 +192,10 @@ def _check_inputs(
     )
 
 
-def _kind(dataset: Any) -> str:
-    """The part of a data set's name that is not a path."""
+def _kind(dataset: Json) -> str:
+    """Returns the part of a data set's name that is not a path."""
     return str(dataset).partition(":")[0]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Json) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""The state of a run: everything that a step changes and a checkpoint holds."""
+"""The state of a run, which a step changes and a checkpoint holds."""
 
 import flax.struct
 import jax
@@ -9,7 +9,8 @@ from opnorm.linalg import Params, PyTree
 from opnorm.training.methods import Method
 
 
-class TrainState(flax.struct.PyTreeNode):
+@flax.struct.dataclass
+class TrainState:
     """Everything that a step changes, and so everything a checkpoint holds.
 
     Attributes:

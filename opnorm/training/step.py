@@ -7,6 +7,7 @@ then each step gathers the parameters where it uses them and leaves every device
 gradient of its own part.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ Step = Callable[
 ]
 # (key, images) -> images.
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
+
+_constrain: Callable[[Params, PyTree], Params] = jax.lax.with_sharding_constraint
 
 
 class _Found(NamedTuple):
@@ -82,15 +85,13 @@ def make_step(
         gathered = state
         if shardings is not None:
             # Gathered here, or XLA would rather split the layers' channels.
-            params = jax.lax.with_sharding_constraint(state.params, whole)
-            gathered = state.replace(params=params)
+            params = _constrain(state.params, whole)
+            gathered = dataclasses.replace(state, params=params)
         batch = Batch(x, labels, indices)
         find = _gradient if accumulation_steps == 1 else _accumulated_gradient
         found = find(method.loss, gathered, batch, method_key, accumulation_steps)
         if shardings is not None:
-            gradient = jax.lax.with_sharding_constraint(
-                found.gradient, shardings.params
-            )
+            gradient = _constrain(found.gradient, shardings.params)
             found = found._replace(gradient=gradient)
         return _update(state, found, optimizer)
 
@@ -180,7 +181,8 @@ def _update(
         updated,
         {name: getattr(state, name) for name in updated},
     )
-    new_state: TrainState = state.replace(
+    new_state = dataclasses.replace(
+        state,
         **kept,
         step=state.step + 1,
         skipped_updates=state.skipped_updates + skipped,

@@ -31,8 +31,8 @@ def create(config: Config, modes: Modes, image_shape: tuple[int, ...]) -> Method
     """Returns the method that a validated configuration names, on bounded parameters.
 
     Args:
-      config: of the run.
-      modes: of the network to be trained.
+      config: the configuration of the run.
+      modes: modes of the network to be trained.
       image_shape: ``(H, W, C)`` of the largest images that the network sees: the norm
         of a convolution grows with the image.
     """
@@ -83,7 +83,7 @@ def create(config: Config, modes: Modes, image_shape: tuple[int, ...]) -> Method
 
     @linalg.jit()
     def deploy(params: Params, state: PyTree) -> Params:
-        # Refined once more, as the next training step would do.
+        # The estimate is refined once more, as in the next training step.
         return normalize(params, state).params
 
     return Method(init, loss, deploy)
@@ -95,8 +95,8 @@ def clipping(
     """Returns the change of the parameters after an epoch, or None if there is none.
 
     Args:
-      config: of the run.
-      modes: of the network to be trained.
+      config: the configuration of the run.
+      modes: modes of the network to be trained.
       image_shape: as for :func:`create`.
     """
     bound = config.spectral_norm_bound

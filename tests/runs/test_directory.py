@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import time
+from importlib import metadata
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ def test_flags_versions_and_hardware_are_written_once(tmp_path):
     assert stored["environment"]["jax"]
     assert stored["environment"]["device"]
     assert "git_revision" in stored
+    assert stored["environment"]["opnorm"] == runs.version()
     assert stored["command"]
     again = runs.RunDirectory.create(tmp_path / "run", {"lr": 0.1, "seeds": [0, 1]})
     assert again.flags() == run.flags()
@@ -220,3 +222,12 @@ def test_a_full_disk_is_named_and_leaves_the_file_as_it_was(tmp_path, monkeypatc
     no_space = pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'")
     with no_space, run.locked():
         fsync(0)
+
+
+def test_a_checkout_that_nobody_installed_has_no_version(monkeypatch):
+    def version(name):
+        raise metadata.PackageNotFoundError(name)
+
+    assert runs.version() == metadata.version("opnorm")
+    monkeypatch.setattr(metadata, "version", version)
+    assert runs.version() == "unknown"

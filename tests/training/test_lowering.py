@@ -1,4 +1,4 @@
-"""What a step is on an accelerator, read from the program that JAX hands to XLA."""
+"""The step of an accelerator, read from the program that JAX hands to XLA."""
 
 import collections
 import re

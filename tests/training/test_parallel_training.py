@@ -115,7 +115,7 @@ def test_sharded_parameters_lie_in_parts_and_come_back_whole(
 
 
 def test_accumulated_parts_are_the_whole_batch(train_set):
-    # The MLP has no BatchNorm; attacks start at the pictures, so nothing is drawn.
+    # The MLP has no BatchNorm; attacks start at the images, so nothing is drawn.
     config = dataclasses.replace(
         TINY, method="adversarial", num_steps=2, random_start=False
     )

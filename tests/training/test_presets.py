@@ -1,4 +1,4 @@
-"""Recipes of the papers: they can be trained, and their numbers are the papers'."""
+"""The recipes can be trained, and their numbers are those of the papers."""
 
 import dataclasses
 import math
@@ -9,8 +9,8 @@ import pytest
 from opnorm import models
 from opnorm.training import Config, plan, presets, validate
 
-# What a user gives for a field that a preset needs.
-GIVEN = {"dataset": "image_folder:/pictures", "init_from": "runs/standard"}
+# Values that a user gives for the fields that presets need.
+GIVEN = {"dataset": "image_folder:/images", "init_from": "runs/standard"}
 
 IMAGENET_STD = np.array([0.229, 0.224, 0.225])
 INF = float("inf")
@@ -109,7 +109,7 @@ def test_finlays_penalty_is_the_same_in_standardised_pixels(suffix, weight):
 
 
 # Whitened pixels of CIFAR-10 are pixels divided by 0.211 on average, so measured on
-# the embedded pictures; those of MNIST are pixels.
+# the embedded images; those of MNIST are pixels.
 FARNIA = {
     "cifar10_alexnet_fgm_l2": (2.0, 1, 2.44 * 0.211),
     "cifar10_inception_pgm_l2": (2.0, 15, 2.44 * 0.211),

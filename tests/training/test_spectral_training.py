@@ -1,4 +1,4 @@
-"""Training with bounded layers, with WRM, with other labels and smaller pictures."""
+"""Training with bounded layers, with WRM, with other labels and smaller images."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ TINY = training.Config(
 )
 DIVIDED = dataclasses.replace(TINY, spectral_norm_bound=0.7)
 CLIPPED = dataclasses.replace(DIVIDED, spectral_norm_method="clip")
-# Of dense layers both forms of the division are one.
+# Both forms of the division are one for dense layers.
 CAREFUL = dataclasses.replace(
     DIVIDED,
     spectral_norm_method="normalize_kernels",
@@ -125,7 +125,7 @@ def test_one_two_and_eight_devices_train_alike(config, whole, train_set):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_convolutions_are_bounded_for_the_pictures_they_see(train_set):
+def test_convolutions_are_bounded_for_the_images_they_see(train_set):
     config = dataclasses.replace(DIVIDED, model="alexnet", width=3, epochs=1)
     small = dataclasses.replace(train_set, images=train_set.images[:, 8:24, 8:24])
     result = train(config, small)
@@ -217,7 +217,7 @@ def test_random_labels_are_drawn_once_for_all_seeds():
         data.randomize_labels(half, 0.5, seed=-1)
 
 
-def test_pictures_in_memory_may_lose_their_margins():
+def test_images_in_memory_may_lose_their_margins():
     config = dataclasses.replace(TINY, image_size=27)
     whole = training.load_train_set(TINY)
     middle = training.load_train_set(config)

@@ -1,4 +1,4 @@
-"""Training on pictures that stay on disk: paper O's ImageNet recipe, tiny."""
+"""Training on images that stay on disk: paper O's ImageNet recipe, tiny."""
 
 import dataclasses
 
@@ -12,9 +12,9 @@ from opnorm.training import feed, plan, presets
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder of 2 x 12 pictures of several sizes."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """A folder of 2 x 12 images of several sizes."""
+    folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 2)):
         for label in range(2):
@@ -28,7 +28,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def recipe(pictures):
+def recipe(images):
     """The preset with sizes and data of a test.
 
     And with a network that compiles fast and takes both sizes; ResNet-50 alone would
@@ -36,7 +36,7 @@ def recipe(pictures):
     """
     return dataclasses.replace(
         presets.get_preset("finlay_imagenet_l2_0.1").config,
-        dataset=f"image_folder:{pictures}",
+        dataset=f"image_folder:{images}",
         phases="0:24:8:0.08,1:32:16:0.5",
         learning_rates="0:0.1,1:0.1,1:0.01,2:0",
         epochs=2,
@@ -89,7 +89,7 @@ def test_batches_are_those_of_the_plan_wherever_they_begin(recipe):
             np.testing.assert_array_equal(a, b)
 
 
-def test_without_augmentation_pictures_are_cropped_at_the_middle(recipe):
+def test_without_augmentation_images_are_cropped_at_the_middle(recipe):
     stream = training.load_train_set(recipe)
     made = plan.make(recipe, len(stream))
     sharding = training.sharded(one_device())

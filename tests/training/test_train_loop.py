@@ -1,4 +1,4 @@
-"""The loop: exact resumption, devices, methods, errors before anything is done."""
+"""Runs resume exactly; methods and configurations are checked."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Training methods: the losses that a network can be trained with, by name."""
+"""The losses that a network can be trained with, by name."""
 
 from opnorm.training.methods.method import Auxiliary, Batch, Definition, Loss, Method
 from opnorm.training.methods.table import (

@@ -30,7 +30,7 @@ class Search(NamedTuple):
     """How the direction v of a penalty is found and remembered.
 
     Attributes:
-      init: as that of a method.
+      init: ``(params, key, num_examples, num_classes) -> state``.
       direction: ``(params, batch_stats, state, batch, key) -> v`` of the images' shape,
         of length 1 in the norm p, without a gradient.
       refresh: ``(state, batch, change of the logits) -> state``.

@@ -21,7 +21,8 @@ def part_of(batch: Batch, fraction: float) -> Batch:
 
 def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the cross-entropy of each example, ``(B,)``."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
