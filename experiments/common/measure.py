@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,73 +16,89 @@ from opnorm import analysis, attacks, data, models, training
 from opnorm.training import Config
 
 
+class Pga(NamedTuple):
+    """PGA on the cross-entropy of the true labels, from a random start.
+
+    It is the published attack: its step size is 2 epsilon / num_steps, and gradients
+    keep the entries that the box of pixels blocks.
+
+    Attributes:
+      p: exponent of the norm.
+      num_steps: number of steps.
+      seed: seed of the random starts.
+      batch_size: examples per compiled call.
+    """
+
+    p: float
+    num_steps: int
+    seed: int
+    batch_size: int = 100
+
+    @property
+    def attack(self) -> analysis.AttackFactory:
+        """The attack as a function of epsilon; equal settings give one object."""
+        return _factory(self.p, self.num_steps)
+
+    def perturbations(
+        self, network: models.Network, examples: data.Dataset, epsilon: float
+    ) -> np.ndarray:
+        """Returns the perturbations of one length, ``(N, ...)``."""
+        return analysis.perturbations(
+            network,
+            examples.images,
+            examples.labels,
+            attack=self.attack,
+            epsilon=epsilon,
+            batch_size=self.batch_size,
+            key=jax.random.key(self.seed),
+        )
+
+
+@functools.cache
+def _factory(p: float, num_steps: int) -> analysis.AttackFactory:
+    return functools.partial(_pga, p, num_steps)
+
+
+def _pga(p: float, num_steps: int, epsilon: Any) -> attacks.Attack:
+    return attacks.pga(p=p, epsilon=epsilon, num_steps=num_steps, skip_blocked=False)
+
+
 def measure(
     network: models.Network,
     test_set: data.Dataset,
+    pga: Pga,
     *,
-    p: float,
     epsilons: Sequence[float],
     alignment_epsilon: float,
-    num_steps: int,
-    batch_size: int,
-    seed: int,
 ) -> Record:
     """Measures accuracy, robustness, Jacobian spectrum and alignment of a network.
 
-    Attacks are PGA on the cross-entropy of the true labels, from a random start, with
-    step size 2 epsilon / num_steps; all passes run in inference mode.
-
     Args:
-      network: as ``training.train`` or ``training.load_run`` returns it.
+      network: the network, in inference mode.
       test_set: the examples.
-      p: exponent of the attack's norm.
-      epsilons: lengths to attack with, in [0, 1] pixel units; clean accuracy, as
-        length 0, comes before them in any case.
+      pga: the attack.
+      epsilons: lengths of the attack, in [0, 1] pixel units; clean accuracy, as length
+        0, comes before them in any case.
       alignment_epsilon: length of the perturbations compared with singular vectors.
-      num_steps: steps of the attack.
-      batch_size: examples per compiled call.
-      seed: of the attack's random starts.
 
     Returns:
-      A dict of plain numbers and lists: "accuracy" (a dict of "epsilon", "mean" and
-      "standard_error" lists), "clean_accuracy", "sigma" and "alignment" (dicts of
-      "mean" and "standard_error" over the examples), "singular_values" (dict of lists
-      by rank), "random_alignment" (expected of a random direction).
+      "accuracy", see :func:`accuracy_curve`, "clean_accuracy", "examples", and those of
+      :func:`spectrum`.
     """
-    curve = accuracy_curve(
-        network,
-        test_set,
-        p=p,
-        epsilons=epsilons,
-        num_steps=num_steps,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    curve = accuracy_curve(network, test_set, pga, epsilons)
     return {
         "clean_accuracy": float(curve["mean"][0]),
         "accuracy": curve,
         "examples": len(test_set),
-        **spectrum(
-            network,
-            test_set,
-            p=p,
-            epsilon=alignment_epsilon,
-            num_steps=num_steps,
-            batch_size=batch_size,
-            seed=seed,
-        ),
+        **spectrum(network, test_set, pga, alignment_epsilon),
     }
 
 
 def accuracy_curve(
     network: models.Network,
     test_set: data.Dataset,
-    *,
-    p: float,
+    pga: Pga,
     epsilons: Sequence[float],
-    num_steps: int,
-    batch_size: int,
-    seed: int,
 ) -> dict[str, list[float]]:
     """Measures accuracy on clean images, then under PGA of each length.
 
@@ -91,19 +107,41 @@ def accuracy_curve(
     """
     examples = (network, test_set.images, test_set.labels)
     lengths = [float(epsilon) for epsilon in epsilons if epsilon > 0]
-    clean = analysis.evaluate_accuracy(*examples, batch_size=batch_size)
+    clean = analysis.evaluate_accuracy(*examples, batch_size=pga.batch_size)
     attacked = analysis.robust_accuracy(
         *examples,
-        attack=usual_attack(p, num_steps),
+        attack=pga.attack,
         epsilons=lengths,
-        batch_size=batch_size,
-        key=jax.random.key(seed),
+        batch_size=pga.batch_size,
+        key=jax.random.key(pga.seed),
     )
     points = [clean, *attacked]
     return {
         "epsilon": [0.0, *lengths],
         "mean": [point.mean for point in points],
         "standard_error": [point.standard_error for point in points],
+    }
+
+
+def spectrum(
+    network: models.Network, test_set: data.Dataset, pga: Pga, epsilon: float
+) -> Record:
+    """Measures the Jacobian of the logits, and how perturbations align with it.
+
+    Returns:
+      "sigma" and "alignment", each with "mean" and "standard_error" over the examples;
+      "singular_values", the same by rank; "random_alignment", the expected alignment
+      of a random direction.
+    """
+    images = test_set.images
+    found = analysis.jacobian_spectrum(network, images, batch_size=pga.batch_size)
+    delta = pga.perturbations(network, test_set, epsilon)
+    aligned = analysis.alignment(jnp.asarray(delta), jnp.asarray(found.right))
+    return {
+        "sigma": records.mean_and_error(found.values[:, 0]),
+        "singular_values": records.mean_and_error(found.values),
+        "alignment": records.mean_and_error(aligned),
+        "random_alignment": float(analysis.expected_random_alignment(delta[0].size)),
     }
 
 
@@ -120,13 +158,13 @@ def train_and_measure(
     """Trains a network and measures it; both go on after an interruption.
 
     Args:
-      config: of the network; its seed is that of the measuring attack too.
-      directory: run directory; gets measured.json, which is read if it is there and
-        was measured of the same network, on the same examples, in the same way.
-      train_set: what to train on.
-      test_set: what to measure on.
+      config: configuration of the network; its seed is that of the attack too.
+      directory: run directory, with measured.json, which is read if it holds the
+        measurements of the same network, on the same examples, in the same way.
+      train_set: examples to train on.
+      test_set: examples to measure on.
       epsilons: lengths of the measuring attack, in [0, 1] pixel units.
-      num_steps: its steps.
+      num_steps: number of steps of the measuring attack.
       fresh: whether to measure again in any case.
 
     Returns:
@@ -142,12 +180,9 @@ def train_and_measure(
         found = measure(
             result.network,
             test_set,
-            p=config.p,
+            Pga(config.p, num_steps, config.seed),
             epsilons=epsilons,
             alignment_epsilon=config.epsilon,
-            num_steps=num_steps,
-            batch_size=100,
-            seed=config.seed,
         )
         found["training_seconds"] = trained - start
         found["measuring_seconds"] = time.monotonic() - trained
@@ -158,45 +193,11 @@ def train_and_measure(
     return cache.cached(directory / "measured.json", settings, compute, fresh=fresh)
 
 
-def spectrum(
-    network: models.Network,
-    test_set: data.Dataset,
-    *,
-    p: float,
-    epsilon: float,
-    num_steps: int,
-    batch_size: int,
-    seed: int,
-) -> Record:
-    """Measures the logits' Jacobian and how PGA perturbations align with it.
-
-    Returns:
-      "sigma", "alignment", "singular_values" and "random_alignment" of :func:`measure`.
-    """
-    found = analysis.jacobian_spectrum(network, test_set.images, batch_size=batch_size)
-    delta = analysis.perturbations(
-        network,
-        test_set.images,
-        test_set.labels,
-        attack=usual_attack(p, num_steps),
-        epsilon=epsilon,
-        batch_size=batch_size,
-        key=jax.random.key(seed),
-    )
-    aligned = analysis.alignment(jnp.asarray(delta), jnp.asarray(found.right))
-    return {
-        "sigma": records.mean_and_error(found.values[:, 0]),
-        "singular_values": records.mean_and_error(found.values),
-        "alignment": records.mean_and_error(aligned),
-        "random_alignment": float(analysis.expected_random_alignment(delta[0].size)),
-    }
-
-
 def average(measurements: Sequence[Record]) -> Record:
     """Averages measurements of networks that differ only in seed.
 
-    Standard errors stay those over the test examples, averaged over seeds; "seeds"
-    holds the value of each seed where one number sums it up.
+    Standard errors are those over the test examples, averaged over seeds; "seeds"
+    holds the value of each seed for the quantities of one number.
     """
     first = measurements[0]
     averaged: Record = {
@@ -217,21 +218,8 @@ def average(measurements: Sequence[Record]) -> Record:
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    """The mean over the first axis; NaN where a file has null."""
+    """Returns the mean over the first axis; NaN where a file has null."""
     return np.mean(np.array(values, np.float64), axis=0).tolist()
-
-
-@functools.cache
-def usual_attack(p: float, num_steps: int) -> Any:
-    """Returns epsilon -> PGA with step size 2 epsilon / num_steps, one object each.
-
-    It is the published attack, whose gradients keep the entries that the box blocks.
-    """
-    return functools.partial(_pga, p, num_steps)
-
-
-def _pga(p: float, num_steps: int, epsilon: Any) -> attacks.Attack:
-    return attacks.pga(p=p, epsilon=epsilon, num_steps=num_steps, skip_blocked=False)
 
 
 def norm_name(p: float) -> str:

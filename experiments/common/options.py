@@ -1,4 +1,4 @@
-"""Flags that several binaries define, and what their values mean.
+"""Flags that several binaries define, and the meaning of their values.
 
 Fields of a configuration are flags of the same names; :func:`config_from_flags` makes
 a configuration of their values. Values that are lists or slices are read by functions

@@ -125,14 +125,9 @@ def main() -> None:
         gain = measure.improvement(card, baseline, norm)
         card["improvement"] = {"baseline": _BASELINE.value, **gain}
     if _SPECTRUM.value:
+        pga = measuring.Pga(settings.p, 10, settings.seed, settings.batch_size)
         card["spectrum"] = measuring.spectrum(
-            run.network,
-            test_set,
-            p=settings.p,
-            epsilon=settings.typical_epsilon,
-            num_steps=10,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
+            run.network, test_set, pga, settings.typical_epsilon
         )
     text = tables.text(card)
     out.write_json("evaluation.json", card)

@@ -185,11 +185,8 @@ def _train_and_measure(
     curve = measure.accuracy_curve(
         result.network,
         test_set,
-        p=measurement.p,
-        epsilons=measurement.epsilons,
-        num_steps=measurement.num_steps,
-        batch_size=_BATCH_SIZE,
-        seed=config.seed,
+        measure.Pga(measurement.p, measurement.num_steps, config.seed, _BATCH_SIZE),
+        measurement.epsilons,
     )
     clean, *attacked = (
         {"mean": mean, "standard_error": error}

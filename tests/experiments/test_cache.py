@@ -176,8 +176,8 @@ def test_a_measurement_of_another_network_is_not_reused(tmp_path, monkeypatch):
     def train(config, **_):
         return training.TrainResult(network({"w": weight}), 3, {})
 
-    def measured(*_, **options):
-        calls.append(options["num_steps"])
+    def measured(_, examples, pga, **options):
+        calls.append(pga.num_steps)
         return {"clean_accuracy": 0.5}
 
     monkeypatch.setattr(training, "train", train)
