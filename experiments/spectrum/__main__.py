@@ -16,8 +16,6 @@ For one run, or several to compare:
 Features are the inputs of the last linear layer. Writes results.json and figures.
 """
 
-import math
-
 import jax
 import numpy as np
 from absl import flags
@@ -83,10 +81,8 @@ def main() -> None:
     count = flags.FLAGS.examples
     aligned = _ALIGNMENT_EXAMPLES.value
     options.check_at_least(2, _ALIGNMENT_EXAMPLES)
-    if _EPSILON.value is not None and not 0 < _EPSILON.value < math.inf:
-        raise ValueError(
-            f"epsilon is {_EPSILON.value}; it must be positive and finite."
-        )
+    if _EPSILON.value is not None:
+        options.check_positive("epsilon", _EPSILON.value)
     compared = comparison.open_runs(_FOLDER, max(count, aligned or 0))
     first = compared.networks[0].config
     epsilon = _EPSILON.value
