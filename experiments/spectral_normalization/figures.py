@@ -1,7 +1,7 @@
-"""experiments: the figures of experiments.spectral_normalization.
+"""The figures of experiments.spectral_normalization.
 
-Distributions over pictures are drawn as the part of the pictures with less: of margins
-that is the margin loss of the paper's Eqs. 1 and 8, and needs no width of bins.
+Distributions over images are drawn as the part of the images with less. For margins
+this part is the margin loss of the paper's Eqs. 1 and 8; no width of bins is needed.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common import figures
+from experiments.common.records import Record
 from experiments.spectral_normalization.networks import WITHOUT
 from experiments.spectral_normalization.tables import (
     LABELS,
@@ -20,25 +21,25 @@ from experiments.spectral_normalization.tables import (
 )
 from opnorm import runs
 
-_BLACK = "#000000"
+_BLACK = figures.BLACK
 _WITH = figures.PALETTE[0]
 _PERCENTS = np.linspace(0, 100, 101)
-# What lies further below the largest value is not drawn.
+# Decades below the largest value that are drawn.
 _DECADES = 6.0
 _MARGIN_DECADES = 2.0
 # Networks without and with a bound; the former on top, where they are alike.
-_PAIR: dict[str, dict[str, Any]] = {
+_PAIR: dict[str, figures.Style] = {
     _BLACK: {"color": _BLACK, "linewidth": 1.2, "zorder": 3},
     _WITH: {"color": _WITH, "linewidth": 2.4},
 }
 
 
-def draw(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
+def draw(out: runs.RunDirectory, results: Record) -> None:
     """Draws all figures.
 
     Args:
       out: gets them.
-      results: of experiments.spectral_normalization, as they are read from JSON.
+      results: the content of results.json.
     """
     _draw_accuracy(out, results)
     _draw_curves(out, results)
@@ -47,7 +48,7 @@ def draw(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
         results,
         "gains",
         "$\\Vert f(x) \\Vert / \\Vert x \\Vert$",
-        f"Gain of {results['test_examples']} test pictures, x as it enters the first "
+        f"Gain of {results['test_examples']} test images, x as it enters the first "
         "layer",
     )
     _draw_distributions(
@@ -55,13 +56,13 @@ def draw(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
         results,
         "gradient_norms",
         "L2 norm (1 / pixels in [0, 1])",
-        f"Gradient of the loss in {results['train_measured']} clean training pictures",
+        f"Gradient of the loss in {results['train_measured']} clean training images",
     )
     _draw_margins(out, results)
     _draw_strengths(out, results)
 
 
-def _draw_accuracy(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
+def _draw_accuracy(out: runs.RunDirectory, results: Record) -> None:
     """Test and training accuracy against the bound, a panel for each way to bound."""
     schemes, kinds = results["schemes"], results["methods"]
     figure, panels = figures.new_panels(
@@ -79,24 +80,17 @@ def _draw_accuracy(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
             ]
             shown.sort(key=lambda network: float(network["bound"]))
             place = np.arange(len(shown))
-            style: dict[str, Any] = {
+            style: figures.Style = {
                 "color": colors[number % len(colors)],
                 "marker": figures.MARKERS[number % len(figures.MARKERS)],
                 "markersize": 4,
             }
-            mean, error = (
-                100 * np.array([network["test"][part] for network in shown], float)
+            found = {
+                part: [network["test"][part] for network in shown]
                 for part in ("mean", "standard_error")
-            )
-            axes.plot(place, mean, label=f"{label(name)}: test", **style)
-            axes.fill_between(
-                place,
-                mean - error,
-                mean + error,
-                color=style["color"],
-                alpha=0.15,
-                lw=0,
-            )
+            }
+            text = f"{label(name)}: test"
+            figures.curve(axes, place, found, times=100, **style, label=text)
             axes.plot(
                 place,
                 [100 * network["train"]["mean"] for network in shown],
@@ -113,7 +107,7 @@ def _draw_accuracy(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     )
 
 
-def _draw_curves(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
+def _draw_curves(out: runs.RunDirectory, results: Record) -> None:
     """Training accuracy against steps, with the test accuracy at their end."""
     schemes = results["schemes"]
     titles = [label(name) for name in schemes]
@@ -155,12 +149,12 @@ def _draw_curves(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
 
 def _draw_distributions(
     out: runs.RunDirectory,
-    results: Mapping[str, Any],
+    results: Record,
     quantity: str,
     unit: str,
     title: str,
 ) -> None:
-    """The part of the pictures with less of a quantity, by bound."""
+    """The part of the images with less of a quantity, by bound."""
     schemes = results["schemes"]
     figure, panels = figures.new_panels(
         _title(results, title),
@@ -184,12 +178,12 @@ def _draw_distributions(
             figures.scale_log(
                 axes, max(lowest, highest * 10**-_DECADES) / 1.2, 1.2 * highest
             )
-    _label_rows(panels, "pictures with less (%)")
+    _label_rows(panels, "images with less (%)")
     figures.save_panels(figure, panels, out.figure_path(quantity))
 
 
-def _draw_margins(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
-    """Margins of attacked training pictures, as they are and in units of sqrt(Phi)."""
+def _draw_margins(out: runs.RunDirectory, results: Record) -> None:
+    """Margins of attacked training images, as they are and in units of sqrt(Phi)."""
     schemes, kind = results["schemes"], results["methods"][0]
     titles = [
         f"{label(name)}, $\\beta$ = "
@@ -199,7 +193,7 @@ def _draw_margins(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     figure, panels = figures.new_panels(
         _title(
             results,
-            f"Margins of {results['train_measured']} training pictures under the "
+            f"Margins of {results['train_measured']} training images under the "
             "attack trained with",
         ),
         [*titles, *titles],
@@ -223,45 +217,49 @@ def _draw_margins(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
                     networks, results["random_labels"].values(), strict=False
                 )
             ]
-        for row, axes in enumerate(panels[column :: len(schemes)]):
-            infinite, drawn = [], []
-            for text, color, line, network in networks:
-                margins = _percentiles(network, "margins")
-                positive = margins > 0
-                places = np.log10(margins[positive])
-                if row:
-                    unit = log_unit(network)
-                    if unit is None or not math.isfinite(unit):
-                        infinite.append(text)
-                        places = np.full(len(places), math.nan)
-                    else:
-                        places = places - unit
-                axes.plot(
-                    places,
-                    _PERCENTS[positive],
-                    linestyle=line,
-                    label=text,
-                    **_PAIR[color],
-                )
-                if len(places):
-                    drawn.append(float(places[-1]))
-            drawn = [place for place in drawn if math.isfinite(place)]
-            if drawn:
-                axes.set_xlim(min(drawn) - _MARGIN_DECADES, max(drawn) + 0.1)
-            else:
-                axes.set_xticks([])
-            if infinite:
-                _say_infinite(axes, networks[0][-1], infinite)
-            axes.set_ylim(0, 100)
-            axes.set_xlabel(
-                "log$_{10}$ of margin / $\\sqrt{\\Phi}$ (logits)"
-                if row
-                else "log$_{10}$ of the margin (logits)"
-            )
-            if row:
-                axes.set_title("")
-    _label_rows(panels, "pictures with less (%)")
+        above, below = panels[column :: len(schemes)]
+        _draw_margin_panel(above, networks, in_units=False)
+        _draw_margin_panel(below, networks, in_units=True)
+        below.set_title("")
+    _label_rows(panels, "images with less (%)")
     figures.save_panels(figure, panels, out.figure_path("margins"), columns=2)
+
+
+def _draw_margin_panel(
+    axes: Any,
+    networks: Sequence[tuple[str, str, str, Mapping[str, Any]]],
+    *,
+    in_units: bool,
+) -> None:
+    """Draws the margins of networks, as they are or in units of sqrt(Phi).
+
+    Args:
+      axes: the panel.
+      networks: label, colour, line and measurements of each.
+      in_units: whether margins are divided by sqrt(Phi).
+    """
+    infinite, ends = [], []
+    for text, color, line, network in networks:
+        margins = _percentiles(network, "margins")
+        positive = margins > 0
+        places = np.log10(margins[positive])
+        unit = log_unit(network) if in_units else 0.0
+        if unit is None or not math.isfinite(unit):
+            infinite.append(text)
+            unit = math.nan
+        places = places - unit
+        style = {**_PAIR[color], "linestyle": line, "label": text}
+        axes.plot(places, _PERCENTS[positive], **style)
+        ends += [float(place) for place in places[-1:] if math.isfinite(place)]
+    if ends:
+        axes.set_xlim(min(ends) - _MARGIN_DECADES, max(ends) + 0.1)
+    else:
+        axes.set_xticks([])
+    if infinite:
+        _say_infinite(axes, networks[0][-1], infinite)
+    axes.set_ylim(0, 100)
+    quantity = "margin / $\\sqrt{\\Phi}$" if in_units else "the margin"
+    axes.set_xlabel(f"log$_{{10}}$ of {quantity} (logits)")
 
 
 def _say_infinite(
@@ -269,11 +267,11 @@ def _say_infinite(
 ) -> None:
     text = "$\\Phi$ is infinite:\n" + "\n".join(infinite)
     if network["capacity"] is None:
-        text = "$\\Phi$ is of attacks in L2"
+        text = "$\\Phi$ is defined for attacks in L2"
     axes.text(0.05, 0.95, text, transform=axes.transAxes, va="top", fontsize=8)
 
 
-def _draw_strengths(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
+def _draw_strengths(out: runs.RunDirectory, results: Record) -> None:
     """Test accuracy against the length of each scheme's attack."""
     schemes, kind = results["schemes"], results["methods"][0]
     attacked = [
@@ -341,25 +339,23 @@ def _curves(scheme: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found
 
 
-def _shown(
-    results: Mapping[str, Any], scheme: Mapping[str, Any]
-) -> list[Mapping[str, Any]]:
+def _shown(results: Record, scheme: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The networks of a scheme that figures show, of the first way to bound."""
     kinds = (None, results["methods"][0])
     return [n for n in scheme["networks"].values() if n["method"] in kinds]
 
 
 def _styles(
-    results: Mapping[str, Any],
-) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """How networks of each bound are drawn, the same in all figures."""
+    results: Record,
+) -> Callable[[Mapping[str, Any]], figures.Style]:
+    """Returns the style of networks by their bound, the same in all figures."""
     first = results["schemes"][results["first"]]
     bounds = sorted({float(n["bound"]) for n in first["networks"].values()})
     palette = figures.PALETTE
 
-    def style(network: Mapping[str, Any]) -> dict[str, Any]:
+    def style(network: Mapping[str, Any]) -> figures.Style:
         if network["method"] is None:
-            # On top: a bound that does not bind changes nothing.
+            # On top, since a bound that is not reached changes nothing.
             return {
                 "color": _BLACK,
                 "linestyle": (0, (3, 3)),
@@ -386,8 +382,8 @@ def _label_rows(panels: Sequence[Any], text: str) -> None:
             axes.set_ylabel(text)
 
 
-def _title(results: Mapping[str, Any], text: str) -> str:
+def _title(results: Record, text: str) -> str:
     return (
         f"{text}\n{results['data']}, {results['train_examples']} training and "
-        f"{results['test_examples']} test pictures; {results['network']}"
+        f"{results['test_examples']} test images; {results['network']}"
     )
