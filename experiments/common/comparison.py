@@ -108,7 +108,7 @@ def read_lengths() -> dict[float, list[float]]:
     A norm without lengths is left out.
     """
     lengths = {
-        p: options.parse_lengths(name, flags.FLAGS[name].value)
+        p: options.parse_lengths(name, flags.FLAGS[name].value or [])
         for p, name in ((2.0, "epsilons"), (math.inf, "epsilons_inf"))
     }
     return {p: epsilons for p, epsilons in lengths.items() if epsilons}
