@@ -29,6 +29,8 @@ _ATTACK_FIELDS = (
     "attack_labels",
 )
 _BATCH_SIZE = 100
+# Typed: JAX has no types for the constructor.
+_array_shape: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
 _PERCENTS = np.linspace(0, 100, 101)
 
 
@@ -256,7 +258,7 @@ def _layers(
     return operators.layers(
         training.build_model(plain, test_set.num_classes),
         network.variables,
-        jax.ShapeDtypeStruct((1, *test_set.image_shape), jnp.float32),
+        _array_shape((1, *test_set.image_shape), jnp.float32),
         batch_norm="ignore",
         train=False,
     )
