@@ -270,7 +270,7 @@ def _settings() -> measure.Settings:
     p = flags.FLAGS.p
     if p not in _ATTACKS:
         raise ValueError(f"p is {p:g}; it may be 2 or inf here.")
-    epsilons = _EPSILONS[p]
+    epsilons: tuple[float, ...] = _EPSILONS[p]
     if _EPSILONS_FLAG.value is not None:
         epsilons = options.parse_floats("epsilons", _EPSILONS_FLAG.value)
     largest = _LARGEST_FLAG.value

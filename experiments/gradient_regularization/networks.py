@@ -155,7 +155,8 @@ def _config(row: Row, seed: int) -> Config:
     default, preset = Config(), flags.FLAGS.preset
     # A recipe of another method does not decide the fields of this one.
     if preset is not None and training.get_preset(preset).config.method != method:
-        config = dataclasses.replace(config, **{n: flags.FLAGS[n].value for n in own})
+        flagged: dict[str, Any] = {name: flags.FLAGS[name].value for name in own}
+        config = dataclasses.replace(config, **flagged)
     others = {name for names in _OWN.values() for name in names} - {*own}
     chosen: dict[str, Any] = {name: getattr(default, name) for name in others}
     chosen["weight"] = default.weight if row.weight is None else row.weight

@@ -155,16 +155,12 @@ def _bound_columns(results: Record) -> list[Column]:
 
 
 def _regularity_columns(results: Record) -> list[Column]:
-    places = [("slope", ("mean", "slope"))]
-    places += [
-        (
-            f"{_MARGINS[margin]}, {_KINDS[kind]}",
-            ("mean", "curvature", margin, kind),
-        )
-        for margin, kind in _curved(results)
-    ]
+    places: dict[str, tuple[str, ...]] = {"slope": ("mean", "slope")}
+    for margin, kind in _curved(results):
+        title = f"{_MARGINS[margin]}, {_KINDS[kind]}"
+        places[title] = ("mean", "curvature", margin, kind)
     columns = list(_NAMED)
-    for title, place in places:
+    for title, place in places.items():
         columns += [
             Column(f"{title}: mean", (*place, "mean"), _NUMBER),
             Column(f"{title}: largest", (*place, "max"), _NUMBER),
