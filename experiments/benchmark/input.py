@@ -1,7 +1,7 @@
-"""experiments: how fast pictures are read and decoded, for the benchmark.
+"""The speed of reading and decoding images, and whether train steps wait for them.
 
-And whether train steps of ResNet-50 wait for them: steps on streamed pictures are
-timed beside as many on a batch that is on the device already.
+Train steps of ResNet-50 on streamed images are timed beside as many steps on a batch
+that is on the device already.
 """
 
 import statistics
@@ -13,84 +13,63 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.benchmark.setting import Found, Setting
+from experiments.benchmark.steps import TrainStep
 from experiments.common import timing, train_steps
 from opnorm import data, training
 
-# About what ImageNet's pictures have.
+# About the size of ImageNet's images.
 _HEIGHT, _WIDTH, _QUALITY = 375, 500, 90
+_IMAGES = 256
+_VIEW_SIZE = 224
 _STEPS = 20
 RATIO = "ResNet-50 steps, streamed / batch there"
 
 
-def measure(
-    compilations: timing.Compilations,
-    *,
-    full_size: bool,
-    compute_dtype: str,
-    num_pictures: int = 256,
-    image_size: int = 224,
-    num_rounds: int = 3,
-) -> tuple[dict[str, float], dict[str, float]]:
+def measure(setting: Setting) -> Found:
     """Times training views of JPEG files: decoded, cropped at random, resized.
 
-    Args:
-      compilations: counts what is compiled.
-      full_size: of ResNet-50, as in the papers, or reduced.
-      compute_dtype: what ResNet-50 computes in.
-      num_pictures: how many are read in a round.
-      image_size: of the views.
-      num_rounds: of which the median is taken.
-
-    Returns:
-      (seconds by name, pictures per second by name).
+    Among the ratios are images per second.
     """
+    seconds: dict[str, float] = {}
+    ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        _write_pictures(Path(folder), num_pictures)
+        _write_images(Path(folder))
         stream = data.open_stream(f"image_folder:{folder}", split="train")
-        tasks = [(0, part) for part in np.split(np.arange(num_pictures), 8)]
-        seconds, rates = {}, {}
-        for threads in (1, 2):
-            times = []
-            for _ in range(num_rounds + 1):
-                start = time.perf_counter()
-                for _ in stream.batches(
-                    tasks, image_size=image_size, num_threads=threads
-                ):
-                    pass
-                times.append(time.perf_counter() - start)
-            # The first one warms up.
-            median = statistics.median(times[1:])
-            name = f"{num_pictures} views of {_WIDTH}x{_HEIGHT} JPEGs, {threads} thread"
-            seconds[f"{name}{'s' if threads > 1 else ''}"] = median
-            rates[f"views per second, {threads} thread{'s' if threads > 1 else ''}"] = (
-                num_pictures / median
-            )
-        size = train_steps.size_of("resnet50", full_size)
-        step = train_steps.train_step(
-            compilations,
-            "resnet50",
-            size,
-            "streamed",
-            compute_dtype,
-            method_name="standard",
-        )
-        streamed, there = _beside(stream, step, size, num_rounds)
+        for count, threads in ((1, "1 thread"), (2, "2 threads")):
+            median = _seconds_of_views(stream, count, setting.num_rounds)
+            name = f"{_IMAGES} views of {_WIDTH}x{_HEIGHT} JPEGs, {threads}"
+            seconds[name] = median
+            ratios[f"views per second, {threads}"] = _IMAGES / median
+        streamed, there = _seconds_of_steps(setting, stream)
     name = f"{_STEPS} ResNet-50 steps"
     seconds |= {f"{name}, streamed": streamed, f"{name}, batch there": there}
-    rates[RATIO] = streamed / there
-    return seconds, rates
+    return Found(seconds, ratios | {RATIO: streamed / there})
 
 
-def _beside(
-    stream: data.Stream,
-    step: train_steps.TrainStep,
-    size: train_steps.Size,
-    num_rounds: int,
-) -> tuple[float, float]:
-    """Median seconds of ``_STEPS`` steps on streamed pictures, and on one batch."""
+def _seconds_of_views(stream: data.Stream, num_threads: int, num_rounds: int) -> float:
+    tasks = [(0, part) for part in np.split(np.arange(_IMAGES), 8)]
+    times = []
+    for _ in range(num_rounds + 1):
+        start = time.perf_counter()
+        for _ in stream.batches(tasks, image_size=_VIEW_SIZE, num_threads=num_threads):
+            pass
+        times.append(time.perf_counter() - start)
+    # The first round warms up.
+    return statistics.median(times[1:])
+
+
+def _seconds_of_steps(setting: Setting, stream: data.Stream) -> tuple[float, float]:
+    """Median seconds of ``_STEPS`` steps on streamed images, and on one batch."""
+    name, dtype = "resnet50", setting.compute_dtype
+    size = setting.size_of(name)
+    program = train_steps.make_program(
+        name, size, dtype, jax.devices()[0], method="standard"
+    )
+    step = TrainStep(setting, f"{name}, streamed, {dtype}", program)
     numbers = np.arange(_STEPS * size.batch_size) % len(stream)
-    tasks = [(i, part) for i, part in enumerate(np.split(numbers, _STEPS))]
-    split = training.sharded(training.data_mesh(jax.devices()[:1]))
+    tasks = list(enumerate(np.split(numbers, _STEPS)))
+    split = training.sharded(program.mesh)
     indices = np.arange(size.batch_size, dtype=np.int32)
 
     def put(host: tuple[np.ndarray, np.ndarray]) -> Any:
@@ -99,26 +78,26 @@ def _beside(
     def streamed() -> None:
         batches = stream.batches(tasks, image_size=size.image_size)
         for batch in data.prefetch(batches, put):
-            metrics = step.run(batch)
-        jax.block_until_ready(metrics)
+            metrics = step(batch)
+        timing.wait(metrics)
 
     def there() -> None:
         for _ in range(_STEPS):
-            metrics = step.run()
-        jax.block_until_ready(metrics)
+            metrics = step()
+        timing.wait(metrics)
 
-    rounds = timing.take_turns({"streamed": streamed, "there": there}, num_rounds)
+    rounds = setting.take_turns({"streamed": streamed, "there": there})
     found = timing.medians(rounds)
     return found["streamed"], found["there"]
 
 
-def _write_pictures(folder: Path, count: int) -> None:
-    """Smooth random pictures with some noise, in two classes of both splits."""
+def _write_images(folder: Path) -> None:
+    """Writes smooth random images with some noise, in two classes of both splits."""
     from PIL import Image
 
     generator = np.random.default_rng(0)
-    # Ten pictures are enough: a file is decoded anew each time.
-    pictures = []
+    # Ten images are enough, because a file is decoded each time.
+    images = []
     for _ in range(10):
         coarse = generator.integers(0, 256, (12, 16, 3), np.uint8)
         smooth = Image.fromarray(coarse).resize(
@@ -126,9 +105,9 @@ def _write_pictures(folder: Path, count: int) -> None:
         )
         noise = generator.normal(0, 8, (_HEIGHT, _WIDTH, 3))
         pixels = np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
-        pictures.append(Image.fromarray(pixels))
-    for split, number in (("train", count), ("val", 2)):
+        images.append(Image.fromarray(pixels))
+    for split, number in (("train", _IMAGES), ("val", 2)):
         for index in range(number):
             place = folder / split / str(index % 2)
             place.mkdir(parents=True, exist_ok=True)
-            pictures[index % 10].save(place / f"{index}.jpg", quality=_QUALITY)
+            images[index % 10].save(place / f"{index}.jpg", quality=_QUALITY)

@@ -1,14 +1,19 @@
-"""Functions are timed in turns, and compilations are counted."""
+"""Times functions in turns, and counts compilations."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 # Slower functions are timed once, not in every round.
 _LONG = 5.0
+# Waits until all arrays of a pytree are computed.
+wait: Callable[[Any], Any] = jax.block_until_ready
 
 
 class Compilations:
@@ -17,12 +22,12 @@ class Compilations:
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
 
-    def wrap(self, name: str, fun: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(self, name: str, fun: Callable[P, R]) -> Callable[P, R]:
         """Returns ``fun``, counting how often it is traced under ``name``."""
 
-        def counted(*args: Any) -> Any:
+        def counted(*args: P.args, **kwargs: P.kwargs) -> R:
             self.counts[name] = self.counts.get(name, 0) + 1
-            return fun(*args)
+            return fun(*args, **kwargs)
 
         return counted
 
@@ -30,12 +35,13 @@ class Compilations:
 def take_turns(
     functions: Mapping[str, Callable[[], Any]], num_rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of each function in each of the interleaved rounds, after a warm-up.
+    """Returns seconds of each function in interleaved rounds, after a warm-up.
 
-    One that takes longer than ``_LONG`` is timed once and counts in every round.
+    A function that takes longer than 5 s is timed once, and the time counts in every
+    round.
     """
     for run in functions.values():
-        jax.block_until_ready(run())
+        wait(run())
     rounds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(num_rounds):
         for name, run in functions.items():
@@ -43,20 +49,22 @@ def take_turns(
                 rounds[name].append(rounds[name][0])
                 continue
             start = time.perf_counter()
-            jax.block_until_ready(run())
+            wait(run())
             rounds[name].append(time.perf_counter() - start)
     return rounds
 
 
-def pick(rounds: Mapping[str, list[float]], *names: str) -> list[list[float]]:
-    """Returns the times of some functions."""
-    return [rounds[name] for name in names]
-
-
 def ratio(rounds: Mapping[str, list[float]], above: str, below: str) -> float:
-    """Computes the median of the rounds\' own ratios."""
+    """Computes the median of the rounds' own ratios."""
     pairs = zip(rounds[above], rounds[below], strict=True)
     return statistics.median(a / b for a, b in pairs)
+
+
+def ratios(
+    rounds: Mapping[str, list[float]], *pairs: tuple[str, str]
+) -> dict[str, float]:
+    """Computes the ratio of each pair of functions, under the name "above / below"."""
+    return {f"{above} / {below}": ratio(rounds, above, below) for above, below in pairs}
 
 
 def medians(rounds: Mapping[str, list[float]]) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""experiments: the attacks of other libraries, with the settings of ours beside them.
+"""The attacks of other libraries, beside the attacks of opnorm with their settings.
 
-Nothing here is imported from the extra [oracles] until an attack runs.
+The libraries are those of the extra [oracles]; they are imported when an attack runs.
 """
 
 import math
@@ -11,7 +11,12 @@ from experiments.common import cli
 
 
 class Peer(NamedTuple):
-    """Another library's attack: ``(network, images, labels) -> attacked images``."""
+    """An attack of another library.
+
+    Attributes:
+      library: its name.
+      run: ``(network, images, labels, epsilon) -> attacked images``.
+    """
 
     library: str
     run: Callable[..., Any]
@@ -21,9 +26,9 @@ class Row(NamedTuple):
     """One attack in every library.
 
     Attributes:
-      ours: as :func:`experiments.attack_specs.parse_attack` reads it.
-      p: norm.
-      peers: the others.
+      ours: the attack of opnorm, for :func:`attack_specs.parse_attack`.
+      p: exponent of the norm.
+      peers: the attacks of the other libraries.
     """
 
     ours: str
@@ -32,7 +37,7 @@ class Row(NamedTuple):
 
 
 def _plain_pgd(p: float, steps: int) -> Peer:
-    """PGD written in PyTorch as one would by hand; every step is taken."""
+    """A plain loop of PGD in PyTorch, which takes every step."""
 
     def run(network: Any, x: Any, y: Any, epsilon: float) -> Any:
         import torch
@@ -90,7 +95,7 @@ def _foolbox(
 
 
 def _foolbox_jax(name: str, options: Callable[[float], dict[str, Any]]) -> Peer:
-    """foolbox on opnorm's own network, compiled for it; its loop stays in Python."""
+    """foolbox on the network of opnorm, compiled; the loop of foolbox is Python."""
 
     def run(network: Any, x: Any, y: Any, epsilon: float) -> Any:
         module = cli.import_optional("foolbox", "oracles")

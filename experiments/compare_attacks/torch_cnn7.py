@@ -1,4 +1,4 @@
-"""experiments: CNN7 in PyTorch with opnorm's weights, to compare attacks on it.
+"""CNN7 in PyTorch with the weights of opnorm, to compare attacks on it.
 
 PyTorch is imported when a network is built: ``pip install 'opnorm[oracles]'``.
 """
@@ -14,7 +14,8 @@ def build(params: Any, batch_stats: Any) -> Any:
     """Builds the network in inference mode.
 
     Args:
-      params: of a :class:`opnorm.models.CNN7` with the default normalisation.
+      params: parameters of an :class:`opnorm.models.CNN7` with the default
+        normalisation.
       batch_stats: its BatchNorm statistics.
 
     Returns:
@@ -27,11 +28,8 @@ def build(params: Any, batch_stats: Any) -> Any:
     if "conv7" not in params or "logits" not in params:
         raise ValueError("the network is not a CNN7; only CNN7 is compared.")
 
-    class Normalize(torch.nn.Module):  # type: ignore[name-defined]
-        def forward(self, x: Any) -> Any:
-            return (x - 0.5) / 0.5
-
-    layers: list[Any] = [Normalize()]
+    forward = {"forward": lambda self, x: (x - 0.5) / 0.5}
+    layers: list[Any] = [type("Normalize", (torch.nn.Module,), forward)()]
     for index in range(1, 8):
         kernel = np.asarray(params[f"conv{index}"]["kernel"])
         padding = 1 if index < 7 else 0

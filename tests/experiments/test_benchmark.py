@@ -1,11 +1,16 @@
-"""The benchmark at sizes at which its times mean nothing."""
+"""The benchmark at sizes at which its times mean nothing, and its tables."""
 
 import json
+from pathlib import Path
 
 import jax
 import pytest
 
+from experiments.benchmark import networks, steps, tables
+from experiments.benchmark.setting import Setting
 from experiments.common import timing, train_steps
+
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 
 
 def test_parts_are_measured_and_written(run, tmp_path):
@@ -38,13 +43,16 @@ def tiny(monkeypatch):
 
 
 def measure():
-    return train_steps.measure(
-        timing.Compilations(),
-        "cnn7",
-        full_size=False,
-        compute_dtype="float32",
+    setting = Setting(
+        compilations=timing.Compilations(),
+        width=2,
+        batch_size=2,
         num_rounds=3,
+        attack_steps=(),
+        compute_dtype="float32",
+        full_size=False,
     )
+    return networks.measure(setting, "cnn7")
 
 
 def test_a_rate_is_the_steps_arithmetic_over_its_time(tiny):
@@ -60,7 +68,7 @@ def test_a_rate_is_the_steps_arithmetic_over_its_time(tiny):
     forward += 2 * 32 * 64 * (3 * 2) ** 2
     first = 2 * 3 * 8 * (3 * 32 - 2) ** 2
     # Forward, gradients of kernels, gradients of inputs of all but the first; and for
-    # each step of the attack one pass forward and one back to the pictures.
+    # each step of the attack one pass forward and one back to the images.
     standard = tiny.batch_size * (3 * forward - first)
     attacked = standard + tiny.batch_size * 10 * 2 * forward
     expected = {"standard step": standard, "adversarial-only step": attacked}
@@ -71,16 +79,41 @@ def test_a_rate_is_the_steps_arithmetic_over_its_time(tiny):
         assert flops < counted < 1.1 * flops, label
 
 
-def test_what_does_not_fit_into_memory_is_left_out(tiny, monkeypatch, capsys):
-    build = train_steps.train_step
-
-    def train_step(compilations, name, size, label, *rest, **options):
+def test_a_step_that_does_not_fit_into_memory_is_left_out(tiny, monkeypatch, capsys):
+    def train_step(setting, title, program, label):
         if label == "standard step":
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return build(compilations, name, size, label, *rest, **options)
+        return steps.TrainStep(setting, title, program, label)
 
-    monkeypatch.setattr(train_steps, "train_step", train_step)
+    monkeypatch.setattr(networks, "TrainStep", train_step)
     seconds, ratios = measure()
     assert "too large for the memory: cnn7, standard step" in capsys.readouterr().out
     assert "cnn7, adversarial-only step, float32" in seconds
     assert not any("/ standard step" in name for name in ratios)
+
+
+@pytest.mark.parametrize("name", ["benchmark", "benchmark_networks"])
+def test_committed_tables_are_made_of_committed_results(name):
+    folder = RESULTS / name
+    results = json.loads((folder / "benchmark.json").read_text())
+    assert f"{tables.text(results)}\n" == (folder / "table.md").read_text()
+
+
+def test_promises_are_of_the_machine_that_they_are_for():
+    rate = "cnn7, adversarial-only step, bfloat16: rate / matrix product"
+    ratios = {
+        "naive power loop / 10 power steps": 3.999,
+        rate: 0.35,
+        "PGA-7 / 7 x (forward + input gradient)": 1.21,
+        "adversarial step / standard step": 5.0,
+    }
+    rows = {}
+    for platform in ("cpu", "gpu"):
+        results = {"environment": {"platform": platform}, "ratios": ratios}
+        lines = tables.text(results | {"seconds": {}}).splitlines()[2:6]
+        rows[platform] = [
+            tuple(cell.strip() for cell in line.split("|")[3:5]) for line in lines
+        ]
+    rest = [("<= 1.2", "NO"), ("", "")]
+    assert rows["cpu"] == [(">= 4", "NO"), ("", ""), *rest]
+    assert rows["gpu"] == [("", ""), (">= 0.35", "yes"), *rest]

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments.compare_attacks import __main__ as compare_attacks
-from experiments.compare_attacks import torch_cnn7
+from experiments.compare_attacks import peers, tables, torch_cnn7
 from opnorm import attacks, data, models, training
 
 EPSILONS = {2.0: 0.5, math.inf: 4 / 255}
@@ -27,15 +28,15 @@ def torch():
 
 
 @pytest.fixture(scope="module")
-def pictures(torch):
+def examples(torch):
     return data.load("cifar10_mini", split="test", limit=16)
 
 
 @pytest.fixture(scope="module")
-def variables(pictures):
-    """Weights of a CNN7, BatchNorm statistics of real pictures."""
+def variables(examples):
+    """Weights of a CNN7, BatchNorm statistics of real images."""
     module = models.CNN7(width=4, num_classes=10)
-    x = data.to_float(jnp.asarray(pictures.images))
+    x = data.to_float(jnp.asarray(examples.images))
     variables = module.init(jax.random.key(0), x)
     for _ in range(20):
         _, moved = module.apply(variables, x, train=True, mutable=["batch_stats"])
@@ -53,17 +54,17 @@ def network(variables):
     return torch_cnn7.build(variables["params"], variables["batch_stats"])
 
 
-def decisions(f, pictures):
-    return jnp.argmax(f(data.to_float(jnp.asarray(pictures.images))), axis=1)
+def decisions(f, examples):
+    return jnp.argmax(f(data.to_float(jnp.asarray(examples.images))), axis=1)
 
 
-def to_pictures(tensor):
+def to_images(tensor):
     return tensor.detach().numpy().transpose(0, 2, 3, 1)
 
 
-def test_the_copy_in_pytorch_computes_the_same_logits(f, network, pictures):
-    theirs = network(torch_cnn7.to_torch(pictures.images)).numpy()
-    ours = np.asarray(f(data.to_float(jnp.asarray(pictures.images))))
+def test_the_copy_in_pytorch_computes_the_same_logits(f, network, examples):
+    theirs = network(torch_cnn7.to_torch(examples.images)).numpy()
+    ours = np.asarray(f(data.to_float(jnp.asarray(examples.images))))
     assert ours.std(axis=0).max() > 0.1
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
@@ -74,9 +75,9 @@ def test_a_network_that_is_no_cnn7_is_refused(torch):
 
 
 @pytest.mark.parametrize("p", [2.0, math.inf])
-def test_pga_visits_the_points_of_foolbox(p, f, torch, network, pictures):
+def test_pga_visits_the_points_of_foolbox(p, f, torch, network, examples):
     foolbox = pytest.importorskip("foolbox")
-    x, labels = data.to_float(jnp.asarray(pictures.images)), decisions(f, pictures)
+    x, labels = data.to_float(jnp.asarray(examples.images)), decisions(f, examples)
     ours = attacks.pga(
         p=p,
         epsilon=EPSILONS[p],
@@ -90,9 +91,9 @@ def test_pga_visits_the_points_of_foolbox(p, f, torch, network, pictures):
     )
     model = foolbox.PyTorchModel(network, bounds=(0, 1))
     targets = torch.from_numpy(np.array(labels, np.int64))
-    images = torch_cnn7.to_torch(pictures.images)
-    _, theirs, _ = attack(model, images, targets, epsilons=EPSILONS[p])
-    difference = np.abs(np.asarray(ours) - to_pictures(theirs))
+    inputs = torch_cnn7.to_torch(examples.images)
+    _, theirs, _ = attack(model, inputs, targets, epsilons=EPSILONS[p])
+    difference = np.abs(np.asarray(ours) - to_images(theirs))
     if p == 2:
         assert difference.max() <= 1e-4
     else:
@@ -102,13 +103,13 @@ def test_pga_visits_the_points_of_foolbox(p, f, torch, network, pictures):
 
 @pytest.mark.parametrize("name", ["pgd_l2", "pgd_linf"])
 def test_pgd_of_every_library_leaves_the_same_accuracy(
-    name, f, torch, network, pictures
+    name, f, torch, network, examples
 ):
     for library in ("torchattacks", "foolbox"):
         pytest.importorskip(library)
-    x, labels = data.to_float(jnp.asarray(pictures.images)), decisions(f, pictures)
+    x, labels = data.to_float(jnp.asarray(examples.images)), decisions(f, examples)
     targets = torch.from_numpy(np.array(labels, np.int64))
-    row = compare_attacks.ROWS[name]
+    row = peers.ROWS[name]
     found = []
     for scale in (0.03, 0.1, 0.3, 1.0):
         epsilon = scale * EPSILONS[row.p]
@@ -117,15 +118,15 @@ def test_pgd_of_every_library_leaves_the_same_accuracy(
         for peer in row.peers:
             if peer.library != "foolbox-jax":
                 torch.manual_seed(0)
-                images = torch_cnn7.to_torch(pictures.images)
-                points[peer.library] = to_pictures(
-                    peer.run(network, images, targets, epsilon)
+                inputs = torch_cnn7.to_torch(examples.images)
+                points[peer.library] = to_images(
+                    peer.run(network, inputs, targets, epsilon)
                 )
         standing = {
             library: int(jnp.sum(jnp.argmax(f(jnp.asarray(z)), axis=1) == labels))
             for library, z in points.items()
         }
-        # Random starts differ between libraries: one picture may fall for one alone.
+        # Random starts differ between libraries: one image may be misclassified for one alone.
         assert max(standing.values()) - min(standing.values()) <= 1, standing
         found.append(standing["opnorm"])
     assert found[0] > found[-1]
@@ -180,6 +181,33 @@ def test_the_binary_reports_every_library(
         assert found["largest_distance"] <= 0.5 * (1 + 1e-4)
         assert 0 <= found["accuracy"] <= 1
     assert (out / "table.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_the_table_is_made_of_the_results():
+    folder = Path(__file__).parents[2] / "experiments" / "results" / "attacks"
+    report = json.loads((folder / "standard" / "comparison.json").read_text())
+    lines = tables.text(report["rows"]).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+    found = [
+        (row["attack"], library, each)
+        for row in report["rows"]
+        for library, each in row["found"].items()
+    ]
+    assert len(cells) == len(found)
+    for row, (attack, library, each) in zip(cells, found, strict=True):
+        assert row[:2] == [f"{attack}, eps 0.5", library]
+        assert float(row[2].rstrip("%")) == pytest.approx(
+            100 * each["accuracy"], abs=0.05
+        )
+        assert float(row[5]) == pytest.approx(each["mean_distance"], rel=1e-3)
+        assert float(row[8].rstrip("x")) == pytest.approx(
+            each["times_opnorm"], abs=0.005
+        )
+    # The accuracy of DeepFool is 1.8 % here and 5.9 % in torchattacks.
+    (deepfool,) = (
+        row for row in cells if row[0][:8] == "deepfool" and row[1][:5] == "torch"
+    )
+    assert deepfool[2:4] == ["5.9%", "-4.1"]
 
 
 @pytest.mark.parametrize("missing", ["torch", "torchattacks", "foolbox"])

@@ -1,13 +1,18 @@
 """Kernels read from programs, and the roofline that they are held against."""
 
 import importlib.util
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.roofline import program
+from experiments.common import train_steps
+from experiments.roofline import program, steps, tables
+
+RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "roofline"
 
 # A loop of three steps: a convolution by cuDNN and its two gradients, with a fusion
 # that reads one of its operands twice, and a matrix product by cuBLAS at the end.
@@ -114,7 +119,38 @@ def test_a_loop_of_unknown_length_is_refused():
         program.read(unknown)
 
 
-def test_what_cannot_be_compiled_is_one_line_and_writes_nothing(run, tmp_path):
+def test_a_step_is_summed_up_by_its_kinds_of_kernels():
+    kernels = [
+        program.Kernel("a", "product", "", runs=2, flops=12.0, bytes=3.0),
+        program.Kernel("b", "copy", "", runs=3, flops=0.0, bytes=30.0),
+        program.Kernel("c", "product", "", runs=1, flops=6.0, bytes=0.0),
+    ]
+    found = steps.summary(kernels, rate=2.0, bandwidth=3.0)
+    # The products take 2 x 6 + 3 seconds, the copies 3 x 10.
+    assert (found["flops"], found["bytes"], found["seconds"]) == (30.0, 96.0, 45.0)
+    assert found["fraction"] == pytest.approx(30 / 45 / 2)
+    assert list(found["kinds"]) == ["copy", "product"]
+    product = {"kernels": 3, "flops": 30.0, "bytes": 6.0, "seconds": 15.0}
+    assert found["kinds"]["product"] == product
+
+
+def test_a_train_step_is_compiled_for_a_device(monkeypatch):
+    monkeypatch.setitem(train_steps.FULL, "cnn7", train_steps.Size(2, 4, 32, 10))
+    (label, fields), *_ = train_steps.steps_of("cnn7", "float32").items()
+    compiled = steps.compile_step(jax.devices()[0], "cnn7", label, "float32", 2, fields)
+    # The program keeps at least the images that it is given.
+    assert steps.memory(compiled) > 2 * 32 * 32 * 3
+    assert "u8[2,32,32,3]" in compiled.as_text()
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "a100_resnet50"])
+def test_committed_tables_are_made_of_committed_results(name):
+    results = json.loads((RESULTS / name / "roofline.json").read_text())
+    table = (RESULTS / name / "table.md").read_text()
+    assert f"{tables.text(results, largest=8)}\n" == table
+
+
+def test_a_step_that_cannot_be_compiled_is_one_line_and_writes_nothing(run, tmp_path):
     directory = tmp_path / "run"
     flags = {"--networks=vgg": "resnet50", "--rate=-1": "rate", "--chip=b1": "h200"}
     if importlib.util.find_spec("jax_plugins") is None:

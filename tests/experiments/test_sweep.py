@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from experiments.sweep import launch, points
+from experiments.sweep import launch, points, tables
 from opnorm import runs, training
 from opnorm.training import Config
 
@@ -122,6 +122,18 @@ def test_every_point_is_trained_measured_and_ranked(swept):
         "1 of 1 done",
     ]
     assert "2 of 2 runs have ended; best first by L2 PGA-2, eps 0.1" in lines[-1]
+
+
+def test_the_command_in_the_results_can_be_called_again(swept):
+    directory, options, _ = swept
+    command = read(directory)["command"]
+    assert command == ["python", "-m", "experiments.sweep", *options]
+
+
+@pytest.mark.parametrize("name", ["table2", "table2_50000"])
+def test_committed_tables_are_made_of_committed_results(name):
+    folder = ROOT / "experiments" / "results" / name / "sweep_snr"
+    assert tables.text(read(folder)) == (folder / "table.md").read_text()
 
 
 def test_a_second_call_runs_nothing_and_a_half_done_run_goes_on(call, swept):
