@@ -180,7 +180,7 @@ def test_singular_triplets():
             assert np.all(found.residual < 1e-9)
 
 
-def test_it_works_under_pmap_sharded_jit_and_vmap():
+def test_it_works_under_sharded_jit_and_vmap():
     f, x, matrices = conv_network()
     params = mlp_params(n=72)
     devices = jax.device_count()
@@ -203,13 +203,11 @@ def test_it_works_under_pmap_sharded_jit_and_vmap():
 
     exact = np.linalg.norm(matrices, 2, axis=(1, 2))
     bound = np.linalg.norm(mlp_matrices(params, x.reshape(8, -1)), 2, axis=(1, 2))
-    split = np.asarray(x).reshape(devices, -1, *x.shape[1:])
     mesh = jax.make_mesh(
         (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
     )
     sharding = jax.NamedSharding(mesh, jax.P("data"))
     results = (
-        jax.pmap(sigma)(split),
         jax.jit(sigma)(jax.device_put(x, sharding)),
         jax.jit(jax.vmap(lambda z: sigma(z[None])))(x),
     )
