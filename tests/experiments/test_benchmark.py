@@ -60,7 +60,7 @@ def test_a_rate_is_the_steps_arithmetic_over_its_time(tiny):
     forward += 2 * 32 * 64 * (3 * 2) ** 2
     first = 2 * 3 * 8 * (3 * 32 - 2) ** 2
     # Forward, gradients of kernels, gradients of inputs of all but the first; and for
-    # each step of the attack one pass forward and one back to the pictures.
+    # each step of the attack one pass forward and one back to the images.
     standard = tiny.batch_size * (3 * forward - first)
     attacked = standard + tiny.batch_size * 10 * 2 * forward
     expected = {"standard step": standard, "adversarial-only step": attacked}

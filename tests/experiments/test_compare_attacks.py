@@ -33,7 +33,7 @@ def pictures(torch):
 
 @pytest.fixture(scope="module")
 def variables(pictures):
-    """Weights of a CNN7, BatchNorm statistics of real pictures."""
+    """Weights of a CNN7, with BatchNorm statistics of real images."""
     module = models.CNN7(width=4, num_classes=10)
     x = data.to_float(jnp.asarray(pictures.images))
     variables = module.init(jax.random.key(0), x)
@@ -125,7 +125,7 @@ def test_pgd_of_every_library_leaves_the_same_accuracy(
             library: int(jnp.sum(jnp.argmax(f(jnp.asarray(z)), axis=1) == labels))
             for library, z in points.items()
         }
-        # Random starts differ between libraries: one picture may fall for one alone.
+        # Random starts differ between libraries: one image may fall for one alone.
         assert max(standing.values()) - min(standing.values()) <= 1, standing
         found.append(standing["opnorm"])
     assert found[0] > found[-1]

@@ -49,7 +49,7 @@ def test_usage_errors_come_before_any_run(run, tmp_path):
     )
     assert done.returncode == 2
     assert "preset 'roth_cnn8_standard'" in done.stderr
-    # Rows are trained on the same pictures.
+    # Rows are trained on the same images.
     presets = "--presets=roth_cnn7_standard,farnia_cifar10_mlp1_erm"
     done = run("reproduce", *TINY, presets, f"--run={tmp_path / 'run'}")
     assert done.returncode == 2
