@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from experiments.common import cli, figures, measure, pieces
-from opnorm import training
+from opnorm import runs, training
 
 _METHODS = ("standard", "adversarial", "data_dependent_snr", "global_snr")
 
@@ -69,7 +69,7 @@ _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missin
 
 def main() -> None:
     """Trains and measures every method and seed, writes and prints the results."""
-    began, revision = time.monotonic(), training.git_revision()
+    began, revision = time.monotonic(), runs.git_revision()
     methods, seeds, epsilons = _read_lists()
     configs = {
         (method, seed): _config(method, seed) for method in methods for seed in seeds
@@ -146,7 +146,7 @@ def _config(method: str, seed: int) -> training.Config:
 
 
 def _report(
-    run: training.RunDirectory,
+    run: runs.RunDirectory,
     measured: dict[str, list[dict[str, Any]]],
     epsilons: tuple[float, ...],
     description: str,
@@ -178,7 +178,7 @@ def _report(
         {
             "data": description,
             "seeds": len(next(iter(measured.values()))),
-            "environment": training.environment(),
+            "environment": runs.environment(),
             "git_revision": revision,
             "flags": run.flags(),
             "seconds": time.monotonic() - began,

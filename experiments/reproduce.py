@@ -19,9 +19,8 @@ from typing import Any
 from absl import flags
 
 from experiments.common import cli, figures, measure, pieces
-from opnorm import training
-from opnorm.training import presets
-from opnorm.training.config import DATA_FIELDS
+from opnorm import runs, training
+from opnorm.training import DATA_FIELDS
 
 TABLE_2 = (
     "roth_cnn7_standard",
@@ -58,7 +57,7 @@ _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missin
 
 def main() -> None:
     """Trains and measures every row, writes and prints the table."""
-    began, revision = time.monotonic(), training.git_revision()
+    began, revision = time.monotonic(), runs.git_revision()
     lengths = {
         2.0: cli.parse_floats("l2_epsilons", _L2.value),
         float("inf"): cli.parse_floats("linf_epsilons", _LINF.value),
@@ -71,12 +70,12 @@ def main() -> None:
         if flag.value < 1:
             raise ValueError(f"{flag.name} is {flag.value}; it must be at least 1.")
     rows = _rows()
-    run = training.RunDirectory.for_results(_RUN.value)
+    run = runs.RunDirectory.for_results(_RUN.value)
     first = next(iter(rows.values()))
     train_set, test_set = measure.load_splits(
         first, _TEST_EXAMPLES.value, download=_DOWNLOAD.value
     )
-    run = cli.hold(training.RunDirectory(_RUN.value), own=list(rows))
+    run = cli.hold(runs.RunDirectory(_RUN.value), own=list(rows))
     measured = {
         name: _train_and_measure(name, config, train_set, test_set, lengths)
         for name, config in rows.items()
@@ -87,7 +86,7 @@ def main() -> None:
             "data": test_set.description,
             "train_examples": len(train_set),
             "test_examples": len(test_set),
-            "environment": training.environment(),
+            "environment": runs.environment(),
             "git_revision": revision,
             "seconds": time.monotonic() - began,
             "rows": {
@@ -123,7 +122,7 @@ def _rows() -> dict[str, training.Config]:
     given = {n: flags.FLAGS[n].value for n in fields if flags.FLAGS[n].present}
     rows = {}
     for name in names:
-        preset = presets.get(name)
+        preset = training.get_preset(name)
         changes: dict[str, Any] = dict(given)
         if name == names[0] and _STANDARD_EPOCHS.value is not None:
             changes["epochs"] = _STANDARD_EPOCHS.value
@@ -178,7 +177,7 @@ def _line(name: str, config: training.Config, found: dict[str, Any]) -> dict[str
     line = {
         "row": _label(name),
         "clean": f"{100 * found['accuracy']['L2']['mean'][0]:.1f} %",
-        "clean, paper": presets.get(name).paper.get("clean accuracy", ""),
+        "clean, paper": training.get_preset(name).paper.get("clean accuracy", ""),
     }
     for norm, curve in found["accuracy"].items():
         for epsilon, mean in list(zip(curve["epsilon"], curve["mean"], strict=True))[

@@ -24,7 +24,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.common import cli, figures
-from opnorm import data, training
+from opnorm import data, runs, training
 
 cli.define_config_flags(training.Config)
 cli.define_preset_flags()
@@ -73,7 +73,7 @@ def main() -> None:
     train_set = _checked_data(config) if _CHECK_DATA.value else None
     processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if _DISTRIBUTED.value or processes != (None, None, None):
-        training.initialize_hosts(*processes)
+        runs.initialize_hosts(*processes)
     try:
         result = training.train(
             config,
@@ -85,14 +85,14 @@ def main() -> None:
             checkpoint_every=_CHECKPOINT_EVERY.value,
             max_skipped_updates=_MAX_SKIPPED.value,
         )
-    except training.ProcessLost as error:
+    except runs.ProcessLost as error:
         print(f"train: {error}", file=sys.stderr, flush=True)
         # An orderly end would wait minutes for the process that is gone.
         os._exit(1)
-    if not training.is_writer():
+    if not runs.is_writer():
         return
     run = Path(_RUN.value)
-    metrics = training.read_metrics(run)
+    metrics = runs.read_metrics(run)
     figures.plot_training(metrics, run / "training.png", title=config.method)
     print(
         cli.table(
@@ -135,7 +135,7 @@ def _open_test_set(config: training.Config) -> data.Dataset | data.Stream:
 
 def _decode_all(source: data.Dataset | data.Stream, split: str) -> None:
     count = len(source)
-    with training.Progress(count, description=f"{split} split", unit="image") as bar:
+    with runs.Progress(count, description=f"{split} split", unit="image") as bar:
         data.check_images(source, on_progress=bar.update)
     print(f"check_data: {count} images of split {split} can be read", file=sys.stderr)
 

@@ -12,6 +12,7 @@ ALLOWED = {
     "linalg": set(),
     "models": set(),
     "data": set(),
+    "runs": set(),
     "operators": {"linalg"},
     "attacks": {"linalg"},
     "regularizers": {"linalg", "operators"},
@@ -24,6 +25,7 @@ ALLOWED = {
         "analysis",
         "models",
         "data",
+        "runs",
     },
 }
 

@@ -114,9 +114,9 @@ def config_from_flags(config: type, **values: Any) -> Any:
     if "preset" not in flags.FLAGS or flags.FLAGS.preset is None:
         flagged = {name: flag.value for name, flag in defined.items()}
         return config(**{**flagged, **values})
-    from opnorm.training import presets
+    from opnorm import training
 
-    preset = presets.get(flags.FLAGS.preset)
+    preset = training.get_preset(flags.FLAGS.preset)
     given: dict[str, Any] = dict(values)
     for name, flag in defined.items():
         if flag.present:
@@ -159,9 +159,9 @@ def run(main: Callable[[], None]) -> None:
         use_compilation_cache()
         try:
             if "list_presets" in flags.FLAGS and flags.FLAGS.list_presets:
-                from opnorm.training import presets
+                from opnorm import training
 
-                print(presets.describe(flags.FLAGS.preset))
+                print(training.describe_presets(flags.FLAGS.preset))
                 return
             with _HELD:
                 main()
@@ -253,7 +253,7 @@ def hold(run: Any, own: Sequence[str] = ()) -> Any:
     """Keeps other processes out of a run directory until the binary ends.
 
     Args:
-      run: a ``training.RunDirectory``; it is made if need be.
+      run: a :class:`opnorm.runs.RunDirectory`; it is made if need be.
       own: as for ``RunDirectory.check``.
 
     Returns:

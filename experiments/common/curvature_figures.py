@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common import figures, spectrum_figures
-from opnorm import training
+from opnorm import runs
 
 MATRICES = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton"}
 QUANTITIES = {
@@ -30,7 +30,7 @@ _SIGNED_DECADES = 2
 _FEWEST = 0.05
 
 
-def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
+def draw_densities(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     """Draws the eigenvalue densities in the parameters, on logarithmic axes.
 
     Args:
@@ -79,9 +79,7 @@ def draw_densities(out: training.RunDirectory, results: Mapping[str, Any]) -> No
     figures.save_panels(figure, panels, out.figure_path("parameter_spectrum"))
 
 
-def draw_input_curvature(
-    out: training.RunDirectory, results: Mapping[str, Any]
-) -> None:
+def draw_input_curvature(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     """Draws each quantity in the inputs, images in rising order.
 
     Axes are logarithmic; where a network that is not piecewise linear has a negative
@@ -136,7 +134,7 @@ def draw_input_curvature(
 
 
 def draw_sweep(
-    out: training.RunDirectory,
+    out: runs.RunDirectory,
     points: Sequence[Mapping[str, Any]],
     *,
     axis: str,

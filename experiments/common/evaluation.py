@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.common import attack_specs, cli
 from experiments.common.pieces import Parts
-from opnorm import analysis, data, linalg, training
+from opnorm import analysis, data, linalg, runs
 
 _FIELDS = ("success", "distance", "steps", "stage")
 
@@ -40,7 +40,7 @@ def attack_in_parts(
     pieces: list[dict[str, np.ndarray]] = []
     count = len(test_set)
     before = parts.reused
-    with training.Progress(count, description=str(spec), unit="example") as progress:
+    with runs.Progress(count, description=str(spec), unit="example") as progress:
         for start in range(0, count, part_size):
             stop = min(start + part_size, count)
             key = {

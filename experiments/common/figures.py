@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from opnorm import training
+from opnorm import runs
 
 LABELS = {
     "standard": "standard",
@@ -312,5 +312,5 @@ def write(figure: Any, path: Path) -> None:
     """Writes a PNG whole or not at all, never through a link, and closes the figure."""
     png = io.BytesIO()
     figure.savefig(png, dpi=150, format="png")
-    training.write_whole(path, png.getvalue())
+    runs.write_whole(path, png.getvalue())
     pyplot().close(figure)

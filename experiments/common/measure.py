@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import pieces
-from opnorm import analysis, attacks, data, models, training
-from opnorm.training import Config, build_model, modes
+from opnorm import analysis, attacks, data, models, runs, training
+from opnorm.training import Config
 
 
 def measure(
@@ -178,12 +178,10 @@ def check_fit(
       network: to be measured.
       examples: images and classes that it is to be measured on.
     """
-    needed = jax.eval_shape(
-        lambda key: modes.init(
-            build_model(config, examples.num_classes), key, examples.image_shape
-        ),
-        jax.random.key(0),
+    objective = training.make_objective(
+        config, examples.num_classes, examples.image_shape
     )
+    needed = jax.eval_shape(objective.init, jax.random.key(0))
     there, here = (
         {
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
@@ -208,7 +206,7 @@ def check_fit(
 
 def create_run_directory(
     path: str | Path, settings: Mapping[str, Any], configs: Sequence[Config]
-) -> training.RunDirectory:
+) -> runs.RunDirectory:
     """Makes the directory of a job of several networks, or opens the same job's.
 
     Args:
@@ -221,7 +219,7 @@ def create_run_directory(
         ``RunDirectory.create``.
     """
     given = [dataclasses.asdict(config) for config in configs]
-    run = training.RunDirectory.create(
+    run = runs.RunDirectory.create(
         path, {**settings, "configs": given}, may_differ=("configs",)
     )
     held = run.flags().get("configs")

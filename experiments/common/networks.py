@@ -10,8 +10,8 @@ from absl import flags
 
 import opnorm
 from experiments.common import cli, measure
-from opnorm import analysis, data, models, training
-from opnorm.training import Config, modes
+from opnorm import analysis, data, models, runs, training
+from opnorm.training import Config
 
 UNTRAINED = "untrained"
 
@@ -46,7 +46,7 @@ class Comparison(NamedTuple):
 
     networks: list[NamedNetwork]
     examples: data.Dataset
-    out: training.RunDirectory
+    out: runs.RunDirectory
 
 
 def define_flags(folder: str) -> None:
@@ -133,8 +133,8 @@ def open_runs(folder: str, examples: int) -> Comparison:
         measure.check_fit(run, found.config, found.network, chosen)
         source = {"run": run, "step": found.step, "method": found.config.method}
         networks.append(NamedNetwork(name, found.config, found.network, source))
-    training.RunDirectory.for_results(given.out or directories[0])
-    out = cli.hold(training.RunDirectory(given.out or Path(directories[0]) / folder))
+    runs.RunDirectory.for_results(given.out or directories[0])
+    out = cli.hold(runs.RunDirectory(given.out or Path(directories[0]) / folder))
     return Comparison(networks, chosen, out)
 
 
@@ -147,9 +147,11 @@ def untrained(comparison: Comparison, seed: int) -> list[NamedNetwork]:
         if shape in found:
             continue
         module = network.f.module
-        params, batch_stats = modes.init(
-            module, jax.random.key(seed), comparison.examples.image_shape
+        examples = comparison.examples
+        objective = training.make_objective(
+            config, examples.num_classes, examples.image_shape
         )
+        params, batch_stats = objective.init(jax.random.key(seed))
         f = opnorm.network(module, {"params": params, "batch_stats": batch_stats})
         name = f"{UNTRAINED}, {config.model} {config.width}"
         source = {"seed": seed, "model": config.model, "width": config.width}
@@ -184,7 +186,7 @@ def training_epsilons(networks: Sequence[NamedNetwork], p: float) -> list[float]
 
     Networks whose method has no perturbations have none.
     """
-    used = {*training.config.ADVERSARIAL, *training.config.DATA_DEPENDENT}
+    used = training.methods_with("random_start", "search")
     found = {
         network.config.epsilon
         for network in networks
@@ -201,8 +203,8 @@ def card(comparison: Comparison, count: int) -> dict[str, Any]:
         "examples": count,
         **{name: flags.FLAGS[name].value for name in names},
         "runs": {network.name: network.source for network in comparison.networks},
-        "environment": training.environment(),
-        "git_revision": training.git_revision(),
+        "environment": runs.environment(),
+        "git_revision": runs.git_revision(),
     }
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags, logging
 
 import opnorm
-from opnorm import data, models, training
+from opnorm import data, models, runs
 from opnorm.training import Config
 
 _DIGEST = "digest"
@@ -130,7 +130,7 @@ class Parts:
         digest = np.array(_digest_of_arrays(key, arrays))
         stream = BytesIO()
         np.savez_compressed(stream, **arrays, **{_DIGEST: digest})  # type: ignore[arg-type]
-        training.write_whole(file, stream.getvalue())
+        runs.write_whole(file, stream.getvalue())
 
     def below(self, name: str) -> "Parts":
         """The store in a folder of this one's, fresh where this one is."""
@@ -169,8 +169,8 @@ def cached(
             print(f"{file} is taken from an earlier measurement", file=sys.stderr)
             return known
     # As a reader of the file finds it, which the digest is over.
-    found: dict[str, Any] = training.as_json({"settings": settings, **compute()})
-    training.RunDirectory(file.parent).write_json(file.name, with_digest(found))
+    found: dict[str, Any] = runs.as_json({"settings": settings, **compute()})
+    runs.RunDirectory(file.parent).write_json(file.name, with_digest(found))
     return found
 
 
@@ -180,7 +180,7 @@ def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       content: as JSON holds it.
     """
-    found: dict[str, Any] = training.as_json(content)
+    found: dict[str, Any] = runs.as_json(content)
     return found | {_DIGEST: _digest_of_json(found)}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common import figures, networks
-from opnorm import training
+from opnorm import runs
 
 # Curves with more points than this have a marker on some only.
 _MARKED_POINTS = 12
@@ -19,7 +19,7 @@ def label(name: str) -> str:
 
 
 def draw_spectra(
-    out: training.RunDirectory, results: Mapping[str, Any], names: Sequence[str]
+    out: runs.RunDirectory, results: Mapping[str, Any], names: Sequence[str]
 ) -> None:
     """Draws singular values by rank, at clean and at adversarial examples.
 
@@ -55,9 +55,7 @@ def draw_spectra(
         figures.save_panels(figure, panels, out.figure_path(f"spectrum_{quantity}"))
 
 
-def draw_alignment_by_rank(
-    out: training.RunDirectory, results: Mapping[str, Any]
-) -> None:
+def draw_alignment_by_rank(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     """Draws how perturbations align with each right singular vector.
 
     Args:
@@ -97,7 +95,7 @@ def draw_alignment_by_rank(
 
 
 def draw_alignment_by_length(
-    out: training.RunDirectory,
+    out: runs.RunDirectory,
     results: Mapping[str, Any],
     norm: str,
     training_epsilons: Sequence[float],
@@ -134,7 +132,7 @@ def draw_alignment_by_length(
 
 
 def draw_linearity(
-    out: training.RunDirectory,
+    out: runs.RunDirectory,
     results: Mapping[str, Any],
     norm: str,
     training_epsilons: Sequence[float],
@@ -185,7 +183,7 @@ def draw_linearity(
 
 
 def draw_activations(
-    out: training.RunDirectory,
+    out: runs.RunDirectory,
     results: Mapping[str, Any],
     training_epsilons: Sequence[float],
 ) -> None:

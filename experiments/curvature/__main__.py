@@ -29,7 +29,7 @@ import numpy as np
 from absl import flags
 
 from experiments.common import cli, curvature_figures, networks, spectrum_figures
-from opnorm import analysis, data, linalg, training
+from opnorm import analysis, data, linalg, runs, training
 
 _FOLDER = "curvature"
 networks.define_flags(_FOLDER)
@@ -122,7 +122,7 @@ def _training_pictures(comparison: networks.Comparison, count: int) -> data.Data
 
 def _inputs(network: networks.NamedNetwork, examples: data.Dataset) -> dict[str, Any]:
     """Summaries of each quantity over the examples, and how sure the Hessians are."""
-    with training.Progress(
+    with runs.Progress(
         len(examples), description=f"{network.name}: inputs", unit="image"
     ) as progress:
         found = analysis.input_curvature(
@@ -160,7 +160,7 @@ def _mean_and_maximum(values: np.ndarray) -> dict[str, float]:
 def _parameters(
     network: networks.NamedNetwork, pictures: data.Dataset, matrix: str
 ) -> analysis.ParameterSpectrum:
-    with training.Progress(
+    with runs.Progress(
         _PROBES.value,
         description=f"{network.name}: {matrix.replace('_', '-')}",
         examples=flags.FLAGS.num_steps * len(pictures),

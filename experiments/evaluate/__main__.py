@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 from experiments.common import attack_specs, cli, evaluation, figures, measure, pieces
-from opnorm import analysis, data, training
+from opnorm import analysis, data, runs, training
 
 _RUN = flags.DEFINE_string(
     "run", None, "run directory, or a folder of checkpoints (required)"
@@ -121,7 +121,7 @@ def main() -> None:
     test_set = test_set.slice(first, last).slice(0, _EXAMPLES.value)
     measure.check_fit(_RUN.value, config, network, test_set)
     identity = pieces.fingerprint(config, network, test_set)
-    out = cli.hold(training.RunDirectory.for_results(_OUT.value or _RUN.value))
+    out = cli.hold(runs.RunDirectory.for_results(_OUT.value or _RUN.value))
     parts = pieces.Parts(out.path / "evaluation", fresh=flags.FLAGS.fresh)
 
     clean = analysis.evaluate_accuracy(
@@ -192,8 +192,8 @@ def main() -> None:
         "norm": norm,
         "p": p,
         "seed": _SEED.value,
-        "environment": training.environment(),
-        "git_revision": training.git_revision(),
+        "environment": runs.environment(),
+        "git_revision": runs.git_revision(),
         "clean_accuracy": clean.mean,
         "clean_standard_error": clean.standard_error,
         "attacks": cards,
@@ -231,7 +231,7 @@ def main() -> None:
 
 
 def _draw(
-    out: training.RunDirectory,
+    out: runs.RunDirectory,
     card: dict[str, Any],
     nearest: np.ndarray,
     training_epsilon: float | None,

@@ -47,7 +47,7 @@ from experiments.gradient_regularization import attacks, figures, paper, tables
 from experiments.gradient_regularization import measure as measuring
 from experiments.gradient_regularization import networks as rows
 from experiments.gradient_regularization.attacks import Settings
-from opnorm import data, training
+from opnorm import data, runs, training
 
 _ATTACKS = {
     2.0: (
@@ -144,7 +144,7 @@ def main() -> None:
     if _SUMMARIZE.value is not None:
         _summarize_again(Path(_SUMMARIZE.value))
         return
-    began, revision = time.monotonic(), training.git_revision()
+    began, revision = time.monotonic(), runs.git_revision()
     settings = _settings()
     for flag in (_EXAMPLES, _TEST_EXAMPLES):
         if flag.value < 2:
@@ -158,7 +158,7 @@ def main() -> None:
         data.check_splits(train_set, pictures)
         plan = training.make_plan(config, len(train_set))
         training.check_devices(plan, jax.device_count(), config.accumulation_steps)
-    training.RunDirectory.for_results(_OUT.value)
+    runs.RunDirectory.for_results(_OUT.value)
     settings = settings._replace(top_k=_top_k(pictures.num_classes))
     attacked = min(_EXAMPLES.value, len(pictures))
     run = measure.create_run_directory(
@@ -198,7 +198,7 @@ def main() -> None:
         "attacks": [str(spec) for spec in settings.attacks],
         "test_examples": len(pictures),
         "examples": attacked,
-        "environment": training.environment(),
+        "environment": runs.environment(),
         "git_revision": revision,
         "networks": _summarize(found, settings.largest),
         "reused_pieces": parts.reused,
@@ -227,12 +227,12 @@ def _summarize_again(directory: Path) -> None:
             measuring.of_images(one, epsilons, largest) for one in network["seeds"]
         ]
     results["networks"] = _summarize(results["networks"], largest)
-    results["summary_revision"] = training.git_revision()
+    results["summary_revision"] = runs.git_revision()
     printed = results["paper"]
     if printed is not None:
         lines = tuple(paper.Row(*row) for row in printed["rows"])
         printed = paper.Table(printed["setting"], lines, tuple(printed["epsilons"]))
-    run = training.RunDirectory(directory)
+    run = runs.RunDirectory(directory)
     cli.hold(run)
     _write(run, results, printed)
     print(f"written to {directory}")
@@ -261,7 +261,7 @@ def _read_results(directory: Path) -> dict[str, Any]:
 
 
 def _write(
-    run: training.RunDirectory,
+    run: runs.RunDirectory,
     results: dict[str, Any],
     printed: paper.Table | None,
 ) -> None:
@@ -340,9 +340,7 @@ def _train(each: rows.Trained, train_set: data.Dataset | data.Stream) -> None:
     resumed, began = each.directory.exists(), time.monotonic()
     training.train(each.config, directory=each.directory, train_set=train_set)
     seconds = None if resumed else time.monotonic() - began
-    training.RunDirectory(each.directory).write_json(
-        "training.json", {"seconds": seconds}
-    )
+    runs.RunDirectory(each.directory).write_json("training.json", {"seconds": seconds})
 
 
 def _measure(

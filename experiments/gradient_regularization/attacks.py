@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments.common import attack_specs
 from experiments.common.pieces import Parts
-from opnorm import analysis, data, linalg, training
+from opnorm import analysis, data, linalg, runs, training
 from opnorm.analysis import inputs, robustness
 from opnorm.attacks import attack as attack_lib
 
@@ -108,7 +108,7 @@ def find_nearest(
       failed, and "seconds" ``(attacks,)``.
     """
     count, pieces = len(pictures), []
-    with training.Progress(count, description=description, unit="picture") as progress:
+    with runs.Progress(count, description=description, unit="picture") as progress:
         for first in range(0, count, settings.part_size):
             last = min(first + settings.part_size, count)
             key = {

@@ -29,7 +29,7 @@ import jax
 from absl import flags
 
 from experiments.common import cli, curvature_figures, measure, pieces
-from opnorm import data, training
+from opnorm import data, runs, training
 
 _SWEEPS = {
     "step_size": ("0.5", "1", "2", "5", "10", "inf"),
@@ -74,7 +74,7 @@ _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missin
 
 def main() -> None:
     """Trains and measures every value and seed, writes and prints the results."""
-    began, revision = time.monotonic(), training.git_revision()
+    began, revision = time.monotonic(), runs.git_revision()
     values, seeds = _read_lists()
     configs = {(v, seed): _config(v, seed) for v in values for seed in seeds}
     for config in configs.values():
@@ -152,7 +152,7 @@ def _config(value: float, seed: int) -> training.Config:
 
 
 def _report(
-    run: training.RunDirectory,
+    run: runs.RunDirectory,
     measured: dict[float, list[dict[str, Any]]],
     description: str,
     began: float,
@@ -198,7 +198,7 @@ def _report(
             "sweep": _SWEEP.value,
             "epsilon": epsilon,
             "seeds": seeds,
-            "environment": training.environment(),
+            "environment": runs.environment(),
             "git_revision": revision,
             "flags": run.flags(),
             "seconds": time.monotonic() - began,

@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 
 from experiments.common import cli, measure, networks, spectrum_figures
-from opnorm import analysis, attacks, data, linalg, training
+from opnorm import analysis, attacks, data, linalg, runs
 
 _FOLDER = "linearity"
 networks.define_flags(_FOLDER)
@@ -96,7 +96,7 @@ def _around(
     key = jax.random.key(flags.FLAGS.seed)
     clean = np.asarray(data.to_float(examples.images))
     curves: dict[str, list[dict[str, Any]]] = {"adversarial": [], "random": []}
-    with training.Progress(
+    with runs.Progress(
         2 * (len(epsilons) + 1),
         description=f"{network.name}: {measure.norm_name(p)} perturbations",
         examples=len(examples),
@@ -145,7 +145,7 @@ def _noise(
     drawn = np.random.default_rng(seed).uniform(size=shape).astype(np.float32)
     clean = np.asarray(data.to_float(examples.images))
     curves: dict[str, list[dict[str, Any]]] = {"pictures": [], "random_inputs": []}
-    with training.Progress(
+    with runs.Progress(
         len(magnitudes) + 1,
         description=f"{network.name}: noise",
         examples=2 * len(examples),

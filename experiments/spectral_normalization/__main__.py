@@ -39,9 +39,8 @@ from experiments.spectral_normalization import figures, tables
 from experiments.spectral_normalization import measure as measuring
 from experiments.spectral_normalization import networks as chosen
 from experiments.spectral_normalization.networks import WITHOUT, Planned
-from opnorm import data, models, training
-from opnorm.training import Config, presets
-from opnorm.training.config import SPECTRAL_NORM_METHODS
+from opnorm import data, models, runs, training
+from opnorm.training import SPECTRAL_NORM_METHODS, Config
 
 # What presets and the flags below decide.
 _NO_FLAGS = ("method", "spectral_norm_bound", "spectral_norm_method", "random_labels")
@@ -94,7 +93,7 @@ _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missin
 
 def main() -> None:
     """Trains and measures every network, writes and prints the results."""
-    began, revision = time.monotonic(), training.git_revision()
+    began, revision = time.monotonic(), runs.git_revision()
     strengths = networks.read_lengths("epsilons", _EPSILONS.value)
     for flag in (_VALIDATION, _TEST, _TRAIN):
         if flag.value < 2:
@@ -106,7 +105,7 @@ def main() -> None:
     first, *_ = schemes
     bounds = cli.parse_floats("bounds", _BOUNDS.value)
     kinds, folder = _METHODS.value, Path(_RUN.value)
-    run = training.RunDirectory.for_results(folder)
+    run = runs.RunDirectory.for_results(folder)
     planned = {
         name: chosen.planned(scheme, bounds, kinds, folder / name)
         for name, scheme in schemes.items()
@@ -118,11 +117,11 @@ def main() -> None:
             schemes[first], bounds, kinds[:1], folder / first, labels="random"
         )
     train_set, pictures = _load(schemes)
-    run = cli.hold(training.RunDirectory(_RUN.value), own=list(schemes))
+    run = cli.hold(runs.RunDirectory(_RUN.value), own=list(schemes))
     found = {
         name: {
             "config": dataclasses.asdict(scheme),
-            "paper": dict(presets.get(name).paper),
+            "paper": dict(training.get_preset(name).paper),
             **_measure_scheme(
                 name, planned[name], schemes, train_set, pictures, strengths
             ),
@@ -146,7 +145,7 @@ def main() -> None:
         "train_measured": len(pictures.train),
         "validation_examples": len(pictures.validation),
         "test_examples": len(pictures.test),
-        "environment": training.environment(),
+        "environment": runs.environment(),
         "git_revision": revision,
         "schemes": found,
         "random_labels": random,

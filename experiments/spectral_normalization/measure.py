@@ -1,7 +1,7 @@
 """Measures one network for experiments.spectral_normalization.
 
 Every network is measured under the attack that it was trained with, as
-:func:`opnorm.training.methods.attack` describes it.
+:func:`opnorm.training.training_attack` describes it.
 """
 
 import dataclasses
@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import networks
-from opnorm import analysis, data, models, operators
+from opnorm import analysis, data, models, operators, training
 from opnorm.analysis import accuracy, inputs
 from opnorm.models import normalization
-from opnorm.training import Config, build, methods
-from opnorm.training.config import ADVERSARIAL
+from opnorm.training import Config
 
-_ATTACKED = (*ADVERSARIAL, "wrm")
+_ATTACKED = training.methods_with("attack_labels")
 _ATTACK_FIELDS = (
     "method",
     "p",
@@ -227,7 +226,7 @@ def _attacked(
     x = inputs.to_pixels(x)
     if attack is not None:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
-        x = methods.attack(attack, strength=strength)(f, x, labels, keys)
+        x = training.training_attack(attack, strength=strength)(f, x, labels, keys)
     return x, f(x)
 
 
@@ -255,7 +254,7 @@ def _layers(
     # Rematerialised kernels are computed inside the network.
     plain = dataclasses.replace(config, rematerialize=False)
     return operators.layers(
-        build.build_model(plain, pictures.num_classes),
+        training.build_model(plain, pictures.num_classes),
         network.variables,
         jax.ShapeDtypeStruct((1, *pictures.image_shape), jnp.float32),
         batch_norm="ignore",

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.common import cli, measure
 from experiments.spectral_normalization.networks import WITHOUT
-from opnorm.training.config import SPECTRAL_NORM_METHODS
+from opnorm.training import SPECTRAL_NORM_METHODS
 
 LABELS = {
     "normalize": "layer's norm",

@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from experiments.common import cli, measure, networks, spectrum_figures
-from opnorm import analysis, data, training
+from opnorm import analysis, data, runs
 
 _FOLDER = "spectrum"
 networks.define_flags(_FOLDER)
@@ -128,7 +128,7 @@ def _ranks(
     )
     random = analysis.random_directions(delta, jax.random.fold_in(key, 1))
     clean = np.asarray(data.to_float(examples.images))
-    with training.Progress(
+    with runs.Progress(
         # Features and logits, at clean and at adversarial examples.
         4 * len(examples),
         description=f"{network.name}: spectra",
@@ -191,7 +191,7 @@ def _lengths(
     # Where all features are dead there is no dominant vector.
     alive = (top.values > 0)[:, None]
     curves: dict[str, Any] = {}
-    with training.Progress(
+    with runs.Progress(
         sum(len(epsilons) for epsilons in lengths.values()),
         description=f"{network.name}: alignment",
         examples=len(examples),

@@ -32,9 +32,8 @@ from absl import flags
 
 from experiments.common import cli, pieces
 from experiments.sweep import launch, report
-from opnorm import training
-from opnorm.training import presets
-from opnorm.training.presets import STEP_RATIO
+from opnorm import runs, training
+from opnorm.training import STEP_RATIO
 
 cli.define_config_flags(
     training.Config,
@@ -119,7 +118,7 @@ def main() -> None:
         ]
         print(cli.table(rows))
         return
-    run = training.RunDirectory.create(
+    run = runs.RunDirectory.create(
         directory,
         dataclasses.asdict(base),
         defaults=dataclasses.asdict(training.Config()),
@@ -188,7 +187,7 @@ def _read_grid(base: training.Config) -> dict[str, tuple[Any, ...]]:
                 name: _read_values(name, values, fields)
             }
         else:
-            found = presets.get_grid(name).values
+            found = training.get_grid(name).values
         for axis, items in found.items():
             if axis in axes:
                 raise ValueError(f"grid has {axis} more than once.")

@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.common import cli, measure, pieces
-from opnorm import data, training
-from opnorm.training import Config
-from opnorm.training.config import DATA_FIELDS
+from opnorm import data, runs, training
+from opnorm.training import DATA_FIELDS, Config
 
 _RESULT = "sweep_result.json"
 _JOB = "sweep_job.json"
@@ -85,7 +84,7 @@ class Cluster(NamedTuple):
 def check_directory(point: Point) -> None:
     """Raises a ValueError if the point's directory holds another run."""
     if (Path(point.directory) / "flags.json").exists():
-        training.RunDirectory.create(
+        runs.RunDirectory.create(
             point.directory,
             dataclasses.asdict(point.config),
             defaults=dataclasses.asdict(Config()),
@@ -131,7 +130,7 @@ def run_point(point: Point, measurement: Measurement, download: bool) -> dict[st
       ValueError: if the directory is not one that opnorm writes into.
       RunInUse: an OSError, if another process is at work on the point.
     """
-    run = training.RunDirectory(point.directory)
+    run = runs.RunDirectory(point.directory)
     # A failure must not be noted in somebody else's directory.
     run.mark([_JOB])
     start = time.monotonic()
@@ -143,8 +142,8 @@ def run_point(point: Point, measurement: Measurement, download: bool) -> dict[st
     found |= {
         "measurement": _as_json(measurement),
         "seconds": time.monotonic() - start,
-        "environment": training.environment(),
-        "git_revision": training.git_revision(),
+        "environment": runs.environment(),
+        "git_revision": runs.git_revision(),
     }
     run.write_json(_RESULT, pieces.with_digest(found))
     return found
@@ -201,7 +200,7 @@ def launch_jobs(
     for point, job in zip(waiting, submitted, strict=True):
         jobs[point.name] = (point, job.done, str(job.paths.stderr))
         if cluster.kind != "debug":
-            run = training.RunDirectory(point.directory)
+            run = runs.RunDirectory(point.directory)
             run.mark([_JOB])
             run.write_json(
                 _JOB,

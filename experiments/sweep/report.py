@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.common import cli, measure
 from experiments.sweep import launch
-from opnorm import training
+from opnorm import runs
 
 _LONGEST_REASON = 200
 
@@ -18,7 +18,7 @@ def text(value: Any) -> str:
 
 
 def write(
-    run: training.RunDirectory,
+    run: runs.RunDirectory,
     points: Sequence[launch.Point],
     measurement: launch.Measurement,
     column: int,
@@ -52,11 +52,11 @@ def write(
         }
         for entry in entries
     ]
-    runs = sum(len(group) for group in groups.values())
+    number = sum(len(group) for group in groups.values())
     ended = sum(entry["ended"] for entry in entries)
     seeds = len(next(iter(groups.values())))
     table = (
-        f"{cli.table(rows)}\n\n{ended} of {runs} runs have ended; best first by "
+        f"{cli.table(rows)}\n\n{ended} of {number} runs have ended; best first by "
         f"{columns[column]}; mean{' ± standard deviation' if seeds > 1 else ''} over "
         f"{seeds} seed{'s' if seeds > 1 else ''}.\n"
     )
@@ -67,8 +67,8 @@ def write(
             "sorted_by": columns[column],
             "measurement": measurement._asdict(),
             "base": run.flags(),
-            "environment": training.environment(),
-            "git_revision": training.git_revision(),
+            "environment": runs.environment(),
+            "git_revision": runs.git_revision(),
             "command": sys.argv,
             "points": entries,
         },

@@ -1,4 +1,4 @@
-"""training: what the papers searched over, as data in this library's units."""
+"""The grids that the papers searched over, as data in this library's units."""
 
 import dataclasses
 import math
@@ -15,9 +15,9 @@ class Grid:
     """Values that a paper searched over.
 
     Attributes:
-      name: what ``--grid`` calls it.
-      values: of each axis, a field of ``Config`` or ``STEP_RATIO``; their product is
-        meant.
+      name: its name for ``--grid``.
+      values: the values of each axis, a field of ``Config`` or ``STEP_RATIO``; the
+        search is over their product.
       source: paper and table.
       paper: the axes as the paper states them.
     """

@@ -11,7 +11,7 @@ import pytest
 import opnorm
 from experiments.common import attack_specs, evaluation, measure, pieces
 from opnorm import attacks, data, training
-from opnorm.training import Config, modes
+from opnorm.training import Config
 
 
 def random_pictures(count, side, num_classes):
@@ -148,12 +148,10 @@ def test_what_an_earlier_evaluation_measured_is_said(tmp_path):
 
 def test_networks_are_measured_on_pictures_that_they_take_only():
     config = Config(model="mlp1", width=8)
-    module = training.build_model(config, 3)
-    params, batch_stats = jax.eval_shape(
-        lambda key: modes.init(module, key, (4, 4, 3)), jax.random.key(0)
-    )
+    objective = training.make_objective(config, 3, (4, 4, 3))
+    params, batch_stats = jax.eval_shape(objective.init, jax.random.key(0))
     variables = {"params": params, "batch_stats": batch_stats}
-    given = ("runs/a", config, opnorm.network(module, variables))
+    given = ("runs/a", config, opnorm.network(objective.module, variables))
     measure.check_fit(*given, random_pictures(2, 4, 3))
     with pytest.raises(ValueError, match=r"a, trained on cifar10_mini, .* drawn") as e:
         measure.check_fit(*given, random_pictures(2, 4, 5))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.common import cli, evaluation, measure, networks
-from opnorm import training
+from opnorm import runs
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_standard_error_of_one_example_is_not_known(tmp_path):
     assert card["mean"] == 0.5
     names = ("accuracy", "sigma", "singular_values", "alignment")
     found = dict.fromkeys(names, one) | {"clean_accuracy": 1.0, "examples": 1}
-    run = training.RunDirectory(tmp_path)
+    run = runs.RunDirectory(tmp_path)
     run.write_json("measured.json", found | {"random_alignment": 0.5, "card": card})
     read = json.loads((tmp_path / "measured.json").read_text())
     assert read["sigma"] == {"mean": [1.0, 3.0], "standard_error": [None, None]}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.sweep import launch
-from opnorm import training
+from opnorm import runs, training
 from opnorm.training import Config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -244,7 +244,7 @@ def test_only_what_no_job_is_at_work_on_is_submitted(tmp_path, monkeypatch):
     try:
         for name, number in (("a", process.pid), ("b", 2**22 + 1)):
             record = {"cluster": "local", "job_id": str(number), "folder": "jobs"}
-            training.RunDirectory(tmp_path / name).write_json("sweep_job.json", record)
+            runs.RunDirectory(tmp_path / name).write_json("sweep_job.json", record)
         launched = launch.launch_jobs(
             points,
             measured,
@@ -349,7 +349,7 @@ def test_the_operating_systems_errors_and_ctrl_c_are_one_line(call, main, code, 
 
 def test_a_sweep_in_use_and_another_programs_folder_are_refused(call, swept, tmp_path):
     directory, options, _ = swept
-    with training.RunDirectory(directory).locked():
+    with runs.RunDirectory(directory).locked():
         result = call(*options)
     assert result.returncode == 1
     assert f"sweep: {directory} is in use by process {os.getpid()}" in result.stderr
@@ -358,7 +358,7 @@ def test_a_sweep_in_use_and_another_programs_folder_are_refused(call, swept, tmp
     assert result.returncode == 2
     assert "is not the directory of a run: it holds mine.txt" in result.stderr
     # Nor is a point's, and its failure is not noted there.
-    training.RunDirectory(tmp_path / "sweep").mark()
+    runs.RunDirectory(tmp_path / "sweep").mark()
     point = tmp_path / "sweep" / "learning_rate=0.001_seed=0"
     point.mkdir()
     (point / "mine.txt").write_text("mine")

@@ -1,9 +1,9 @@
-"""training: what Farnia, Zhang & Tse 2019 trained.
+"""The training recipes of Farnia, Zhang & Tse 2019.
 
-They divide every picture of CIFAR-10 and SVHN by the standard deviation of its own
-pixels before anything else, and perturb what comes out. Networks here divide by one
-number for all pictures, so that a length is multiplied by the mean of those standard
-deviations, 0.21 on CIFAR-10, and the price of a squared length divided by its square.
+They divide every image of CIFAR-10 and SVHN by the standard deviation of its own pixels
+before anything else, and perturb the result. Networks here divide by one number for all
+images, so that a length is multiplied by the mean of those standard deviations, 0.21 on
+CIFAR-10, and the price of a squared length divided by its square.
 Their MNIST is in [0, 1].
 
 A preset is a row of their Table 1 without spectral normalisation. With it:
@@ -13,13 +13,12 @@ the grid of all that were tried.
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
-from opnorm.training.recipes.preset import Preset
+from opnorm.training.recipes.preset import Preset, Settings
 
-# Measured on the 8,500 training pictures of the embedded CIFAR-10.
+# Measured on the 8,500 training images of the embedded CIFAR-10.
 _CONTRAST = 0.21
-# Of the training set: 48.7 on CIFAR-10 as the paper has it, 9.30 on MNIST.
+# Mean over the training set: 48.7 on CIFAR-10, as in the paper, 9.30 on MNIST.
 _MEAN_NORM = {"cifar10": 48.7, "svhn_cropped": 48.7, "mnist": 9.30}
 _WRM_GAMMA = {"cifar10": 0.002, "svhn_cropped": 0.002, "mnist": 0.04}
 
@@ -89,7 +88,7 @@ _ROWS: dict[tuple[str, str], list[tuple[str, float, float, float]]] = {
         ("wrm", 0.83, 0.84, 1.3),
     ],
 }
-_MODELS: dict[str, dict[str, Any]] = {
+_MODELS: dict[str, Settings] = {
     "alexnet": {"model": "alexnet"},
     "elu_alexnet": {"model": "alexnet", "activation": "elu"},
     "inception": {"model": "inception"},
@@ -98,7 +97,7 @@ _MODELS: dict[str, dict[str, Any]] = {
     "resnet": {"model": "resnet32"},
     "elu_net": {"model": "elu_net", "activation": "elu"},
 }
-_RECIPE: dict[str, Any] = {
+_RECIPE: Settings = {
     "width": None,
     "augment": False,
     "schedule": "constant",
@@ -107,7 +106,7 @@ _RECIPE: dict[str, Any] = {
 }
 _SGD = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
 _ADAM = {"optimizer": "adam", "learning_rate": 1e-3}
-_ATTACK: dict[str, Any] = {
+_ATTACK: Settings = {
     "method": "adversarial_only",
     "random_start": False,
     "attack_labels": "predicted",
@@ -115,12 +114,12 @@ _ATTACK: dict[str, Any] = {
 _NOTES = (
     "The paper stops at 200 epochs, or where the training accuracy reaches 0.999; here "
     "it is always 200. Its learning rate falls by 3 % meanwhile. The first 500 test "
-    "pictures are kept for choosing the bound. "
+    "images are kept for choosing the bound. "
 )
 _WHITENED = (
-    "Each picture there is whitened by itself, and lengths are those of whitened "
-    "pictures; here one mean and standard deviation serve all, and lengths are "
-    "multiplied by the mean standard deviation of CIFAR-10's pictures, 0.21. "
+    "Each image there is whitened by itself, and lengths are those of whitened "
+    "images; here one mean and standard deviation serve all, and lengths are "
+    "multiplied by the mean standard deviation of CIFAR-10's images, 0.21. "
 )
 
 
@@ -159,8 +158,8 @@ def presets() -> Iterable[Preset]:
             )
 
 
-def _scheme(scheme: str, dataset: str) -> tuple[dict[str, Any], dict[str, str], str]:
-    """Settings, what the paper states, and notes."""
+def _scheme(scheme: str, dataset: str) -> tuple[Settings, dict[str, str], str]:
+    """Settings, statements of the paper, and notes."""
     if scheme == "erm":
         return {"method": "standard"}, {"training": "ERM"}, ""
     contrast = 1.0 if dataset == "mnist" else _CONTRAST

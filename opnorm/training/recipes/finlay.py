@@ -1,4 +1,4 @@
-"""training: what Finlay & Oberman 2019 trained.
+"""The training recipes of Finlay & Oberman 2019.
 
 They use pixels in [0, 1] on CIFAR-10, and pixels divided by ImageNet's standard
 deviations s on ImageNet: there a length is multiplied by the root mean square of s, and
@@ -7,12 +7,11 @@ the weight of a squared gradient by the mean of s^2.
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from opnorm.training.recipes.preset import Preset
+from opnorm.training.recipes.preset import Preset, Settings
 
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_FINLAY_CIFAR: dict[str, Any] = {
+_FINLAY_CIFAR: Settings = {
     "dataset": "cifar10",
     "padding": "grey",
     "cutout": 16,
@@ -30,7 +29,7 @@ _FINLAY_CIFAR: dict[str, Any] = {
     "epochs": 200,
     "batch_size": 128,
 }
-_FINLAY_IMAGENET: dict[str, Any] = {
+_FINLAY_IMAGENET: Settings = {
     "dataset": "imagenet2012",
     # Batches are those of four GPUs together.
     "phases": "0:128:512:0.08,15:224:192:0.087,28:288:128:0.5",
@@ -46,7 +45,7 @@ _FINLAY_IMAGENET: dict[str, Any] = {
     "decayed": "kernels_and_scales",
     "epochs": 29,
 }
-_FINLAY_ATTACK: dict[str, Any] = {
+_FINLAY_ATTACK: Settings = {
     "method": "adversarial_only",
     "p": math.inf,
     "epsilon": 0.0314,
@@ -59,7 +58,7 @@ _FINLAY_CIFAR_NOTES = (
     "says standard. Logits pass through the activation, as released. "
 )
 _FINLAY_IMAGENET_NOTES = (
-    "Learning rates and sizes of pictures are those of the released code. "
+    "Learning rates and sizes of images are those of the released code. "
 )
 _FINLAY_GRADIENT_NOTES = (
     "The released code takes the gradient of the batch's mean loss in train mode; here "
@@ -81,14 +80,14 @@ def _finlay_unordered() -> Iterable[Preset]:
     for name, weight in (("l1_0.1", 0.1), ("l1_1", 1.0)):
         yield _finlay_preset(
             f"cifar10_{name}",
-            # Nothing is trained with epsilon; it is the one of Table 1's attacks.
+            # Training does not use epsilon; this is the one of Table 1's attacks.
             {"p": math.inf, "epsilon": 8 / 255, "divide_by_size": True}
             | _finlay_penalty(weight, 1.0),
             {"lambda": f"{weight:g}", "h": "0.01"},
-            "What the paper calls the squared 1-norm of the gradient is, with its "
-            "direction sign(g) / sqrt(N), that norm divided by N = 3072. ",
+            "With the paper's direction sign(g) / sqrt(N), its squared 1-norm of the "
+            "gradient is that norm divided by N = 3072. ",
         )
-    # Of standardised pixels: lengths are divided by s there, gradients times s.
+    # In standardised pixels lengths are divided by s, and gradients multiplied.
     mean_square = math.fsum(s * s for s in _IMAGENET_STD) / 3
     for name, weight in (("l2_0.1", 0.1), ("l2_0.1_smooth", 0.1), ("l2_1", 1.0)):
         smooth = name.endswith("smooth")
@@ -107,7 +106,7 @@ def _finlay_unordered() -> Iterable[Preset]:
         )
 
 
-def _finlay_penalty(weight: float, mean_square: float) -> dict[str, Any]:
+def _finlay_penalty(weight: float, mean_square: float) -> Settings:
     return {
         "method": "gradient_regularization",
         "weight": weight * mean_square,
@@ -118,7 +117,7 @@ def _finlay_penalty(weight: float, mean_square: float) -> dict[str, Any]:
 
 def _finlay_preset(
     name: str,
-    extra: Mapping[str, Any],
+    extra: Settings,
     paper: Mapping[str, str],
     notes: str,
     *,

@@ -1,4 +1,4 @@
-"""training: what a preset is."""
+"""A training recipe of a paper."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,25 +6,28 @@ from typing import Any
 
 from opnorm.training.config import Config
 
+# Values of fields of Config by name.
+Settings = dict[str, Any]
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
     """A training recipe of a paper.
 
     Attributes:
-      name: what ``--preset`` calls it.
-      settings: fields of ``Config`` that the recipe decides; the others stay at their
-        defaults.
+      name: its name for ``--preset``.
+      settings: values of the fields of ``Config`` that the recipe decides; the others
+        stay at their defaults.
       source: paper, and table or section.
-      paper: what the paper says, in its own units and words.
+      paper: the statements of the paper, in its own units and words.
       notes: conversions, choices, and where the released code differs.
       needs: fields of ``Config`` that the user has to give: "init_from", the trained
-        network the paper starts from (without it training begins from scratch), or
-        "dataset", a placeholder that no data set is called by.
+        network that the paper starts from (without it training begins from scratch), or
+        "dataset", whose value is a placeholder.
     """
 
     name: str
-    settings: Mapping[str, Any]
+    settings: Settings
     source: str
     paper: Mapping[str, str]
     notes: str = ""

@@ -1,4 +1,4 @@
-"""training: what the regularisation view trained.
+"""The training recipes of the "regularisation view".
 
 That is the ICLR 2020 submission *Towards Understanding the Regularization of
 Adversarial Robustness on Neural Networks*.
@@ -6,12 +6,11 @@ Adversarial Robustness on Neural Networks*.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from opnorm.training.recipes.preset import Preset
+from opnorm.training.recipes.preset import Preset, Settings
 
-_VIEW_FIXUP: dict[str, Any] = {
+_VIEW_FIXUP: Settings = {
     "normalization": "cifar10",
     "optimizer": "sgd",
     "learning_rate": 0.05,
@@ -22,7 +21,7 @@ _VIEW_FIXUP: dict[str, Any] = {
     "epochs": 200,
     "batch_size": 256,
 }
-_VIEW_TINY: dict[str, Any] = {
+_VIEW_TINY: Settings = {
     "dataset": "tiny_imagenet",
     "image_size": 56,
     "model": "wrn50_2",
@@ -92,7 +91,7 @@ def _bounded(preset: Preset, bound: int) -> Preset:
 
 def _view_preset(
     label: str,
-    base: Mapping[str, Any],
+    base: Settings,
     level: int,
     table: str,
     notes: str,

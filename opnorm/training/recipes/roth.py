@@ -1,4 +1,4 @@
-"""training: what Roth, Kilcher & Hofmann 2020 trained.
+"""The training recipes of Roth, Kilcher & Hofmann 2020.
 
 They work with pixels in [-1, 1], so that every length of theirs is halved. A penalty on
 ``f(x + epsilon v) - f(x)`` keeps its lambda: the difference of the logits is the same
@@ -7,9 +7,8 @@ in any units.
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
-from opnorm.training.recipes.preset import Preset
+from opnorm.training.recipes.preset import Preset, Settings
 
 _ROTH_EPSILON = 1.75 / 2
 _ROTH_LINF = 8 / 255 / 2
@@ -22,7 +21,7 @@ _ROTH_BASE = {
         "padding": "reflect",
     },
 }
-_ROTH_STANDARD: dict[str, dict[str, Any]] = {
+_ROTH_STANDARD: dict[str, Settings] = {
     "cnn7": {
         "optimizer": "adam",
         "learning_rate": 1e-3,
@@ -49,7 +48,7 @@ _ROTH_STANDARD_SOURCE = {
     "wrn28": "Zagoruyko & Komodakis 2016",
 }
 # The released code's defaults.
-_ROTH_DERIVED: dict[str, Any] = {
+_ROTH_DERIVED: Settings = {
     "augment": False,
     "padding": "zero",
     "optimizer": "rmsprop",
@@ -59,7 +58,7 @@ _ROTH_DERIVED: dict[str, Any] = {
     "batch_size": 32,
 }
 _ROTH_ATTACK = {"alpha": "2 epsilon / iters", "iters": "10"}
-_ROTH_TERMS: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
+_ROTH_TERMS: dict[str, tuple[Settings, dict[str, str], str]] = {
     "at_l2": (
         {"method": "adversarial", "epsilon": _ROTH_EPSILON, "num_steps": 10},
         {"epsilon": "1.75 (L2)", **_ROTH_ATTACK},
@@ -77,7 +76,7 @@ _ROTH_TERMS: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
         {"lambda": "3e-2", "epsilon": "1.75", "iters": "10"},
         "lambda is read as that of the paper's formula, with a 1/2; the released code "
         "has none, and by its convention the weight would be 6e-2 [?]. As released its "
-        "power method stays at a random direction; Eq. 6 is what is done here.",
+        "power method stays at a random direction; here it is that of Eq. 6.",
     ),
     "onr_linf": (
         {
@@ -137,7 +136,7 @@ def presets() -> Iterable[Preset]:
 def _roth_preset(
     name: str, model: str, term: str, dataset: str, accuracy: str | None = None
 ) -> Preset:
-    settings: dict[str, Any] = {"dataset": dataset, **_ROTH_BASE[model]}
+    settings: Settings = {"dataset": dataset, **_ROTH_BASE[model]}
     # Fig. 15 prints no numbers.
     paper = {"clean accuracy": accuracy or "not stated"}
     source = "Table 2" if accuracy else "Fig. 15 (SVHN)"

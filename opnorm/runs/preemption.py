@@ -1,4 +1,4 @@
-"""training: an end on request: SIGTERM of a cluster, Ctrl-C, a terminal that closes.
+"""Ending a run on request, by SIGTERM of a cluster, Ctrl-C or a closed terminal.
 
 The running step is finished, a checkpoint written, and the process ends with exit code
 143 after SIGTERM, 130 after Ctrl-C (SIGINT) and 129 after SIGHUP. Should that take too
@@ -25,7 +25,7 @@ _HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)
 
 
 class Preempted(SystemExit):
-    """The run was asked to end and did; it can be resumed.
+    """The run ended on request; it can be resumed.
 
     The exit code is 128 and the number of the signal, as a shell reports it: 143 after
     SIGTERM, 129 after SIGHUP.
@@ -43,7 +43,7 @@ class Request:
     """Whether the process was asked to end, and by which signal.
 
     Attributes:
-      number: of the first signal, or None.
+      number: number of the first signal, or None.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ def on_signals(
     finally:
         signal.set_wakeup_fd(before_fd)
         for number, handler in before.items():
-            # None: of another library, in C.
+            # None stands for a handler of another library, in C.
             if handler is not None:
                 signal.signal(number, handler)
         writer.close()

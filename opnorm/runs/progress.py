@@ -1,10 +1,16 @@
-"""training: progress on a terminal as a bar, elsewhere as plain lines."""
+"""Progress on a terminal as a bar, elsewhere as plain lines."""
 
 import contextlib
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, SupportsFloat
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+# A number, an array of one, or a function that returns one.
+Metric = SupportsFloat | Callable[[], SupportsFloat]
 
 
 class Progress:
@@ -16,10 +22,10 @@ class Progress:
     Args:
       total_steps: steps of the whole run.
       initial: steps done in an earlier process.
-      description: what is running.
-      examples: for the rate: how many a step has, or a function of a number of steps,
-        the first ones, that says how many these have together.
-      unit: what a step is called.
+      description: the name of the run, before the colon.
+      examples: number of examples of a step, or a function ``(n) ->`` their number in
+        the first n steps, for the rate.
+      unit: the word for a step.
       enabled: False shows nothing.
       interval: seconds between plain lines; a bar is drawn twice a second.
     """
@@ -45,7 +51,7 @@ class Progress:
         self._interval = 0.5 if self._terminal else interval
         self._created = self._shown = time.monotonic()
         self._start: float | None = None
-        self._bar: Any = None
+        self._bar: tqdm | None = None
 
     def __enter__(self) -> "Progress":
         if self._terminal:
@@ -60,12 +66,12 @@ class Progress:
             )
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             with contextlib.suppress(OSError):
                 self._bar.close()
 
-    def update(self, step: int, **metrics: Any) -> None:
+    def update(self, step: int, **metrics: Metric) -> None:
         """Reports that ``step`` steps are done.
 
         Args:
@@ -95,7 +101,7 @@ class Progress:
         try:
             self._show(step, values, speed, left)
         except OSError:
-            # The terminal is closed; what runs goes on, or ends with a checkpoint.
+            # The terminal is closed. The run goes on, or ends with a checkpoint.
             self._enabled, self._bar = False, None
 
     def _show(self, step: int, values: dict[str, str], speed: str, left: float) -> None:

@@ -3,7 +3,7 @@
 import sys
 from unittest import mock
 
-from opnorm.training.progress import Progress
+from opnorm.runs.progress import Progress
 
 
 class Metric:
@@ -25,7 +25,7 @@ def test_lines_have_metrics_rate_and_time_left(capsys):
 
 def test_the_rate_is_that_of_all_batches_since_the_start(monkeypatch, capsys):
     now = iter(range(0, 1000, 2))
-    monkeypatch.setattr("opnorm.training.progress.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("opnorm.runs.progress.time.monotonic", lambda: next(now))
     # Batches of 8, and of 2 from step 2 on.
     with Progress(9, examples=lambda n: 8 * min(n, 2) + 2 * max(0, n - 2)) as bar:
         bar.update(1)

@@ -1,4 +1,4 @@
-"""training: checkpoints that are whole or not there, checked byte for byte.
+"""Checkpoints that are whole or not there, checked byte for byte.
 
 Orbax writes a checkpoint under another name and renames it, so one that a kill
 interrupted does not count. But it keeps no checksum, and a flipped bit in an array
@@ -16,15 +16,21 @@ import re
 import shutil
 import zlib
 from collections.abc import Collection, Iterator
+from logging import LogRecord
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from opnorm.training import run_lock
+from opnorm.runs import leaves, lock
+from opnorm.runs.json_values import JsonObject
+from opnorm.runs.leaves import State
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 FOLDER = "checkpoints"
 
@@ -34,22 +40,22 @@ _UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp(-\d+)?")
 _SPACE_FOR_FILES = 64 * 1024
 
 
-class Restored(NamedTuple):
+class Restored(NamedTuple, Generic[State]):
     """A checkpoint that was read and verified.
 
     Attributes:
       step: its number.
       state: the state.
-      metadata: what was saved beside it.
+      metadata: the values that were saved beside it.
     """
 
     step: int
-    state: Any
-    metadata: dict[str, Any]
+    state: State
+    metadata: JsonObject
 
 
 class _Damaged(Exception):
-    """What is wrong with a checkpoint."""
+    """The checkpoint cannot be trusted; the message says why."""
 
 
 class CheckpointStore:
@@ -65,10 +71,10 @@ class CheckpointStore:
             raise ValueError(f"max_to_keep is {max_to_keep}; it must be at least 1.")
         self._directory = Path(directory).absolute()
         self._max_to_keep = max_to_keep
-        self._manager: Any = None
+        self._manager: ocp.CheckpointManager | None = None
         self._held = contextlib.ExitStack()
 
-    def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
+    def save(self, step: int, state: object, metadata: JsonObject) -> None:
         """Writes a checkpoint, and returns when it is complete.
 
         Other processes cannot save in the directory until :meth:`close`. Unfinished
@@ -76,7 +82,7 @@ class CheckpointStore:
 
         Args:
           step: its number; greater than those saved before.
-          state: a pytree of arrays, numpy scalars and typed keys; no key of a dict
+          state: a pytree of arrays, NumPy scalars and typed keys; no key of a dict
             holds a ".".
           metadata: anything that JSON can hold; "step" is added.
 
@@ -96,16 +102,18 @@ class CheckpointStore:
             )
         import orbax.checkpoint as ocp
 
-        leaves = {name: _host(leaf) for name, leaf in _named_leaves(state).items()}
+        arrays = {n: leaves.on_host(leaf) for n, leaf in leaves.named(state).items()}
         body = json.dumps(
             {
                 "metadata": {**metadata, "step": step},
-                "leaves": {name: _description(leaf) for name, leaf in leaves.items()},
+                "leaves": {
+                    name: leaves.describe(leaf) for name, leaf in arrays.items()
+                },
             }
         )
         if self._manager is None:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._held.enter_context(run_lock.hold(self._directory, keep=False))
+            self._held.enter_context(lock.hold(self._directory, keep=False))
             _remove_unfinished(self._directory)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._max_to_keep,
@@ -116,21 +124,21 @@ class CheckpointStore:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         with _explain_failure(self._directory, step):
             # Tensorstore prints pages where the disk fills up under it.
-            _check_space(self._directory, sum(v.nbytes for v in leaves.values()))
+            _check_space(self._directory, sum(v.nbytes for v in arrays.values()))
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     # Orbax refuses empty arrays; their description says all of them.
                     state=ocp.args.StandardSave(
-                        {k: v for k, v in leaves.items() if v.size}
+                        {k: v for k, v in arrays.items() if v.size}
                     ),
                     meta=ocp.args.JsonSave({"body": body, "checksum": _checksum(body)}),
                 ),
             )
 
     def restore(
-        self, example: Any, *, optional: Collection[str] = ()
-    ) -> Restored | None:
+        self, example: State, *, optional: Collection[str] = ()
+    ) -> Restored[State] | None:
         """Reads the newest checkpoint that is whole.
 
         Damaged ones that are newer are moved to a folder beside, ``damaged``, so that
@@ -138,7 +146,7 @@ class CheckpointStore:
 
         Args:
           example: a state of the same structure, shapes, dtypes and shardings. Leaves
-            that are not jax arrays come back as numpy's.
+            that are not JAX arrays come back as NumPy's.
           optional: names of leaves that older checkpoints may lack; they then come
             from the example.
 
@@ -149,27 +157,27 @@ class CheckpointStore:
           ValueError: if there are checkpoints but none is whole, or if one belongs to a
             state of another structure.
         """
-        for step in (found := _steps(self._directory)):
+        for step in (steps := _steps(self._directory)):
             try:
-                body, leaves = _read(self._directory / str(step))
+                body, found = _read(self._directory / str(step))
             except _Damaged as damage:
                 logging.warning("Checkpoint %d is damaged: %s.", step, damage)
                 continue
-            names = _named_leaves(example)
-            added = {n: _host(names[n]) for n in optional if n in names}
-            state = _fill(example, added | leaves, self._directory / str(step))
-            for newer in found[: found.index(step)]:
+            names = leaves.named(example)
+            added = {n: leaves.on_host(names[n]) for n in optional if n in names}
+            state = leaves.fill(example, added | found, self._directory / str(step))
+            for newer in steps[: steps.index(step)]:
                 self._move_aside(newer)
             return Restored(step, state, body["metadata"])
-        if found:
+        if steps:
             raise ValueError(
-                f"{self._directory} has checkpoints of steps {found}, and all of them "
+                f"{self._directory} has checkpoints of steps {steps}, and all of them "
                 "are damaged."
             )
         return None
 
     def close(self) -> None:
-        """Ends what orbax keeps open, and lets other processes save."""
+        """Closes orbax, and lets other processes save."""
         with self._held:
             if self._manager is not None:
                 self._manager.close()
@@ -184,12 +192,12 @@ class CheckpointStore:
 
 def restore_parts(
     path: str | os.PathLike[str], names: Collection[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, JsonObject], JsonObject]:
     """Reads fields of the state of a run; changes nothing.
 
     Args:
       path: a run directory, or its folder of checkpoints.
-      names: of the fields.
+      names: names of the fields.
 
     Returns:
       (fields by name, metadata) of the newest whole checkpoint; fields as nested dicts
@@ -207,16 +215,16 @@ def restore_parts(
         raise FileNotFoundError(f"there is no checkpoint in {path}.")
     for step in steps:
         try:
-            body, leaves = _read(folder / str(step))
+            body, found = _read(folder / str(step))
         except _Damaged as damage:
             logging.warning("Checkpoint %d is damaged: %s.", step, damage)
             continue
-        parts: dict[str, Any] = {name: {} for name in names}
-        for name, leaf in leaves.items():
+        parts: dict[str, JsonObject] = {name: {} for name in names}
+        for name, leaf in found.items():
             part, *keys = name.split(".")
             if part in parts:
                 try:
-                    _insert(parts[part], keys, leaf)
+                    leaves.insert(parts[part], keys, leaf)
                 except (IndexError, AttributeError, TypeError):
                     raise ValueError(
                         f"{folder / str(step)} is not a checkpoint of opnorm: its "
@@ -226,17 +234,17 @@ def restore_parts(
     raise ValueError(f"all checkpoints in {path} are damaged: steps {steps}.")
 
 
-def digest(state: Any) -> str:
-    """Says which arrays a pytree holds, by name, shape, dtype and content."""
+def digest(state: object) -> str:
+    """Returns a digest of a pytree: names, shapes, dtypes and content of its arrays."""
     found = hashlib.sha256()
-    for name, leaf in _named_leaves(state).items():
-        host = np.ascontiguousarray(_host(leaf))
+    for name, leaf in leaves.named(state).items():
+        host = np.ascontiguousarray(leaves.on_host(leaf))
         found.update(f"{name} {host.shape} {host.dtype}".encode())
         found.update(host.tobytes())
     return found.hexdigest()[:32]
 
 
-def _alone() -> Any:
+def _alone() -> "ocp.options.MultiprocessingOptions":
     """Orbax's options for one process that waits for no other."""
     import orbax.checkpoint as ocp
 
@@ -249,7 +257,7 @@ def _alone() -> Any:
 
 
 def _remove_unfinished(directory: Path) -> None:
-    """Removes unfinished checkpoints; the lock says that nobody is at work on them."""
+    """Removes unfinished checkpoints. The lock keeps their writers out."""
     for entry in directory.iterdir():
         if _UNFINISHED.fullmatch(entry.name) and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -287,7 +295,7 @@ def _explain_failure(directory: Path, step: int) -> Iterator[None]:
         logger.removeFilter(_is_not_of_orbax)
 
 
-def _is_not_of_orbax(record: Any) -> bool:
+def _is_not_of_orbax(record: LogRecord) -> bool:
     return "orbax" not in Path(record.pathname).parts
 
 
@@ -305,7 +313,7 @@ def _steps(directory: Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def _read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _read(directory: Path) -> tuple[JsonObject, dict[str, np.ndarray]]:
     """The body and the verified leaves of one checkpoint, or _Damaged."""
     import orbax.checkpoint as ocp
 
@@ -324,93 +332,18 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         }
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
             stored = {name: leaf for name, leaf in blank.items() if leaf.size}
-            leaves = blank | reader.restore(directory / "state", stored)
+            arrays = blank | reader.restore(directory / "state", stored)
     except _Damaged:
         raise
-    # Whatever a damaged file makes orbax or its libraries raise.
+    # Orbax and its libraries raise all kinds of errors for a damaged file.
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise _Damaged(f"it cannot be read ({lines[0][:200]})") from error
-    for name, leaf in leaves.items():
-        if _description(leaf) != body["leaves"][name]:
+    for name, leaf in arrays.items():
+        if leaves.describe(leaf) != body["leaves"][name]:
             raise _Damaged(f"{name} does not have its checksum")
-    return body, leaves
-
-
-def _fill(example: Any, leaves: dict[str, np.ndarray], source: Path) -> Any:
-    """The leaves in the structure, and on the devices, of the example."""
-    names = _named_leaves(example)
-    expected = {name: _shape_and_dtype(leaf) for name, leaf in names.items()}
-    found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in leaves.items()}
-    for name in [*expected, *found]:
-        if expected.get(name) != found.get(name):
-            raise ValueError(
-                f"{source} belongs to another run: {name} is {found.get(name)} there "
-                f"and {expected.get(name)} here."
-            )
-
-    def restore(name: str, like: Any) -> Any:
-        value: Any = leaves[name]
-        if _is_key(like):
-            value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
-            return jax.device_put(value, like.sharding)
-        if isinstance(like, jax.Array):
-            # Copied: the state may be donated, and this memory is numpy's.
-            return jax.device_put(value, like.sharding, may_alias=False)
-        return value[()] if isinstance(like, np.generic) else value
-
-    filled = [restore(name, leaf) for name, leaf in names.items()]
-    return jax.tree.unflatten(jax.tree.structure(example), filled)
-
-
-def _named_leaves(state: Any) -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        name = _name(path)
-        # Otherwise two leaves could share a name, or restore_parts split one.
-        if name in leaves or name.count(".") != len(path) - 1:
-            raise ValueError(f"state has a key with a '.', or two alike, at {name}.")
-        if not hasattr(leaf, "dtype"):
-            raise ValueError(
-                f"state is a {type(leaf).__name__} at {name}; leaves must be arrays, "
-                "numpy scalars or typed keys."
-            )
-        leaves[name] = leaf
-    return leaves
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _host(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
-def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], str]:
-    if _is_key(leaf):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
-    return tuple(leaf.shape), str(leaf.dtype)
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def _description(leaf: np.ndarray) -> dict[str, Any]:
-    content = np.ascontiguousarray(leaf).tobytes()
-    return {
-        "shape": list(leaf.shape),
-        "dtype": str(leaf.dtype),
-        "checksum": zlib.crc32(content),
-    }
+    return body, arrays
 
 
 def _checksum(text: str) -> int:
     return zlib.crc32(text.encode())
-
-
-def _insert(tree: dict[str, Any], keys: list[str], leaf: np.ndarray) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[keys[-1]] = leaf

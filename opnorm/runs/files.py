@@ -1,7 +1,7 @@
-"""Files of results: whole or not there, and never written through a symbolic link.
+"""Writing files of results whole or not at all, and never through a symbolic link.
 
-A directory of results may come from somebody else. A link in it would lead what is
-written to a file or folder of the user's own.
+A directory of results may come from somebody else. A link in it would lead to a file or
+folder of the user's own.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ def write_whole(file: str | os.PathLike[str], content: bytes | str) -> None:
       content: text is written as UTF-8.
     """
     file = Path(file)
-    # RunDirectory knows such a name, and removes it where the process is gone.
+    # RunDirectory removes a file of such a name where the process is gone.
     temporary = file.with_name(f".{file.name}.{os.getpid()}.opnorm")
     # A killed process may have left it, and it must not be a link either.
     temporary.unlink(missing_ok=True)

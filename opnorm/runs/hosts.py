@@ -1,20 +1,25 @@
-"""training: several processes that share one run, one of which writes.
+"""Several processes that share one run, one of which writes.
 
 Every process runs the same program on its own devices, reads its own rows of each
 batch, and takes part in every step. The first one alone reads and writes the run
-directory, and tells the others what it found.
+directory, and sends the others what it found.
 """
 
 import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
 
-from opnorm.training.run_lock import RunInUse
+from opnorm.runs import leaves
+from opnorm.runs.json_values import JsonObject
+from opnorm.runs.leaves import State
+from opnorm.runs.lock import RunInUse
+
+Value = TypeVar("Value")
 
 # Set by the launchers whose clusters JAX can recognise by itself.
 _CLUSTER_VARIABLES = (
@@ -51,8 +56,8 @@ def initialize(
 ) -> None:
     """Joins the processes of a run; before anything else touches a device.
 
-    With three arguments as they say, with none as the cluster's environment says
-    (SLURM, Open MPI, TPU pods and what else ``jax.distributed.initialize`` knows).
+    Give three arguments, or none where the cluster's environment says them (SLURM, Open
+    MPI, TPU pods and others that ``jax.distributed.initialize`` knows).
 
     When one of them dies, the others end: mostly at once with ``ProcessLost``, and
     where they hang in an operation that waits for it, after 30 seconds by an abort
@@ -61,9 +66,9 @@ def initialize(
     Args:
       coordinator_address: host:port of the first process, alike in all.
       num_processes: how many there are, at least 1.
-      process_id: which one this is, from 0.
-      local_device_ids: the devices of this machine that belong to this process; None
-        for all, or for what the cluster says.
+      process_id: number of this process, from 0.
+      local_device_ids: the devices of this machine that this process uses; None for
+        all, or for those that the cluster says.
 
     Raises:
       ValueError: if only some arguments are given, or they do not fit each other.
@@ -102,21 +107,21 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def from_writer(function: Callable[[], Any]) -> Any:
+def from_writer(function: Callable[[], Value]) -> Value:
     """Calls a function in the first process and returns its result in all of them.
 
     Args:
-      function: its result is plain values that JSON can hold. What it raises is raised
+      function: its result is plain values that JSON can hold. Its error is raised
         everywhere, a ValueError, FileNotFoundError, RunInUse or OSError as such.
     """
     if jax.process_count() == 1:
         return function()
-    outcome: dict[str, Any] = {}
+    outcome: JsonObject = {}
     failure: Exception | None = None
     if is_writer():
         try:
             outcome = {"value": function()}
-        # Whatever it is, the others must not wait for a process that has left.
+        # After any error, the others must not wait for a process that has left.
         except Exception as error:
             failure = error
             kind = type(error).__name__
@@ -128,35 +133,37 @@ def from_writer(function: Callable[[], Any]) -> Any:
         raise failure
     if "error" in outcome:
         raise _ERRORS.get(outcome["error"], RuntimeError)(outcome["message"])
-    return outcome["value"]
+    value: Value = outcome["value"]
+    return value
 
 
-def broadcast(tree: Any) -> Any:
+def broadcast(tree: State) -> State:
     """Returns the first process's arrays and typed keys in all of them.
 
     Args:
-      tree: of local arrays; the other processes give any of the same shapes and dtypes.
+      tree: local arrays; the other processes give any of the same shapes and dtypes.
     """
     if jax.process_count() == 1:
         return tree
     from jax.experimental import multihost_utils
 
-    plain = jax.tree.map(_words, tree)
+    plain = jax.tree.map(leaves.on_host, tree)
     sent = multihost_utils.broadcast_one_to_all(plain)
-    return jax.tree.map(
+    state: State = jax.tree.map(
         lambda like, words: (
             jax.random.wrap_key_data(
                 jax.numpy.asarray(words), impl=jax.random.key_impl(like)
             )
-            if _is_key(like)
+            if leaves.is_key(like)
             else np.asarray(words)
         ),
         tree,
         sent,
     )
+    return state
 
 
-def gather(tree: Any) -> Any:
+def gather(tree: State) -> State:
     """Returns the leaves of a state whole, where parts of them lie in other processes.
 
     Every process calls it.
@@ -165,12 +172,14 @@ def gather(tree: Any) -> Any:
         return tree
     from jax.experimental import multihost_utils
 
-    def whole(leaf: Any) -> Any:
+    def whole(leaf: jax.Array) -> leaves.Leaf:
         if leaf.is_fully_replicated:
             return leaf
-        return multihost_utils.process_allgather(leaf, tiled=True)
+        gathered: leaves.Leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return gathered
 
-    return jax.tree.map(whole, tree)
+    state: State = jax.tree.map(whole, tree)
+    return state
 
 
 def asked_to_end(step: int, *, own: bool) -> bool:
@@ -192,10 +201,10 @@ def asked_to_end(step: int, *, own: bool) -> bool:
 
 @contextlib.contextmanager
 def explain_loss_of_others() -> Iterator[None]:
-    """Says what to do when a step fails because another process has left.
+    """Explains the failure of a step because another process has left.
 
     Raises:
-      ProcessLost: instead of what a collective operation raises then.
+      ProcessLost: instead of the error of a collective operation.
     """
     if jax.process_count() == 1:
         yield
@@ -211,18 +220,11 @@ def explain_loss_of_others() -> Iterator[None]:
         ) from error
 
 
-def _is_key(leaf: Any) -> bool:
-    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _words(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
 def _broadcast_text(text: str) -> str:
     content = np.frombuffer(text.encode(), np.uint8)
     size = int(broadcast(np.asarray(content.size, np.int32)))
     padded = np.zeros(size, np.uint8)
     if is_writer():
         padded[:] = content
-    return broadcast(padded).tobytes().decode()
+    sent: bytes = broadcast(padded).tobytes()
+    return sent.decode()

@@ -8,7 +8,7 @@ import chex
 import numpy as np
 import pytest
 
-from opnorm import training
+from opnorm import runs, training
 
 FLAGS = [
     "--model=mlp",
@@ -51,7 +51,7 @@ def finish(running):
 
 
 def losses(directory):
-    lines = training.read_metrics(directory)
+    lines = runs.read_metrics(directory)
     return [line["step"] for line in lines], [line["loss"] for line in lines]
 
 
@@ -123,4 +123,4 @@ def test_the_death_of_one_is_told_and_the_run_goes_on(begin, tmp_path):
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        training.initialize_hosts(*arguments)
+        runs.initialize_hosts(*arguments)

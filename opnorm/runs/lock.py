@@ -1,4 +1,4 @@
-"""training: a lock that keeps two processes from writing into one directory.
+"""A lock that keeps two processes from writing into one directory.
 
 The kernel holds it and releases it when the process ends, whatever ends it, so nothing
 that a kill leaves behind keeps the next process out. The file stays where it is: it
@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
@@ -74,13 +73,13 @@ def mark(directory: Path) -> None:
 
 def _open(directory: Path) -> int:
     # Through no symbolic link: the file is written over, and a directory may come from
-    # somebody else. Programs that this process starts do not inherit it.
+    # somebody else. Programs that this process starts do not inherit the file.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     return os.open(directory / FILE, flags, 0o666)
 
 
 def _acquire(descriptor: int, directory: Path) -> bool:
-    """Whether the lock is held now; False where there are no locks."""
+    """Takes the lock and returns True, or False where there are no locks."""
     try:
         if fcntl is None:
             raise OSError("this system has none")
@@ -123,11 +122,11 @@ def _describe(descriptor: int) -> None:
 
 def _holder(descriptor: int) -> str:
     try:
-        found: Any = json.loads(os.pread(descriptor, _LONGEST_DESCRIPTION, 0))
+        found = json.loads(os.pread(descriptor, _LONGEST_DESCRIPTION, 0))
         return (
             f"process {int(found['pid'])} on {str(found['host'])[:100]} since "
             f"{str(found['since'])[:40]}"
         )
-    # Whatever the file holds.
+    # The file may hold anything.
     except (ValueError, TypeError, KeyError, OSError, RecursionError):
         return "another process"
