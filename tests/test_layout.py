@@ -28,7 +28,6 @@ OF_SEVERAL = {
     "training/test_spectral_training.py": "training with bounded layers",
     "training/test_stability.py": "updates that are not finite, and signals",
     "training/test_streamed_training.py": "training on streamed images",
-    "training/test_train_loop.py": "whole runs",
 }
 
 
