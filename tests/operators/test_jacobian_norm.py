@@ -219,15 +219,6 @@ def test_it_works_under_sharded_jit_and_vmap():
             assert np.all((found > 0) & (found <= bound * (1 + 1e-5)))
 
 
-class TestVariants(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True)
-    def test_jacobian_norm(self):
-        f, x, matrices = conv_network()
-        found = self.variant(lambda x: operators.jacobian_norm(f, x).value)(x)
-        expected = np.linalg.norm(matrices, 2, axis=(1, 2))
-        np.testing.assert_allclose(found, expected, rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
