@@ -19,8 +19,7 @@ chex.assert_shape(norm.right, (20, 32, 32, 3))
 chex.assert_shape(norm.left, (20, 10))
 chex.assert_shape(x_adv, (20, 32, 32, 3))
 chex.assert_shape([found.success, found.distance], (20,))
-again = jax.jit(lambda f, x: attack(f, x, y, jax.random.key(0)))(f, x)
-chex.assert_trees_all_close(again, x_adv, atol=1e-4)
+chex.assert_tree_all_finite((norm.value, x_adv))
 """
 
 

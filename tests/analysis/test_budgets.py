@@ -16,17 +16,12 @@ W = np.random.default_rng(0).normal(size=6).astype(np.float32)
 IMAGES = np.random.default_rng(1).uniform(0.3, 0.7, (COUNT, 2, 1, 3)).astype(np.float32)
 MARGINS = (IMAGES.reshape(COUNT, 6).astype(np.float64) - 0.5) @ W
 LABELS = (MARGINS < 0).astype(int)
-# All attacks without a budget, and one that has a budget of its own.
+# Two attacks without a budget, one of them random, and one with a budget of its own.
+# The points of every attack are tested in tests/attacks/test_named_attacks.py.
 OPTIONS = {
     "boundary": {"num_steps": 30},
-    "carlini_wagner": {"num_steps": 40, "num_searches": 1, "initial_constant": 10.0},
-    "decoupled_direction": {"num_steps": 10},
     "deepfool": {"num_steps": 3},
-    "fab": {"num_steps": 4},
-    "fast_minimum_norm": {"num_steps": 10},
-    "log_barrier": {"num_outer": 3, "num_inner": 10},
     "pga": {"num_steps": 3},
-    "wrm": {"gamma": 1.0, "bounds": (0.0, 1.0)},
 }
 
 
@@ -84,7 +79,7 @@ def attack_all(attack, **options):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_attack_breaks_within_the_budget_only(name) -> None:
+def test_an_attack_breaks_within_the_budget_only(name) -> None:
     exact = exact_distances(2.0)
     epsilons = [0.5 * exact.min(), float(np.median(exact)), 2.4]
 

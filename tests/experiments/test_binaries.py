@@ -37,7 +37,7 @@ def trained(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(run, tmp_path_factory):
-    """The directory of the main job, with its networks, to be read only."""
+    """A directory of the main job with its networks, to be read only."""
     directory = tmp_path_factory.mktemp("compared")
     result = run("equivalence", *COMPARED, f"--run={directory}")
     assert result.returncode == 0, result.stderr

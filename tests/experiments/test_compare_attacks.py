@@ -34,7 +34,7 @@ def examples(torch):
 
 @pytest.fixture(scope="module")
 def variables(examples):
-    """Weights of a CNN7, BatchNorm statistics of real images."""
+    """Weights of a CNN7, with BatchNorm statistics of real images."""
     module = models.CNN7(width=4, num_classes=10)
     x = data.to_float(jnp.asarray(examples.images))
     variables = module.init(jax.random.key(0), x)
@@ -126,7 +126,7 @@ def test_pgd_of_every_library_leaves_the_same_accuracy(
             library: int(jnp.sum(jnp.argmax(f(jnp.asarray(z)), axis=1) == labels))
             for library, z in points.items()
         }
-        # Random starts differ between libraries: one image may be misclassified for one alone.
+        # Random starts differ between libraries: one image may fall for one alone.
         assert max(standing.values()) - min(standing.values()) <= 1, standing
         found.append(standing["opnorm"])
     assert found[0] > found[-1]

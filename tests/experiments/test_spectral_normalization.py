@@ -51,7 +51,7 @@ def test_every_scheme_is_trained_with_every_bound(trained):
         assert list(scheme["networks"]) == names
         for name, network in scheme["networks"].items():
             config = training.load_run(out / preset / name).config
-            # What bounds nothing is trained without the division.
+            # A scheme without a bound is trained without the division.
             bound = None if name == "none" else 1.0
             assert config.spectral_norm_bound == bound
             assert config.spectral_norm_method == network["method"] or bound is None

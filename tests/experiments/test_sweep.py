@@ -1,4 +1,4 @@
-"""Sweeps: grids, what is run and what is not, the table, jobs, presets on the way."""
+"""Grids, jobs and tables of sweeps, and the points that a sweep runs or skips."""
 
 import json
 import os

@@ -69,9 +69,12 @@ def test_one_two_and_eight_devices_train_alike(options, train_set):
     config = dataclasses.replace(TINY, **options)
     one = train(config, train_set, 1)
     assert one.step == 3
-    for devices, sharding in ((2, "replicated"), (8, "fsdp")):
-        found = train(config, train_set, devices, parameter_sharding=sharding)
-        assert_alike(one, found, atol=2e-5)
+    found = train(config, train_set, 8, parameter_sharding="fsdp")
+    assert_alike(one, found, atol=2e-5)
+    # Eight devices have two examples each, and two devices whole parameters; nothing
+    # of that depends on the method.
+    if config.method == "standard":
+        assert_alike(one, train(config, train_set, 2), atol=2e-5)
 
 
 def test_sharded_parameters_lie_in_parts_and_come_back_whole(
