@@ -21,6 +21,8 @@ _LOOPS = {"scan", "while", "cond"}
 # A program of JAX, and a variable or literal of one. JAX makes neither type public.
 Jaxpr = Any
 Atom = Any
+# The trace of the current operations, which may be compared only.
+_current_trace: Callable[[], object] = tracers.current_trace
 
 
 class Call(NamedTuple):
@@ -310,8 +312,3 @@ def _leaf(tree: linalg.PyTree, path: Sequence[str], name: str) -> jax.Array:
         tree = tree[part]
     leaf: jax.Array = tree[name]
     return leaf
-
-
-def _current_trace() -> object:
-    """The trace that Flax works in, to be compared only."""
-    return tracers.current_trace()  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ import scipy.sparse.linalg
 from matfree import decomp, eig
 
 from opnorm import linalg
-from tests.support.spectra import with_spectrum
+from tests.support.matrices import with_spectrum
 
 SIZE = 24
 

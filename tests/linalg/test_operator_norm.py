@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from opnorm import linalg
+from tests.support.matrices import exact_norm
 
 INF = math.inf
 PAIRS = list(itertools.product((1.0, 2.0, INF), repeat=2))
@@ -33,21 +34,6 @@ def matrix(d=5, n=7, seed=0, batch=3):
 
 def starts():
     return jnp.asarray(np.random.default_rng(10).normal(size=(3, 7)))
-
-
-def brute_force(a, p, q):
-    """The (p, q) norm by the vertices of the ball for p in {1, inf}, or by duality."""
-    n = a.shape[1]
-    if p == 1:
-        vertices = np.eye(n)
-    elif p == INF:
-        vertices = np.array(list(itertools.product((-1, 1), repeat=n)))
-    elif q == 2:
-        return np.linalg.norm(a, 2)
-    else:
-        dual = {1.0: INF, 2.0: 2.0, INF: 1.0}
-        return brute_force(a.T, dual[q], dual[p])
-    return max(np.linalg.norm(a @ v, q) for v in vertices)
 
 
 def lengths(vectors, p):
@@ -85,7 +71,7 @@ def test_power_method_rises_to_a_stationary_point(p, q):
         image = np.einsum("bdn,bn->bd", a, right)
         np.testing.assert_allclose(lengths(image, q), value, rtol=1e-12)
         if (p, q) in PAIRS:
-            best = [brute_force(one, p, q) for one in np.asarray(a)]
+            best = [exact_norm(one, p, q) for one in np.asarray(a)]
         else:
             best = linalg.matrix_norm(a, p, q).value
         assert np.all(value <= np.asarray(best) * (1 + 1e-9))
@@ -102,7 +88,7 @@ def test_many_restarts_reach_the_norm(p, q):
     with jax.enable_x64(True):
         a = matrix()
         run = compiled(p=p, q=q, num_steps=100, num_restarts=60)
-        expected = [brute_force(one, p, q) for one in np.asarray(a)]
+        expected = [exact_norm(one, p, q) for one in np.asarray(a)]
         found = run(a, jax.random.key(2))
         np.testing.assert_allclose(found.value, expected, rtol=1e-6)
 

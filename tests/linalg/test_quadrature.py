@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from opnorm import linalg
-from tests.support.spectra import with_spectrum
+from tests.support.matrices import with_spectrum
 
 SIZE = 24
 

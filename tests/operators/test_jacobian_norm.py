@@ -12,6 +12,7 @@ import pytest
 
 from opnorm import operators
 from tests.support.jacobians import conv_network, data, mlp, mlp_matrices, mlp_params
+from tests.support.matrices import exact_norm
 
 INF = math.inf
 
@@ -80,15 +81,6 @@ def test_nan_in_one_example_stays_there(name):
         np.testing.assert_allclose(length, 1, rtol=1e-4)
 
 
-def matrix_norm(a, p, q):
-    """The (p, q) norm for p in {1, inf} by the vertices of the ball."""
-    if p == q == 2:
-        return np.linalg.norm(a, 2)
-    n = a.shape[1]
-    vertices = np.eye(n) if p == 1 else itertools.product((-1, 1), repeat=n)
-    return max(np.linalg.norm(a @ np.array(v), q) for v in vertices)
-
-
 # The tests of matrix_norm and operator_norm use every pair. These show that p and q
 # arrive.
 PAIRS = ((2.0, 2.0), (INF, 2.0), (1.0, INF))
@@ -110,7 +102,7 @@ def test_dense_method_finds_the_norms_of_a_small_network():
         for (p, q), (found, iterated) in zip(
             PAIRS, both(x, jax.random.key(1)), strict=True
         ):
-            expected = [matrix_norm(matrix, p, q) for matrix in matrices]
+            expected = [exact_norm(matrix, p, q) for matrix in matrices]
             np.testing.assert_allclose(found.value, expected, rtol=1e-9)
             length = np.linalg.norm(found.right, p, axis=1)
             np.testing.assert_allclose(length, 1, rtol=1e-9)
@@ -316,7 +308,7 @@ def test_norms_and_their_gradients_under_shard_map():
         def exact(weight, p=p):
             slopes = 1 - np.tanh(x @ weight) ** 2
             matrices = np.einsum("nd,bd->bdn", weight, slopes)
-            return np.array([matrix_norm(matrix, p, 2.0) for matrix in matrices])
+            return np.array([exact_norm(matrix, p, 2.0) for matrix in matrices])
 
         np.testing.assert_allclose(values, exact(weight), rtol=1e-3)
         expected = np.zeros_like(weight)

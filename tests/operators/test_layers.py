@@ -20,6 +20,7 @@ from tests.support.layer_networks import (
     random_variables,
     residual,
 )
+from tests.support.matrices import dense_convolution
 
 
 def matrices(layers):
@@ -203,26 +204,13 @@ def test_norms_of_strided_and_of_grouped_layers_are_those_of_dense_matrices(
     scale = np.asarray(at(variables["params"], norm)["scale"], np.float64)
     variance = np.asarray(at(variables["batch_stats"], norm)["var"], np.float64)
     kernel = kernel * scale / np.sqrt(variance + 1e-5)
-    dense = dense_convolution(kernel, 5, 4, layer.strides[0], layer.groups)
+    pads = [(1, 1)] * 2
+    dense = dense_convolution(kernel, (5, 4), layer.strides, pads, (1, 1), layer.groups)
     exact = np.linalg.norm(dense, 2)
     assert layer.strides[0] * layer.groups == 2
     np.testing.assert_allclose(norms.value[0], exact, rtol=1e-6)
     assert norms.lower[0] <= exact * (1 + 1e-6)
     assert exact <= norms.upper[0] * (1 + 1e-6)
-
-
-def dense_convolution(kernel, height, width, stride, groups):
-    """The matrix of a 3x3 convolution padded by 1, tap by tap."""
-    inside, channels = kernel.shape[2:]
-    rows, columns = -(-height // stride), -(-width // stride)
-    dense = np.zeros((rows, columns, channels, height, width, inside * groups))
-    for i, j, k in np.ndindex(rows, columns, channels):
-        first = k // (channels // groups) * inside
-        for di, dj in np.ndindex(3, 3):
-            y, x = i * stride + di - 1, j * stride + dj - 1
-            if 0 <= y < height and 0 <= x < width:
-                dense[i, j, k, y, x, first : first + inside] = kernel[di, dj, :, k]
-    return dense.reshape(rows * columns * channels, -1)
 
 
 @pytest.mark.parametrize(
