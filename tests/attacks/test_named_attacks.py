@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from opnorm import attacks
-from opnorm.attacks import registry
 from tests.support import named_attacks
 
 EPSILON = 0.3
@@ -223,8 +222,8 @@ def test_bad_requests_are_refused_by_name(name, options, message) -> None:
 
 
 def test_which_attacks_need_a_budget() -> None:
-    assert registry.needs_budget("pga")
-    assert registry.needs_budget("auto_attack")
-    assert not registry.needs_budget("fab")
+    assert attacks.needs_budget("pga")
+    assert attacks.needs_budget("auto_attack")
+    assert not attacks.needs_budget("fab")
     with pytest.raises(ValueError, match="magic"):
-        registry.needs_budget("magic")
+        attacks.needs_budget("magic")
