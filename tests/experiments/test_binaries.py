@@ -37,7 +37,7 @@ def trained(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(run, tmp_path_factory):
-    """What the main job wrote, its networks among it, to be read only."""
+    """The directory of the main job with its networks, to be read only."""
     directory = tmp_path_factory.mktemp("compared")
     result = run("equivalence", *COMPARED, f"--run={directory}")
     assert result.returncode == 0, result.stderr
@@ -206,11 +206,11 @@ def test_data_are_checked_before_training(run, tmp_path):
     assert not directory.exists()
 
 
-def test_a_network_is_evaluated_on_pictures_that_it_takes_only(run, trained, tmp_path):
+def test_a_network_is_evaluated_on_images_that_it_takes_only(run, trained, tmp_path):
     for split in ("train", "test"):
         (tmp_path / split / "a").mkdir(parents=True)
-        picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
-        picture.save(tmp_path / split / "a" / "0.png")
+        image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+        image.save(tmp_path / split / "a" / "0.png")
     out = tmp_path / "out"
     flags = [f"--dataset=folder:{tmp_path}", f"--out={out}"]
     result = run("evaluate", f"--run={trained}", *flags)
