@@ -5,7 +5,7 @@ r"""Trains the rows of a paper's table from its presets and prints them beside i
     --standard_epochs=20 --epochs=4                        # reduced, on a CPU
 
 The first preset is trained first; the others that the paper starts from a trained
-network start from that one. Flags of the training replace what all presets say.
+network start from that one. Flags of the training replace the values of all presets.
 Interrupted, it goes on where it ended. The directory holds one run per row, as
 experiments.spectrum and experiments.linearity take them, results.json, table.md and
 figures of accuracy against the length of PGA perturbations.
@@ -119,7 +119,7 @@ def main() -> None:
 
 
 def _rows() -> dict[str, training.Config]:
-    """The configuration of each preset, checked."""
+    """Returns the configuration of each preset, checked."""
     names = _PRESETS.value
     options.check_each_once("presets", names)
     given = options.given_fields(training.Config)

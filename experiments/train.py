@@ -45,7 +45,9 @@ _CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every", None, "steps between checkpoints; by default one epoch"
 )
 _MAX_SKIPPED = flags.DEFINE_integer(
-    "max_skipped_updates", 10, "updates in a row that may be left out as not finite"
+    "max_skipped_updates",
+    10,
+    "updates in a row that may be skipped since they are not finite",
 )
 _SHARDING = flags.DEFINE_string(
     "parameter_sharding",
@@ -59,15 +61,15 @@ _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of the first process that shares the run"
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "how many processes share the run"
+    "num_processes", None, "number of processes that share the run"
 )
 _PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "which of them this one is, from 0"
+    "process_id", None, "number of this process among them, from 0"
 )
 
 
 def main() -> None:
-    """Trains, and prints what came of it."""
+    """Trains a network, and prints its last metrics."""
     config = options.config_from_flags(training.Config)
     training.validate(config)
     if not _RUN.value:
@@ -133,7 +135,7 @@ def _draw_training(
 
 
 def _checked_data(config: training.Config) -> data.Dataset | data.Stream:
-    """The training set; every image of it and of the test split can be decoded."""
+    """Returns the training set; all images of both splits can be decoded."""
     train_set = training.load_train_set(config, download=_DOWNLOAD.value)
     _decode_all(train_set, "train")
     try:

@@ -13,6 +13,7 @@ ALLOWED = {
     "models": set(),
     "data": set(),
     "runs": set(),
+    "papers": set(),
     "operators": {"linalg"},
     "attacks": {"linalg"},
     "regularizers": {"linalg", "operators"},
@@ -26,6 +27,7 @@ ALLOWED = {
         "models",
         "data",
         "runs",
+        "papers",
     },
 }
 

@@ -1,5 +1,6 @@
 """Trained networks side by side, for the binaries that compare them."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -82,6 +83,37 @@ def define_flags(folder: str) -> None:
     flags.DEFINE_integer("seed", 0, "random seed")
 
 
+def define_length_flags(epsilons: Sequence[str], use: str) -> None:
+    """Defines --epsilons and --epsilons_inf, which :func:`read_lengths` reads.
+
+    Args:
+      epsilons: the default L2 lengths.
+      use: the use of the lengths, as part of the help.
+    """
+    flags.DEFINE_list(
+        "epsilons",
+        list(epsilons),
+        f"L2 lengths {use}, in [0, 1] pixel units; empty for none",
+    )
+    flags.DEFINE_list(
+        "epsilons_inf",
+        ["0.002", "0.004", "0.008", "0.016", "0.031"],
+        f"Linf lengths {use}; empty for none",
+    )
+
+
+def read_lengths() -> dict[float, list[float]]:
+    """Returns the lengths of perturbations by the exponent of their norm.
+
+    A norm without lengths is left out.
+    """
+    lengths = {
+        p: options.parse_lengths(name, flags.FLAGS[name].value or [])
+        for p, name in ((2.0, "epsilons"), (math.inf, "epsilons_inf"))
+    }
+    return {p: epsilons for p, epsilons in lengths.items() if epsilons}
+
+
 def open_runs(folder: str, examples: int) -> Comparison:
     """Reads the runs and the examples that the flags name.
 
@@ -141,7 +173,7 @@ def _examples(configs: Sequence[Config], count: int) -> data.Dataset:
         split=split,
         data_dir=given.data_dir,
         download=given.download,
-        # Drawn at random unless a slice says which.
+        # Drawn at random unless a slice is given.
         limit=count if (first, last) == (None, None) else None,
         image_size=training.image_size(configs[0], given.dataset),
     ).slice(first, last)

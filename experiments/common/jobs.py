@@ -132,8 +132,8 @@ def train_and_measure(
 def dataset_name(given: str | None, config: Config) -> str:
     """Returns the data set to measure a network on.
 
-    A line on stderr says so where the folder is that of the run, which may come from
-    another user.
+    A line on stderr names a folder of images that comes from the run, which may be
+    that of another user.
 
     Args:
       given: the data set that the user chose, or None.

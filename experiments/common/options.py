@@ -1,4 +1,4 @@
-"""Flags that several binaries define, and what their values mean.
+"""Flags that several binaries define, and the meaning of their values.
 
 Fields of a configuration are flags of the same names; :func:`config_from_flags` makes
 a configuration of their values. Values that are lists or slices are read by functions
@@ -106,11 +106,9 @@ def config_from_flags(config: type[_Config], **values: Any) -> _Config:
     Raises:
       ValueError: for an unknown preset, or one that needs a data set to be given.
     """
-    names = {field.name for field in dataclasses.fields(config)}
-    defined = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
     if "preset" not in flags.FLAGS or flags.FLAGS.preset is None:
-        flagged = {name: flag.value for name, flag in defined.items()}
-        return config(**{**flagged, **values})
+        flagged = {flag.name: flag.value for flag in _fields(config)}
+        return config(**flagged | values)
     from opnorm import training
 
     preset = training.get_preset(flags.FLAGS.preset)
@@ -134,9 +132,13 @@ def config_from_flags(config: type[_Config], **values: Any) -> _Config:
 
 def given_fields(config: type) -> dict[str, Any]:
     """Returns the fields of a configuration whose flags are on the command line."""
+    return {flag.name: flag.value for flag in _fields(config) if flag.present}
+
+
+def _fields(config: type) -> list[flags.Flag[Any]]:
+    """Returns the flags of a configuration's fields, as far as they are defined."""
     names = [field.name for field in dataclasses.fields(config)]
-    defined = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
-    return {name: flag.value for name, flag in defined.items() if flag.present}
+    return [flags.FLAGS[name] for name in names if name in flags.FLAGS]
 
 
 def define_download_flag() -> flags.FlagHolder[bool]:
@@ -154,6 +156,12 @@ def check_at_least(
             raise ValueError(
                 f"{flag.name} is {flag.value}; it must be at least {least}."
             )
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises a ValueError, naming the flag, unless a number is positive and finite."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; it must be positive and finite.")
 
 
 def check_each_once(name: str, values: Sequence[Any]) -> None:

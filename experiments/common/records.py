@@ -32,7 +32,7 @@ def start() -> Start:
 
 
 def origin(started: Start | None = None) -> Record:
-    """Returns the part of results that says where they come from.
+    """Returns the part of results on their origin.
 
     Args:
       started: the beginning of the binary, or None.

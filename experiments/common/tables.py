@@ -55,7 +55,7 @@ def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def find(row: Row, value: Path | Callable[[Any], Any]) -> Any:
-    """Returns the value of a row at a path, or what a function makes of the row.
+    """Returns the value of a row at a path, or the value of a function of it.
 
     Args:
       row: part of the results.

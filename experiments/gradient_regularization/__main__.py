@@ -1,5 +1,5 @@
-r"""Tests the claim of Finlay & Oberman 2019: penalising the gradient of the loss in the
-input moves the nearest adversarial examples away, for little clean error.
+r"""Tests the claim of Finlay & Oberman 2019: a penalty on the gradient of the loss in
+the input moves the nearest adversarial examples away, for little clean error.
 
   python -m experiments.gradient_regularization
   python -m experiments.gradient_regularization --p=inf
@@ -7,22 +7,20 @@ input moves the nearest adversarial examples away, for little clean error.
 
 Trains one network for each of --rows and --seeds, the same for all but the method, or
 takes trained ones (--run; those that differ only in seed are one row). A row is
-undefended, adversarial or gradient_<lambda>; an ending _L2 or _Linf says which norm it
-is trained against, by default --p, and _smooth that its activation is smooth.
-Adversarial training sees perturbed pictures only; the penalty is lambda times half the
-squared 2-norm of the gradient, against Linf the squared 1-norm over the number of
-pixels.
+undefended, adversarial or gradient_<lambda>; an ending _L2 or _Linf is the norm it is
+trained against, by default --p, and _smooth makes its activation smooth. Adversarial
+training uses perturbed images only; the penalty is lambda times half the squared 2-norm
+of the gradient, and against Linf the squared 1-norm over the number of pixels.
 
-Measures, in the norm --p and all on the same --examples images: the clean error; how
-far the nearest adversarial example is that any of several attacks finds (PGA over many
-budgets, Carlini-Wagner in L2, Boundary, LogBarrier; see
-gradient_regularization_measure.py) and the error within some distances; what slope and
-curvature of the loss promise to be the least distance, and how often an attack came
-nearer than that, since the promise rests on maxima over --test_examples images; the
-improvement ratio over the undefended network with ReLU.
+Measures, in the norm --p and all on the same --examples images: the clean error; the
+distance of the nearest adversarial example that any of several attacks finds (PGA over
+many budgets, Carlini-Wagner in L2, Boundary, LogBarrier) and the error within some
+distances; the least distance that slope and curvature of the loss promise, and how
+often an attack came nearer, since the promise rests on maxima over --test_examples
+images; the improvement ratio over the undefended network with ReLU.
 
 Networks are kept in networks/ of --out, results in L2/ or Linf/: results.json,
-tables.md and figures. Interrupted, it goes on where it ended. With
+tables.md and figures. After an interruption it goes on where it ended. With
 
   python -m experiments.gradient_regularization --summarize=DIRECTORY
 
@@ -36,10 +34,8 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
 from experiments.common import (
@@ -48,13 +44,19 @@ from experiments.common import (
     cli,
     comparison,
     jobs,
-    measure,
     options,
+    records,
 )
-from experiments.gradient_regularization import attacks, figures, paper, tables
-from experiments.gradient_regularization import measure as measuring
-from experiments.gradient_regularization import networks as rows
-from experiments.gradient_regularization.attacks import Settings
+from experiments.common.measure import norm_name
+from experiments.common.records import Record
+from experiments.gradient_regularization import (
+    figures,
+    measure,
+    networks,
+    paper,
+    summary,
+    tables,
+)
 from opnorm import data, runs, training
 
 _ATTACKS = {
@@ -75,7 +77,7 @@ _LARGEST = {2.0: 8.0, math.inf: 0.5}
 
 options.define_config_flags(
     training.Config,
-    only=rows.FIELDS,
+    only=networks.FIELDS,
     epochs=4,
     batch_size=32,
     learning_rate=0.01,
@@ -89,36 +91,38 @@ _OUT = flags.DEFINE_string(
     "out", "runs/gradient_regularization", "directory to write to"
 )
 _RUN = flags.DEFINE_multi_string(
-    "run", None, "trained networks to measure instead of training some"
+    "run", None, "run of a trained network to measure; nothing is trained then"
 )
 _ROWS = flags.DEFINE_list(
-    "rows", None, "what to train; by default the rows of the paper's table"
+    "rows", None, "rows to train; by default the rows of the paper's table"
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "seeds, one network per row each")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "seeds; each row has a network for each")
 _TEST_EXAMPLES = flags.DEFINE_integer(
-    "test_examples", 400, "test images that slopes and curvatures are measured at"
+    "test_examples",
+    400,
+    "number of test images at which slopes and curvatures are measured",
 )
 _EXAMPLES = flags.DEFINE_integer(
     "examples",
     100,
-    "how many of them are attacked: errors, distances and bounds are of these",
+    "number of them that are attacked: errors, distances and bounds are of these",
 )
 _TOP_K = flags.DEFINE_integer(
     "top_k",
     None,
-    "a picture is right if its label is among so many of the likeliest; by default 5 "
-    "from 100 classes on, else 1",
+    "an image is correct if its label is among as many of the largest logits; by "
+    "default 5 from 100 classes on, else 1",
 )
 _ATTACK = flags.DEFINE_multi_string(
     "attack",
     None,
-    "attack and its options, as for experiments.evaluate; several times for several. "
+    "attack and its options, as for experiments.evaluate; may be given several times. "
     "By default " + "; ".join(_ATTACKS[2.0]),
 )
 _EPSILONS_FLAG = flags.DEFINE_list(
     "epsilons",
     None,
-    "distances to report the error within, in [0, 1] pixel units; by default "
+    "distances within which the error is reported, in [0, 1] pixel units; by default "
     "0.25,0.5 (L2) or 2/255 and 8/255 (Linf)",
 )
 _LARGEST_FLAG = flags.DEFINE_float(
@@ -128,18 +132,18 @@ _HALVINGS = flags.DEFINE_integer(
     "halvings", 7, "halvings of an attack's budget towards the nearest point"
 )
 _LANCZOS = flags.DEFINE_integer(
-    "lanczos_steps", 20, "products with the Hessian at each picture"
+    "lanczos_steps", 20, "products with the Hessian at each image"
 )
-_BATCH = flags.DEFINE_integer("test_batch_size", 100, "pictures per compiled call")
+_BATCH = flags.DEFINE_integer("test_batch_size", 100, "images per compiled call")
 _PART = flags.DEFINE_integer(
-    "part_size", 500, "attacked pictures after which results are saved"
+    "part_size", 500, "attacked images after which results are saved"
 )
 _SUMMARIZE = flags.DEFINE_string(
     "summarize", None, "directory of results to sum up again, without measuring"
 )
 cache.define_fresh_flag()
-_DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
-# Flags that --summarize has no use for, beside those of training.
+_DOWNLOAD = options.define_download_flag()
+# Flags that --summarize refuses, besides those of training.
 _OF_MEASUREMENTS = (
     *("out", "run", "rows", "seeds", "preset", "test_examples", "examples", "top_k"),
     *("attack", "epsilons", "largest_budget", "halvings", "lanczos_steps"),
@@ -152,43 +156,36 @@ def main() -> None:
     if _SUMMARIZE.value is not None:
         _summarize_again(Path(_SUMMARIZE.value))
         return
-    began, revision = time.monotonic(), runs.git_revision()
+    started = records.start()
     settings = _settings()
-    for flag in (_EXAMPLES, _TEST_EXAMPLES):
-        if flag.value < 2:
-            raise ValueError(f"{flag.name} is {flag.value}; it must be at least 2.")
-    chosen = rows.given(_RUN.value) if _RUN.value else _planned(settings.p)
+    options.check_at_least(2, _EXAMPLES, _TEST_EXAMPLES)
+    chosen = networks.given(_RUN.value) if _RUN.value else _planned(settings.p)
     config = chosen[0].config
-    pictures = _test_pictures(config)
-    train_set = None
-    if not _RUN.value:
-        train_set = training.load_train_set(config, download=_DOWNLOAD.value)
-        data.check_splits(train_set, pictures)
-        plan = training.make_plan(config, len(train_set))
-        training.check_devices(plan, jax.device_count(), config.accumulation_steps)
+    test_set = _test_images(config)
+    train_set = None if _RUN.value else _load_train_set(config, test_set)
     runs.RunDirectory.for_results(_OUT.value)
-    settings = settings._replace(top_k=_top_k(pictures.num_classes))
-    attacked = min(_EXAMPLES.value, len(pictures))
+    settings = settings._replace(top_k=_top_k(test_set.num_classes))
+    attacked = min(_EXAMPLES.value, len(test_set))
+    conditions = {
+        **settings._asdict(),
+        "attacks": [str(spec) for spec in settings.attacks],
+        "test_examples": len(test_set),
+        "examples": attacked,
+    }
     run = jobs.create_run_directory(
-        Path(_OUT.value) / measure.norm_name(settings.p),
-        {
-            **settings._asdict(),
-            "attacks": [str(spec) for spec in settings.attacks],
-            "test_examples": len(pictures),
-            "examples": attacked,
-            "runs": _RUN.value,
-        },
+        Path(_OUT.value) / norm_name(settings.p),
+        {**conditions, "runs": _RUN.value},
         [each.config for each in chosen],
     )
     cli.hold(run)
     parts = cache.Parts(run.path / "measured", fresh=flags.FLAGS.fresh)
-    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Record] = {}
     for number, each in enumerate(chosen, start=1):
         name = f"network {number} of {len(chosen)}: {each.directory}"
         print(name, file=sys.stderr)
         if train_set is not None:
             _train(each, train_set)
-        row = found.setdefault(
+        row = rows.setdefault(
             each.row.name(settings.p),
             {
                 "label": each.row.label(settings.p),
@@ -198,31 +195,26 @@ def main() -> None:
                 "seeds": [],
             },
         )
-        row["seeds"].append(_measure(each, pictures, attacked, settings, parts))
+        row["seeds"].append(_measure(each, test_set, attacked, settings, parts))
+    norm = norm_name(settings.p)
     results = {
-        "data": pictures.description,
-        "norm": measure.norm_name(settings.p),
-        **settings._asdict(),
-        "attacks": [str(spec) for spec in settings.attacks],
-        "test_examples": len(pictures),
-        "examples": attacked,
-        "environment": runs.environment(),
-        "git_revision": revision,
-        "networks": _summarize(found, settings.largest),
+        "data": test_set.description,
+        "norm": norm,
+        **conditions,
+        **records.origin(started),
+        "networks": summary.of_rows(rows, settings.largest),
         "reused_pieces": parts.reused,
-        "seconds": time.monotonic() - began,
+        "paper": paper.printed(test_set, norm),
     }
-    printed = paper.table_for(pictures, results["norm"])
-    results["paper"] = printed._asdict() if printed else None
-    _write(run, results, printed)
+    text = _write(run, results)
     if parts.reused:
-        print(f"{parts.reused} pieces of the results were measured earlier")
-    print(f"written to {run.path} in {time.monotonic() - began:.0f} s")
+        text += f"\n{parts.reused} parts of the results were measured earlier"
+    records.report(run, text, started)
 
 
 def _summarize_again(directory: Path) -> None:
     """Sums up the values by image of a results.json, and writes the files anew."""
-    for name in (*_OF_MEASUREMENTS, *rows.FIELDS):
+    for name in (*_OF_MEASUREMENTS, *networks.FIELDS):
         if flags.FLAGS[name].present:
             raise ValueError(
                 f"{name} is {flags.FLAGS[name].value}; it is of a measurement, and "
@@ -230,31 +222,26 @@ def _summarize_again(directory: Path) -> None:
             )
     results = _read_results(directory)
     epsilons, largest = results["epsilons"], results["largest"]
-    for network in results["networks"].values():
-        network["seeds"] = [
-            measuring.of_images(one, epsilons, largest) for one in network["seeds"]
+    for row in results["networks"].values():
+        row["seeds"] = [
+            summary.of_images(one, epsilons, largest) for one in row["seeds"]
         ]
-    results["networks"] = _summarize(results["networks"], largest)
+    results["networks"] = summary.of_rows(results["networks"], largest)
     results["summary_revision"] = runs.git_revision()
-    printed = results["paper"]
-    if printed is not None:
-        lines = tuple(paper.Row(*row) for row in printed["rows"])
-        printed = paper.Table(printed["setting"], lines, tuple(printed["epsilons"]))
     run = runs.RunDirectory(directory)
     cli.hold(run)
-    _write(run, results, printed)
-    print(f"written to {directory}")
+    records.report(run, _write(run, results))
 
 
-def _read_results(directory: Path) -> dict[str, Any]:
+def _read_results(directory: Path) -> Record:
     file = directory / "results.json"
     try:
-        results = json.loads(file.read_text())
+        results: Record = json.loads(file.read_text())
         for name in ("epsilons", "largest", "paper", "networks"):
             if name not in results:
                 raise ValueError(f"it has no {name!r}")
-        for network in results["networks"].values():
-            for one in network["seeds"]:
+        for row in results["networks"].values():
+            for one in row["seeds"]:
                 _ = one["distances"], one["bounds"]
     except FileNotFoundError:
         raise ValueError(
@@ -268,29 +255,26 @@ def _read_results(directory: Path) -> dict[str, Any]:
     return results
 
 
-def _write(
-    run: runs.RunDirectory,
-    results: dict[str, Any],
-    printed: paper.Table | None,
-) -> None:
+def _write(run: runs.RunDirectory, results: Record) -> str:
+    """Writes all files, and returns the tables."""
     run.write_json("results.json", results)
-    text = tables.text(results, printed)
+    text = tables.text(results)
     run.write_text("tables.md", text)
     figures.draw_errors(run, results)
     figures.draw_bounds(run, results)
-    print(text)
+    return text
 
 
-def _settings() -> Settings:
-    """How networks are measured, but for what depends on the data."""
+def _settings() -> measure.Settings:
+    """The settings of the measurements, without those that depend on the data."""
     p = flags.FLAGS.p
     if p not in _ATTACKS:
         raise ValueError(f"p is {p:g}; it may be 2 or inf here.")
-    epsilons = tuple(_EPSILONS[p])
+    epsilons: tuple[float, ...] = _EPSILONS[p]
     if _EPSILONS_FLAG.value is not None:
         epsilons = options.parse_floats("epsilons", _EPSILONS_FLAG.value)
     largest = _LARGEST_FLAG.value
-    settings = Settings(
+    settings = measure.Settings(
         p=p,
         attacks=tuple(
             attack_specs.parse_attack(text) for text in _ATTACK.value or _ATTACKS[p]
@@ -304,7 +288,7 @@ def _settings() -> Settings:
         part_size=_PART.value,
         seed=0,
     )
-    attacks.check(settings)
+    measure.check(settings)
     return settings
 
 
@@ -318,14 +302,14 @@ def _top_k(num_classes: int) -> int:
     return top_k
 
 
-def _planned(p: float) -> list[rows.Trained]:
+def _planned(p: float) -> list[networks.Trained]:
     """The networks that --rows and --seeds ask for."""
-    names = rows.DEFAULT[p] if _ROWS.value is None else _ROWS.value
+    names = networks.DEFAULT[p] if _ROWS.value is None else _ROWS.value
     seeds = options.parse_integers("seeds", _SEEDS.value)
-    return rows.planned(names, seeds, p, Path(_OUT.value) / "networks")
+    return networks.planned(names, seeds, p, Path(_OUT.value) / "networks")
 
 
-def _test_pictures(config: training.Config) -> data.Dataset:
+def _test_images(config: training.Config) -> data.Dataset:
     given = flags.FLAGS
     if _RUN.value:
         chosen = given.dataset if given["dataset"].present else None
@@ -341,7 +325,18 @@ def _test_pictures(config: training.Config) -> data.Dataset:
     )
 
 
-def _train(each: rows.Trained, train_set: data.Dataset | data.Stream) -> None:
+def _load_train_set(
+    config: training.Config, test_set: data.Dataset
+) -> data.Dataset | data.Stream:
+    """The training set, which fits the test images, the batches and the devices."""
+    train_set = training.load_train_set(config, download=_DOWNLOAD.value)
+    data.check_splits(train_set, test_set)
+    plan = training.make_plan(config, len(train_set))
+    training.check_devices(plan, jax.device_count(), config.accumulation_steps)
+    return train_set
+
+
+def _train(each: networks.Trained, train_set: data.Dataset | data.Stream) -> None:
     """Trains a network unless it is there, and notes the time."""
     if (each.directory / "training.json").exists():
         return
@@ -352,21 +347,21 @@ def _train(each: rows.Trained, train_set: data.Dataset | data.Stream) -> None:
 
 
 def _measure(
-    each: rows.Trained,
-    pictures: data.Dataset,
+    each: networks.Trained,
+    test_set: data.Dataset,
     attacked: int,
-    settings: Settings,
+    settings: measure.Settings,
     parts: cache.Parts,
-) -> dict[str, Any]:
+) -> Record:
     run = training.load_run(each.directory)
-    comparison.check_fit(str(each.directory), run.config, run.network, pictures)
-    found = measuring.measure(
+    comparison.check_fit(str(each.directory), run.config, run.network, test_set)
+    found = measure.measure(
         run.network,
-        pictures,
+        test_set,
         attacked,
         settings,
         smooth=each.row.smooth,
-        identity=cache.fingerprint(run.config, run.network, pictures),
+        identity=cache.fingerprint(run.config, run.network, test_set),
         parts=parts,
         description=f"{each.directory.name}: attacks",
     )
@@ -377,66 +372,8 @@ def _measure(
         "seed": run.config.seed,
         "step": run.step,
         "training_seconds": seconds,
-        **measuring.summary(found, settings),
+        **summary.card(found, settings),
     }
-
-
-def _summarize(
-    networks: dict[str, dict[str, Any]], largest: float
-) -> dict[str, dict[str, Any]]:
-    """Adds to each row the mean and the spread of its networks, and what was won."""
-    undefended = networks.get(paper.UNDEFENDED)
-    before = undefended["seeds"] if undefended else []
-    summaries = {}
-    for name, row in networks.items():
-        measured = row["seeds"]
-        mean = _combined(measured, np.mean)
-        spread, ratio, error = None, None, None
-        if len(measured) > 1:
-            spread = _combined(measured, lambda values: np.std(values, ddof=1))
-        if before:
-            ratio = _ratio(mean, _combined(before, np.mean))
-        if ratio is not None:
-            error = measuring.ratio_error(
-                _distances(measured), _distances(before), largest
-            )
-        summaries[name] = {
-            **row,
-            "mean": mean,
-            "spread": spread,
-            "ratio": ratio,
-            "ratio_error": error,
-            "ratios": [
-                _ratio(one, other)
-                for one in measured
-                for other in before
-                if one["seed"] == other["seed"]
-            ],
-            "seeds": measured,
-        }
-    return summaries
-
-
-def _distances(measured: list[dict[str, Any]]) -> np.ndarray:
-    return np.array([one["distances"] for one in measured], np.float64)
-
-
-def _ratio(one: dict[str, Any], other: dict[str, Any]) -> float | None:
-    return measuring.improvement_ratio(
-        *(each[name] for each in (one, other) for name in ("distance", "clean_error"))
-    )
-
-
-def _combined(measured: list[dict[str, Any]], combine: Any) -> dict[str, Any]:
-    """The numbers of several networks as one, part by part."""
-    combined: dict[str, Any] = {}
-    for name, value in measured[0].items():
-        values = [each[name] for each in measured]
-        if isinstance(value, dict):
-            combined[name] = _combined(values, combine)
-        elif all(isinstance(v, float) for v in values):
-            combined[name] = float(combine(values))
-    return combined
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""experiments: the networks that experiments.gradient_regularization compares."""
+"""The networks that experiments.gradient_regularization compares, as rows of tables."""
 
 import dataclasses
 import math
@@ -18,13 +18,13 @@ METHODS = {
     "adversarial": "adversarial_only",
     "gradient": "gradient_regularization",
 }
-# What belongs to a method; networks of the others have the defaults.
+# The fields of each method; networks of the others have the defaults.
 _OWN: dict[str, tuple[str, ...]] = {
     "undefended": (),
     "adversarial": ("p", "epsilon", "num_steps", "step_size", "random_start"),
     "gradient": ("p", "difference_step", "penalty_fraction"),
 }
-# What a row decides, and what no method here has a use for.
+# Fields that a row decides, and fields that no method here uses.
 _NO_FLAGS = ("method", "weight", "seed", "activation", "divide_by_size")
 _UNUSED = ("q", "mix", "search", "variant", "init_from")
 FIELDS = tuple(
@@ -32,7 +32,7 @@ FIELDS = tuple(
     for field in dataclasses.fields(Config)
     if field.name not in (*_NO_FLAGS, *_UNUSED)
 )
-# Flags that have a meaning for networks that are trained already, too.
+# Flags of the training that measurements of trained networks use too.
 _OF_GIVEN = ("p", "dataset", "data_dir")
 # The rows of the paper's tables for CIFAR-10.
 DEFAULT = {
@@ -50,14 +50,14 @@ _EPSILON = {2.0: 0.5, math.inf: 8 / 255}
 
 
 class Row(NamedTuple):
-    """What networks that differ only in seed have in common.
+    """The common properties of networks that differ only in seed.
 
     Attributes:
       kind: a key of ``METHODS``, or the name of another method.
-      weight: lambda, where the method has one.
-      p: of the norm that it is trained against, where it has one.
-      smooth: whether its activation is.
-      extra: what tells rows of one name apart.
+      weight: lambda, if the method has one.
+      p: exponent of the norm that it is trained against, if it has one.
+      smooth: whether its activation is smooth.
+      extra: ending that distinguishes rows of one name.
     """
 
     kind: str
@@ -67,13 +67,13 @@ class Row(NamedTuple):
     extra: str = ""
 
     def name(self, p: float | None = None) -> str:
-        """As --rows calls it; a norm p goes without saying."""
+        """Returns the name of the row in --rows, in which the norm p is left out."""
         weight = "" if self.weight is None else f"_{self.weight:g}"
         norm = "" if self.p in (None, p) else f"_{measure.norm_name(self.p or 0)}"
         return self.kind + weight + norm + self.smooth * "_smooth" + self.extra
 
     def label(self, p: float) -> str:
-        """What a reader is told, but for the smoothness."""
+        """Returns the name of the row for readers, without the smoothness."""
         text = {
             "undefended": "undefended",
             "adversarial": "adversarial training",
@@ -97,22 +97,20 @@ class Trained(NamedTuple):
 def planned(
     names: Sequence[str], seeds: Sequence[int], p: float, folder: Path
 ) -> list[Trained]:
-    """The networks to train, those of a row in turn.
+    """Returns the networks to train, row by row.
 
     Args:
-      names: of the rows.
-      seeds: of each.
-      p: exponent of the norm that is meant where a name has none.
+      names: names of the rows.
+      seeds: seeds of each row.
+      p: exponent of the norm of rows whose name has none.
       folder: where run directories are made.
 
     Raises:
       ValueError: for a row, seed or configuration that cannot be trained.
     """
     rows = [parse(name, p) for name in names]
-    for name, items in (("rows", rows), ("seeds", seeds)):
-        if not items or len(set(items)) < len(items):
-            given = list(names) if name == "rows" else list(seeds)
-            raise ValueError(f"{name} is {given}; give one or more, each once.")
+    options.check_each_once("rows", [row.name(p) for row in rows])
+    options.check_each_once("seeds", list(seeds))
     chosen = [
         Trained(row, _config(row, seed), folder / f"{row.name()}-seed{seed}")
         for row in rows
@@ -124,10 +122,10 @@ def planned(
 
 
 def parse(text: str, p: float) -> Row:
-    """Reads a row's name, such as "gradient_0.1_Linf_smooth".
+    """Reads the name of a row, such as "gradient_0.1_Linf_smooth".
 
     Raises:
-      ValueError: saying what a row may be.
+      ValueError: for other text; it says how a row is written.
     """
     pattern = r"(undefended|adversarial|gradient_([^_]+))(?:_(L2|Linf))?(_smooth)?"
     found = re.fullmatch(pattern, text)
@@ -155,9 +153,10 @@ def _config(row: Row, seed: int) -> Config:
         divide_by_size=row.kind == "gradient" and row.p == math.inf,
     )
     default, preset = Config(), flags.FLAGS.preset
-    # A recipe of another method says nothing of this one's.
+    # A recipe of another method does not decide the fields of this one.
     if preset is not None and training.get_preset(preset).config.method != method:
-        config = dataclasses.replace(config, **{n: flags.FLAGS[n].value for n in own})
+        flagged: dict[str, Any] = {name: flags.FLAGS[name].value for name in own}
+        config = dataclasses.replace(config, **flagged)
     others = {name for names in _OWN.values() for name in names} - {*own}
     chosen: dict[str, Any] = {name: getattr(default, name) for name in others}
     chosen["weight"] = default.weight if row.weight is None else row.weight
@@ -169,11 +168,11 @@ def _config(row: Row, seed: int) -> Config:
 
 
 def given(runs: Sequence[str]) -> list[Trained]:
-    """The networks in run directories, those of a row in turn.
+    """Returns the networks in run directories, row by row.
 
     Raises:
       ValueError or FileNotFoundError: for runs that cannot be read or compared, and for
-        flags of networks to be trained.
+        flags of the training.
     """
     for name in ("rows", "seeds", "preset", *FIELDS):
         if flags.FLAGS[name].present and name not in _OF_GIVEN:

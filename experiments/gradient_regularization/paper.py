@@ -1,36 +1,45 @@
-"""experiments: the numbers of Finlay & Oberman's tables, as printed.
+"""The rows of Finlay & Oberman's tables under the names that --rows gives them.
 
-Nothing here was measured by this project. Errors are fractions, distances in [0, 1]
-pixel units, times hours.
+The numbers are in :mod:`opnorm.papers.finlay`; nothing here was measured.
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from opnorm import data
+from experiments.common.records import Record
+from experiments.gradient_regularization.networks import Row
+from opnorm import data, papers
 
-UNDEFENDED, ADVERSARIAL = "undefended", "adversarial"
-WEAK, STRONG = "gradient_0.1", "gradient_1"
 # On ImageNet lambda is in units of pixels divided by these; in pixel units it is less
 # by their mean square.
 _MEAN_SQUARE = math.fsum(s * s for s in (0.229, 0.224, 0.225)) / 3
-IMAGENET_WEAK, IMAGENET_STRONG = (
-    f"gradient_{weight * _MEAN_SQUARE:g}" for weight in (0.1, 1.0)
-)
+_SETTINGS = {
+    (papers.finlay.CIFAR10, "Linf"): "Table 1: CIFAR-10, ResNeXt34-2x32, 200 epochs",
+    (
+        papers.finlay.CIFAR10,
+        "L2",
+    ): "Tables 2 and 3: CIFAR-10, ResNeXt34-2x32, 200 epochs",
+    (
+        papers.finlay.IMAGENET,
+        "Linf",
+    ): "Table 1: ImageNet, ResNet-50, top-5 error; gradient "
+    "rows with the squared 2-norm",
+    (
+        papers.finlay.IMAGENET,
+        "L2",
+    ): "Tables 2 and 3: ImageNet, ResNet-50, top-5 error; lambda "
+    "0.1 and 1 in units of standardised pixels",
+}
 
 
-class Row(NamedTuple):
-    """A row of Table 1 (Linf) or 2 (L2), with what Table 3 says of the same network.
+class Printed(NamedTuple):
+    """A row as results.json holds it: of Table 1 (Linf), or of Tables 2 and 3 (L2).
 
     Attributes:
-      name: of the network, as the binary's --rows call it.
-      clean_error: top-1 on CIFAR-10, top-5 on ImageNet.
-      distance: mean adversarial distance.
-      ratio: improvement ratio over the undefended network.
-      hours: of training.
-      error_at: by epsilon, Table 1 only.
-      lipschitz, curvature: means of the L-bound and the C-bound, Table 2 only.
+      name: name of the network in --rows.
+      clean_error, distance, ratio, hours: as in :class:`opnorm.papers.finlay.Linf`.
+      error_at: errors by distance, Table 1 only.
+      lipschitz, curvature: mean bounds, Table 2 only.
       slope: mean and largest norm of the gradient, Table 3.
       hessian: mean and largest norm of the Hessian, Table 3.
     """
@@ -44,160 +53,81 @@ class Row(NamedTuple):
     lipschitz: float | None = None
     curvature: float | None = None
     slope: tuple[float, float] | None = None
-    hessian: tuple[float, float] | None = None
+    hessian: tuple[float | None, float | None] | None = None
 
 
-class Table(NamedTuple):
-    """What the paper says of one data set in one norm.
+def printed(test_set: data.Dataset, norm: str) -> Record | None:
+    """Returns the paper's rows for the data that were measured, None if it has none.
 
-    Attributes:
-      setting: data, network and where in the paper.
-      rows: of the tables.
-      epsilons: that errors are given at.
+    Args:
+      test_set: the data.
+      norm: "L2" or "Linf".
+
+    Returns:
+      "setting": tables, data and network; "rows": values of :class:`Printed`;
+      "epsilons": the distances of "error_at".
     """
-
-    setting: str
-    rows: tuple[Row, ...]
-    epsilons: tuple[float, ...] = ()
-
-
-_SMOOTH = "_smooth"
-_EPSILONS = (2 / 255, 8 / 255)
-
-CIFAR10_LINF = Table(
-    "Finlay & Oberman 2019, Table 1: CIFAR-10, ResNeXt34-2x32, 200 epochs",
-    (
-        Row(UNDEFENDED, 0.0436, 6.62e-3, None, 2.06, (0.7082, 0.9894)),
-        Row(ADVERSARIAL, 0.1633, 4.07e-2, 1.88, 12.10, (0.2286, 0.4602)),
-        Row(WEAK, 0.0645, 2.35e-2, 5.31, 5.22, (0.2492, 0.7041)),
-        Row(STRONG, 0.0902, 3.34e-2, 3.78, 5.15, (0.1847, 0.5869)),
-    ),
-    _EPSILONS,
-)
-IMAGENET_LINF = Table(
-    "Finlay & Oberman 2019, Table 1: ImageNet, ResNet-50, top-5 error; gradient rows "
-    "with the squared 2-norm",
-    (
-        Row(UNDEFENDED, 0.0694, 3.94e-3, None, 20.30, (0.9021, 0.9894)),
-        Row(UNDEFENDED + _SMOOTH, 0.0939, 9.74e-3, 4.17, 23.46, (0.8203, 0.9542)),
-        Row(IMAGENET_WEAK + "_L2", 0.0766, 7.96e-3, 9.83, 32.60, (0.7056, 0.9753)),
-        Row(
-            IMAGENET_WEAK + "_L2" + _SMOOTH,
-            0.0949,
-            1.24e-2,
-            5.84,
-            52.47,
-            (0.6323, 0.9421),
-        ),
-        Row(IMAGENET_STRONG + "_L2", 0.1026, 9.95e-3, 3.19, 33.87, (0.5279, 0.9593)),
-    ),
-    _EPSILONS,
-)
-CIFAR10_L2 = Table(
-    "Finlay & Oberman 2019, Tables 2 and 3: CIFAR-10, ResNeXt34-2x32, 200 epochs",
-    (
-        Row(
-            UNDEFENDED,
-            0.0436,
-            0.12,
-            None,
-            2.06,
-            lipschitz=5.57e-3,
-            slope=(3.05, 122.34),
-        ),
-        Row(
-            UNDEFENDED + _SMOOTH,
-            0.0684,
-            0.11,
-            -0.20,
-            3.78,
-            lipschitz=1.01e-2,
-            curvature=1.19e-2,
-            slope=(3.25, 65.35),
-            hessian=(198.23, 8134.26),
-        ),
-        Row(
-            ADVERSARIAL + "_Linf",
-            0.1633,
-            0.74,
-            1.81,
-            12.10,
-            lipschitz=0.18,
-            slope=(0.40, 2.52),
-        ),
-        Row(WEAK, 0.0803, 0.63, 4.86, 5.18, lipschitz=0.14, slope=(0.58, 4.43)),
-        Row(
-            WEAK + _SMOOTH,
-            0.1168,
-            0.59,
-            2.25,
-            9.46,
-            lipschitz=0.13,
-            curvature=0.17,
-            slope=(0.65, 4.52),
-            hessian=(2.08, 27.05),
-        ),
-        Row(STRONG, 0.2031, 0.81, 1.52, 5.08, lipschitz=0.30, slope=(0.35, 1.33)),
-    ),
-)
-IMAGENET_L2 = Table(
-    "Finlay & Oberman 2019, Tables 2 and 3: ImageNet, ResNet-50, top-5 error; lambda "
-    "0.1 and 1 in units of standardised pixels",
-    (
-        Row(
-            UNDEFENDED,
-            0.0694,
-            0.55,
-            None,
-            20.30,
-            lipschitz=3.63e-2,
-            slope=(1.12, 17.51),
-        ),
-        Row(
-            UNDEFENDED + _SMOOTH,
-            0.0939,
-            0.56,
-            0.12,
-            23.46,
-            lipschitz=2.56e-2,
-            curvature=3.40e-2,
-            slope=(1.02, 25.43),
-            hessian=(11.61, 848.69),
-        ),
-        Row(
-            IMAGENET_WEAK,
-            0.0766,
-            1.14,
-            10.23,
-            32.60,
-            lipschitz=0.13,
-            slope=(0.46, 4.85),
-        ),
-        Row(
-            IMAGENET_WEAK + _SMOOTH,
-            0.0949,
-            1.09,
-            2.64,
-            52.47,
-            lipschitz=9.23e-2,
-            curvature=7.52e-2,
-            slope=(0.45, 6.99),
-            hessian=(1.87, 171.98),
-        ),
-        Row(IMAGENET_STRONG, 0.1026, 1.75, 4.52, 33.87, lipschitz=0.26),
-    ),
-)
+    if test_set.name in ("cifar10", "cifar10_mini"):
+        dataset = papers.finlay.CIFAR10
+    elif test_set.num_classes == 1000:
+        dataset = papers.finlay.IMAGENET
+    else:
+        return None
+    rows = _linf(dataset) if norm == "Linf" else _l2(dataset)
+    return {
+        "setting": f"Finlay & Oberman 2019, {_SETTINGS[dataset, norm]}",
+        "rows": rows,
+        "epsilons": papers.finlay.EPSILONS if norm == "Linf" else (),
+    }
 
 
-def table_for(pictures: data.Dataset, norm: str) -> Table | None:
-    """The paper's table for the data that were measured, or None if it has none."""
-    if pictures.name in ("cifar10", "cifar10_mini"):
-        return {"L2": CIFAR10_L2, "Linf": CIFAR10_LINF}[norm]
-    if pictures.num_classes == 1000:
-        return {"L2": IMAGENET_L2, "Linf": IMAGENET_LINF}[norm]
-    return None
+def _linf(dataset: str) -> list[Printed]:
+    return [
+        Printed(
+            _name(row, math.inf),
+            row.clean_error,
+            row.distance,
+            row.ratio,
+            row.hours,
+            row.error_at,
+        )
+        for row in papers.finlay.TABLE_1.select(dataset=dataset)
+    ]
 
 
-def find(rows: Sequence[Row], name: str) -> Row | None:
-    """The row of this name, or None."""
-    return next((row for row in rows if row.name == name), None)
+def _l2(dataset: str) -> list[Printed]:
+    regularity = {row[:4]: row for row in papers.finlay.TABLE_3.rows}
+    rows = []
+    for row in papers.finlay.TABLE_2.select(dataset=dataset):
+        slope = hessian = None
+        if measured := regularity.get(row[:4]):
+            slope = measured.mean_slope, measured.max_slope
+            if row.smooth:
+                hessian = measured.mean_curvature, measured.max_curvature
+        rows.append(
+            Printed(
+                _name(row, 2.0),
+                row.clean_error,
+                row.distance,
+                row.ratio,
+                row.hours,
+                (),
+                row.lipschitz,
+                row.curvature,
+                slope,
+                hessian,
+            )
+        )
+    return rows
+
+
+def _name(row: papers.finlay.Linf | papers.finlay.L2, p: float) -> str:
+    """The name of a row in --rows where the networks are measured in the norm p."""
+    weight, trained = row.weight, None
+    if row.method == papers.finlay.ADVERSARIAL:
+        trained = math.inf
+    if weight is not None:
+        # The paper trains against Linf, with the 1-norm, on CIFAR-10 only.
+        trained = p if row.dataset == papers.finlay.CIFAR10 else 2.0
+        weight *= 1.0 if row.dataset == papers.finlay.CIFAR10 else _MEAN_SQUARE
+    return Row(row.method, weight, trained, row.smooth).name(p)

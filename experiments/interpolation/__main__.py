@@ -19,7 +19,6 @@ accuracy.png into --run; interrupted, it goes on where it ended.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -125,10 +124,7 @@ def _read_lists() -> tuple[tuple[float, ...], tuple[int, ...]]:
     if not all(v > 0 if steps else 0 <= v <= 1 for v in values):
         allowed = "positive" if steps else "in [0, 1]"
         raise ValueError(f"values is {given}; each must be {allowed}.")
-    if not 0 < flags.FLAGS.epsilon < math.inf:
-        raise ValueError(
-            f"epsilon is {flags.FLAGS.epsilon}; it must be positive and finite."
-        )
+    options.check_positive("epsilon", flags.FLAGS.epsilon)
     jobs.check_flags()
     return values, seeds
 

@@ -10,9 +10,9 @@ For one run, or several to compare, against the L2 length of a perturbation z:
 - the largest singular value of the features' Jacobian at x + z;
 - the part of the ReLU units that x and x + z leave in the same state.
 
-z is what PGA adds, in L2 and in Linf, or a random direction of the same length;
-activation patterns are compared under uniform noise too, around images and around
-uniformly random inputs. Features are what enters the last linear layer. Writes
+z is the perturbation of PGA, in L2 and in Linf, or a random direction of the same
+length; activation patterns are compared under uniform noise too, around images and
+around uniformly random inputs. Features are the inputs of the last linear layer. Writes
 results.json and figures.
 """
 
@@ -33,16 +33,7 @@ from opnorm import analysis, attacks, data, linalg, runs
 
 _FOLDER = "linearity"
 comparison.define_flags(_FOLDER)
-_EPSILONS = flags.DEFINE_list(
-    "epsilons",
-    ["0.125", "0.25", "0.5", "0.75", "1.0", "1.5"],
-    "L2 lengths of PGA, in [0, 1] pixel units; empty for none",
-)
-_EPSILONS_INF = flags.DEFINE_list(
-    "epsilons_inf",
-    ["0.002", "0.004", "0.008", "0.016", "0.031"],
-    "Linf lengths of PGA; empty for none",
-)
+comparison.define_length_flags(("0.125", "0.25", "0.5", "0.75", "1.0", "1.5"), "of PGA")
 _NOISE = flags.DEFINE_list(
     "noise",
     ["0.004", "0.008", "0.016", "0.031", "0.047"],
@@ -67,31 +58,24 @@ _norm = jax.jit(functools.partial(linalg.norm, p=2.0))
 
 def main() -> None:
     """Measures every network, writes results and figures."""
-    lengths = {
-        2.0: options.parse_lengths("epsilons", _EPSILONS.value),
-        math.inf: options.parse_lengths("epsilons_inf", _EPSILONS_INF.value),
-    }
+    lengths = comparison.read_lengths()
     noise = options.parse_lengths("noise", _NOISE.value)
     if not noise:
         raise ValueError("noise is empty; give at least one magnitude.")
     compared = comparison.open_runs(_FOLDER, flags.FLAGS.examples)
     examples = compared.examples
-    results: Record = {
-        **comparison.card(compared, len(examples)),
-        "networks": {},
-    }
+    results: Record = {**comparison.card(compared, len(examples)), "networks": {}}
     for network in compared.networks:
-        found: Record = {}
-        for p, epsilons in lengths.items():
-            if epsilons:
-                found[measure.norm_name(p)] = _around(network, examples, p, epsilons)
+        found = {
+            measure.norm_name(p): _around(network, examples, p, epsilons)
+            for p, epsilons in lengths.items()
+        }
         found["noise"] = _noise(network, examples, noise)
         results["networks"][network.name] = found
     compared.out.write_json("results.json", results)
     marks = comparison.training_epsilons(compared.networks, 2.0)
-    for p, epsilons in lengths.items():
-        if epsilons:
-            figures.draw_linearity(compared.out, results, measure.norm_name(p), marks)
+    for p in lengths:
+        figures.draw_linearity(compared.out, results, measure.norm_name(p), marks)
     figures.draw_activations(compared.out, results, marks)
     rows = _rows(results, marks)
     records.report(compared.out, tables.table(rows, _COLUMNS) if rows else "")

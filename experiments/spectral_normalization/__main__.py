@@ -6,19 +6,20 @@ spectral norm generalise better to adversarial examples.
     --epochs=20                                            # reduced, on a CPU
 
 Trains the network of each of --presets, the schemes of the paper's Table 1 for one
-architecture, with each of --bounds on the spectral norms of its layers (inf is without
-the division), and measures it under the attack that it was trained with, ERM on clean
-pictures. Flags of the training replace what all presets say. The first
---validation_examples test pictures choose the bound of each scheme, others report it.
---methods adds other ways to bound, of which the kernel matrix's norm is the paper's
-Fig. 10; --random_labels_too trains the first scheme on random labels, for Figs. 3, 4.
+architecture, with each of --bounds on the spectral norms of its layers (inf is no
+bound), and measures it under the attack that it was trained with, or on clean images
+after ERM. Flags of the training replace the values of all presets. The first
+--validation_examples test images choose the bound of each scheme, and results are
+reported on others. --methods adds other ways to bound; the norm of the kernel matrix is
+the paper's Fig. 10. --random_labels_too trains the first scheme on random labels too,
+for Figs. 3 and 4.
 
-Networks are in PRESET/ of --run, one run each, as experiments.spectrum takes them;
-results in results.json, table.md and figures: accuracies by bound, training curves,
-||f(x)|| / ||x||, gradient norms, margins in units of the capacity norm, accuracy by
-length of the attack. The capacity norm counts neither biases nor branches nor
-overlapping pooling; kappa is the smallest gradient norm among the pictures measured.
-Interrupted, it goes on where it ended.
+Networks are in PRESET/ of --run, one run each, in the form that experiments.spectrum
+reads; results are in results.json, table.md and figures: accuracies by bound, training
+curves, ||f(x)|| / ||x||, gradient norms, margins in units of the capacity norm,
+accuracy by length of the attack. The capacity norm takes no account of biases, branches
+and overlapping pooling; kappa is the smallest gradient norm among the measured images.
+After an interruption it goes on where it ended.
 """
 
 import dataclasses
@@ -26,7 +27,6 @@ import hashlib
 import json
 import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,15 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.common import cache, cli, jobs, options
-from experiments.spectral_normalization import figures, tables
-from experiments.spectral_normalization import measure as measuring
-from experiments.spectral_normalization import networks as chosen
+from experiments.common import cache, cli, jobs, options, records
+from experiments.common.records import Record
+from experiments.spectral_normalization import figures, measure, networks, tables
+from experiments.spectral_normalization.measure import Examples
 from experiments.spectral_normalization.networks import WITHOUT, Planned
 from opnorm import data, models, runs, training
 from opnorm.training import SPECTRAL_NORM_METHODS, Config
 
-# What presets and the flags below decide.
+# Fields that presets and the flags below decide.
 _NO_FLAGS = ("method", "spectral_norm_bound", "spectral_norm_method", "random_labels")
 _FIELDS = tuple(
     field.name for field in dataclasses.fields(Config) if field.name not in _NO_FLAGS
@@ -58,123 +58,117 @@ _PRESETS = flags.DEFINE_list(
 _BOUNDS = flags.DEFINE_list(
     "bounds",
     ["inf", "1", "1.3", "1.6", "2", "4"],
-    "bounds on the layers' spectral norms; inf, without, is one of them",
+    "bounds on the layers' spectral norms; inf, no bound, is one of them",
 )
 _METHODS = flags.DEFINE_list(
     "methods",
     ["normalize"],
-    f"how norms are bounded, out of {', '.join(SPECTRAL_NORM_METHODS)}; the first is "
-    "the one that figures compare",
+    f"how norms are bounded, out of {', '.join(SPECTRAL_NORM_METHODS)}; figures "
+    "compare networks of the first",
 )
 _RANDOM = flags.DEFINE_boolean(
     "random_labels_too",
     False,
-    "train the first scheme on random labels, too, with its best bound and without",
+    "train the first scheme on random labels too, with its best bound and without",
 )
 _RUN = flags.DEFINE_string(
     "run", "runs/spectral_normalization", "directory to write to"
 )
 _VALIDATION = flags.DEFINE_integer(
-    "validation_examples", 500, "test pictures that choose the bound"
+    "validation_examples", 500, "number of test images that choose the bound"
 )
-_TEST = flags.DEFINE_integer("test_examples", 1000, "at most so many others report it")
+_TEST = flags.DEFINE_integer(
+    "test_examples", 1000, "largest number of other test images to report on"
+)
 _TRAIN = flags.DEFINE_integer(
-    "train_measured", 1000, "at most so many training pictures are measured on"
+    "train_measured", 1000, "largest number of training images to measure on"
 )
 _EPSILONS = flags.DEFINE_list(
     "epsilons",
     ["0.25", "0.5", "1", "1.5", "2"],
-    "strengths of the attack to measure with, in multiples of that trained with: of "
-    "its length, with WRM of 1 / gamma",
+    "strengths of the attack to measure with, in multiples of its length in training, "
+    "for WRM of 1 / gamma",
 )
 cache.define_fresh_flag()
-_DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
+_DOWNLOAD = options.define_download_flag()
 
 
 def main() -> None:
     """Trains and measures every network, writes and prints the results."""
-    began, revision = time.monotonic(), runs.git_revision()
+    started = records.start()
     strengths = options.parse_lengths("epsilons", _EPSILONS.value)
-    for flag in (_VALIDATION, _TEST, _TRAIN):
-        if flag.value < 2:
-            raise ValueError(f"{flag.name} is {flag.value}; it must be at least 2.")
-    schemes = chosen.schemes(
-        _PRESETS.value,
-        {n: flags.FLAGS[n].value for n in _FIELDS if flags.FLAGS[n].present},
-    )
+    options.check_at_least(2, _VALIDATION, _TEST, _TRAIN)
+    schemes = networks.schemes(_PRESETS.value, options.given_fields(Config))
     first, *_ = schemes
     bounds = options.parse_floats("bounds", _BOUNDS.value)
     kinds, folder = _METHODS.value, Path(_RUN.value)
     run = runs.RunDirectory.for_results(folder)
     planned = {
-        name: chosen.planned(scheme, bounds, kinds, folder / name)
+        name: networks.planned(scheme, bounds, kinds, folder / name)
         for name, scheme in schemes.items()
     }
     relabelled: dict[str, Planned] = {}
     if _RANDOM.value:
         # For the figures, which show the first way to bound.
-        relabelled = chosen.planned(
+        relabelled = networks.planned(
             schemes[first], bounds, kinds[:1], folder / first, labels="random"
         )
-    train_set, pictures = _load(schemes)
-    run = cli.hold(runs.RunDirectory(_RUN.value), own=list(schemes))
+    train_set, examples = _load(schemes)
+    run = cli.hold(run, own=list(schemes))
     found = {
         name: {
             "config": dataclasses.asdict(scheme),
             "paper": dict(training.get_preset(name).paper),
             **_measure_scheme(
-                name, planned[name], schemes, train_set, pictures, strengths
+                name, planned[name], schemes, train_set, examples, strengths
             ),
         }
         for name, scheme in schemes.items()
     }
     random = {}
     if relabelled:
-        # The same pictures with other labels, as their configurations say.
+        # The same images with other labels, which their configurations decide.
         others = training.load_train_set(relabelled[WITHOUT].config)
         assert isinstance(others, data.Dataset)
-        own = pictures._replace(train=others.slice(0, len(pictures.train)))
+        own = examples._replace(train=others.slice(0, len(examples.train)))
         for name in (WITHOUT, found[first]["best_bounded"][kinds[0]]):
             random[name] = _train_and_measure(relabelled[name], others, own)
     results = {
-        "data": pictures.test.description,
+        "data": examples.test.description,
         "network": _title(schemes[first]),
         "first": first,
         "methods": kinds,
         "train_examples": len(train_set),
-        "train_measured": len(pictures.train),
-        "validation_examples": len(pictures.validation),
-        "test_examples": len(pictures.test),
-        "environment": runs.environment(),
-        "git_revision": revision,
+        "train_measured": len(examples.train),
+        "validation_examples": len(examples.validation),
+        "test_examples": len(examples.test),
+        **records.origin(started),
         "schemes": found,
         "random_labels": random,
-        "seconds": time.monotonic() - began,
     }
     run.write_json("results.json", results)
-    # As it is read again: networks measured earlier have been, too.
+    # Tables and figures are made of the file, in which infinity is text.
     results = json.loads((run.path / "results.json").read_text())
     text = tables.text(results)
     run.write_text("table.md", text)
     figures.draw(run, results)
-    print(text)
-    print(f"written to {run.path} in {time.monotonic() - began:.0f} s")
+    records.report(run, text, started)
 
 
-def _load(schemes: Mapping[str, Config]) -> tuple[data.Dataset, measuring.Pictures]:
-    """The training set and what is measured on, both checked."""
+def _load(schemes: Mapping[str, Config]) -> tuple[data.Dataset, Examples]:
+    """Returns the training set, and the examples to measure networks on."""
     config = next(iter(schemes.values()))
     train_set, test_set = jobs.load_splits(
         config, _VALIDATION.value + _TEST.value, download=_DOWNLOAD.value
     )
     assert isinstance(train_set, data.Dataset)
-    pictures = measuring.divide(
+    examples = measure.divide(
         train_set, test_set, train=_TRAIN.value, validation=_VALIDATION.value
     )
     for scheme in schemes.values():
         plan = training.make_plan(scheme, len(train_set))
         training.check_devices(plan, jax.device_count(), scheme.accumulation_steps)
-    return train_set, pictures
+    return train_set, examples
 
 
 def _measure_scheme(
@@ -182,31 +176,31 @@ def _measure_scheme(
     planned: Mapping[str, Planned],
     schemes: Mapping[str, Config],
     train_set: data.Dataset,
-    pictures: measuring.Pictures,
+    examples: Examples,
     strengths: Sequence[float],
-) -> dict[str, Any]:
+) -> Record:
     """Trains and measures the networks of a scheme, and compares them."""
     measured = {
-        each.name: _train_and_measure(each, train_set, pictures)
+        each.name: _train_and_measure(each, train_set, examples)
         for each in planned.values()
     }
     kinds = _METHODS.value
-    bounded = {kind: chosen.choose(measured, kind, finite=True) for kind in kinds}
+    bounded = {kind: networks.choose(measured, kind, finite=True) for kind in kinds}
     attacks = {
         other: attack
         for other, scheme in schemes.items()
-        if (attack := measuring.own_attack(scheme)) is not None
+        if (attack := measure.own_attack(scheme)) is not None
     }
     # A scheme without an attack is measured under those of the others.
     attacks = {name: attacks[name]} if name in attacks else attacks
     return {
         "networks": measured,
-        "chosen": {kind: chosen.choose(measured, kind) for kind in kinds},
+        "chosen": {kind: networks.choose(measured, kind) for kind in kinds},
         "best_bounded": bounded,
         "seconds_per_step": _time(planned, list(bounded.values()), train_set),
         "strengths": {
             each: {
-                other: _strengths(planned[each], attack, pictures, strengths)
+                other: _strengths(planned[each], attack, examples, strengths)
                 for other, attack in attacks.items()
             }
             for each in (WITHOUT, bounded[kinds[0]])
@@ -215,14 +209,13 @@ def _measure_scheme(
 
 
 def _train_and_measure(
-    each: Planned, train_set: data.Dataset, pictures: measuring.Pictures
-) -> dict[str, Any]:
+    each: Planned, train_set: data.Dataset, examples: Examples
+) -> Record:
     config = each.config
-
     print(each.directory, file=sys.stderr)
     steps = training.make_plan(config, len(train_set)).phases[0].steps_per_epoch
     try:
-        # A complete run is only read: its network says which measurements are its own.
+        # A complete run is only read; its network identifies its measurements.
         result = training.train(
             config,
             directory=each.directory,
@@ -233,8 +226,8 @@ def _train_and_measure(
         raise FloatingPointError(f"{each.directory}: {error}") from error
     found = cache.cached(
         each.directory / "measured.json",
-        _settings(config, result.network, pictures),
-        lambda: measuring.measure(config, result.network, pictures),
+        _settings(config, result.network, examples),
+        lambda: measure.measure(config, result.network, examples),
         fresh=flags.FLAGS.fresh,
     )
     bound = config.spectral_norm_bound
@@ -243,26 +236,25 @@ def _train_and_measure(
         "bound": math.inf if bound is None else bound,
         "method": None if bound is None else config.spectral_norm_method,
         **_without_settings(found),
-        "training": chosen.training_curve(each.directory),
+        "training": networks.training_curve(each.directory),
     }
 
 
 def _strengths(
     each: Planned,
     attack: Config,
-    pictures: measuring.Pictures,
+    examples: Examples,
     strengths: Sequence[float],
-) -> dict[str, Any]:
-    description = measuring.describe(attack)
-    # Of the same attack the file has the same name, whatever the preset is called.
+) -> Record:
+    description = measure.describe(attack)
+    # Presets with the same attack share the file.
     digest = hashlib.sha256(description.encode()).hexdigest()[:8]
-
     network = training.load_run(each.directory).network
     found = cache.cached(
         each.directory / f"strengths-{digest}.json",
-        _settings(each.config, network, pictures)
+        _settings(each.config, network, examples)
         | {"attack": description, "strengths": list(strengths)},
-        lambda: measuring.accuracy_by_strength(network, pictures, attack, strengths),
+        lambda: measure.accuracy_by_strength(network, examples, attack, strengths),
         fresh=flags.FLAGS.fresh,
     )
     return _without_settings(found)
@@ -270,26 +262,24 @@ def _strengths(
 
 def _time(
     planned: Mapping[str, Planned], bounded: Sequence[str], train_set: data.Dataset
-) -> dict[str, Any]:
+) -> Record:
     configs = {name: planned[name].config for name in (WITHOUT, *bounded)}
     found = cache.cached(
         planned[WITHOUT].directory / "seconds_per_step.json",
         {"networks": list(configs)},
-        lambda: chosen.time_steps(configs, train_set),
+        lambda: networks.time_steps(configs, train_set),
         fresh=flags.FLAGS.fresh,
     )
     return _without_settings(found)
 
 
-def _settings(
-    config: Config, network: models.Network, pictures: measuring.Pictures
-) -> dict[str, Any]:
+def _settings(config: Config, network: models.Network, examples: Examples) -> Record:
     """Returns the settings that decide the measurements of a trained network."""
-    identity = cache.fingerprint(config, network, *pictures)
+    identity = cache.fingerprint(config, network, *examples)
     return cache.network_settings(config, identity)
 
 
-def _without_settings(found: Mapping[str, Any]) -> dict[str, Any]:
+def _without_settings(found: Mapping[str, Any]) -> Record:
     return {part: value for part, value in found.items() if part != "settings"}
 
 

@@ -1,7 +1,6 @@
-"""Measures one network for experiments.spectral_normalization.
+"""Measures one network under the attack that it was trained with.
 
-Every network is measured under the attack that it was trained with, as
-:func:`opnorm.training.training_attack` describes it.
+:func:`opnorm.training.training_attack` describes the attack.
 """
 
 import dataclasses
@@ -14,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import records
+from experiments.common.records import Record
 from opnorm import analysis, data, models, operators, training
-from opnorm.analysis import inputs
-from opnorm.models import normalization
 from opnorm.training import Config
 
 _ATTACKED = training.methods_with("attack_labels")
@@ -31,16 +29,18 @@ _ATTACK_FIELDS = (
     "attack_labels",
 )
 _BATCH_SIZE = 100
+# Typed: JAX has no types for the constructor.
+_array_shape: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
 _PERCENTS = np.linspace(0, 100, 101)
 
 
-class Pictures(NamedTuple):
-    """What networks are measured on.
+class Examples(NamedTuple):
+    """The examples that networks are measured on.
 
     Attributes:
-      train: the first training pictures, with the labels that are trained on.
-      validation: test pictures that choose the bound.
-      test: other test pictures, that report it.
+      train: the first training examples, with the labels that are trained on.
+      validation: test examples that choose the bound.
+      test: the other test examples, on which results are reported.
     """
 
     train: data.Dataset
@@ -50,14 +50,14 @@ class Pictures(NamedTuple):
 
 def divide(
     train_set: data.Dataset, test_set: data.Dataset, *, train: int, validation: int
-) -> Pictures:
-    """Takes the first training pictures, the first test pictures, and the others.
+) -> Examples:
+    """Takes the first training examples, the first test examples, and the others.
 
     Args:
-      train_set: what is trained on.
-      test_set: to be divided.
-      train: how many training pictures, at most.
-      validation: how many test pictures choose the bound.
+      train_set: the training set.
+      test_set: the test examples to divide.
+      train: largest number of training examples.
+      validation: number of test examples that choose the bound.
 
     Raises:
       ValueError: if fewer than two others are left.
@@ -65,9 +65,9 @@ def divide(
     if len(test_set) < validation + 2:
         raise ValueError(
             f"validation_examples is {validation}; of the {len(test_set)} test "
-            "pictures at least 2 must be left."
+            "images at least 2 must be left."
         )
-    return Pictures(
+    return Examples(
         train_set.slice(0, train),
         test_set.slice(0, validation),
         test_set.slice(validation, None),
@@ -75,9 +75,9 @@ def divide(
 
 
 def own_attack(config: Config) -> Config | None:
-    """What decides the attack of a method, the rest as by default.
+    """Returns the fields that decide the attack of a method, the rest as by default.
 
-    None for methods that attack nothing, which are measured on clean pictures.
+    Methods without an attack have None; their networks are measured on clean images.
     """
     if config.method not in _ATTACKED:
         return None
@@ -85,66 +85,66 @@ def own_attack(config: Config) -> Config | None:
 
 
 def describe(attack: Config | None) -> str:
-    """An attack as text, the same for the same attack."""
+    """Returns an attack as text, the same for equal attacks."""
     if attack is None:
         return "none"
     return ", ".join(f"{name}={getattr(attack, name)}" for name in _ATTACK_FIELDS)
 
 
 def length(attack: Config, strength: float) -> float:
-    """How far an attack goes: epsilon in [0, 1] pixel units, of WRM ``1 / 2 gamma``."""
+    """Returns the length of an attack: epsilon, in [0, 1] pixel units; WRM has
+    ``1 / (2 gamma)``, in squared pixels per unit of the loss.
+    """
     reach = 0.5 / attack.gamma if attack.method == "wrm" else attack.epsilon
     return strength * reach
 
 
-def measure(
-    config: Config, network: models.Network, pictures: Pictures
-) -> dict[str, Any]:
+def measure(config: Config, network: models.Network, examples: Examples) -> Record:
     """Measures a network.
 
     Args:
-      config: of its training.
+      config: configuration of its training.
       network: as ``training.train`` or ``training.load_run`` returns it.
-      pictures: what to measure on.
+      examples: the examples to measure it on.
 
     Returns:
       "train", "validation" and "test": accuracies under the attack trained with;
-      "clean": of the test pictures; "correct": "1" or "0" for each test picture under
-      the attack; "margins" of the attacked training pictures, "gradient_norms" of the
-      loss at the clean ones, "gains" ``||f(x)|| / ||normalised x||`` at the test
-      pictures: distributions as percentiles; "kappa": the smallest gradient norm at
-      clean and attacked training pictures; "layers": norms; "capacity": logarithms, of
-      the scheme's capacity norm in L2, and None for attacks in another norm.
+      "clean": accuracy on clean test images; "correct": "1" or "0" for each test image
+      under the attack; "margins" of the attacked training images, "gradient_norms" of
+      the loss at the clean ones, "gains" ``||f(x)|| / ||normalised x||`` at the test
+      images: distributions as percentiles; "kappa": the smallest gradient norm at
+      clean and attacked training images; "layers": norms; "capacity": logarithms of
+      the scheme's capacity norm in L2, None for attacks in another norm.
     """
     attack = own_attack(config)
-    found: dict[str, Any] = {}
+    found: Record = {}
     for name in ("train", "validation", "test"):
-        x_adv, logits = _attack(network, getattr(pictures, name), attack)
-        right = logits.argmax(axis=1) == getattr(pictures, name).labels
+        x_adv, logits = _attack(network, getattr(examples, name), attack)
+        right = logits.argmax(axis=1) == getattr(examples, name).labels
         found[name] = records.mean_and_error(right)
         if name == "test":
             found["correct"] = "".join("1" if hit else "0" for hit in right)
         if name == "train":
             margins = analysis.margin(
-                jnp.asarray(logits), jnp.asarray(pictures.train.labels)
+                jnp.asarray(logits), jnp.asarray(examples.train.labels)
             )
             slopes = [
                 analysis.in_batches(
-                    _slopes, network, (x, pictures.train.labels), _BATCH_SIZE
+                    _slopes, network, (x, examples.train.labels), _BATCH_SIZE
                 )
-                for x in (pictures.train.images, x_adv)
+                for x in (examples.train.images, x_adv)
             ]
     clean = analysis.evaluate_accuracy(
-        network, pictures.test.images, pictures.test.labels
+        network, examples.test.images, examples.test.labels
     )
     gains = analysis.in_batches(
         functools.partial(_gains, statistics=config.normalization),
         network,
-        (pictures.test.images, pictures.test.labels),
+        (examples.test.images, examples.test.labels),
         _BATCH_SIZE,
     )
     kappa = float(min(values.min() for values in slopes))
-    layers = _layers(config, network, pictures.test)
+    layers = _layers(config, network, examples.test)
     norms = _layer_norms(layers)
     return found | {
         "clean": {"mean": clean.mean, "standard_error": clean.standard_error},
@@ -168,26 +168,26 @@ def measure(
 
 def accuracy_by_strength(
     network: models.Network,
-    pictures: Pictures,
+    examples: Examples,
     attack: Config,
     strengths: Sequence[float],
-) -> dict[str, Any]:
+) -> Record:
     """Measures the test accuracy under an attack of several strengths.
 
     Args:
       network: as ``training.train`` or ``training.load_run`` returns it.
-      pictures: of which the test images are attacked.
-      attack: of :func:`own_attack`, of any network.
-      strengths: multiples of what the attack is trained with.
+      examples: the examples, whose test images are attacked.
+      attack: as :func:`own_attack` returns it, also for another network.
+      strengths: multiples of the strength in training.
 
     Returns:
       "strength", "length", "mean" and "standard_error", of equal lengths.
     """
     points = []
     for strength in strengths:
-        _, logits = _attack(network, pictures.test, attack, strength)
+        _, logits = _attack(network, examples.test, attack, strength)
         points.append(
-            records.mean_and_error(logits.argmax(axis=1) == pictures.test.labels)
+            records.mean_and_error(logits.argmax(axis=1) == examples.test.labels)
         )
     return {
         "strength": list(strengths),
@@ -199,15 +199,15 @@ def accuracy_by_strength(
 
 def _attack(
     network: models.Network,
-    pictures: data.Dataset,
+    images: data.Dataset,
     attack: Config | None,
     strength: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Attacked pictures and their logits."""
+    """The attacked images and their logits."""
     found: tuple[np.ndarray, np.ndarray] = analysis.in_batches(
         functools.partial(_attacked, attack=attack),
         network,
-        (pictures.images, pictures.labels, np.arange(len(pictures))),
+        (images.images, images.labels, np.arange(len(images))),
         _BATCH_SIZE,
         (jnp.float32(strength), jax.random.key(0)),
     )
@@ -225,7 +225,7 @@ def _attacked(
     *,
     attack: Config | None,
 ) -> tuple[jax.Array, jax.Array]:
-    x = inputs.to_pixels(x)
+    x = analysis.to_pixels(x)
     if attack is not None:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
         x = training.training_attack(attack, strength=strength)(f, x, labels, keys)
@@ -234,7 +234,7 @@ def _attacked(
 
 @jax.jit
 def _slopes(f: models.Network, x: jax.Array, labels: jax.Array) -> jax.Array:
-    return analysis.gradient_norms(f, inputs.to_pixels(x), labels)
+    return analysis.gradient_norms(f, analysis.to_pixels(x), labels)
 
 
 @functools.partial(jax.jit, static_argnames="statistics")
@@ -245,20 +245,20 @@ def _gains(
     mean, std = models.STATISTICS[statistics]
     return analysis.output_gain(
         f,
-        inputs.to_pixels(x),
-        normalize=lambda z: normalization.normalize(z, mean, std),
+        analysis.to_pixels(x),
+        normalize=lambda z: models.normalize(z, mean, std),
     )
 
 
 def _layers(
-    config: Config, network: models.Network, pictures: data.Dataset
+    config: Config, network: models.Network, test_set: data.Dataset
 ) -> tuple[operators.Layer, ...]:
     # Rematerialised kernels are computed inside the network.
     plain = dataclasses.replace(config, rematerialize=False)
     return operators.layers(
-        training.build_model(plain, pictures.num_classes),
+        training.build_model(plain, test_set.num_classes),
         network.variables,
-        jax.ShapeDtypeStruct((1, *pictures.image_shape), jnp.float32),
+        _array_shape((1, *test_set.image_shape), jnp.float32),
         batch_norm="ignore",
         train=False,
     )
@@ -269,8 +269,8 @@ _layer_norms = jax.jit(operators.layer_norms)
 
 def _log_capacity(
     config: Config, layers: Sequence[operators.Layer], kappa: float
-) -> dict[str, Any] | None:
-    """The capacity norm of the scheme; the theorems are of attacks in L2."""
+) -> Record | None:
+    """The capacity norm of the scheme; the theorems hold for attacks in L2."""
     attack = own_attack(config)
     options: dict[str, Any] = {"scheme": "erm"}
     slope = None
@@ -312,7 +312,7 @@ def _capacity(
     return capacity
 
 
-def _distribution(values: Any) -> dict[str, Any]:
+def _distribution(values: jax.Array | np.ndarray) -> Record:
     values = np.asarray(values, np.float64)
     return {
         "mean": values.mean(),

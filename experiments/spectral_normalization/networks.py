@@ -1,4 +1,4 @@
-"""experiments: the networks that experiments.spectral_normalization compares."""
+"""The networks that experiments.spectral_normalization compares."""
 
 import dataclasses
 import math
@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common import jobs, timing
+from experiments.common import jobs, options, timing
+from experiments.common.records import Record
 from opnorm import data, runs, training
 from opnorm.training import DATA_FIELDS, SPECTRAL_NORM_METHODS, Config
 
-# What the network without a bound is called.
+# Name of the network without a bound.
 WITHOUT = "none"
 _TIMED_ROUNDS = 5
-# What networks that stand in one table have in common.
+# Fields that networks in one table share.
 _COMMON = (
     *DATA_FIELDS,
     "model",
@@ -30,9 +31,9 @@ class Planned(NamedTuple):
     """A network to be trained.
 
     Attributes:
-      name: what results call it among those of its scheme.
-      config: of its training.
-      directory: of its run.
+      name: its name in results, among those of its scheme.
+      config: configuration of its training.
+      directory: directory of its run.
     """
 
     name: str
@@ -41,17 +42,16 @@ class Planned(NamedTuple):
 
 
 def schemes(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, Config]:
-    """The configuration of each preset, without a bound.
+    """Returns the configuration of each preset, without a bound.
 
     Args:
-      names: of the presets.
-      given: what replaces what all of them say.
+      names: names of the presets.
+      given: values of fields that replace those of all presets.
 
     Raises:
       ValueError: for unknown presets, or ones that do not fit each other.
     """
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"presets is {list(names)}; give one or more, each once.")
+    options.check_each_once("presets", list(names))
     found = {
         name: dataclasses.replace(training.get_preset(name).config, **given)
         for name in names
@@ -71,11 +71,11 @@ def planned(
     *,
     labels: str = "true",
 ) -> dict[str, Planned]:
-    """The networks of a scheme by name, the one without a bound first.
+    """Returns the networks of a scheme by name, the one without a bound first.
 
     Args:
-      scheme: without a bound.
-      bounds: inf, that is without, and others.
+      scheme: configuration without a bound.
+      bounds: inf, which is no bound, and others.
       methods: keys of ``SPECTRAL_NORM_METHODS``.
       folder: where run directories are made.
       labels: "true", or "random".
@@ -128,18 +128,17 @@ def planned(
     return found
 
 
-def choose(
-    measured: Mapping[str, Mapping[str, Any]], method: str, *, finite: bool = False
-) -> str:
-    """Chooses a network of a scheme by its accuracy on the validation pictures.
+def choose(measured: Mapping[str, Record], method: str, *, finite: bool = False) -> str:
+    """Chooses a network of a scheme by its accuracy on the validation images.
 
     Args:
-      measured: by name: "bound", "method" (None without a bound) and "validation".
-      method: how norms are bounded; the network without a bound is a candidate, too.
-      finite: whether it is not.
+      measured: networks by name, with "bound", "method" (None without a bound) and
+        "validation".
+      method: how norms are bounded; the network without a bound is a candidate too.
+      finite: whether the network without a bound is left out.
 
     Returns:
-      The name; of equal ones the one with the largest bound.
+      The name; if several are equal, the one with the largest bound.
     """
     candidates = {
         name: (each["validation"]["mean"], float(each["bound"]))
@@ -155,12 +154,12 @@ def time_steps(
     """Times train steps of configurations in turns, after a warm-up.
 
     Args:
-      configs: by name, one of them ``WITHOUT``.
-      train_set: what they train on.
+      configs: configurations by name, one of them ``WITHOUT``.
+      train_set: the training set.
 
     Returns:
-      By name "seconds", a median, and "ratio" to ``WITHOUT``, the median of the rounds'
-      own ratios. Rough: a few steps.
+      By name "seconds", a median, and "ratio" to ``WITHOUT``, the median of the ratios
+      of the rounds. A few steps are timed, so that both are rough.
     """
     functions = {
         name: _train_steps(config, train_set) for name, config in configs.items()
@@ -173,11 +172,11 @@ def time_steps(
 
 
 def training_curve(directory: Path) -> dict[str, list[float]]:
-    """Reads the training accuracy of each epoch, the mean of the minibatches logged.
+    """Reads the training accuracy of each epoch, the mean of the logged minibatches.
 
     Returns:
-      "step", the last logged of the epoch, and "accuracy", under the attack trained
-      with.
+      "step", the last logged step of the epoch, and "accuracy", under the attack of the
+      training.
     """
     by_epoch: dict[int, list[dict[str, float]]] = {}
     for line in runs.read_metrics(directory):
@@ -199,7 +198,7 @@ def training_curve(directory: Path) -> dict[str, list[float]]:
 
 
 def _train_steps(config: Config, train_set: data.Dataset) -> Callable[[], Any]:
-    """A function that takes one train step after the other, all with one batch."""
+    """Returns a function that takes one train step after another, with one batch."""
     program = training.make_program(config, train_set, training.data_mesh())
     # Compiled already where the network has just been trained.
     step = program.step

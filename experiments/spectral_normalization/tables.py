@@ -1,171 +1,167 @@
-"""experiments: the tables of experiments.spectral_normalization, as Markdown."""
+"""The tables of experiments.spectral_normalization, as Markdown."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from experiments.common import cli, records
+from experiments.common import records, tables
+from experiments.common.records import Record
+from experiments.common.tables import Column
 from experiments.spectral_normalization.networks import WITHOUT
-from opnorm.training import SPECTRAL_NORM_METHODS
+from opnorm import papers, training
 
 LABELS = {
     "normalize": "layer's norm",
     "normalize_kernels": "kernel matrix's norm",
     "clip": "clipped",
 }
-assert LABELS.keys() == SPECTRAL_NORM_METHODS.keys()
+assert LABELS.keys() == training.SPECTRAL_NORM_METHODS.keys()
+# The way to bound of the paper's networks.
+_PAPERS_METHOD = "normalize"
 
 
-def text(results: Mapping[str, Any]) -> str:
-    """All tables, a scheme's row beside its row of the paper.
+def text(results: Record) -> str:
+    """Returns all tables, the row of a scheme beside its row of the paper.
 
     Args:
-      results: of experiments.spectral_normalization, as they are read from JSON.
+      results: the content of results.json.
     """
     schemes = results["schemes"]
-    lines = [
+    sections = [
         "# Spectral normalisation",
-        "",
         f"{results['data']}; {results['network']}; {results['train_examples']} "
-        f"training pictures, {results['train_measured']} of them measured; the bound "
-        f"beta chosen by {results['validation_examples']} test pictures, reported on "
+        f"training images, {results['train_measured']} of them measured; the bound "
+        f"beta chosen by {results['validation_examples']} test images, reported on "
         f"{results['test_examples']} others. Revision {results['git_revision']}.",
-        "",
         "Accuracies are those under the attack trained with, with standard errors over "
-        "the pictures; the gain is that of the test accuracy, its standard error that "
-        "of the pictures' differences. Time is that of a train step over one without a "
-        "bound, rough. The paper's columns are of its own sizes: 200 epochs on all "
-        "of the data set.",
-        "",
-        cli.table(
+        "the images; the gain is that of the test accuracy, its standard error that of "
+        "the differences by image. Time is that of a train step over one without a "
+        "bound, rough. The paper's columns are of its own sizes: up to 200 epochs on "
+        "all of the data set.",
+        tables.table(
             [
-                _row(name, scheme, method)
+                _compared(name, scheme, method)
                 for name, scheme in schemes.items()
                 for method in results["methods"]
-            ]
+            ],
+            _SCHEMES,
         ),
-        "",
         "## All networks",
-        "",
         "Largest norm: of a layer as a map, as deployed, and of a layer's kernel "
-        "matrix. Output per input: the ratio of the norms of the logits and of what "
-        "enters the first layer, median over the test pictures. Capacity: log10 of the "
+        "matrix. Output per input: the ratio of the norms of the logits and of the "
+        "input of the first layer, median over the test images. Capacity: log10 of the "
         "square root of the scheme's capacity norm, the unit of margins.",
-        "",
-        cli.table(
+        tables.table(
             [
-                _network(label(name), network)
+                {"scheme": label(name), **network}
                 for name, scheme in schemes.items()
                 for network in scheme["networks"].values()
-            ]
+            ],
+            _NETWORKS,
         ),
     ]
     if results["random_labels"]:
-        lines += [
-            "",
-            "## Random training labels",
-            "",
-            cli.table(
-                [
-                    _network(label(results["first"]), network)
-                    for network in results["random_labels"].values()
-                ]
-            ),
+        rows = [
+            {"scheme": label(results["first"]), **network}
+            for network in results["random_labels"].values()
         ]
-    return "\n".join(lines) + "\n"
+        sections += ["## Random training labels", tables.table(rows, _NETWORKS)]
+    return "\n\n".join(sections) + "\n"
 
 
 def label(name: str) -> str:
-    """What a reader is told of a scheme, of a preset's name."""
-    found = re.search(r"_(erm|wrm|[fp]gm_(?:l2|linf))$", name)
-    if not found:
+    """Returns the name of a scheme for readers, from the name of its preset."""
+    row = training.get_preset(name).row(papers.farnia.Accuracy)
+    if row is None:
         return name.replace("_", " ")
-    scheme, *norm = found[1].split("_")
+    scheme, *norm = row.scheme.split("_")
     return " ".join([scheme.upper(), *(text.capitalize() for text in norm)])
 
 
 def bound_label(network: Mapping[str, Any]) -> str:
-    """The bound of a network, as text."""
+    """Returns the bound of a network as text."""
     bound = float(network["bound"])
     return "none" if math.isinf(bound) else f"{bound:g}"
 
 
 def log_unit(network: Mapping[str, Any]) -> float | None:
-    """log10 of the square root of the capacity norm, the unit of margins."""
+    """Returns log10 of the square root of the capacity norm, the unit of margins."""
     capacity = network["capacity"]
     if capacity is None:
         return None
     return float(capacity["log_capacity"]) / 2 / math.log(10)
 
 
-def _row(name: str, scheme: Mapping[str, Any], method: str) -> dict[str, str]:
-    without = scheme["networks"][WITHOUT]
-    best = scheme["networks"][scheme["chosen"][method]]
-    stated = re.match(
-        r"(\d\.\d+), with spectral normalisation (\d\.\d+)",
-        scheme["paper"].get("accuracy", ""),
-    )
-    before, after = stated.groups() if stated else ("", "")
-    # The paper's are of the layers' norms.
-    paper = {
-        "paper: test": before,
-        "paper: with beta": after,
-        "paper: gain": f"{float(after) - float(before):+.2f}" if stated else "",
-        "paper: beta": scheme["paper"].get("beta", "").split(",")[0],
-    }
-    seconds = scheme["seconds_per_step"]
-    if method != "normalize":
-        paper = dict.fromkeys(paper, "")
+def _compared(name: str, scheme: Mapping[str, Any], method: str) -> Record:
+    """A row of the first table: a scheme without a bound, with one, and the paper's."""
+    preset = training.get_preset(name)
+    printed = preset.row(papers.farnia.Accuracy)
+    validated = preset.row(papers.farnia.Validated)
+    paper = None
+    if printed and validated and method == _PAPERS_METHOD:
+        paper = {
+            "test": printed.test,
+            "bounded": printed.bounded_test,
+            "gain": printed.bounded_test - printed.test,
+            "beta": validated.beta,
+        }
     return {
         "scheme": label(name),
-        "bound on": LABELS[method],
-        "train": _percent(without["train"]),
-        "test": _percent(without["test"]),
-        "beta": bound_label(best),
-        "train with beta": _percent(best["train"]),
-        "test with beta": _percent(best["test"]),
-        "gain": _gain(without, best),
-        "time": f"{seconds[scheme['best_bounded'][method]]['ratio']:.2f}",
-    } | paper
-
-
-def _network(name: str, network: Mapping[str, Any]) -> dict[str, str]:
-    layers = network["layers"]
-    norms, matrices = (
-        max(float(layer[kind]) for layer in layers)
-        for kind in ("norm", "kernel_matrix")
-    )
-    log_root = log_unit(network)
-    return {
-        "scheme": name,
-        "bound on": LABELS.get(network["method"], ""),
-        "beta": bound_label(network),
-        "train": _percent(network["train"]),
-        "validation": _percent(network["validation"]),
-        "test": _percent(network["test"]),
-        "clean test": _percent(network["clean"]),
-        "largest norm": f"{norms:.3g}",
-        "kernel matrix": f"{matrices:.3g}",
-        "output per input": f"{float(network['gains']['percentiles'][50]):.3g}",
-        "capacity": "" if log_root is None else f"{log_root:.3g}",
+        "method": method,
+        "without": scheme["networks"][WITHOUT],
+        "best": scheme["networks"][scheme["chosen"][method]],
+        "time": scheme["seconds_per_step"][scheme["best_bounded"][method]]["ratio"],
+        "paper": paper,
     }
 
 
-def _gain(without: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+def _gain(row: tables.Row) -> Record:
+    """The gain of the test accuracy, in points."""
     before, after = (
-        np.array([hit == "1" for hit in network["correct"]], float)
-        for network in (without, best)
+        np.array([hit == "1" for hit in row[network]["correct"]], float)
+        for network in ("without", "best")
     )
-    found = records.mean_and_error(100 * (after - before))
-    error = cli.number(found["standard_error"], "{:.1f}")
-    return f"{found['mean']:+.1f} ± {error}"
+    return records.mean_and_error(100 * (after - before))
 
 
-def _percent(accuracy: Mapping[str, float | None]) -> str:
-    mean, error = (
-        cli.number(accuracy[n], "{:.1f}", times=100) for n in ("mean", "standard_error")
+def _largest(norm: str) -> Column:
+    titles = {"norm": "largest norm", "kernel_matrix": "kernel matrix"}
+    return Column(
+        titles[norm],
+        lambda row: max(float(layer[norm]) for layer in row["layers"]),
+        tables.number(),
     )
-    return f"{mean} ± {error} %"
+
+
+_ACCURACY = tables.with_error("{:.1f}", times=100, unit=" %")
+_TWO_DIGITS = tables.number("{:.2f}", missing="")
+_SCHEMES = (
+    Column("scheme", "scheme"),
+    Column("bound on", "method", LABELS.__getitem__),
+    Column("train", ("without", "train"), _ACCURACY),
+    Column("test", ("without", "test"), _ACCURACY),
+    Column("beta", "best", bound_label),
+    Column("train with beta", ("best", "train"), _ACCURACY),
+    Column("test with beta", ("best", "test"), _ACCURACY),
+    Column("gain", _gain, tables.with_error("{:+.1f}", "{:.1f}")),
+    Column("time", "time", tables.number("{:.2f}")),
+    Column("paper: test", ("paper", "test"), _TWO_DIGITS),
+    Column("paper: with beta", ("paper", "bounded"), _TWO_DIGITS),
+    Column("paper: gain", ("paper", "gain"), tables.number("{:+.2f}", missing="")),
+    Column("paper: beta", ("paper", "beta"), tables.number("{:g}", missing="")),
+)
+_NETWORKS = (
+    Column("scheme", "scheme"),
+    Column("bound on", lambda row: LABELS.get(row["method"], "")),
+    Column("beta", bound_label),
+    Column("train", "train", _ACCURACY),
+    Column("validation", "validation", _ACCURACY),
+    Column("test", "test", _ACCURACY),
+    Column("clean test", "clean", _ACCURACY),
+    _largest("norm"),
+    _largest("kernel_matrix"),
+    Column("output per input", ("gains", "percentiles", 50), tables.number()),
+    Column("capacity", log_unit, tables.number(missing="")),
+)

@@ -13,10 +13,8 @@ For one run, or several to compare:
   shape and against random perturbations;
 - the alignment with the dominant vector against the length of the perturbation.
 
-Features are what enters the last linear layer. Writes results.json and figures.
+Features are the inputs of the last linear layer. Writes results.json and figures.
 """
-
-import math
 
 import jax
 import numpy as np
@@ -43,15 +41,9 @@ _ALIGNMENT_EXAMPLES = flags.DEFINE_integer(
     "number of examples for the alignment against length, which costs less than the "
     "spectra; by default as many as --examples",
 )
-_EPSILONS = flags.DEFINE_list(
-    "epsilons",
-    ["0.0625", "0.125", "0.25", "0.5", "0.75", "1.0"],
-    "L2 lengths for the alignment with the dominant vector; empty for none",
-)
-_EPSILONS_INF = flags.DEFINE_list(
-    "epsilons_inf",
-    ["0.002", "0.004", "0.008", "0.016", "0.031"],
-    "Linf lengths for the same; empty for none",
+comparison.define_length_flags(
+    ("0.0625", "0.125", "0.25", "0.5", "0.75", "1.0"),
+    "for the alignment with the dominant vector",
 )
 _MAX_BYTES = flags.DEFINE_integer(
     "max_bytes", 2**30, "memory for Jacobians and their decompositions at a time"
@@ -85,17 +77,12 @@ _alignment = jax.jit(analysis.alignment)
 
 def main() -> None:
     """Measures every network, writes results and figures."""
-    lengths = {
-        2.0: options.parse_lengths("epsilons", _EPSILONS.value),
-        math.inf: options.parse_lengths("epsilons_inf", _EPSILONS_INF.value),
-    }
+    lengths = comparison.read_lengths()
     count = flags.FLAGS.examples
     aligned = _ALIGNMENT_EXAMPLES.value
     options.check_at_least(2, _ALIGNMENT_EXAMPLES)
-    if _EPSILON.value is not None and not 0 < _EPSILON.value < math.inf:
-        raise ValueError(
-            f"epsilon is {_EPSILON.value}; it must be positive and finite."
-        )
+    if _EPSILON.value is not None:
+        options.check_positive("epsilon", _EPSILON.value)
     compared = comparison.open_runs(_FOLDER, max(count, aligned or 0))
     first = compared.networks[0].config
     epsilon = _EPSILON.value
@@ -124,14 +111,11 @@ def main() -> None:
     trained = [network.name for network in compared.networks]
     figures.draw_spectra(compared.out, results, trained)
     figures.draw_alignment_by_rank(compared.out, results)
-    for p, epsilons in lengths.items():
-        if epsilons:
-            figures.draw_alignment_by_length(
-                compared.out,
-                results,
-                measure.norm_name(p),
-                comparison.training_epsilons(compared.networks, p),
-            )
+    for p in lengths:
+        marks = comparison.training_epsilons(compared.networks, p)
+        figures.draw_alignment_by_length(
+            compared.out, results, measure.norm_name(p), marks
+        )
     table = tables.table(tables.named(results["networks"]), _COLUMNS)
     records.report(compared.out, table)
 
@@ -207,7 +191,7 @@ def _lengths(
     lengths: dict[float, list[float]],
 ) -> Record:
     """Returns, by norm, alignments with the dominant vector at x against the length."""
-    if not any(lengths.values()):
+    if not lengths:
         return {}
     key = jax.random.key(flags.FLAGS.seed)
     top = analysis.jacobian_norms(
@@ -237,14 +221,13 @@ def _lengths(
                 found["adversarial"].append(_alignment(delta, top.right))
                 found["random"].append(_alignment(random, top.right))
                 progress.update(done)
-            if epsilons:
-                curves[measure.norm_name(p)] = {
-                    "epsilon": epsilons,
-                    **{
-                        kind: records.mean_and_error(np.stack(columns, axis=1), alive)
-                        for kind, columns in found.items()
-                    },
-                }
+            curves[measure.norm_name(p)] = {
+                "epsilon": epsilons,
+                **{
+                    kind: records.mean_and_error(np.stack(columns, axis=1), alive)
+                    for kind, columns in found.items()
+                },
+            }
     return curves
 
 

@@ -1,19 +1,19 @@
-"""Measurements of a trained network. Imports linalg, operators, attacks.
+"""Measurements of a trained network. This room imports linalg, operators and attacks.
 
 A network ``f`` is a function of a batch, ``(B, ...) -> (B, d)``, in inference mode and
-with independent rows. It is best a callable pytree, whose arrays are arguments of the
-compiled programs: these are compiled once for all networks of one structure::
+with independent rows. It is best a callable pytree: its arrays are arguments of the
+compiled programs, which serve all networks of one structure::
 
     f = opnorm.network(module, variables)  # Flax Linen
     f = jax.tree_util.Partial(apply, variables)  # any function of variables and a batch
     f = module  # an NNX module in evaluation mode, or an Equinox module, as it is
     analysis.evaluate_accuracy(f, images, labels)
 
-A plain function is compiled once in each call, since what it closes over may have
-changed since the last one. Results are those of the present values in both cases.
+A plain function is compiled once in each call, since the values that it closes over may
+have changed since the last call. Results are those of the present values in both cases.
 
 Attacks and losses are different: they must be pure, and each should be one object. A
-new function is compiled anew, and the same one is not compiled again, **even where
+new function is compiled anew, and the same function is not compiled again, **even where
 values that it closes over have changed**.
 """
 

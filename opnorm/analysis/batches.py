@@ -2,26 +2,30 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from opnorm import linalg
 from opnorm.analysis import inputs
+from opnorm.linalg import PyTree
 
-# Batches hold this part of the largest size: each size is compiled, and the smallest
-# ones serve the last rows of a pool.
-_PARTS = (1, 4, 16)
+# The batch sizes are the largest one divided by these. Each size is compiled, and the
+# smallest ones serve the last rows of a pool.
+_DIVISORS = (1, 4, 16)
 _SMALLEST_BATCH = 8
+
+_partition: Callable[..., jax.P] = jax.P
 
 
 def in_batches(
-    fun: Callable[..., Any],
-    f: Any,
+    fun: Callable[..., PyTree],
+    f: linalg.Network,
     arrays: tuple[np.ndarray, ...],
     batch_size: int,
-    extra: tuple[Any, ...] = (),
-) -> Any:
+    extra: tuple[PyTree, ...] = (),
+) -> PyTree:
     """Applies ``fun(f, *batch, *extra)`` to batches of one size and joins the results.
 
     The last batch is filled up with copies of the last example, which are left out of
@@ -54,11 +58,11 @@ def in_batches(
 
 
 def reporting_progress(
-    fun: Callable[..., Any],
+    fun: Callable[..., PyTree],
     count: int,
     size: int,
     on_progress: Callable[[float], None] | None,
-) -> Callable[..., Any]:
+) -> Callable[..., PyTree]:
     """Returns ``fun``, which then waits for its result and reports progress.
 
     Waiting keeps to the limit of memory: calls would queue up otherwise.
@@ -71,7 +75,7 @@ def reporting_progress(
     """
     calls, done = math.ceil(count / size), 0
 
-    def reporting(*args: Any) -> Any:
+    def reporting(*args: PyTree) -> PyTree:
         nonlocal done
         found = jax.tree.map(np.asarray, fun(*args))
         done += 1
@@ -91,8 +95,8 @@ def batch_sizes(batch_size: int) -> tuple[int, ...]:
     devices = jax.device_count()
     least = max(_SMALLEST_BATCH, devices)
     sizes = {-(-batch_size // devices) * devices}
-    for part in _PARTS:
-        size = -(-batch_size // (part * devices)) * devices
+    for divisor in _DIVISORS:
+        size = -(-batch_size // (divisor * devices)) * devices
         if size >= least:
             sizes.add(size)
     return tuple(sorted(sizes, reverse=True))
@@ -129,15 +133,15 @@ class Placement:
             shape = (jax.device_count(),)
             self._mesh = jax.make_mesh(shape, ("data",), axis_types=kind)
 
-    def shard(self, arrays: Any) -> Any:
+    def shard(self, arrays: PyTree) -> PyTree:
         """Splits the leading axis of each array over the devices."""
-        return self._put(arrays, jax.P("data"))
+        return self._put(arrays, _partition("data"))
 
-    def replicate(self, arrays: Any) -> Any:
+    def replicate(self, arrays: PyTree) -> PyTree:
         """Copies each array to every device."""
-        return self._put(arrays, jax.P())
+        return self._put(arrays, _partition())
 
-    def _put(self, arrays: Any, spec: jax.P) -> Any:
+    def _put(self, arrays: PyTree, spec: jax.P) -> PyTree:
         if self._mesh is None:
             return arrays
         return jax.device_put(arrays, jax.NamedSharding(self._mesh, spec))

@@ -35,7 +35,8 @@ class DensityCurve(NamedTuple):
     @property
     def eigenvalues(self) -> np.ndarray:
         """``(G,)``, the eigenvalues at the points of the grid."""
-        return self.scale * np.sinh(self.asinh)
+        values: np.ndarray = self.scale * np.sinh(self.asinh)
+        return values
 
 
 def density_curves(
@@ -63,6 +64,16 @@ def density_curves(
     Raises:
       ValueError: for no density, one that is not a batch of one, a scale or a width
         that is not positive, or a number of points below 2.
+
+    Example:
+      >>> import numpy as np
+      >>> from opnorm import analysis, linalg
+      >>> nodes, weights = np.array([[[-1.0, 100.0]]]), np.array([[[0.25, 0.75]]])
+      >>> (curve,) = analysis.density_curves([linalg.SpectralDensity(nodes, weights)])
+      >>> bool(np.isclose(np.trapezoid(curve.mean, curve.asinh), 1, atol=1e-3))
+      True
+      >>> float(curve.eigenvalues[curve.mean.argmax()].round())
+      100.0
     """
     linalg.check_length("scale", scale, positive=True)
     linalg.check_length("width", width, positive=True)

@@ -1,4 +1,4 @@
-"""The improvement ratio: what a defence gains in distance for what it costs."""
+"""The improvement ratio, the gain of a defence in distance over its cost in error."""
 
 import math
 from typing import NamedTuple

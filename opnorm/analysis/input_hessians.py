@@ -16,6 +16,7 @@ from opnorm import linalg, operators
 from opnorm.analysis import inputs
 from opnorm.analysis.batches import in_batches, reporting_progress
 from opnorm.analysis.inputs import check_examples, check_labels
+from opnorm.analysis.precision import exact_program
 from opnorm.attacks import losses
 
 
@@ -24,15 +25,15 @@ class InputCurvature(NamedTuple):
 
     Attributes:
       largest: ``(N,)``, the largest eigenvalue of the Hessian of the cross-entropy.
-        Where ``curved``, the largest one that the Krylov space reaches: it does not
+        Where ``curved``, the largest one that the Krylov space reaches, which does not
         exceed the largest of all by more than ``error``.
       trace: ``(N,)``, the sum of the eigenvalues; where ``curved``, an estimate.
       gradient_norm: ``(N,)``, ``||gradient of the cross-entropy||_2``.
       sigma: ``(N,)``, the largest singular value of the Jacobian of the logits.
       smallest: ``(N,)``, the smallest eigenvalue; where ``curved``, the smallest one
         that the Krylov space reaches.
-      error: ``(N,)``, how far an eigenvalue may lie from ``largest`` and one from
-        ``smallest``.
+      error: ``(N,)``; the Hessian has an eigenvalue within this distance of
+        ``largest``, and one within it of ``smallest``.
       trace_error: ``(N,)``, the standard error of ``trace`` over the random probes: 0
         where the trace is exact, NaN for a single probe.
       curved: ``(N,)`` bool, whether the network is not piecewise linear at the example.
@@ -59,34 +60,45 @@ def input_curvature(
     key: jax.Array | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> InputCurvature:
-    """Computes how steep and how bent the cross-entropy is at each example.
+    """Computes slope and curvature of the cross-entropy at each example.
 
-    Where the network is piecewise linear the Hessian is ``J^T (diag p - p p^T) J``, and
-    the dense Jacobian gives all of it: one backward pass for each logit. Whether it is,
-    is measured for each batch, see :func:`opnorm.operators.is_curved`. A network with
-    smooth nonlinearities has another part beside that one: its eigenvalues are found by
-    the Lanczos process on Hessian-vector products, and the trace of the other part by
-    random probes, in ``num_steps + num_probes`` products.
+    Where the network is piecewise linear, the Hessian is ``J^T (diag p - p p^T) J``,
+    and the dense Jacobian gives all of it by one backward pass for each logit.
+    :func:`opnorm.operators.is_curved` tells for each example whether the network is
+    piecewise linear there. Where it is not, the Hessian has a second term. Then the
+    Lanczos process on Hessian-vector products finds the eigenvalues, and random probes
+    estimate the trace of the second term, in ``num_steps + num_probes`` products.
 
     Args:
       f: ``(B, ...) -> (B, d)`` logits, in inference mode; best a callable pytree, see
         :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       labels: ``(N,)`` int.
-      num_steps: of each Lanczos process, at least 1; as many as pixels are exact. Only
-        networks that are not piecewise linear need it.
-      num_probes: of each trace, at least 1; 2 or more for error bars, as many as pixels
-        for the exact trace. Only networks that are not piecewise linear need it.
+      num_steps: steps of each Lanczos process, at least 1; as many as pixels are exact.
+        Only networks that are not piecewise linear use it.
+      num_probes: probes of each trace, at least 1; 2 or more give error bars, and as
+        many as pixels give the exact trace. Only networks that are not piecewise linear
+        use it.
       batch_size: examples per compiled call.
       key: typed key of random starts and probes; None for ``jax.random.key(0)``.
-      on_progress: called with the part of the examples that is behind, in [0, 1].
+      on_progress: called with the fraction of the examples that is done, in [0, 1].
 
     Raises:
       ValueError: for no examples, or labels, a number of steps or probes, a batch size
         or a key that do not fit.
 
-    Source: Finlay & Oberman 2019, Table 3 (there of another loss); Schraudolph 2002 for
-    the parts of the Hessian; Hutchinson 1989 for the trace.
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from opnorm import analysis
+      >>> f = jax.tree_util.Partial(lambda w, x: x @ w, np.eye(2, dtype=np.float32))
+      >>> images, labels = np.full((1, 2), 0.5, np.float32), np.array([0])
+      >>> found = analysis.input_curvature(f, images, labels)
+      >>> round(float(found.largest[0]), 3), round(float(found.gradient_norm[0]), 3)
+      (0.5, 0.707)
+
+    Source: Finlay & Oberman 2019, Table 3, which has another loss; Schraudolph 2002 for
+    the terms of the Hessian; Hutchinson 1989 for the trace.
     """
     num_steps = linalg.check_count("num_steps", num_steps, 1)
     num_probes = linalg.check_count("num_probes", num_probes, 1)
@@ -102,40 +114,42 @@ def input_curvature(
         f: linalg.Network,
         x: jax.Array,
         labels: jax.Array,
-        number: Any,
+        number: jax.Array,
         key: jax.Array,
     ) -> InputCurvature:
-        # No two batches may share probes: their errors would not average out.
+        # Batches must not share probes, or their errors would not average out.
         key = jax.random.fold_in(key, number[0])
         found, pairs = _curvature(f, x, labels, key)
-        if not np.any(found.curved):
-            return found
-        # Compiled for networks that need it alone.
-        return _whole_curvature(f, x, labels, key, found, pairs, **options)
+        if np.any(found.curved):
+            # Only networks that need this program compile it.
+            found = _whole_curvature(f, x, labels, key, found, pairs, **options)
+        return found
 
-    return in_batches(
+    found: InputCurvature = in_batches(
         reporting_progress(measured, len(images), size, on_progress),
         f,
         (images, labels, np.arange(len(images))),
         size,
         (key,),
     )
+    return found
 
 
 @linalg.network_program
 def _curvature(
     f: linalg.Network, x: jax.Array, labels: jax.Array, key: jax.Array
 ) -> tuple[InputCurvature, linalg.Eigenpairs]:
-    """All that is asked for if the network is piecewise linear, and whether it is."""
+    """Returns all results of a piecewise linear network, and whether it is one."""
     pixels = inputs.to_pixels(x)
     logits, rows = f(pixels), operators.dense_jacobian(f, pixels)
 
-    # All of this depends on values and slopes at x only, and so needs no second way
+    # The results depend on values and slopes at x alone, so they need no second pass
     # through the network.
     def linearized(z: jax.Array) -> jax.Array:
         moved = (z - pixels).reshape(len(z), -1)
         flat = rows.reshape(*rows.shape[:2], -1)
-        return logits + jnp.einsum("bdn,bn->bd", flat, moved, precision="highest")
+        change = jnp.einsum("bdn,bn->bd", flat, moved, precision="highest")
+        return jnp.add(logits, change)
 
     pairs = operators.cross_entropy_gauss_newton(linearized, pixels)
 
@@ -144,10 +158,10 @@ def _curvature(
 
     gradient = jax.grad(total)(pixels)
     top = operators.singular_triplets(linearized, pixels, 1, method="dense")
-    # The last of d values is zero but for rounding where there are d pixels.
+    # With at least d pixels, the last of d values is zero up to rounding.
     few = math.prod(pixels.shape[1:]) < logits.shape[1]
     lowest = pairs.values[:, -1]
-    # NumPy arrays once they leave the batches.
+    # The fields become NumPy arrays when they leave the batches.
     found: dict[str, Any] = {
         "largest": pairs.values[:, 0],
         "trace": jnp.sum(pairs.values, axis=1),
@@ -161,9 +175,7 @@ def _curvature(
     return InputCurvature(**found), pairs
 
 
-@linalg.network_program
-# Rounded products would not be those of a symmetric matrix.
-@jax.default_matmul_precision("highest")
+@exact_program
 def _whole_curvature(
     f: linalg.Network,
     x: jax.Array,
@@ -175,7 +187,7 @@ def _whole_curvature(
     num_steps: int,
     num_probes: int,
 ) -> InputCurvature:
-    """Puts the whole Hessian in place of its Gauss-Newton part at curved examples."""
+    """Replaces the Gauss-Newton term by the whole Hessian at curved examples."""
     start_key, probe_key = jax.random.split(key)
     pixels = inputs.to_pixels(x)
     hessian = operators.input_hessian_map(
@@ -190,7 +202,7 @@ def _whole_curvature(
         along = pairs.values * jnp.einsum("bk...,b...->bk", pairs.vectors, v)
         return jnp.einsum("bk,bk...->b...", along, pairs.vectors)
 
-    # Probes of the difference alone: the rest of the trace is known exactly.
+    # Probes see the second term alone, since the trace of the first is exact.
     rest = hessian - hessian._replace(matvec=product, rmatvec=product)
     estimate = _trace(rest, num_probes, probe_key)
     bent: dict[str, Any] = {
@@ -200,15 +212,16 @@ def _whole_curvature(
         "error": jnp.maximum(largest.residual, smallest.residual)[:, 0],
         "trace_error": estimate.standard_error,
     }
-    return jax.tree.map(
+    whole: InputCurvature = jax.tree.map(
         lambda a, b: jnp.where(found.curved, a, b), found._replace(**bent), found
     )
+    return whole
 
 
 def _trace(
     linear_map: linalg.LinearMap, num_probes: int, key: jax.Array
 ) -> linalg.Estimate:
-    """The trace by random probes, or by all n unit vectors where they are as few."""
+    """Computes the trace by random probes, or by all n unit vectors if n is smaller."""
     n = linear_map.in_size
     if num_probes < n:
         return linalg.trace(linear_map, num_probes=num_probes, key=key)

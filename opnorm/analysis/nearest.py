@@ -85,6 +85,25 @@ def nearest_points(
         images that are neither uint8 nor float or outside the bounds, a key that is not
         typed, no attack, attacks of several norms, a targeted attack, budgets that do
         not rise or are missing, or a negative number of halvings.
+
+    Example:
+      The boundary is at 0.5 for images of one pixel; the third image is misclassified.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from opnorm import analysis, attacks
+      >>> def f(x):
+      ...     return jnp.concatenate([x - 0.5, 0.5 - x], axis=1)
+      >>> def fgm(epsilon):
+      ...     return attacks.fgm(p=2, epsilon=epsilon)
+      >>> images, labels = np.float32([[0.6], [0.9], [0.4]]), np.zeros(3, int)
+      >>> found = analysis.nearest_points(
+      ...     f, images, labels, attacks=[fgm], epsilons=[0.2], largest=0.8,
+      ...     halvings=12, key=jax.random.key(0),
+      ... )
+      >>> [round(float(d), 2) for d in found.distance]
+      [0.1, 0.4, 0.0]
     """
     inputs.check_examples(images, labels, batch_size)
     index = inputs.check_index(index, len(images))
@@ -99,7 +118,7 @@ def nearest_points(
     ).correct
     place, sizes = Placement(), batch_sizes(batch_size)
     f = linalg.place_network(f, place.replicate)
-    # By JAX, whose division by 255 rounds otherwise than NumPy's: attacks start here.
+    # Divided by JAX, since NumPy rounds differently: attacks start at these points.
     points = np.array(inputs.to_pixels(jnp.asarray(images)))
     nearest = np.where(correct, np.inf, 0.0).astype(np.float32)
     by_attack, seconds = [], []
@@ -129,7 +148,7 @@ def nearest_points(
 
 
 def _patterns(attacks: Sequence[AttackFactory]) -> list[attacks_lib.Attack]:
-    """The attacks, for what does not depend on the budget."""
+    """Returns attacks of the factories, for properties that no budget changes."""
     if not attacks:
         raise ValueError("attacks is empty; at least one is needed.")
     patterns = [inputs.make_pattern(attack) for attack in attacks]
@@ -224,7 +243,7 @@ def _search(
     """The points that an attack finds, and their distances, inf where it failed."""
     bound = attack(epsilon)
     f, labels = margins.decide_top_k(f, labels, top_k)
-    # An attack with a budget looks for points of its own.
+    # An attack with a budget starts at x or at random.
     starts = not bound.budget and any(stage.takes_start for stage in bound.stages)
     found = bound.run(
         f,

@@ -19,14 +19,19 @@ from opnorm.analysis import inputs
 from opnorm.analysis.averages import Average, average
 from opnorm.analysis.batches import reporting_progress
 from opnorm.analysis.inputs import check_examples, check_labels
+from opnorm.analysis.precision import exact_program
 from opnorm.attacks import losses
+from opnorm.linalg import PyTree
 from opnorm.linalg.lanczos import tridiagonal_eigh
 
 PARAMETER_MATRICES = ("hessian", "gauss_newton")
 
+# Arrays (S, b, ...) of all batches, or (b, ...) of one: "image", "label", "weight".
+_Shards = dict[str, Any]
+
 
 class Eigenvalue(NamedTuple):
-    """A number that an eigenvalue lies within ``error`` of."""
+    """A number and its error: the matrix has an eigenvalue within ``error`` of it."""
 
     value: float
     error: float
@@ -36,12 +41,12 @@ class ParameterSpectrum(NamedTuple):
     """The spectrum of a symmetric matrix of the parameters.
 
     Attributes:
-      size: n, how many parameters there are.
-      largest: the largest eigenvalue that the Krylov spaces reach. It does not exceed
-        the largest of all.
-      smallest: the smallest one; the matrix may have a smaller one.
+      size: n, number of parameters.
+      largest: the largest eigenvalue that the Krylov spaces reach, which does not
+        exceed the largest of all.
+      smallest: the smallest one that they reach; the matrix may have a smaller one.
       trace: estimate of the sum of the eigenvalues, the average over the probes.
-      density: of the eigenvalues, a batch of one.
+      density: density of the eigenvalues, a batch of one.
     """
 
     size: int
@@ -68,11 +73,11 @@ def parameter_spectrum(
 
     A Lanczos process from each of several random probes gives the density, by
     stochastic Lanczos quadrature, the trace, and both ends of the spectrum. It costs
-    ``num_probes * num_steps`` products with the Hessian, each some passes over all
-    examples, and holds ``num_steps`` vectors of all parameters.
+    ``num_probes * num_steps`` products with the Hessian, each of which needs some
+    passes over all examples, and holds ``num_steps`` vectors of all parameters.
 
     The parameters are floating point arrays among the leaves of ``f``; the other leaves
-    are constant. ``parameters`` chooses them. Where it is None, they are
+    are constant. ``parameters`` chooses them. If it is None, they are
 
     - in an NNX module: its variables of the type ``nnx.Param``;
     - in another pytree that has "params" in the path of a leaf, such as a
@@ -86,21 +91,21 @@ def parameter_spectrum(
         in inference mode: on running statistics BatchNorm keeps the rows independent.
       images: ``(N, ...)``, uint8 or float in [0, 1].
       labels: ``(N,)`` int.
-      matrix: "hessian", or "gauss_newton" for its positive semidefinite part, which
-        for the cross-entropy is the Fisher matrix too.
-      parameters: ``path -> bool``, which floating point arrays are parameters, such as
-        ``lambda path: path.endswith("kernel")``; the path of a leaf is what
-        ``jax.tree_util.keystr(..., simple=True, separator="/")`` writes, such as
-        "variables/params/Dense_0/kernel". None for those above.
-      num_steps: m, of each process, from 1 to the number of parameters.
-      num_probes: P, at least 1; 2 or more for standard errors.
-      batch_size: examples that are passed through the network at a time.
+      matrix: "hessian", or "gauss_newton" for its positive semidefinite term, which for
+        the cross-entropy is also the Fisher matrix.
+      parameters: ``path -> bool``, true for the arrays that are parameters, such as
+        ``lambda path: path.endswith("kernel")``. The path of a leaf is written by
+        ``jax.tree_util.keystr(..., simple=True, separator="/")``, such as
+        "variables/params/Dense_0/kernel". None for the arrays above.
+      num_steps: m, steps of each process, from 1 to the number of parameters.
+      num_probes: P, at least 1; 2 or more give standard errors.
+      batch_size: examples per pass through the network.
       key: typed key of the probes.
-      on_progress: called with the part of the probes that is behind, in [0, 1].
+      on_progress: called with the fraction of the probes that is done, in [0, 1].
 
     Raises:
       ValueError: for no examples, labels that do not fit, an option out of range, a
-        plain function, whose parameters do not show, or no parameter.
+        plain function, whose parameters are not known, or no parameter.
 
     Source: Golub & Welsch 1969; Ubaru, Chen & Saad 2017; Ghorbani, Krishnan & Xiao 2019
     for networks.
@@ -120,47 +125,46 @@ def parameter_spectrum(
     shards = _shards(images, labels, batch_size)
     check_labels(network, images, labels, shards["label"].shape[1])
     shards = jax.device_put(shards)
-    options: dict[str, Any] = {"matrix": matrix, "num_steps": num_steps}
-    measure = functools.partial(_process, chosen=chosen, **options)
+    measure = functools.partial(
+        _process, chosen=chosen, matrix=matrix, num_steps=num_steps
+    )
     process = reporting_progress(measure, num_probes, 1, on_progress)
     keys = jax.random.split(key, num_probes)
     probes = [process(network, shards, probe) for probe in keys]
     nodes, weights, largest, smallest = (
         np.concatenate(parts, axis=1) for parts in zip(*probes, strict=True)
     )
-    # As numpy arrays, which keep float64 where JAX's default would not.
+    # NumPy arrays keep float64, which JAX does not by default.
     density = linalg.SpectralDensity(nodes, weights)  # type: ignore[arg-type]
-    # Every process finds a value that the spectrum reaches: the outermost one counts.
+    # The spectrum reaches the values of all processes, so the outermost one counts.
     top, bottom = largest[0, :, 0].argmax(), smallest[0, :, 0].argmin()
     return ParameterSpectrum(
         n,
         Eigenvalue(*largest[0, top].tolist()),
         Eigenvalue(*smallest[0, bottom].tolist()),
-        # <z, A z> of each probe z.
+        # The average of <z, A z> over the probes z.
         average(n * np.sum(nodes * weights, axis=2)[0]),
         density,
     )
 
 
-@linalg.network_program
-# Rounded products would not be those of a symmetric matrix.
-@jax.default_matmul_precision("highest")
+@exact_program
 def _process(
     f: linalg.Network,
-    shards: Any,
+    shards: _Shards,
     key: jax.Array,
     *,
     chosen: tuple[int, ...],
     matrix: str,
     num_steps: int,
-) -> Any:
-    """One probe: nodes, weights ``(1, 1, m)``; both ends with errors ``(1, 1, 2)``."""
+) -> tuple[jax.Array, ...]:
+    """Returns nodes and weights ``(1, 1, m)``, both ends with errors ``(1, 1, 2)``."""
 
-    def logits(params: Any, shard: Any) -> jax.Array:
-        network = _join(f, chosen, params)
+    def logits(params: PyTree, shard: _Shards) -> jax.Array:
+        network: linalg.BatchFunction = _join(f, chosen, params)
         return network(inputs.to_pixels(shard["image"]))
 
-    def mean_loss(logits: jax.Array, shard: Any) -> jax.Array:
+    def mean_loss(logits: jax.Array, shard: _Shards) -> jax.Array:
         each = losses.cross_entropy(logits, shard["label"])
         return jnp.mean(shard["weight"].astype(each.dtype) * each)
 
@@ -235,16 +239,17 @@ def _join(
     leaves, treedef = jax.tree.flatten(f)
     for i, leaf in zip(chosen, params, strict=True):
         leaves[i] = leaf
-    return jax.tree.unflatten(treedef, leaves)
+    network: linalg.Network = jax.tree.unflatten(treedef, leaves)
+    return network
 
 
-def _shards(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Any:
-    """Batches of one size, ``(S, b, ...)``; what fills up the last weighs nothing."""
+def _shards(images: np.ndarray, labels: np.ndarray, batch_size: int) -> _Shards:
+    """Returns batches ``(S, b, ...)``; copies that fill up the last have weight 0."""
     count = len(images)
     number = math.ceil(count / min(batch_size, count))
     size = math.ceil(count / number)
     places = np.arange(number * size)
     rows = np.minimum(places, count - 1)
     weight = (places < count) * (len(places) / count)
-    shards = {"image": images[rows], "label": labels[rows], "weight": weight}
-    return jax.tree.map(lambda a: a.reshape(number, size, *a.shape[1:]), shards)
+    arrays = {"image": images[rows], "label": labels[rows], "weight": weight}
+    return {k: a.reshape(number, size, *a.shape[1:]) for k, a in arrays.items()}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from opnorm import linalg
+from opnorm import attacks, linalg
 from opnorm.analysis import stages
 from opnorm.analysis.batches import Placement, batch_sizes
 from opnorm.analysis.inputs import (
@@ -35,14 +35,13 @@ class Attacked(NamedTuple):
     """Results of an attack on N examples at each of E budgets.
 
     Attributes:
-      success: ``(E, N)`` bool: the network decides as the attack wants, at x already or
-        at the point that was found, which lies within the budget
-        (:func:`opnorm.attacks.attack.within_budget`).
+      success: ``(E, N)`` bool: the network decides as the attack wants, at x itself or
+        at the point that was found, which lies within the budget up to rounding.
       distance: ``(E, N)`` float32, Lp length of the perturbation; 0 where the network
-        decided so at x already, inf where the attack found no point within the budget.
+        decides so at x, inf where the attack found no point within the budget.
       steps: ``(E, N)`` int32, steps taken.
-      stage: ``(E, N)`` int32, number of the attack's stage that found it; -1 where the
-        network decided so at x already, or the attack failed.
+      stage: ``(E, N)`` int32, number of the stage that found the point; -1 where the
+        network decides so at x, or the attack failed.
       x_adv: ``(E, N, ...)`` float32, x where the attack failed; None unless asked for.
       row_steps: steps of a row that were computed in all, those of rows that only fill
         up a batch included.
@@ -80,10 +79,10 @@ def attack_examples(
         divided by 255, float images are taken as they are.
       labels: ``(N,)`` int, the classes to leave or, if targeted, to reach.
       attack: ``epsilon -> attack`` with epsilon ``(B,)``, traced; should be one object
-        and not a new function each time, as compiled code is kept by it. An attack
-        without a budget ignores its argument, and is searched with for every budget.
-      epsilons: E budgets in [0, 1] pixel units; points beyond them do not count. None
-        for an attack without a budget whose points count at any distance; E is then 1.
+        and not a new function in each call, since compiled programs are kept by it. An
+        attack without a budget ignores its argument and runs for every budget.
+      epsilons: E budgets in [0, 1] pixel units; points beyond them do not count. With
+        None, for attacks without a budget, points count at any distance, and E is 1.
       batch_size: rows per compiled call, over all devices.
       key: typed key of the attack.
       index: ``(N,)`` int, number of each example in the data set, which its random
@@ -95,7 +94,26 @@ def attack_examples(
       ValueError: for no examples, labels, index or a batch size that do not fit, images
         that are neither uint8 nor float or outside the attack's bounds, a key that is
         not typed, a negative budget, no budgets for an attack that has one, a network
-        of one logit, and as the attack.
+        of one logit, and for the reasons of the attack.
+
+    Example:
+      DeepFool finds the nearest point of the boundary 0.5 of images of one pixel; the
+      third image is misclassified.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from opnorm import analysis, attacks
+      >>> def f(x):
+      ...     return jnp.concatenate([x - 0.5, 0.5 - x], axis=1)
+      >>> def deepfool(epsilon):
+      ...     return attacks.deepfool(overshoot=0.0)
+      >>> images, labels = np.float32([[0.6], [0.9], [0.4]]), np.zeros(3, int)
+      >>> found = analysis.attack_examples(
+      ...     f, images, labels, attack=deepfool, key=jax.random.key(0)
+      ... )
+      >>> [round(float(d), 2) for d in found.distance[0]]
+      [0.1, 0.4, 0.0]
     """
     pattern = make_pattern(attack)
     budgets = read_budgets("epsilons", epsilons, pattern)
@@ -157,9 +175,9 @@ def attack_examples(
 
 
 def _decided_at_input(
-    f: linalg.Network, pool: stages.Pool, pattern: attack_lib.Attack
+    f: linalg.Network, pool: stages.Pool, pattern: attacks.Attack
 ) -> np.ndarray:
-    """Whether the network decides at x already as the attack wants, ``(N,)`` bool."""
+    """Returns whether the network decides at x as the attack wants, ``(N,)`` bool."""
     targeted, confidence = pattern.stages[0].goal
     at_input = np.zeros(len(pool.images), bool)
     for rows, filled in pool.batches(np.arange(len(at_input))):
@@ -182,10 +200,10 @@ def _judged(
 
 
 def worst_over_budgets(attacked: Attacked, epsilons: Sequence[float]) -> np.ndarray:
-    """Which examples fall within each budget: those found at smaller budgets as well.
+    """Returns the examples that fall within each budget or at a smaller one.
 
     Args:
-      attacked: result of :func:`attack_examples` at these budgets.
+      attacked: the result of :func:`attack_examples` at these budgets.
       epsilons: E budgets.
 
     Returns:
@@ -201,4 +219,4 @@ def worst_over_budgets(attacked: Attacked, epsilons: Sequence[float]) -> np.ndar
         )
     smaller = np.asarray(epsilons)[None, :] <= np.asarray(epsilons)[:, None]
     fallen = np.einsum("ef,fn->en", smaller.astype(int), attacked.success.astype(int))
-    return fallen > 0
+    return np.asarray(fallen > 0)

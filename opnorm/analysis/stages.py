@@ -9,7 +9,7 @@ points found, except for the rounding of sums whose order depends on a batch's s
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from opnorm import attacks, linalg
 from opnorm.analysis.batches import Batch, Placement, fill
 from opnorm.analysis.inputs import AttackFactory, to_pixels
 from opnorm.attacks import attack as attack_lib
+from opnorm.linalg import PyTree
 
 # Finished rows are dropped every max(10, num_steps // 40) steps.
 _SORTINGS = 40
@@ -35,10 +36,10 @@ class Rows(NamedTuple):
       epsilon: ``(b,)`` float32, the budget.
     """
 
-    images: jax.Array | np.ndarray
-    labels: jax.Array | np.ndarray
-    number: jax.Array | np.ndarray
-    epsilon: jax.Array | np.ndarray
+    images: jax.Array
+    labels: jax.Array
+    number: jax.Array
+    epsilon: jax.Array
 
 
 class Pool(NamedTuple):
@@ -51,7 +52,7 @@ class Pool(NamedTuple):
       example: ``(R,)`` int, the example of each row.
       epsilon: ``(R,)`` float32, the budget of each row.
       sizes: sizes of the batches, largest first.
-      place: where the arrays of a batch go.
+      place: places the arrays of a batch on the devices.
       key: typed key of the attack.
     """
 
@@ -71,15 +72,8 @@ class Pool(NamedTuple):
     def rows(self, numbers: np.ndarray) -> Rows:
         """Returns rows of the pool, on the devices."""
         example = self.example[numbers]
-        rows: Rows = self.place.shard(
-            Rows(
-                self.images[example],
-                self.labels[example],
-                self.number[example],
-                self.epsilon[numbers],
-            )
-        )
-        return rows
+        arrays = (self.images[example], self.labels[example], self.number[example])
+        return Rows(*self.place.shard((*arrays, self.epsilon[numbers])))
 
 
 class Found(NamedTuple):
@@ -125,7 +119,7 @@ def search(
     """
     compiled = _programs(attack, number, stage)
     given = (f, pool.key)
-    states: Any = None
+    states: PyTree = None
     pending = np.ones(len(left), bool)
     places = np.arange(len(left))
     for rows, filled in pool.batches(places):
@@ -165,23 +159,23 @@ def search(
 
 
 class _Programs(NamedTuple):
-    begin: Callable[..., Any]
-    advance: Callable[..., Any]
-    end: Callable[..., Any]
+    begin: Callable[..., PyTree]
+    advance: Callable[..., PyTree]
+    end: Callable[..., PyTree]
 
 
 def _programs(attack: AttackFactory, number: int, stage: attacks.Stage) -> _Programs:
-    """The three parts of a stage, compiled once for each size of batch."""
+    """Returns the programs of a stage, each compiled once for each batch size."""
     given = {"attack": attack, "number": number}
 
     def advance_every_row(
         f: linalg.Network,
         key: jax.Array,
         rows: Rows,
-        state: Any,
+        state: PyTree,
         first: int,
         count: int,
-    ) -> Any:
+    ) -> PyTree:
         return _advance_every_row(f, key, rows, state, first, count=count, **given)
 
     every = stage.done is None
@@ -195,7 +189,7 @@ def _programs(attack: AttackFactory, number: int, stage: attacks.Stage) -> _Prog
 @linalg.network_program
 def _begin(
     f: linalg.Network, key: jax.Array, rows: Rows, *, attack: AttackFactory, number: int
-) -> Any:
+) -> PyTree:
     _, stage, problem = _bind(attack, number, key, rows)
     state = stage.init(f, problem)
     return state, _is_done(stage, problem.labels, state)
@@ -205,13 +199,13 @@ def _advanced(
     f: linalg.Network,
     key: jax.Array,
     rows: Rows,
-    state: Any,
+    state: PyTree,
     first: int | jax.Array,
     count: int | jax.Array,
     *,
     attack: AttackFactory,
     number: int,
-) -> Any:
+) -> PyTree:
     _, stage, problem = _bind(attack, number, key, rows)
     state, taken = stage.advance(f, problem, state, first, count)
     done = _is_done(stage, problem.labels, state)
@@ -226,14 +220,14 @@ def _advance_every_row(
     f: linalg.Network,
     key: jax.Array,
     rows: Rows,
-    state: Any,
+    state: PyTree,
     first: int | jax.Array,
     *,
     count: int,
     attack: AttackFactory,
     number: int,
-) -> Any:
-    """Every row takes every step, so that the number of steps can be a constant."""
+) -> PyTree:
+    """Takes every step in every row, so the number of steps is a constant."""
     return _advanced(f, key, rows, state, first, count, attack=attack, number=number)
 
 
@@ -242,7 +236,7 @@ def _end(
     f: linalg.Network,
     key: jax.Array,
     rows: Rows,
-    state: Any,
+    state: PyTree,
     *,
     attack: AttackFactory,
     number: int,
@@ -258,7 +252,7 @@ def _end(
 def _bind(
     attack: AttackFactory, number: int, key: jax.Array, rows: Rows
 ) -> tuple[attacks.Attack, attacks.Stage, attacks.Problem]:
-    """The attack with the budgets of these rows, its stage, and the stage's problem."""
+    """Returns the attack with the budgets of these rows, its stage and its problem."""
     bound = attack(rows.epsilon)
     stage = bound.stages[number]
     keys = attack_lib.fold_in(key, rows.number)
@@ -269,17 +263,18 @@ def _bind(
     return bound, stage, problem
 
 
-def _is_done(stage: attacks.Stage, labels: jax.Array, state: Any) -> jax.Array:
+def _is_done(stage: attacks.Stage, labels: jax.Array, state: PyTree) -> jax.Array:
     if stage.done is None:
         return jnp.zeros_like(labels, dtype=bool)
-    return stage.done(state)
+    done: jax.Array = stage.done(state)
+    return done
 
 
-def _store(states: Any, state: Any, rows: np.ndarray, count: int) -> Any:
-    """Writes the rows of a batch into the arrays of all rows, made if there are none.
+def _store(states: PyTree, state: PyTree, rows: np.ndarray, count: int) -> PyTree:
+    """Writes the states of a batch into the arrays of all rows, or makes those.
 
-    States stay on the host: a segment's computation outweighs the copies, and the pool
-    may be larger than a device's memory.
+    States stay on the host, since the pool may be larger than the memory of a device.
+    A segment of steps takes much longer than the copies.
     """
     parts = jax.tree.map(np.asarray, state)
     if states is None:

@@ -22,7 +22,7 @@ def check_images(
       on_progress: called with the number of images that have been decoded.
 
     Raises:
-      ValueError: naming the images that cannot be decoded, and how many there are.
+      ValueError: naming the images that cannot be decoded, with their number.
     """
     if isinstance(source, Dataset):
         return

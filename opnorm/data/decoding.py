@@ -122,7 +122,7 @@ def stack(images: list[np.ndarray], names: list[str]) -> np.ndarray:
 
     Raises:
       ValueError: naming the first image whose size differs from that of the first, and
-        how many differ.
+        the number of images that differ.
     """
     size = images[0].shape[:2]
     differing = [i for i, image in enumerate(images) if image.shape[:2] != size]

@@ -1,7 +1,6 @@
 """Fingerprints of data, by which a run notices that its data have changed."""
 
 import hashlib
-from typing import TypedDict
 
 import numpy as np
 
@@ -9,14 +8,7 @@ from opnorm.data.dataset import Dataset
 from opnorm.data.streaming import Stream
 
 
-class Fingerprint(TypedDict):
-    """The identity of the examples of a data set, as JSON stores it."""
-
-    examples: int
-    digest: str
-
-
-def fingerprint(source: Dataset | Stream) -> Fingerprint:
+def fingerprint(source: Dataset | Stream) -> dict[str, int | str]:
     """Computes the identity of the examples of a data set, wherever they lie.
 
     Args:
@@ -24,7 +16,7 @@ def fingerprint(source: Dataset | Stream) -> Fingerprint:
         listing counts: names, labels, and the sizes of a thousand files.
 
     Returns:
-      "examples", their number, and "digest", a string.
+      "examples", their number, and "digest", a string; JSON can hold both.
     """
     digest = hashlib.sha256()
     if isinstance(source, Dataset):

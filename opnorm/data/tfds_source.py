@@ -140,7 +140,7 @@ def _check_features(file: Path) -> None:
         )
 
 
-def _named_classes(content: Any) -> Iterator[str]:
+def _named_classes(content: object) -> Iterator[str]:
     """Yields every class that a part of ``features.json`` names, at any depth."""
     if isinstance(content, list):
         for item in content:

@@ -95,11 +95,12 @@ def circular_singular_values(
     Source: Sedghi et al. 2019 for stride 1; polyphase aliasing for strides.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> import numpy as np
       >>> from opnorm import linalg
       >>> kernel = jnp.array([1.0, 1.0]).reshape(2, 1, 1)
-      >>> values = linalg.circular_singular_values(kernel, 4)
+      >>> values = jax.jit(linalg.circular_singular_values, static_argnums=1)(kernel, 4)
       >>> print(np.asarray(values + 0.0).round(3))
       [2.    1.414 1.414 0.   ]
     """

@@ -31,8 +31,8 @@ class Inception(nn.Module):
     padding is TensorFlow's SAME. At other widths than 96, all numbers of channels are
     scaled in proportion and rounded to at least 1.
 
-    The average keeps the size of the map (its windows end at the border, and what is
-    outside does not count), so that the linear layer sees every place: a 28x28 image
+    The average keeps the size of the map (its windows end at the border, and places
+    outside do not count), so that the linear layer sees every place: a 28x28 image
     has 7x7x336 = 16,464 features. With three channels and 10 classes the network has
     1,810,682 parameters.
 

@@ -41,7 +41,7 @@ class Network:
     field: str | None = _static(default=None)
 
     def __call__(self, x: jax.Array) -> Any:
-        """Applies the module to a batch ``(B, ...)``; returns what the module does."""
+        """Applies the module to a batch ``(B, ...)``; returns the module's outputs."""
         options: dict[str, Any] = dict(self.options)
         outputs = self.module.apply(self.variables, x, **options)
         return outputs if self.field is None else getattr(outputs, self.field)

@@ -50,7 +50,8 @@ class ResNeXt34(nn.Module):
       logit_activation: if true, the activation is applied to the logits as well.
       stage_sizes: number of blocks in each stage.
 
-    Source: Finlay & Oberman 2019, Section 5, and its code for what the text leaves out.
+    Source: Finlay & Oberman 2019, Section 5, and its code for details that the text
+    leaves out.
     """
 
     width: int = 32

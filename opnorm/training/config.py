@@ -3,15 +3,12 @@
 import dataclasses
 import typing
 
-SEARCHES = ("amortized", "dense", "iterative")
-VARIANTS = ("derivative", "difference")
 OPTIMIZERS = ("adam", "sgd", "rmsprop")
 SCHEDULES = ("constant", "cosine", "step", "linear")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 DECAYED = ("all", "kernels_and_scales")
 # Fields that decide the training set.
 DATA_FIELDS = ("dataset", "data_dir", "train_examples", "random_labels", "image_size")
-ATTACK_LABELS = ("true", "predicted")
 SPECTRAL_NORM_METHODS = {
     "normalize": "every kernel divided by the factor by which its layer's norm exceeds "
     "the bound, as a part of the network",

@@ -1,4 +1,4 @@
-"""The network of a run, read from its checkpoints."""
+"""The network of a run, read from its checkpoints, and runs that start from one."""
 
 import dataclasses
 import os
@@ -9,7 +9,8 @@ from opnorm.linalg import Params
 from opnorm.runs import JsonObject
 from opnorm.training import validation, weight_bounds
 from opnorm.training.config import Config, from_plain
-from opnorm.training.program import make_objective
+from opnorm.training.program import Program, make_objective
+from opnorm.training.state import TrainState
 
 
 class Run(NamedTuple):
@@ -73,6 +74,23 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
         ) from error
     _num_classes(network.params, directory)
     return Run(config, network, metadata["step"], metadata)
+
+
+def initial_state(program: Program, config: Config) -> TrainState:
+    """Builds the state before the first update, not yet on its devices.
+
+    Args:
+      program: the program of the run.
+      config: the configuration of the run; its variables are those of ``init_from``, or
+        random ones.
+
+    Raises:
+      ValueError or FileNotFoundError: if those cannot be read or do not fit.
+    """
+    start = None
+    if config.init_from is not None:
+        start = load_run(config.init_from).network
+    return program.initial_state(config.seed, start, str(config.init_from))
 
 
 def _num_classes(params: Params, directory: str | os.PathLike[str]) -> int:

@@ -18,7 +18,7 @@ from opnorm.runs import JsonObject, checkpoints, hosts, preemption, progress
 from opnorm.training import validation
 from opnorm.training.config import Config
 from opnorm.training.feed import DeviceBatch
-from opnorm.training.load import load_run
+from opnorm.training.load import initial_state
 from opnorm.training.program import Program, make_program
 from opnorm.training.shardings import data_mesh, place
 from opnorm.training.shared_run import SharedRun
@@ -129,7 +129,7 @@ def train(
     if isinstance(train_set, data.Dataset):
         check_units(train_set)
     program = make_program(config, train_set, mesh, parameter_sharding)
-    state = _initial_state(program, config)
+    state = initial_state(program, config)
     shardings = program.shardings(state)
     with contextlib.ExitStack() as stack:
         run = None
@@ -200,13 +200,6 @@ def _take_steps(
                 if ends and not last:
                     request.end(done)
     return state, logged
-
-
-def _initial_state(program: Program, config: Config) -> TrainState:
-    if config.init_from is None:
-        return program.initial_state(config.seed)
-    start = load_run(config.init_from).network
-    return program.initial_state(config.seed, start, config.init_from)
 
 
 def _inputs(config: Config, train_set: data.Dataset | data.Stream) -> JsonObject:

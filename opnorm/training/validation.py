@@ -2,67 +2,61 @@
 
 import dataclasses
 import math
-from collections.abc import Collection
 
 from opnorm import data, models
-from opnorm.training import methods, notation
+from opnorm.training import methods, notation, ranges
 from opnorm.training.config import (
-    ATTACK_LABELS,
     COMPUTE_DTYPES,
     DECAYED,
     OPTIMIZERS,
     SCHEDULES,
-    SEARCHES,
     SPECTRAL_NORM_METHODS,
-    VARIANTS,
     Config,
 )
+from opnorm.training.ranges import Range, at_least, one_of, optional
 
+# JAX would take a larger seed for another, smaller one.
 _LARGEST_SEED = 2**32 - 1
 # More than any of the sizes and counts that can be trained.
 _LARGEST_COUNT = 2**31 - 1
-
-# Allowed values of the fields that hold a name.
-_CHOICES: dict[str, Collection[str]] = {
-    "method": methods.METHODS,
-    "model": models.NAMES,
-    "search": SEARCHES,
-    "variant": VARIANTS,
-    "optimizer": OPTIMIZERS,
-    "schedule": SCHEDULES,
-    "activation": models.ACTIVATIONS,
-    "normalization": models.STATISTICS,
-    "compute_dtype": COMPUTE_DTYPES,
-    "decayed": DECAYED,
-    "padding": data.PADDINGS,
-    "attack_labels": ATTACK_LABELS,
-    "spectral_norm_method": SPECTRAL_NORM_METHODS,
+# The fields that all methods use; the others have theirs in the table of methods.
+_RANGES = {
+    "method": one_of(methods.METHODS),
+    "model": one_of(models.NAMES),
+    "optimizer": one_of(OPTIMIZERS),
+    "schedule": one_of(SCHEDULES),
+    "activation": one_of(models.ACTIVATIONS),
+    "normalization": one_of(models.STATISTICS),
+    "compute_dtype": one_of(COMPUTE_DTYPES),
+    "decayed": one_of(DECAYED),
+    "padding": one_of(data.PADDINGS),
+    "spectral_norm_method": one_of(SPECTRAL_NORM_METHODS),
+    "epochs": at_least(1),
+    "batch_size": at_least(1),
+    "num_steps": at_least(1),
+    "accumulation_steps": at_least(1),
+    "spectral_norm_steps": at_least(1),
+    "width": optional(at_least(1)),
+    "train_examples": optional(at_least(1)),
+    "image_size": optional(at_least(1)),
+    "epsilon": at_least(0),
+    "weight": at_least(0),
+    "weight_decay": at_least(0),
+    "warmup_epochs": at_least(0),
+    "cutout": at_least(0),
+    "learning_rate": ranges.POSITIVE,
+    "clip_norm": optional(ranges.POSITIVE),
+    "decay_factor": ranges.POSITIVE,
+    "p": ranges.EXPONENT,
+    "q": ranges.EXPONENT,
+    "momentum": ranges.UNIT_WITHOUT_1,
+    "random_labels": ranges.UNIT,
+    "least_area": ranges.UNIT_WITHOUT_0,
+    "seed": Range(
+        lambda seed: 0 <= seed <= _LARGEST_SEED,
+        f"must be at least 0 and at most {_LARGEST_SEED}",
+    ),
 }
-# Least values of the fields that hold a number; None is allowed for some.
-_LEAST = {
-    "epochs": 1,
-    "batch_size": 1,
-    "num_steps": 1,
-    "accumulation_steps": 1,
-    "spectral_norm_steps": 1,
-    "width": 1,
-    "train_examples": 1,
-    "image_size": 1,
-    "epsilon": 0,
-    "weight": 0,
-    "weight_decay": 0,
-    "momentum": 0,
-    "warmup_epochs": 0,
-    "cutout": 0,
-}
-_POSITIVE = (
-    "learning_rate",
-    "clip_norm",
-    "step_size",
-    "difference_step",
-    "decay_factor",
-    "gamma",
-)
 
 
 def validate(config: Config) -> None:
@@ -79,12 +73,12 @@ def validate(config: Config) -> None:
         ValueError: mix is 0.25, which the method 'standard' does not use; it belongs \
 to interpolated.
     """
-    for name, allowed in _CHOICES.items():
-        value = getattr(config, name)
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; it may be {', '.join(allowed)}.")
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, int) and name != "seed" and value > _LARGEST_COUNT:
+            raise ValueError(f"{name} is {value}; it must be at most {_LARGEST_COUNT}.")
+    for name, allowed in _RANGES.items():
+        allowed.check(name, getattr(config, name))
     data.check_name(config.dataset)
-    _check_numbers(config)
     _check_spectral_norm(config)
     _check_learning_rate(config)
     _check_data(config)
@@ -98,44 +92,6 @@ to interpolated.
         logit_activation=config.logit_activation,
     )
     methods.check(config)
-
-
-def _check_numbers(config: Config) -> None:
-    """Raises ValueError for a number outside its range."""
-    for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, int) and name != "seed" and value > _LARGEST_COUNT:
-            raise ValueError(f"{name} is {value}; it must be at most {_LARGEST_COUNT}.")
-    for name, least in _LEAST.items():
-        value = getattr(config, name)
-        if value is not None and not least <= value < math.inf:
-            raise ValueError(
-                f"{name} is {value}; it must be finite and at least {least}."
-            )
-    for name in _POSITIVE:
-        value = getattr(config, name)
-        infinite = name == "step_size" and value == math.inf
-        if value is not None and not infinite and not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; it must be positive and finite.")
-    # JAX would take a larger one for another, smaller one.
-    if not 0 <= config.seed <= _LARGEST_SEED:
-        raise ValueError(
-            f"seed is {config.seed}; it must be at least 0 and at most {_LARGEST_SEED}."
-        )
-    for name in ("p", "q"):
-        if not getattr(config, name) >= 1:
-            raise ValueError(
-                f"{name} is {getattr(config, name)}; it must be in [1, inf]."
-            )
-    if config.momentum >= 1:
-        raise ValueError(f"momentum is {config.momentum}; it must be in [0, 1).")
-    for name in ("mix", "random_labels"):
-        value = getattr(config, name)
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}; it must be in [0, 1].")
-    for name in ("penalty_fraction", "least_area"):
-        value = getattr(config, name)
-        if not 0 < value <= 1:
-            raise ValueError(f"{name} is {value}; it must be in (0, 1].")
 
 
 def _check_spectral_norm(config: Config) -> None:

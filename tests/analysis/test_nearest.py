@@ -3,6 +3,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +79,11 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
         )
 
     found = search(np.arange(COUNT))
+    count = len(factories)
+    chex.assert_shape(
+        found,
+        [(COUNT,), images.shape, (count, COUNT), (count,)],
+    )
     first, *others = found.by_attack
     reached = exact <= largest
     assert not reached.all()
@@ -93,7 +99,6 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
     kept = np.isfinite(found.distance)
     np.testing.assert_allclose(length[kept], found.distance[kept], atol=1e-6)
     np.testing.assert_allclose(length[~kept], 0, atol=1e-6)
-    assert found.seconds.shape == (len(factories),)
     # A part of the pool finds the same.
     part = search(np.arange(12, COUNT))
     np.testing.assert_allclose(part.by_attack, found.by_attack[:, 12:], atol=1e-6)

@@ -1,4 +1,4 @@
-"""Attacks on a data set: compaction, buckets, keys, devices, budgets."""
+"""Attacks on a data set, with compaction, batch sizes, keys, devices and budgets."""
 
 import math
 

@@ -37,7 +37,7 @@ def trained(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(run, tmp_path_factory):
-    """The directory of the main job with its networks, to be read only."""
+    """The directory of the main job, with its networks, to be read only."""
     directory = tmp_path_factory.mktemp("compared")
     result = run("equivalence", *COMPARED, f"--run={directory}")
     assert result.returncode == 0, result.stderr
@@ -78,6 +78,11 @@ def assert_same_parameters(first, second):
         ("evaluate", ["--run=RUN", "--attack=pgd"], ["attack", "pgd", "pga"]),
         ("evaluate", ["--run=RUN", "--split=test[a:b]"], ["split", "test[a:b]"]),
         ("equivalence", ["--run=RUN", "--methods=magic"], ["methods", "magic"]),
+        (
+            "equivalence",
+            ["--run=RUN", "--train_examples=8", "--batch_size=16"],
+            ["batch_size is 16", "at most the 8 examples"],
+        ),
     ],
 )
 def test_usage_errors_are_one_line_and_exit_code_2(
@@ -92,7 +97,7 @@ def test_usage_errors_are_one_line_and_exit_code_2(
     assert not directory.exists()
 
 
-def test_none_takes_back_what_a_preset_says(run, tmp_path):
+def test_none_takes_back_the_value_of_a_preset(run, tmp_path):
     flags = ["--preset=roth_cnn7_standard", "--schedule=cosine", "--dataset=cifar10"]
     flags += ["--data_dir=/nowhere", f"--run={tmp_path / 'run'}"]
     refused = run("train", *flags)
@@ -161,7 +166,7 @@ def test_the_main_job_runs_small_and_is_repeatable_from_its_directory(
         assert (compared / name).stat().st_size > 0
     again = tmp_path / "again"
     shutil.copytree(compared, again)
-    # As somebody else may have left it: a link to a file of the user's, another number.
+    # As another user may have left it: a link to a file of the user's, another number.
     mine = tmp_path / "mine.txt"
     mine.write_text("the user's own text")
     for name in ("accuracy.png", "table.md"):

@@ -68,7 +68,7 @@ def test_curvature_measures_parameters_and_inputs(trained, run):
     found = results["networks"]["standard"]
 
     network = training.load_run(trained).network
-    pictures = data.load("cifar10_mini", split="test", limit=6)
+    images = data.load("cifar10_mini", split="test", limit=6)
     seen = data.load("cifar10_mini", split="train", limit=30)
 
     @jax.jit
@@ -90,8 +90,8 @@ def test_curvature_measures_parameters_and_inputs(trained, run):
 
     lengths, trace, size = expected(
         network.params,
-        data.to_float(pictures.images),
-        pictures.labels,
+        data.to_float(images.images),
+        images.labels,
         data.to_float(seen.images),
     )
     lengths, trace = np.asarray(lengths), float(trace)
@@ -101,7 +101,7 @@ def test_curvature_measures_parameters_and_inputs(trained, run):
     assert steep["maximum"] == steep["percentiles"][100]
     inputs = found["inputs"]
     largest, smallest, traces = hessians_in_the_input(
-        network, data.to_float(pictures.images), pictures.labels
+        network, data.to_float(images.images), images.labels
     )
     # Four units: six Lanczos steps reach every eigenvalue that is not zero.
     assert smallest.min() < 0 < largest.min()

@@ -1,7 +1,9 @@
-"""experiments.gradient_regularization: nearest points, ratios, and a run as a whole."""
+"""experiments.gradient_regularization: nearest points, tables, and a run as a whole."""
 
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,70 +12,44 @@ import pytest
 
 from experiments.common import attack_specs, cache
 from experiments.gradient_regularization import (
-    attacks as gradient_regularization_attacks,
+    measure,
+    networks,
+    paper,
+    summary,
+    tables,
 )
-from experiments.gradient_regularization import (
-    measure as gradient_regularization_measure,
-)
-from experiments.gradient_regularization import networks, paper
-from opnorm import data, training
+from opnorm import analysis, data, runs, training
 
-# R_mu / R_e of the paper's tables, from their rounded columns.
-RATIOS = {
-    "CIFAR10_LINF": (1.875, 5.319, 3.785),
-    "IMAGENET_LINF": (4.170, 9.835, 5.844, 3.189),
-    "CIFAR10_L2": (-0.147, 1.882, 5.049, 2.333, 1.572),
-    "IMAGENET_L2": (0.052, 10.34, 2.672, 4.561),
-}
+COMMITTED = Path("experiments/results/gradient_regularization")
 
 
-@pytest.mark.parametrize("name", RATIOS)
-def test_improvement_ratios_are_those_of_the_papers_columns(name):
-    first, *rest = getattr(paper, name).rows
-    assert first.name == "undefended"
-    assert first.ratio is None
-    found = [
-        gradient_regularization_measure.improvement_ratio(
-            row.distance, row.clean_error, first.distance, first.clean_error
-        )
-        for row in rest
-    ]
-    np.testing.assert_allclose(found, RATIOS[name], rtol=1e-3, atol=6e-4)
-    if name.endswith("LINF"):
-        # Distances have three digits there, and the printed ratios agree.
-        np.testing.assert_allclose(found, [row.ratio for row in rest], atol=0.02)
-    same = (first.distance, first.clean_error)
-    assert (
-        gradient_regularization_measure.improvement_ratio(0.5, same[1], *same) is None
-    )
+@pytest.mark.parametrize("norm", ["L2", "Linf"])
+def test_committed_results_give_the_committed_tables(norm):
+    results = json.loads((COMMITTED / norm / "results.json").read_text())
+    written = (COMMITTED / norm / "tables.md").read_text()
+    assert tables.text(results) == written
+    # The same from the values by image.
+    epsilons, largest = results["epsilons"], results["largest"]
+    for row in results["networks"].values():
+        row["seeds"] = [summary.of_images(c, epsilons, largest) for c in row["seeds"]]
+    results["networks"] = summary.of_rows(results["networks"], largest)
+    assert tables.text(results) == written
+    mini = SimpleNamespace(name="cifar10_mini", num_classes=10)
+    assert runs.as_json(paper.printed(mini, norm)) == results["paper"]
 
 
-def test_the_error_of_a_ratio_is_that_over_images():
-    rng = np.random.default_rng(3)
-    wrong_before, wrong = 0.3, 0.5
-
-    def draw(count, chance, length):
-        # The same images for two seeds, so that these agree on which are hard.
-        hard = rng.uniform(size=count) < chance
-        far = length * rng.gamma(2, 0.5, (2, count))
-        return np.where(hard, 0.0, far)
-
-    def ratio(after, before):
-        means = []
-        for each in (after, before):
-            means += [each.mean(), np.mean(each == 0)]
-        return gradient_regularization_measure.improvement_ratio(*means)
-
-    def pair():
-        return draw(400, wrong, 4.0), draw(400, wrong_before, 1.0)
-
-    draws = [ratio(*pair()) for _ in range(300)]
-    found = gradient_regularization_measure.ratio_error(*pair(), largest=math.inf)
-    assert found == pytest.approx(np.std(draws), rel=0.3)
-    # One image decides whether the clean error rises.
-    before, after = np.array([[[0.0, 1, 1]], [[0.0, 0, 1]]])
-    found = gradient_regularization_measure.ratio_error(after, before, largest=8.0)
-    assert found == math.inf
+@pytest.mark.parametrize(("p", "norm"), [(2.0, "L2"), (math.inf, "Linf")])
+def test_the_papers_rows_have_the_names_of_rows(p, norm):
+    imagenet = SimpleNamespace(name="imagenet2012", num_classes=1000)
+    rows = paper.printed(imagenet, norm)["rows"]
+    found = [networks.parse(row.name, p) for row in rows]
+    assert [row.smooth for row in found] == [False, True, False, True, False]
+    assert {row.p for row in found} == {None, 2.0}
+    # Lambda 0.1 and 1 in pixels divided by ImageNet's standard deviations.
+    weights = [row.weight for row in found if row.weight is not None]
+    expected = np.array([0.1, 0.1, 1]) * np.mean(np.square([0.229, 0.224, 0.225]))
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+    assert paper.printed(SimpleNamespace(name="mnist", num_classes=10), norm) is None
 
 
 def linear(weight, x):
@@ -97,14 +73,14 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
     draws = np.random.default_rng(1).integers(64, 192, (20, 4, 4, 3)).astype(np.uint8)
     # One is wrong already.
     draws[2] = np.where(weight < 0, 191, 64).reshape(4, 4, 3)
-    pictures = data.Dataset(
-        draws, np.zeros(20, np.int32), ("a", "b", "c"), "random", "random pictures"
+    images = data.Dataset(
+        draws, np.zeros(20, np.int32), ("a", "b", "c"), "random", "random images"
     )
     logit = (draws.reshape(20, -1) / 255) @ weight
     # The label leaves the first k where its rival, or both, have overtaken it.
     distance = np.maximum(logit if top_k == 1 else logit + 0.05, 0)
     largest = float(np.quantile(distance, 0.8))
-    settings = gradient_regularization_attacks.Settings(
+    settings = measure.Settings(
         p=p,
         attacks=tuple(attack_specs.parse_attack(text) for text in attacks),
         epsilons=(largest / 8, largest / 3),
@@ -116,12 +92,12 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
         part_size=12,
         seed=0,
     )
-    gradient_regularization_attacks.check(settings)
+    measure.check(settings)
 
-    def measure():
-        return gradient_regularization_measure.measure(
+    def measured():
+        return measure.measure(
             jax.tree_util.Partial(linear, jnp.asarray(weight)),
-            pictures,
+            images,
             20,
             settings,
             smooth=False,
@@ -130,8 +106,8 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
             description="test",
         )
 
-    found = measure()
-    np.testing.assert_array_equal(found.right, distance > 0)
+    found = measured()
+    np.testing.assert_array_equal(found.correct, distance > 0)
     reached = distance <= largest
     assert (distance > 0).sum() > 0
     assert not reached.all()
@@ -145,7 +121,7 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
     np.testing.assert_allclose(
         found.distance[reached], distance[reached], atol=largest / 200
     )
-    summed = gradient_regularization_measure.summary(found, settings)
+    summed = summary.card(found, settings)
     assert summed["unbroken"] == pytest.approx(np.mean(~reached))
     expected = np.minimum(distance, largest).mean()
     assert summed["distance"] == pytest.approx(expected, abs=largest / 200)
@@ -155,7 +131,7 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
     assert summed["clean_error"] == np.mean(distance == 0)
     assert summed["bounds"]["lipschitz"]["violations"] == 0
     # With fewer attacked, everything in a row is of these, and the slope of all.
-    fewer = gradient_regularization_measure.summary(
+    fewer = summary.card(
         found._replace(distance=found.distance[:5], by_attack=found.by_attack[:, :5]),
         settings,
     )
@@ -173,17 +149,17 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
     x = np.arange(255, dtype=np.float32) / np.float32(255)
     rounded = np.sort((x + np.float32(1 / 255)) - x)[-20:]
     assert rounded.max() > (1 + 1e-6) / 255
-    summed = gradient_regularization_measure.summary(
+    summed = summary.card(
         found._replace(distance=rounded),
         settings._replace(epsilons=(0.999 / 255, 1 / 255)),
     )
     assert list(summed["error_at"].values()) == [0, 1]
 
-    def forbidden(*_):
+    def forbidden(*_, **__):
         raise AssertionError("what is saved was computed again")
 
-    monkeypatch.setattr(gradient_regularization_attacks, "_nearest", forbidden)
-    np.testing.assert_array_equal(measure().by_attack, found.by_attack)
+    monkeypatch.setattr(analysis, "nearest_points", forbidden)
+    np.testing.assert_array_equal(measured().by_attack, found.by_attack)
 
 
 @pytest.mark.parametrize(
@@ -226,8 +202,8 @@ def test_a_run_writes_what_it_measured_beside_the_papers_numbers(trained):
     out, printed = trained
     results = json.loads((out / "L2" / "results.json").read_text())
     assert list(results["networks"]) == ["undefended", "gradient_0.1_smooth"]
-    pictures = data.load("cifar10_mini", split="test", limit=48)
-    x = data.to_float(jnp.asarray(pictures.images))
+    images = data.load("cifar10_mini", split="test", limit=48)
+    x = data.to_float(jnp.asarray(images.images))
     for name, folder in (
         ("undefended", "undefended"),
         ("gradient_0.1_smooth", "gradient_0.1_L2_smooth"),
@@ -236,7 +212,7 @@ def test_a_run_writes_what_it_measured_beside_the_papers_numbers(trained):
 
         def margin(x, f=f):
             p = jax.nn.softmax(f(x))
-            own = jax.nn.one_hot(pictures.labels, 10)
+            own = jax.nn.one_hot(images.labels, 10)
             each = jnp.max(p - 2 * own, axis=1) - jnp.sum(p * own, axis=1)
             return each.sum(), each
 

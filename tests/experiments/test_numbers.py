@@ -21,7 +21,7 @@ def test_numbers_may_be_fractions(text, number):
 
 
 @pytest.mark.parametrize("text", ["1/0", "8/", "/255", "1/2/3", "8 of 255", ""])
-def test_what_is_no_number_is_refused_by_the_flags_name(text):
+def test_text_that_is_no_number_is_refused_by_the_name_of_the_flag(text):
     with pytest.raises(ValueError, match=r"epsilons is .* numbers or fractions"):
         options.parse_floats("epsilons", [text])
 

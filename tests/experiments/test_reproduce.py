@@ -28,7 +28,7 @@ def test_rows_start_from_the_first(run, tmp_path):
     first, second = (row["config"] for row in rows.values())
     assert first["init_from"] is None
     assert second["init_from"] == str(tmp_path / "roth_cnn7_standard")
-    # Flags replace what presets say, and nothing else.
+    # Flags replace values of presets, and nothing else.
     assert (first["optimizer"], second["optimizer"]) == ("adam", "rmsprop")
     assert second["weight"] == 3e-4
     for row in rows.values():
@@ -49,7 +49,7 @@ def test_usage_errors_come_before_any_run(run, tmp_path):
     )
     assert done.returncode == 2
     assert "preset 'roth_cnn8_standard'" in done.stderr
-    # Rows are trained on the same pictures.
+    # Rows are trained on the same images.
     presets = "--presets=roth_cnn7_standard,farnia_cifar10_mlp1_erm"
     done = run("reproduce", *TINY, presets, f"--run={tmp_path / 'run'}")
     assert done.returncode == 2

@@ -2,14 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.spectral_normalization import measure as measuring
-from experiments.spectral_normalization import networks, tables
+from experiments.spectral_normalization import measure, networks, tables
 from opnorm import analysis, data, training
 from opnorm.training import Config
 
@@ -30,6 +30,12 @@ def trained(tmp_path_factory, run):
     done = run("spectral_normalization", *TINY, f"--run={out}")
     assert done.returncode == 0, done.stderr
     return out, done.stdout
+
+
+def test_committed_results_give_the_committed_tables():
+    folder = Path("experiments/results/spectral_normalization")
+    results = json.loads((folder / "results.json").read_text())
+    assert tables.text(results) == (folder / "table.md").read_text()
 
 
 def read(out):
@@ -159,23 +165,21 @@ def test_numbers_are_those_of_the_attack_trained_with(trained):
     out, _ = trained
     results = read(out)
     config, f, *_ = training.load_run(out / PGM / "normalize_1")
-    pictures = data.load("cifar10_mini", split="test", limit=80, image_size=28)
-    pictures = pictures.slice(40, None)
+    images = data.load("cifar10_mini", split="test", limit=80, image_size=28)
+    images = images.slice(40, None)
 
     def normalize(z):
         return (z - jnp.array(f.module.mean)) / jnp.array(f.module.std)
 
     @jax.jit
     def attacked(x):
-        x_adv = training.training_attack(config)(
-            f, x, pictures.labels, jax.random.key(0)
-        )
+        x_adv = training.training_attack(config)(f, x, images.labels, jax.random.key(0))
         return x_adv, f(x_adv), analysis.output_gain(f, x, normalize=normalize)
 
-    x = np.float32(pictures.images) / 255
+    x = np.float32(images.images) / 255
     x_adv, logits, gains = map(np.asarray, attacked(x))
     assert lengths(x_adv - x).max() <= config.epsilon * 1.001
-    right = logits.argmax(1) == pictures.labels
+    right = logits.argmax(1) == images.labels
     scheme = results["schemes"][PGM]
     found = scheme["networks"]["normalize_1"]
     assert found["test"]["mean"] == pytest.approx(right.mean())
@@ -236,19 +240,19 @@ def test_schemes_must_share_their_network():
     assert {config.model for config in found.values()} == {"mlp"}
 
 
-def test_validation_pictures_are_the_first_and_others_report():
-    pictures = data.Dataset(
+def test_validation_images_are_the_first_and_others_report():
+    images = data.Dataset(
         np.arange(20, dtype=np.uint8)[:, None, None, None],
         np.zeros(20, np.int32),
         ("a",),
         "counted",
-        "counted pictures",
+        "counted images",
     )
-    found = measuring.divide(pictures, pictures, train=30, validation=5)
+    found = measure.divide(images, images, train=30, validation=5)
     assert [len(part) for part in found] == [20, 5, 15]
     assert found.validation.images.max() < found.test.images.min()
     with pytest.raises(ValueError, match="validation_examples is 19; of the 20 test"):
-        measuring.divide(pictures, pictures, train=30, validation=19)
+        measure.divide(images, images, train=30, validation=19)
 
 
 def test_usage_errors_come_before_any_run(run, tmp_path):
@@ -293,8 +297,8 @@ def test_strength_multiplies_lengths_and_divides_the_price():
     strengths = (0.5, 1.0, 2.0)
     for strength, found in zip(strengths, distances(pgm, *strengths), strict=True):
         np.testing.assert_allclose(found, 0.1 * strength, rtol=1e-4)
-        assert measuring.length(pgm, strength) == pytest.approx(0.1 * strength)
+        assert measure.length(pgm, strength) == pytest.approx(0.1 * strength)
     wrm = Config(method="wrm", gamma=50.0, num_steps=15)
     once, twice = distances(wrm, 1.0, 2.0)
     np.testing.assert_allclose(twice / once, 2.0, rtol=0.05)
-    assert measuring.length(wrm, 2.0) == pytest.approx(0.02)
+    assert measure.length(wrm, 2.0) == pytest.approx(0.02)

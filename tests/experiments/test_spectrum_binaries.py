@@ -21,10 +21,10 @@ def runs(tmp_path_factory, save_untrained):
     return folder
 
 
-def jacobians(params, pictures):
+def jacobians(params, images):
     """Of the features and the logits of ``mlp1``, by hand, ``(B, outputs, n)``."""
     hidden, logits = params["dense1"], params["logits"]
-    x = (pictures.reshape(len(pictures), -1) / 255 - 0.5) / 0.5
+    x = (images.reshape(len(images), -1) / 255 - 0.5) / 0.5
     alive = x @ hidden["kernel"] + hidden["bias"] > 0
     features = alive[:, :, None] * np.asarray(hidden["kernel"]).T / 0.5
     return features, np.asarray(logits["kernel"]).T @ features
@@ -44,9 +44,9 @@ def test_spectrum_compares_runs_with_an_untrained_network(runs, run):
     assert results["examples"] == 6
     found = results["networks"][names[1]]
     params = training.load_run(runs / "seed1").network.params
-    pictures = data.load("cifar10_mini", split="test", limit=6).images
+    images = data.load("cifar10_mini", split="test", limit=6).images
     for quantity, jacobian in zip(
-        ("features", "logits"), jacobians(params, pictures), strict=True
+        ("features", "logits"), jacobians(params, images), strict=True
     ):
         expected = np.linalg.svd(jacobian, compute_uv=False).mean(axis=0)
         curve = found["singular_values"][quantity]["clean"]

@@ -1,6 +1,6 @@
-"""Everything that scales with its argument does so where squares leave float32.
+"""Results scale with their argument, even where squares leave the range of float32.
 
-One program computes all of it, so that its products can be read, too.
+One program computes all results, so that its products can be inspected, too.
 """
 
 import functools
@@ -21,7 +21,7 @@ MATRIX = RNG.normal(size=(2, 4, 6)).astype(np.float32)
 SQUARE = RNG.normal(size=(2, 6, 6)).astype(np.float32)
 KERNEL = RNG.normal(size=(3, 3, 2, 2)).astype(np.float32)
 EXPONENTS = (1.0, 1.5, 2.0, math.inf)
-# Powers of two, so that scaling rounds nothing.
+# Scaling by a power of two has no rounding.
 SCALES = [2.0**e for e in (-83, -40, 40, 83)]
 
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from opnorm import training
-from opnorm.training import methods
+from opnorm.training import methods, ranges
 
 # A value other than the default for every field that only some methods use.
 OTHER = {
@@ -59,8 +59,11 @@ def test_a_method_is_one_entry(monkeypatch):
         if config.epochs > 3:
             raise ValueError(f"epochs is {config.epochs}; 'mine' has at most 3.")
 
-    entry = methods.Definition("a loss", create, fields=("gamma",), check=check)
+    entry = methods.Definition(
+        "a loss", create, fields={"gamma": ranges.POSITIVE}, check=check
+    )
     monkeypatch.setitem(methods.TABLE, "mine", entry)
+    # METHODS is derived from the table when the room is imported.
     monkeypatch.setitem(training.METHODS, "mine", entry.summary)
     config = training.Config(method="mine", gamma=4.0, epochs=3)
     training.validate(config)
@@ -69,6 +72,8 @@ def test_a_method_is_one_entry(monkeypatch):
     assert objective.method.loss()[0] == 4.0
     with pytest.raises(ValueError, match="'mine' has at most 3"):
         training.validate(dataclasses.replace(config, epochs=4))
+    with pytest.raises(ValueError, match="gamma is 0; it must be positive"):
+        training.validate(dataclasses.replace(config, gamma=0))
     with pytest.raises(ValueError, match="mix is 0.1, which the method 'mine'"):
         training.validate(dataclasses.replace(config, mix=0.1))
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from opnorm import models
+from opnorm import models, papers
 from opnorm.training import Config, plan, presets, validate
 
 # Values that a user gives for the fields that presets need.
@@ -229,3 +229,29 @@ def test_descriptions_name_everything_and_show_both_units():
     assert "1.75" in one
     assert "0.875" in one
     assert "--init_from" in one
+
+
+def test_presets_have_the_rows_that_their_paper_prints():
+    unprinted = [name for name, preset in presets.PRESETS.items() if not preset.rows]
+    assert all("svhn_cnn7" in name or "interpolated" in name for name in unprinted)
+    for preset in presets.PRESETS.values():
+        config = preset.config
+        for row in preset.rows:
+            assert preset.row(type(row)) is row
+            match row:
+                case papers.roth.Trained():
+                    if row.epsilon is not None:
+                        assert config.epsilon == row.epsilon / 2
+                    assert row.weight in (None, config.weight)
+                case papers.regularization_view.Generalization():
+                    if row.trained_with:
+                        assert config.epsilon * 255 == pytest.approx(row.trained_with)
+                    assert config.spectral_norm_bound == row.bound
+                    assert config.dataset == row.dataset
+                case papers.finlay.Linf() | papers.finlay.L2():
+                    assert (config.activation == "smooth_relu") == row.smooth
+                    assert config.dataset == row.dataset
+                case papers.farnia.Accuracy():
+                    assert preset.name.endswith(f"{row.architecture}_{row.scheme}")
+                    assert config.dataset == row.dataset
+    assert presets.PRESETS["finlay_cifar10_l1_1"].row(papers.finlay.L2) is None

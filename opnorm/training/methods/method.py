@@ -13,7 +13,8 @@ chosen on purpose:
   which are updated once per step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import jax
@@ -21,6 +22,7 @@ import jax
 from opnorm.linalg import BatchFunction, Params, PyTree
 from opnorm.training.config import Config
 from opnorm.training.modes import Modes
+from opnorm.training.ranges import Range
 
 
 class Batch(NamedTuple):
@@ -94,9 +96,10 @@ class Definition(NamedTuple):
     Attributes:
       summary: the loss in a line.
       create: ``(config, modes) -> Method`` for a validated configuration.
-      fields: the fields of Config that this method uses and some other one does not.
-        The methods without a field refuse a value other than its default.
-      check: ``(config) -> None``, a ValueError for values of the fields that this
+      fields: the fields of Config that this method uses and some other one does not,
+        with their allowed values. The methods without a field refuse a value other than
+        its default.
+      check: ``(config) -> None``, a ValueError for combinations of values that this
         method cannot be trained with.
       attack: ``(config, strength) -> Perturb``, the attack whose images the loss
         contains; None where there is no attack.
@@ -104,7 +107,7 @@ class Definition(NamedTuple):
 
     summary: str
     create: Callable[[Config, Modes], Method]
-    fields: tuple[str, ...] = ()
+    fields: Mapping[str, Range] = MappingProxyType({})
     check: Callable[[Config], None] = lambda config: None
     attack: Callable[[Config, float | jax.Array], Perturb] | None = None
 

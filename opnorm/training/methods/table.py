@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 
+from opnorm.training import ranges
 from opnorm.training.config import Config
 from opnorm.training.methods import (
     adversarial,
@@ -14,9 +15,20 @@ from opnorm.training.methods import (
 )
 from opnorm.training.methods.method import Definition, Method, Perturb
 from opnorm.training.modes import Modes
+from opnorm.training.ranges import one_of, optional
 
-_ATTACK = ("step_size", "random_start", "attack_labels")
-_PENALTY = ("search", "variant", "penalty_fraction")
+_LABELS = {"attack_labels": one_of(("true", "predicted"))}
+_PART = {"penalty_fraction": ranges.UNIT_WITHOUT_0}
+_ATTACK = {
+    "step_size": optional(ranges.POSITIVE_OR_INFINITE),
+    "random_start": ranges.ANY,
+    **_LABELS,
+}
+_PENALTY = {
+    "search": one_of(("amortized", "dense", "iterative")),
+    "variant": one_of(("derivative", "difference")),
+    **_PART,
+}
 
 TABLE = {
     "standard": Definition("cross-entropy alone", standard.standard),
@@ -53,7 +65,7 @@ TABLE = {
         "cross-entropy + weight x (the adversarial term x (1 - mix) + the term of "
         "data_dependent_snr x mix)",
         interpolated.interpolated,
-        fields=(*_ATTACK, *_PENALTY, "mix"),
+        fields={**_ATTACK, **_PENALTY, "mix": ranges.UNIT},
         check=interpolated.check,
         attack=adversarial.pga,
     ),
@@ -61,13 +73,17 @@ TABLE = {
         "cross-entropy + weight x half the squared dual norm of its gradient in the "
         "input",
         gradient_regularization.gradient_regularization,
-        fields=("penalty_fraction", "difference_step", "divide_by_size"),
+        fields={
+            "difference_step": ranges.POSITIVE,
+            "divide_by_size": ranges.ANY,
+            **_PART,
+        },
         check=gradient_regularization.check,
     ),
     "wrm": Definition(
         "cross-entropy at WRM perturbations, which pay for their squared length",
         adversarial.wrm_only,
-        fields=("attack_labels", "gamma"),
+        fields={"gamma": ranges.POSITIVE, **_LABELS},
         attack=adversarial.wrm,
     ),
 }
@@ -115,8 +131,10 @@ def methods_with(*fields: str) -> tuple[str, ...]:
 
 
 def check(config: Config) -> None:
-    """Raises ValueError for fields that the method does not use or cannot take."""
+    """Raises ValueError for values that the method cannot take or does not use."""
     definition = TABLE[config.method]
+    for name, allowed in definition.fields.items():
+        allowed.check(name, getattr(config, name))
     definition.check(config)
     for field in dataclasses.fields(Config):
         owners, value = methods_with(field.name), getattr(config, field.name)

@@ -14,6 +14,7 @@ the grid of all that were tried.
 import math
 from collections.abc import Iterable
 
+from opnorm import papers
 from opnorm.training.recipes.preset import Preset, Settings
 
 # Measured on the 8,500 training images of the embedded CIFAR-10.
@@ -22,72 +23,6 @@ _CONTRAST = 0.21
 _MEAN_NORM = {"cifar10": 48.7, "svhn_cropped": 48.7, "mnist": 9.30}
 _WRM_GAMMA = {"cifar10": 0.002, "svhn_cropped": 0.002, "mnist": 0.04}
 
-# Rows of Table 1: the scheme, and test accuracy without and with spectral normalisation
-# and the bound chosen for the latter.
-_ROWS: dict[tuple[str, str], list[tuple[str, float, float, float]]] = {
-    ("cifar10", "alexnet"): [
-        ("erm", 0.79, 0.79, 2.0),
-        ("fgm_l2", 0.54, 0.63, 1.6),
-        ("fgm_linf", 0.51, 0.56, 1.3),
-        ("pgm_l2", 0.50, 0.62, 1.6),
-        ("pgm_linf", 0.44, 0.54, 1.6),
-        ("wrm", 0.61, 0.65, 1.3),
-    ],
-    ("cifar10", "elu_alexnet"): [
-        ("erm", 0.79, 0.79, 2.0),
-        ("fgm_l2", 0.52, 0.60, 1.3),
-        ("pgm_l2", 0.53, 0.61, 1.6),
-        ("wrm", 0.60, 0.60, 4.0),
-    ],
-    ("cifar10", "inception"): [
-        ("erm", 0.85, 0.86, 1.6),
-        ("pgm_l2", 0.53, 0.58, 1.6),
-        ("pgm_linf", 0.48, 0.56, 1.0),
-        ("wrm", 0.66, 0.67, 1.6),
-    ],
-    ("cifar10", "mlp1"): [
-        ("erm", 0.49, 0.53, 0.8),
-        ("fgm_l2", 0.36, 0.46, 1.0),
-        ("pgm_l2", 0.36, 0.46, 0.8),
-        ("wrm", 0.41, 0.50, 0.8),
-    ],
-    ("cifar10", "mlp2"): [
-        ("erm", 0.51, 0.56, 1.0),
-        ("fgm_l2", 0.36, 0.49, 1.0),
-        ("pgm_l2", 0.35, 0.48, 1.0),
-        ("wrm", 0.35, 0.52, 1.0),
-    ],
-    ("cifar10", "resnet"): [
-        ("erm", 0.80, 0.83, 1.6),
-        ("pgm_l2", 0.49, 0.55, 2.5),
-        ("pgm_linf", 0.44, 0.53, 1.0),
-        ("wrm", 0.63, 0.66, 1.6),
-    ],
-    ("mnist", "elu_net"): [
-        ("erm", 0.99, 0.99, math.inf),
-        ("fgm_l2", 0.97, 0.97, 4.0),
-        ("pgm_l2", 0.97, 0.97, 4.0),
-        ("wrm", 0.92, 0.93, 4.0),
-    ],
-    ("mnist", "mlp1"): [
-        ("erm", 0.98, 0.98, math.inf),
-        ("fgm_l2", 0.88, 0.96, 8.0),
-        ("pgm_l2", 0.96, 0.96, 16.0),
-        ("wrm", 0.88, 0.88, 8.0),
-    ],
-    ("mnist", "mlp2"): [
-        ("erm", 0.98, 0.98, 2.0),
-        ("fgm_l2", 0.91, 0.96, 8.0),
-        ("pgm_l2", 0.96, 0.97, 4.0),
-        ("wrm", 0.88, 0.90, 16.0),
-    ],
-    ("svhn_cropped", "alexnet"): [
-        ("erm", 0.93, 0.93, math.inf),
-        ("fgm_l2", 0.76, 0.83, 1.6),
-        ("pgm_l2", 0.78, 0.81, 1.3),
-        ("wrm", 0.83, 0.84, 1.3),
-    ],
-}
 _MODELS: dict[str, Settings] = {
     "alexnet": {"model": "alexnet"},
     "elu_alexnet": {"model": "alexnet", "activation": "elu"},
@@ -125,37 +60,41 @@ _WHITENED = (
 
 def presets() -> Iterable[Preset]:
     """Lists the rows of Table 1."""
-    for (dataset, architecture), rows in _ROWS.items():
-        for scheme, without, with_bound, bound in rows:
-            label = {"svhn_cropped": "svhn"}.get(dataset, dataset)
-            settings, stated, notes = _scheme(scheme, dataset)
-            data = {"dataset": dataset, "image_size": 28, "normalization": "cifar10"}
-            if dataset == "mnist":
-                data |= {"image_size": None, "normalization": "none"}
-            else:
-                notes += _WHITENED
-            if dataset == "svhn_cropped":
-                notes += "SVHN's own mean standard deviation [?]: CIFAR-10's. "
-            if architecture.startswith("mlp"):
-                notes += "Kernels start from LeCun's normal, there Xavier's uniform. "
-            small = dataset == "mnist" or architecture.startswith("mlp")
-            yield Preset(
-                f"farnia_{label}_{architecture}_{scheme}",
-                data
-                | _MODELS[architecture]
-                | _RECIPE
-                | (_ADAM if small else _SGD)
-                | ({"epochs": 25} if architecture == "elu_net" else {})
-                | settings,
-                "Farnia et al. 2019, Table 1",
-                stated
-                | {
-                    "accuracy": f"{without:.2f}, with spectral normalisation "
-                    f"{with_bound:.2f}, under the attack trained with",
-                    "beta": f"{bound:g}, the best by validation",
-                },
-                (notes + _NOTES).strip(),
-            )
+    for row in papers.farnia.TABLE_1.rows:
+        dataset, architecture, scheme, *_ = row
+        label = {"svhn_cropped": "svhn"}.get(dataset, dataset)
+        settings, stated, notes = _scheme(scheme, dataset)
+        data = {"dataset": dataset, "image_size": 28, "normalization": "cifar10"}
+        if dataset == "mnist":
+            data |= {"image_size": None, "normalization": "none"}
+        else:
+            notes += _WHITENED
+        if dataset == "svhn_cropped":
+            notes += "SVHN's own mean standard deviation [?]: CIFAR-10's. "
+        if architecture.startswith("mlp"):
+            notes += "Kernels start from LeCun's normal, there Xavier's uniform. "
+        small = dataset == "mnist" or architecture.startswith("mlp")
+        validated = papers.farnia.NOTEBOOKS.row(
+            dataset=dataset, architecture=architecture, scheme=scheme
+        )
+        yield Preset(
+            f"farnia_{label}_{architecture}_{scheme}",
+            data
+            | _MODELS[architecture]
+            | _RECIPE
+            | (_ADAM if small else _SGD)
+            | ({"epochs": 25} if architecture == "elu_net" else {})
+            | settings,
+            "Farnia et al. 2019, Table 1",
+            stated
+            | {
+                "accuracy": f"{row.test:.2f}, with spectral normalisation "
+                f"{row.bounded_test:.2f}, under the attack trained with",
+                "beta": f"{validated.beta:g}, the best by validation",
+            },
+            (notes + _NOTES).strip(),
+            rows=(row, validated),
+        )
 
 
 def _scheme(scheme: str, dataset: str) -> tuple[Settings, dict[str, str], str]:

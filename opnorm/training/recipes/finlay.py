@@ -6,10 +6,14 @@ the weight of a squared gradient by the mean of s^2.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from opnorm.papers import Table
+from opnorm.papers import finlay as _paper
 from opnorm.training.recipes.preset import Preset, Settings
 
+_CIFAR10, _IMAGENET = _paper.CIFAR10, _paper.IMAGENET
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _FINLAY_CIFAR: Settings = {
     "dataset": "cifar10",
@@ -72,11 +76,14 @@ def presets() -> Iterable[Preset]:
 
 
 def _finlay_unordered() -> Iterable[Preset]:
+    tables = (_paper.TABLE_1, _paper.TABLE_2, _paper.TABLE_3)
     for name, smooth in (("undefended", False), ("smooth_undefended", True)):
-        yield _finlay_preset(f"cifar10_{name}", {}, {}, "", smooth=smooth)
-        yield _finlay_preset(f"imagenet_{name}", {}, {}, "", smooth=smooth)
+        for label, dataset in (("cifar10", _CIFAR10), ("imagenet", _IMAGENET)):
+            rows = _rows(tables, dataset, _paper.UNDEFENDED, smooth=smooth)
+            yield _finlay_preset(f"{label}_{name}", {}, {}, "", rows, smooth=smooth)
     stated = {"epsilon": "0.0314 (Linf)", "step": "0.43 / sqrt(3072)", "steps": "7"}
-    yield _finlay_preset("cifar10_at_linf", _FINLAY_ATTACK, stated, "")
+    rows = _rows(tables, _CIFAR10, _paper.ADVERSARIAL)
+    yield _finlay_preset("cifar10_at_linf", _FINLAY_ATTACK, stated, "", rows)
     for name, weight in (("l1_0.1", 0.1), ("l1_1", 1.0)):
         yield _finlay_preset(
             f"cifar10_{name}",
@@ -86,6 +93,7 @@ def _finlay_unordered() -> Iterable[Preset]:
             {"lambda": f"{weight:g}", "h": "0.01"},
             "With the paper's direction sign(g) / sqrt(N), its squared 1-norm of the "
             "gradient is that norm divided by N = 3072. ",
+            _rows(tables[:1], _CIFAR10, _paper.GRADIENT, weight),
         )
     # In standardised pixels lengths are divided by s, and gradients multiplied.
     mean_square = math.fsum(s * s for s in _IMAGENET_STD) / 3
@@ -93,7 +101,13 @@ def _finlay_unordered() -> Iterable[Preset]:
         smooth = name.endswith("smooth")
         stated = {"lambda": f"{weight:g}", "h": "0.01"}
         yield _finlay_preset(
-            f"cifar10_{name}", _finlay_penalty(weight, 1.0), stated, "", smooth=smooth
+            f"cifar10_{name}",
+            _finlay_penalty(weight, 1.0),
+            stated,
+            "",
+            # The networks of CIFAR-10 in Table 1 have the 1-norm.
+            _rows(tables[1:], _CIFAR10, _paper.GRADIENT, weight, smooth=smooth),
+            smooth=smooth,
         )
         yield _finlay_preset(
             f"imagenet_{name}",
@@ -102,6 +116,7 @@ def _finlay_unordered() -> Iterable[Preset]:
             "Lambda and h are converted by the mean square of ImageNet's standard "
             f"deviations, {mean_square:.4g}, and its root: exactly so only where the "
             "three channels agree. ",
+            _rows(tables, _IMAGENET, _paper.GRADIENT, weight, smooth=smooth),
             smooth=smooth,
         )
 
@@ -120,6 +135,7 @@ def _finlay_preset(
     extra: Settings,
     paper: Mapping[str, str],
     notes: str,
+    rows: tuple[tuple[Any, ...], ...],
     *,
     smooth: bool = False,
 ) -> Preset:
@@ -136,4 +152,18 @@ def _finlay_preset(
     if extra.get("method") == "gradient_regularization":
         notes += _FINLAY_GRADIENT_NOTES
     source = "Finlay & Oberman 2019, Tables 1 and 2"
-    return Preset(f"finlay_{name}", settings, source, {**paper, **general}, notes)
+    stated = {**paper, **general}
+    return Preset(f"finlay_{name}", settings, source, stated, notes, rows=rows)
+
+
+def _rows(
+    tables: Sequence[Table[Any]],
+    dataset: str,
+    method: str,
+    weight: float | None = None,
+    *,
+    smooth: bool = False,
+) -> tuple[tuple[Any, ...], ...]:
+    """Returns the rows of tables that are of one network."""
+    columns = {"dataset": dataset, "method": method, "weight": weight, "smooth": smooth}
+    return tuple(row for table in tables for row in table.select(**columns))

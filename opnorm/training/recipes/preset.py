@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from opnorm.training.config import Config
 
+Row = TypeVar("Row", bound=tuple[Any, ...])
 # Values of fields of Config by name.
 Settings = dict[str, Any]
 
@@ -24,6 +25,7 @@ class Preset:
       needs: fields of ``Config`` that the user has to give: "init_from", the trained
         network that the paper starts from (without it training begins from scratch), or
         "dataset", whose value is a placeholder.
+      rows: the rows of tables in :mod:`opnorm.papers` that the paper prints for it.
     """
 
     name: str
@@ -32,8 +34,17 @@ class Preset:
     paper: Mapping[str, str]
     notes: str = ""
     needs: tuple[str, ...] = ()
+    rows: tuple[tuple[Any, ...], ...] = ()
 
     @property
     def config(self) -> Config:
         """The recipe over the defaults."""
         return Config(**self.settings)
+
+    def row(self, kind: type[Row]) -> Row | None:
+        """Returns the printed row of a type, or None if the paper has none.
+
+        Args:
+          kind: such as ``papers.roth.Trained``.
+        """
+        return next((row for row in self.rows if isinstance(row, kind)), None)

@@ -1,4 +1,4 @@
-"""Bounds on layers' norms against dense matrices and NumPy's singular values."""
+"""Bounds on the norms of layers, against dense matrices and singular values."""
 
 import functools
 
@@ -28,11 +28,11 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def network():
-    """Parameters in float64, and the layers as shapes only."""
+    """Parameters in float64, and abstract layers."""
     with jax.enable_x64(True):
         x = jnp.ones(SHAPE, jnp.float64)
         params = Net().init(jax.random.key(0), x)["params"]
-        # Norms of 3.1, 2.0 and 0.7, so that a bound between them binds some.
+        # The norms are 3.1, 2.0 and 0.7, so a bound between them binds some layers.
         params["last"]["kernel"] *= 0.5
         found = jax.eval_shape(
             lambda params: operators.layers(Net(), {"params": params}, x), params
@@ -42,7 +42,7 @@ def network():
 
 @functools.cache
 def normalize(form, bound):
-    """Compiled once for each form and bound."""
+    """A program for each form and bound."""
 
     def call(params, layers, vectors):
         return regularizers.spectral_normalize(
@@ -53,7 +53,7 @@ def normalize(form, bound):
 
 
 def dense(name, kernel, layers):
-    """The matrix of a layer, by its action on unit vectors."""
+    """The matrix of a layer, from its products with unit vectors."""
     (layer,) = (layer for layer in layers if layer.name == name)
     if name == "last":
         return np.asarray(kernel).T
@@ -125,7 +125,7 @@ def test_the_gradient_is_that_of_division_by_the_exact_norm(network):
         gradient = jax.jit(jax.grad(by_steps))(params)
         expected = jax.jit(jax.grad(by_decomposition))(kernel)
         np.testing.assert_allclose(gradient["last"]["kernel"], expected, atol=1e-8)
-        # The scale of a kernel that is divided is free.
+        # The result does not depend on the scale of a kernel that is divided.
         np.testing.assert_allclose(
             jnp.sum(gradient["last"]["kernel"] * kernel), 0, atol=1e-10
         )
@@ -208,7 +208,8 @@ def test_clipping_bounds_every_layer(network):
             atol=1e-12,
         )
         for name in ("first", "second"):
-            # Of periodic convolutions, a little below that with zeros around.
+            # The bound is for periodic convolutions; with zero padding the norm is
+            # slightly different.
             assert before[name] > 0.9
             after = exact(name, clipped[name]["kernel"], layers, "operator")
             assert 0.4 < after <= 0.8 * 1.01
