@@ -3,8 +3,7 @@ training that lowers them.
 
 Rooms: :mod:`opnorm.linalg`, :mod:`opnorm.operators`, :mod:`opnorm.attacks`,
 :mod:`opnorm.regularizers`, :mod:`opnorm.analysis`, :mod:`opnorm.models`,
-:mod:`opnorm.data`, :mod:`opnorm.papers`, :mod:`opnorm.runs`,
-:mod:`opnorm.training`.
+:mod:`opnorm.data`, :mod:`opnorm.papers`, :mod:`opnorm.runs`, :mod:`opnorm.training`.
 """
 
 from opnorm import (

@@ -7,14 +7,12 @@ import signal
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags, logging
 
-from experiments.common import tables
 from opnorm import runs
 
 # Directories that this process keeps others out of, until the binary ends.
@@ -135,23 +133,3 @@ def use_compilation_cache() -> None:
         update: Callable[[str, object], None] = jax.config.update
         update("jax_compilation_cache_dir", str(cache / "opnorm" / "jax"))
         update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Formats rows with the same keys as a Markdown table."""
-    return tables.table(rows, [tables.Column(name, name) for name in rows[0]])
-
-
-def percents(values: Sequence[float]) -> str:
-    """Fractions as text, such as "44.5 / 46.2 %"."""
-    return tables.percents()(values)
-
-
-def numbers(values: Sequence[float]) -> str:
-    """Numbers as text, three digits each."""
-    return tables.numbers()(values)
-
-
-def number(value: float | None, text: str = "{:.3g}", *, times: float = 1) -> str:
-    """A number as text; "-" where it is not known: None or NaN."""
-    return tables.number(text, times=times)(value)
