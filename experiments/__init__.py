@@ -1,1 +1,1 @@
-"""Experiments on the command line: a module or a package for each question."""
+"""Experiments on the command line, a module or a package for each question."""

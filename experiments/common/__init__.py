@@ -1,1 +1,1 @@
-"""Code that the experiments share: flags, results on disk, tables, figures."""
+"""Flags, results on disk, tables and figures that the experiments share."""
