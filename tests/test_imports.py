@@ -1,4 +1,4 @@
-"""Imports: between rooms, through their faces, and none of heavy libraries at once."""
+"""Rooms import what they may, through faces, and no heavy library at once."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""tests: Theorem 1 of Roth et al. 2020: inside a ReLU cell PGA is the power method."""
+"""Theorem 1 of Roth et al. 2020: inside a ReLU cell PGA is the power method."""
 
 import functools
 import itertools
