@@ -1,12 +1,13 @@
 """Packs the embedded dataset, opnorm/data/assets/cifar10_mini.tar.xz.
 
-Needed only to make that archive anew, from CIFAR-10 as JPEG files in class folders::
+The script is needed only to make that archive again, from CIFAR-10 as JPEG files in
+class folders::
 
     python scripts/make_cifar10_mini.py --source=DIR
 
-with ``DIR/train/<class>/*.jpg`` and ``DIR/test/<class>/*.jpg``. The first pictures of
-each class, in the order of their names, are taken byte for byte. The archive depends
-on nothing but them (and the version of liblzma).
+with ``DIR/train/<class>/*.jpg`` and ``DIR/test/<class>/*.jpg``. The first images of
+each class, in the order of their names, are taken byte for byte. The archive depends on
+these images and on the version of liblzma alone.
 """
 
 import io
@@ -24,10 +25,10 @@ _OUTPUT = flags.DEFINE_string(
     "output", "opnorm/data/assets/cifar10_mini.tar.xz", "Archive to write."
 )
 _TRAIN_PER_CLASS = flags.DEFINE_integer(
-    "train_per_class", 850, "Training pictures of each class.", lower_bound=1
+    "train_per_class", 850, "Training images of each class.", lower_bound=1
 )
 _TEST_PER_CLASS = flags.DEFINE_integer(
-    "test_per_class", 100, "Test pictures of each class.", lower_bound=1
+    "test_per_class", 100, "Test images of each class.", lower_bound=1
 )
 _MAX_BYTES = flags.DEFINE_integer(
     "max_bytes", 3_000_000, "Refuse to write a larger archive.", lower_bound=1
@@ -35,17 +36,17 @@ _MAX_BYTES = flags.DEFINE_integer(
 
 
 def pack(source: Path, per_class: dict[str, int]) -> bytes:
-    """Packs the first pictures of each class of each split.
+    """Packs the first images of each class of each split.
 
     Args:
       source: folder of split folders of class folders of JPEG files.
-      per_class: how many pictures of each class a split gets.
+      per_class: how many images of each class a split gets.
 
     Returns:
       A ``.tar.xz`` archive with sorted names and without owners or times.
 
     Raises:
-      ValueError: if a class has too few pictures.
+      ValueError: if a class has too few images.
     """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -54,7 +55,7 @@ def pack(source: Path, per_class: dict[str, int]) -> bytes:
             for folder in folders:
                 files = sorted(folder.glob("*.jpg"))[:count]
                 if len(files) < count:
-                    raise ValueError(f"{folder} has only {len(files)} pictures.")
+                    raise ValueError(f"{folder} has only {len(files)} images.")
                 for file in files:
                     content = file.read_bytes()
                     # A fresh TarInfo has no owner and no time.
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     if len(archive) > _MAX_BYTES.value:
         raise app.UsageError(
             f"the archive would have {len(archive)} bytes, --max_bytes allows"
-            f" {_MAX_BYTES.value}: take fewer pictures."
+            f" {_MAX_BYTES.value}: take fewer images."
         )
     output = Path(_OUTPUT.value or "")
     output.parent.mkdir(parents=True, exist_ok=True)

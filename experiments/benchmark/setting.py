@@ -1,4 +1,4 @@
-"""What all parts of the benchmark share: their flags, results and small network."""
+"""The setting, the result and the small network that all parts have in common."""
 
 import functools
 from collections.abc import Callable, Mapping

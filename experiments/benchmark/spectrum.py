@@ -1,4 +1,4 @@
-"""The cost of spectra: norms of features and logits, and Lanczos beside matfree's."""
+"""The cost of norms of features and logits, and of Lanczos beside matfree's."""
 
 import dataclasses
 import importlib.util

@@ -1,1 +1,1 @@
-"""Code that the experiments share: flags, results on disk, tables, figures."""
+"""The code that the experiments share, such as flags, results, tables and figures."""

@@ -1,4 +1,4 @@
-"""experiments: attacks as they are asked for on the command line."""
+"""Attacks as the command line names them, with their options."""
 
 import ast
 import functools
@@ -10,21 +10,21 @@ from typing import Any, NamedTuple
 from experiments.common import options
 from opnorm import attacks
 
-# Options of attacks that are not given with their names, and why.
+# Options of attacks that are not given behind their names, and the reasons.
 _GIVEN_ELSEWHERE = {
     "p": "the norm is given with --p",
     "epsilon": "budgets are given with --epsilons",
-    "bounds": "attacked pictures stay in [0, 1]",
+    "bounds": "attacked images stay in [0, 1]",
     "targeted": "attacks here lead away from the true classes",
 }
 _WORDS = {"true": True, "false": False, "none": None, "inf": math.inf}
 
 
 class AttackSpec(NamedTuple):
-    """An attack as it was asked for.
+    """An attack as the user names it.
 
     Attributes:
-      name: in the registry of attacks.
+      name: its name in the registry of attacks.
       options: its options, sorted by name.
     """
 
@@ -36,10 +36,10 @@ class AttackSpec(NamedTuple):
 
 
 def parse_attack(text: str) -> AttackSpec:
-    """Reads ``"pga num_steps=20 loss=dlr random_start=false"``.
+    """Reads an attack such as ``"pga num_steps=20 loss=dlr random_start=false"``.
 
-    PGA keeps the first misclassified point unless told otherwise: a reported accuracy
-    counts an example as standing only if no iterate breaks it.
+    PGA keeps the first misclassified point unless ``keep`` is given: an example counts
+    as robust only if the network classifies every iterate correctly.
 
     Raises:
       ValueError: for a word that is not ``option=value``, an unknown attack, an option
@@ -112,7 +112,7 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
 
 @functools.cache
 def factory(spec: AttackSpec, p: float) -> Callable[[Any], attacks.Attack]:
-    """``epsilon -> attack``: one object for each attack, so that it compiles once."""
+    """Returns ``epsilon -> attack``: one object, which compiles once."""
     budget = has_budget(spec)
 
     def make(epsilon: Any) -> attacks.Attack:
@@ -124,5 +124,5 @@ def factory(spec: AttackSpec, p: float) -> Callable[[Any], attacks.Attack]:
 
 
 def has_budget(spec: AttackSpec) -> bool:
-    """Whether the attack is run at each epsilon, or looks for the nearest point."""
+    """Returns whether the attack runs at each epsilon, or seeks nearest points."""
     return attacks.needs_budget(spec.name)

@@ -24,7 +24,7 @@ _JUDGED_AT_ONCE = 128
 
 
 class Setting(NamedTuple):
-    """What is attacked, and how.
+    """The network and the examples to attack, and the timing.
 
     Attributes:
       network: in opnorm.

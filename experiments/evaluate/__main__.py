@@ -1,4 +1,4 @@
-r"""Evaluates a trained network: robust accuracy, distances, sanity checks, spectrum.
+r"""Measures robust accuracy, distances and spectrum of a trained network.
 
   python -m experiments.evaluate --run=runs/snr
   python -m experiments.evaluate --run=runs/snr --attack=auto_attack --epsilons=0.5

@@ -1,7 +1,7 @@
-"""experiments: what the kernels of a compiled XLA program compute and move.
+"""Reads from a compiled XLA program what its kernels compute and move.
 
-Read from the text of an optimised program, which names every kernel with the shapes of
-what it reads and writes. A loop's kernels count as often as it takes steps.
+The text of an optimised program names every kernel with the shapes of the arrays that
+it reads and writes. The kernels of a loop count as often as the loop takes steps.
 """
 
 import math
@@ -14,7 +14,7 @@ _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(
     r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:, (.*))?$"
 )
-# What names memory, or waits, without a kernel.
+# Instructions that name memory, or wait, without a kernel.
 _FREE = frozenset(
     (
         "parameter",
@@ -27,8 +27,8 @@ _FREE = frozenset(
         "replica-id",
     )
 )
-# How cuDNN's calls have what a convolution has: which of (left, right, result) has an
-# entry for every place and channel of the convolution's output, and which its kernel.
+# Two arrays of cuDNN's calls, as places in (left, right, result): the array with an
+# entry for every place and channel of the convolution's output, and the kernel.
 _CUDNN = {
     "convForward": (2, 1),
     "convBiasActivationForward": (2, 1),
@@ -41,9 +41,9 @@ class Kernel(NamedTuple):
     """One kernel of a program.
 
     Attributes:
-      name: of its instruction.
-      kind: the instruction, or what a fusion or a call to a library is of.
-      source: where in the traced function it comes from.
+      name: the name of its instruction.
+      kind: the instruction; the name of a fusion, or of a function of a library.
+      source: the place in the traced function that it comes from.
       runs: how often the program starts it.
       flops: multiplications and additions of its convolutions and matrix products;
         padding counts.
@@ -58,7 +58,7 @@ class Kernel(NamedTuple):
     bytes: float
 
     def seconds(self, rate: float, bandwidth: float) -> float:
-        """The roofline's time of all its runs.
+        """Computes the time of all its runs in the roofline model.
 
         Args:
           rate: FLOP/s of the device.
@@ -79,7 +79,7 @@ def read(text: str) -> list[Kernel]:
     """Returns the kernels of an optimised program.
 
     Args:
-      text: of ``jax.stages.Compiled.as_text()``, of a program for a CPU or GPU.
+      text: the result of ``jax.stages.Compiled.as_text()`` for a CPU or GPU.
 
     Raises:
       ValueError: for a loop whose number of steps the program does not say.
@@ -145,7 +145,7 @@ def _kernel(
     elif one.operation == "custom-call":
         kind = _target(one)
     source = re.search(r'op_name="([^"]*)"', one.rest)
-    # An operand that is read twice is read once, and tuples are read in their parts.
+    # An operand that is given twice is read once. Tuples are read by their parts.
     read = sum(
         _size(types.get(operand, ""))
         for operand in dict.fromkeys(one.operands)
@@ -162,7 +162,7 @@ def _kernel(
 
 
 def _flops(one: _Instruction, types: Mapping[str, str]) -> float:
-    """Of a convolution or matrix product, by itself; 0 for others."""
+    """The arithmetic of a convolution or matrix product; 0 for other instructions."""
     library = one.operation == "custom-call"
     target = _target(one) if library else ""
     if one.operation not in ("convolution", "dot") and not library:

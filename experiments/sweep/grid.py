@@ -1,4 +1,4 @@
-"""The grid of a sweep: the values of each axis, and the points that they make."""
+"""The values of each axis of a sweep's grid, and the points that they make."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""The points of a sweep: the training and measurement of each, and their state.
+"""Trains and measures the points of a sweep, and reads how far each of them is.
 
 The directory of a point alone says how far it is: ``sweep_result.json`` holds its
 result, or the reason why there is none, and ``sweep_job.json`` the job that it was last

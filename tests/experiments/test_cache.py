@@ -1,4 +1,4 @@
-"""Results kept on disk: bound to what they are of, and to their own content."""
+"""Results kept on disk are bound to their measurement and to their own content."""
 
 import dataclasses
 import json
@@ -30,19 +30,22 @@ def forge(file, **changes):
 def test_a_part_comes_back_for_its_key_alone(tmp_path):
     parts = cache.Parts(tmp_path)
     parts.put(KEY, arrays())
-    assert parts.get(KEY | {"epsilons": [0.25]}) is None and parts.reused == 0
+    assert parts.get(KEY | {"epsilons": [0.25]}) is None
+    assert parts.reused == 0
     # The name and the digest that earlier versions gave it, so that theirs are found.
     (file,) = tmp_path.iterdir()
     assert file.name == "e853c0a5b4a1a892a844f2ae.npz"
     assert str(np.load(file)["digest"]).startswith("c4de0ebe871e2fb9d0eae959ffa79")
     found = parts.get(KEY)
-    assert set(found) == {"success", "distance"} and parts.reused == 1
+    assert set(found) == {"success", "distance"}
+    assert parts.reused == 1
     for name, array in arrays().items():
         np.testing.assert_array_equal(found[name], array)
     assert cache.Parts(tmp_path, fresh=True).get(KEY) is None
     below = parts.below("best_known")
     below.put(KEY, arrays())
-    assert (tmp_path / "best_known").is_dir() and below.get(KEY) is not None
+    assert (tmp_path / "best_known").is_dir()
+    assert below.get(KEY) is not None
 
 
 def test_an_edited_part_is_computed_again(tmp_path, caplog):
@@ -63,7 +66,8 @@ def test_an_edited_part_is_computed_again(tmp_path, caplog):
     other = cache.Parts(tmp_path / "other")
     other.put(KEY | {"identity": "another"}, arrays())
     shutil.copy(next((tmp_path / "other").iterdir()), file)
-    assert parts.get(KEY) is None and parts.reused == 0
+    assert parts.get(KEY) is None
+    assert parts.reused == 0
     # Pickled objects would be code.
     np.savez(file, success=np.array([Exception], dtype=object))
     assert parts.get(KEY) is None
@@ -88,12 +92,14 @@ def test_examples_are_measured_part_by_part_and_each_part_once(tmp_path):
 
     parts = cache.Parts(tmp_path)
     assert run(parts) == list(range(0, 14, 2))
-    assert calls == [(0, 3), (3, 6), (6, 7)] and parts.reused == 0
+    assert calls == [(0, 3), (3, 6), (6, 7)]
+    assert parts.reused == 0
     # A killed process left all parts but one.
     (lost,) = (f for f in tmp_path.iterdir() if np.load(f)["twice"][0] == 6)
     lost.unlink()
     assert run(parts) == list(range(0, 14, 2))
-    assert calls[3:] == [(3, 6)] and parts.reused == 2
+    assert calls[3:] == [(3, 6)]
+    assert parts.reused == 2
     run(parts, epsilons=[0.25])
     assert calls[4:] == calls[:3]
 
@@ -195,8 +201,10 @@ def test_a_measurement_of_another_network_is_not_reused(tmp_path, monkeypatch):
         )
 
     first = run()
-    assert run() == first and len(calls) == 1
-    assert run(Config(data_dir="/moved")) == first and len(calls) == 1
+    assert run() == first
+    assert len(calls) == 1
+    assert run(Config(data_dir="/moved")) == first
+    assert len(calls) == 1
     run(steps=3)
     run(Config(epochs=99))
     weight[1] = 1e-3

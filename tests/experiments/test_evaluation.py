@@ -1,4 +1,4 @@
-"""What evaluations and jobs of several networks read, merge and refuse."""
+"""Evaluations and jobs of several networks: the values that they read and refuse."""
 
 import dataclasses
 import json

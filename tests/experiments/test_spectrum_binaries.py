@@ -22,7 +22,7 @@ def runs(tmp_path_factory, save_untrained):
 
 
 def jacobians(params, images):
-    """Of the features and the logits of ``mlp1``, by hand, ``(B, outputs, n)``."""
+    """Jacobians of features and logits of ``mlp1``, by hand, ``(B, outputs, n)``."""
     hidden, logits = params["dense1"], params["logits"]
     x = (images.reshape(len(images), -1) / 255 - 0.5) / 0.5
     alive = x @ hidden["kernel"] + hidden["bias"] > 0

@@ -1,4 +1,4 @@
-"""Sweeps: grids, what is run and what is not, the table, jobs, presets on the way."""
+"""Grids of sweeps, the runs that are left out, the table, jobs and presets."""
 
 import json
 import os
