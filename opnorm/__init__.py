@@ -3,7 +3,7 @@ training that lowers them.
 
 Rooms: :mod:`opnorm.linalg`, :mod:`opnorm.operators`, :mod:`opnorm.attacks`,
 :mod:`opnorm.regularizers`, :mod:`opnorm.analysis`, :mod:`opnorm.models`,
-:mod:`opnorm.data`, :mod:`opnorm.runs`, :mod:`opnorm.training`.
+:mod:`opnorm.data`, :mod:`opnorm.papers`, :mod:`opnorm.runs`, :mod:`opnorm.training`.
 """
 
 from opnorm import (
@@ -13,6 +13,7 @@ from opnorm import (
     linalg,
     models,
     operators,
+    papers,
     regularizers,
     runs,
     training,
@@ -29,6 +30,7 @@ __all__ = [
     "models",
     "network",
     "operators",
+    "papers",
     "regularizers",
     "runs",
     "training",

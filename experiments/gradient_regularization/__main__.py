@@ -270,6 +270,8 @@ def _settings() -> measure.Settings:
     p = flags.FLAGS.p
     if p not in _ATTACKS:
         raise ValueError(f"p is {p:g}; it may be 2 or inf here.")
+    options.check_at_least(1, _LANCZOS, _BATCH, _PART)
+    options.check_at_least(0, _HALVINGS)
     epsilons: tuple[float, ...] = _EPSILONS[p]
     if _EPSILONS_FLAG.value is not None:
         epsilons = options.parse_floats("epsilons", _EPSILONS_FLAG.value)

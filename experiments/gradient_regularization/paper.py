@@ -83,14 +83,7 @@ def printed(test_set: data.Dataset, norm: str) -> Record | None:
 
 def _linf(dataset: str) -> list[Printed]:
     return [
-        Printed(
-            _name(row, math.inf),
-            row.clean_error,
-            row.distance,
-            row.ratio,
-            row.hours,
-            row.error_at,
-        )
+        _shared(row, math.inf)._replace(error_at=row.error_at)
         for row in papers.finlay.TABLE_1.select(dataset=dataset)
     ]
 
@@ -99,26 +92,22 @@ def _l2(dataset: str) -> list[Printed]:
     regularity = {row[:4]: row for row in papers.finlay.TABLE_3.rows}
     rows = []
     for row in papers.finlay.TABLE_2.select(dataset=dataset):
-        slope = hessian = None
-        if measured := regularity.get(row[:4]):
-            slope = measured.mean_slope, measured.max_slope
-            if row.smooth:
-                hessian = measured.mean_curvature, measured.max_curvature
-        rows.append(
-            Printed(
-                _name(row, 2.0),
-                row.clean_error,
-                row.distance,
-                row.ratio,
-                row.hours,
-                (),
-                row.lipschitz,
-                row.curvature,
-                slope,
-                hessian,
-            )
+        printed = _shared(row, 2.0)._replace(
+            lipschitz=row.lipschitz, curvature=row.curvature
         )
+        if found := regularity.get(row[:4]):
+            printed = printed._replace(slope=(found.mean_slope, found.max_slope))
+            if row.smooth:
+                hessian = (found.mean_curvature, found.max_curvature)
+                printed = printed._replace(hessian=hessian)
+        rows.append(printed)
     return rows
+
+
+def _shared(row: papers.finlay.Linf | papers.finlay.L2, p: float) -> Printed:
+    """The columns that both norms have."""
+    name = _name(row, p)
+    return Printed(name, row.clean_error, row.distance, row.ratio, row.hours)
 
 
 def _name(row: papers.finlay.Linf | papers.finlay.L2, p: float) -> str:

@@ -126,7 +126,7 @@ def test_pgd_of_every_library_leaves_the_same_accuracy(
             library: int(jnp.sum(jnp.argmax(f(jnp.asarray(z)), axis=1) == labels))
             for library, z in points.items()
         }
-        # Random starts differ between libraries, so one image may fall for one alone.
+        # Random starts differ: one image may be misclassified for one library alone.
         assert max(standing.values()) - min(standing.values()) <= 1, standing
         found.append(standing["opnorm"])
     assert found[0] > found[-1]
