@@ -36,13 +36,18 @@ class Row(NamedTuple):
     peers: tuple[Peer, ...]
 
 
+def _step_size(epsilon: float, num_steps: int) -> float:
+    """The default step size of opnorm's PGA, which the others are given too."""
+    return 2 * epsilon / num_steps
+
+
 def _plain_pgd(p: float, steps: int) -> Peer:
     """A plain loop of PGD in PyTorch, which takes every step."""
 
     def run(network: Any, x: Any, y: Any, epsilon: float) -> Any:
         import torch
 
-        size = 2 * epsilon / steps
+        size = _step_size(epsilon, steps)
         loss = torch.nn.CrossEntropyLoss(reduction="sum")
 
         def length(z: Any) -> Any:
@@ -113,14 +118,14 @@ def _pgd(p: float, steps: int) -> Row:
         name, theirs = "LinfProjectedGradientDescentAttack", "PGD"
 
     def options(epsilon: float) -> dict[str, Any]:
-        return {"steps": steps, "abs_stepsize": 2 * epsilon / steps}
+        return {"steps": steps, "abs_stepsize": _step_size(epsilon, steps)}
 
     peers = (
         _plain_pgd(p, steps),
         _torchattacks(
             theirs,
             eps=lambda epsilon: epsilon,
-            alpha=lambda epsilon: 2 * epsilon / steps,
+            alpha=lambda epsilon: _step_size(epsilon, steps),
             steps=steps,
         ),
         _foolbox(name, options),
