@@ -19,9 +19,8 @@ import numpy as np
 
 from experiments.common import attack_specs
 from experiments.common.pieces import Parts
-from opnorm import analysis, data, linalg, training
+from opnorm import analysis, attacks, data, linalg, training
 from opnorm.analysis import inputs, robustness
-from opnorm.attacks import attack as attack_lib
 
 
 class Settings(NamedTuple):
@@ -224,7 +223,7 @@ def _attack(
     """One attack of a batch: its points, and how far they are, inf where it failed."""
     attack = attack_specs.factory(spec, p)(epsilon)
     f, wanted = _decision(f, labels, top_k)
-    keys = attack_lib.fold_in(key, number)
+    keys = attacks.fold_in(key, number)
     options = {}
     # An attack with a budget looks for points of its own.
     if not attack_specs.has_budget(spec) and any(s.takes_start for s in attack.stages):

@@ -19,9 +19,9 @@ from opnorm import linalg, operators
 from opnorm.analysis import inputs, robustness
 from opnorm.analysis.averages import average
 from opnorm.analysis.inputs import AttackFactory, to_pixels
-from opnorm.attacks import attack as attack_lib
 from opnorm.attacks import checks
 from opnorm.attacks.checks import Bounds
+from opnorm.attacks.parts import decided, like, within_budget
 
 
 class Accuracy(NamedTuple):
@@ -244,7 +244,7 @@ def jacobian_norms(
 
 @linalg.network_program
 def _hits(f: linalg.Network, x: jax.Array, labels: jax.Array) -> jax.Array:
-    return ~attack_lib.decided(f(to_pixels(x)), labels, targeted=False)
+    return ~decided(f(to_pixels(x)), labels, targeted=False)
 
 
 @linalg.network_program
@@ -263,8 +263,8 @@ def _perturbed(
     bound = attack(epsilon)
     delta = bound(f, clean, labels, keys) - clean
     length = linalg.norm(delta, bound.p)
-    kept = attack_lib.within_budget(length, epsilon, clean, bound.p)
-    return jnp.where(attack_lib.like(kept, delta), delta, 0.0)
+    kept = within_budget(length, epsilon, clean, bound.p)
+    return jnp.where(like(kept, delta), delta, 0.0)
 
 
 @linalg.network_program

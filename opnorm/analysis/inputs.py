@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import attacks, linalg
-from opnorm.attacks import attack as attack_lib
 from opnorm.attacks import checks
+from opnorm.attacks.attack import Attack
 
 AttackFactory = Callable[[Any], attacks.Attack]
 
@@ -64,7 +64,7 @@ def pixel_range(images: np.ndarray) -> tuple[float, float]:
 
 
 def read_budgets(
-    name: str, epsilons: Sequence[float] | None, pattern: attack_lib.Attack
+    name: str, epsilons: Sequence[float] | None, pattern: Attack
 ) -> np.ndarray:
     """Returns the budgets as ``(E,)`` float32; infinity where any distance counts.
 
@@ -89,13 +89,13 @@ def read_budgets(
     return budgets
 
 
-def make_pattern(attack: AttackFactory) -> attack_lib.Attack:
+def make_pattern(attack: AttackFactory) -> Attack:
     """The attack that a factory makes, for what does not depend on the budget.
 
     Raises:
       ValueError: for an attack in place of a factory.
     """
-    if isinstance(attack, attack_lib.Attack):
+    if isinstance(attack, Attack):
         raise ValueError(
             f"attack is the attack {attack.name}; it must be a function of epsilon "
             "that returns one."

@@ -31,7 +31,8 @@ from opnorm.analysis.inputs import (
     read_budgets,
     to_pixels,
 )
-from opnorm.attacks import attack as attack_lib
+from opnorm.attacks.parts import decided, fold_in, within_budget
+from opnorm.attacks.stage import Problem, finish, for_stage, make_problem
 
 # The rows of a stage are sorted out this often, but not for fewer steps.
 _SORTINGS = 40
@@ -116,9 +117,7 @@ def attack_examples(
         raise ValueError(f"index has shape {index.shape}; it must be ({count},).")
     linalg.check_key(key)
     images = check_bounds(images, *(stage.bounds for stage in pattern.stages))
-    example = attack_lib.Problem(
-        jnp.asarray(images[:1]), jnp.asarray(labels[:1]), key, None
-    )
+    example = Problem(jnp.asarray(images[:1]), jnp.asarray(labels[:1]), key, None)
     for stage in pattern.stages:
         if stage.check is not None:
             stage.check(example)
@@ -388,23 +387,23 @@ def _end(
     number: int,
 ) -> Any:
     bound, stage, problem = _bind(attack, number, key, rows)
-    x_adv = attack_lib.finish(stage, problem, state)
-    hit = attack_lib.decided(f(x_adv), problem.labels, *stage.goal)
+    x_adv = finish(stage, problem, state)
+    hit = decided(f(x_adv), problem.labels, *stage.goal)
     distance = linalg.norm(x_adv - problem.x, bound.p)
-    hit &= attack_lib.within_budget(distance, rows[3], problem.x, bound.p)
+    hit &= within_budget(distance, rows[3], problem.x, bound.p)
     return x_adv, hit, distance
 
 
 def _bind(
     attack: AttackFactory, number: int, key: jax.Array, rows: Any
-) -> tuple[attacks.Attack, attacks.Stage, attack_lib.Problem]:
+) -> tuple[attacks.Attack, attacks.Stage, Problem]:
     """The attack with the budgets of these rows, its stage, and the stage's problem."""
     images, labels, index, epsilon = rows
     bound = attack(epsilon)
     stage = bound.stages[number]
-    keys = attack_lib.fold_in(key, index)
-    problem = attack_lib.make_problem(to_pixels(images), labels, keys)
-    problem = attack_lib.for_stage(problem, number)
+    keys = fold_in(key, index)
+    problem = make_problem(to_pixels(images), labels, keys)
+    problem = for_stage(problem, number)
     if stage.check is not None:
         stage.check(problem)
     return bound, stage, problem
@@ -425,7 +424,7 @@ def _judged(
     targeted: bool,
     confidence: float,
 ) -> jax.Array:
-    return attack_lib.decided(f(to_pixels(x)), labels, targeted, confidence)
+    return decided(f(to_pixels(x)), labels, targeted, confidence)
 
 
 def _store(states: Any, state: Any, rows: np.ndarray, count: int) -> Any:

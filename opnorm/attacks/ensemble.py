@@ -1,4 +1,4 @@
-"""attacks: several attacks as one: AutoAttack, and the nearest point of many."""
+"""Several attacks as one: AutoAttack, and the nearest point that any of them finds."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
-from opnorm.attacks import checks
+from opnorm.attacks import checks, registry
 from opnorm.attacks.apgd import apgd
 from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
@@ -14,6 +14,7 @@ from opnorm.attacks.fab import fab
 from opnorm.attacks.square import square
 
 
+@registry.register
 def auto_attack(
     *,
     p: float,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from opnorm import attacks, linalg
-from opnorm.attacks import attack as attack_lib
 from opnorm.attacks.apgd import _checkpoints
+from opnorm.attacks.stage import make_problem
 
 P = (1.0, 2.0, math.inf)
 EPSILON = {1.0: 1.6, 2.0: 0.3, math.inf: 0.05}
@@ -309,16 +309,17 @@ def test_the_points_are_those_of_the_published_algorithm(p, num_steps) -> None:
         labels = decisions(x)
         options = {"p": p, "epsilon": epsilon, "num_steps": num_steps}
         stage = attacks.apgd(keep="loss", **options).stages[0]
-        problem = attack_lib.make_problem(x, labels, keys(4))
+        problem = make_problem(x, labels, keys(4))
 
         init = jax.jit(lambda problem: stage.init(network, problem))
 
         @jax.jit
         def advance(problem, state, first, count):
-            return stage.advance(network, problem, state, first, count)[0]
+            rows = jnp.full(4, True)
+            return stage.advance(network, problem, state, first, count, rows)[0]
 
         state = advance(problem, init(problem), 0, 1)
-        starts = flatten(np.asarray(state["delta"]))
+        starts = flatten(np.asarray(state.search.delta))
         state = advance(problem, state, 1, stage.num_steps - 1)
         found = jax.jit(stage.finish)(problem, state)
         at_best = cross_entropies(found, labels)
@@ -331,11 +332,11 @@ def test_the_points_are_those_of_the_published_algorithm(p, num_steps) -> None:
                 value, delta, step = plain.run_sparse(starts[i], phases)
             else:
                 value, delta, step = plain.run(starts[i], num_steps)
-            np.testing.assert_allclose(state["loss"][i], value, rtol=1e-6)
+            np.testing.assert_allclose(state.best.value[i], value, rtol=1e-6)
             np.testing.assert_allclose(delta_found[i], delta, atol=1e-6)
-            np.testing.assert_allclose(state["step_size"][i], step, rtol=1e-9)
+            np.testing.assert_allclose(state.search.step_size[i], step, rtol=1e-9)
     # The best loss is that of the point that is returned.
-    np.testing.assert_allclose(at_best, state["loss"], rtol=1e-12)
+    np.testing.assert_allclose(at_best, state.best.value, rtol=1e-12)
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
@@ -359,7 +360,7 @@ def test_restarts_are_runs_of_their_own_and_the_best_is_kept() -> None:
     @jax.jit
     def noise(run):
         # The start of each, drawn as the attack draws it.
-        drawn = attack_lib.fold_in(keys(4), run)
+        drawn = attacks.fold_in(keys(4), run)
         found = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(drawn)
         return 0.1 * found / linalg.norm(found)[:, None, None, None]
 

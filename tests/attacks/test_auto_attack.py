@@ -10,7 +10,7 @@ import pytest
 import scipy.optimize
 
 from opnorm import attacks, linalg
-from opnorm.attacks.apgd import _adapt
+from opnorm.attacks.apgd import _adapt, _Momentum, _Peak, _State
 from opnorm.attacks.fab import project_hyperplane
 from opnorm.attacks.square import _sizes, image_shape
 
@@ -83,32 +83,19 @@ def achieved(x, found, p, epsilon):
 
 
 def test_the_step_halves_where_it_does_not_pay() -> None:
-    def state(rises, checked, halved):
-        return {
-            "rises": jnp.array([rises]),
-            "last_loss": jnp.array([0.0]),
-            "halved": jnp.array([halved]),
-            "checked_loss": jnp.array([checked]),
-            "step_size": jnp.array([1.0]),
-        }
-
     @jax.jit
-    def changed(new, *given):
-        new = dict(new)
-        _adapt(new, *given, jnp.array([1.0]))
-        return new["step_size"][0], new["delta"][0, 0]
+    def changed(rises, checked, halved, window):
+        old, best = jnp.array([[2.0]]), jnp.array([[5.0]])
+        pace = _Momentum(old, jnp.array([0.0]), rises, checked, halved)
+        peak = _Peak(best, best, jnp.array([1.0]))
+        state = _State(old, old, peak, jnp.array([1.0]), pace)
+        loss, opens = jnp.array([-1.0]), jnp.array(False)
+        new = _adapt(state, pace, old, loss, opens, window, jnp.array([1.0]))
+        return new.step_size[0], new.delta[0, 0]
 
-    def adapted(rises, checked, halved, window=16, best=1.0):
-        new = {
-            "delta": jnp.array([[2.0]]),
-            "gradient": jnp.array([[2.0]]),
-            "run_best": jnp.array([[5.0]]),
-            "run_gradient": jnp.array([[5.0]]),
-            "run_loss": jnp.array([best]),
-        }
-        value, false = jnp.array([-1.0]), jnp.array(False)
-        given = (new, state(rises, checked, halved), value, false)
-        return tuple(map(float, changed(*given, jnp.array(window))))
+    def adapted(rises, checked, halved, window=16):
+        given = (np.array([rises]), np.array([checked]), np.array([halved]))
+        return tuple(map(float, changed(*given, np.array(window))))
 
     assert adapted(rises=12, checked=0.5, halved=False) == (0.5, 5.0)
     assert adapted(rises=13, checked=0.5, halved=False) == (1.0, 2.0)
