@@ -13,18 +13,18 @@ singular_values.png into --run; interrupted, it goes on where it ended.
 
 import dataclasses
 import math
-import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 from absl import flags
 
-from experiments.common import cli, figures, measure, pieces
+from experiments.common import cli, figures, jobs, options, records, tables
+from experiments.common.records import Record
+from experiments.common.tables import Column
 from opnorm import training
 
 _METHODS = ("standard", "adversarial", "data_dependent_snr", "global_snr")
 
-cli.define_config_flags(
+options.define_config_flags(
     training.Config,
     only=tuple(
         field.name
@@ -36,7 +36,7 @@ cli.define_config_flags(
 )
 _RUN = flags.DEFINE_string("run", "runs/equivalence", "directory to write to")
 _METHODS_FLAG = flags.DEFINE_list(
-    "methods", list(_METHODS), f"what to compare, out of {', '.join(_METHODS)}"
+    "methods", list(_METHODS), f"methods to compare, out of {', '.join(_METHODS)}"
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "seeds, one network per method each")
 _ADVERSARIAL_WEIGHT = flags.DEFINE_float(
@@ -49,62 +49,36 @@ _GLOBAL_WEIGHT = flags.DEFINE_float(
     "global_weight", 1.0, "lambda of the global penalty (Roth et al. Eq. 5)"
 )
 _ATTACK_STEPS = flags.DEFINE_integer(
-    "attack_steps", 5, "steps of the attack in adversarial training"
+    "attack_steps", 5, "number of steps of the attack in adversarial training"
 )
 _SEARCH_STEPS = flags.DEFINE_integer(
-    "search_steps", 10, "power steps of data-dependent SNR with --search=iterative"
+    "search_steps",
+    10,
+    "number of power steps of data-dependent SNR with --search=iterative",
 )
-_TEST_EXAMPLES = flags.DEFINE_integer(
-    "test_examples", 400, "test pictures that each network is measured on"
-)
-_TEST_STEPS = flags.DEFINE_integer("test_steps", 10, "steps of the measuring attack")
 _EPSILONS = flags.DEFINE_list(
     "epsilons",
     ["0.25", "0.5", "0.75", "1.0"],
     "lengths of the measuring attack, in [0, 1] pixel units",
 )
-pieces.define_fresh_flag()
-_DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
+jobs.define_flags(test_examples=400)
 
 
 def main() -> None:
     """Trains and measures every method and seed, writes and prints the results."""
-    began, revision = time.monotonic(), training.git_revision()
+    started = records.start()
     methods, seeds, epsilons = _read_lists()
-    configs = {
-        (method, seed): _config(method, seed) for method in methods for seed in seeds
+    groups = {
+        method: {f"{method}-seed{seed}": _config(method, seed) for seed in seeds}
+        for method in methods
     }
-    for config in configs.values():
-        training.validate(config)
-    train_set, test_set = measure.load_splits(
-        next(iter(configs.values())), _TEST_EXAMPLES.value, download=_DOWNLOAD.value
-    )
-    run = measure.create_run_directory(
-        _RUN.value,
-        {
-            "seeds": list(seeds),
-            "methods": list(methods),
-            "epsilons": list(epsilons),
-            "test_examples": _TEST_EXAMPLES.value,
-            "test_steps": _TEST_STEPS.value,
-        },
-        list(configs.values()),
-    )
-    cli.hold(run)
-    measured: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
-    for (method, seed), config in configs.items():
-        directory = Path(_RUN.value) / f"{method}-seed{seed}"
-        found = measure.train_and_measure(
-            config,
-            directory,
-            train_set,
-            test_set,
-            epsilons=epsilons,
-            num_steps=_TEST_STEPS.value,
-            fresh=flags.FLAGS.fresh,
-        )
-        measured[method].append(found)
-    _report(run, measured, epsilons, test_set.description, began, revision)
+    settings = {
+        "seeds": list(seeds),
+        "methods": list(methods),
+        "epsilons": list(epsilons),
+    }
+    measured = jobs.train_and_measure(_RUN.value, groups, settings, epsilons=epsilons)
+    _report(measured, started)
 
 
 def _read_lists() -> tuple[tuple[str, ...], tuple[int, ...], tuple[float, ...]]:
@@ -114,16 +88,14 @@ def _read_lists() -> tuple[tuple[str, ...], tuple[int, ...], tuple[float, ...]]:
             raise ValueError(
                 f"methods has {method!r}; it may have {', '.join(_METHODS)}."
             )
-    seeds = cli.parse_integers("seeds", _SEEDS.value)
-    epsilons = cli.parse_floats("epsilons", _EPSILONS.value)
-    for name, values in (("methods", methods), ("seeds", seeds)):
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"{name} is {values}; give one or more, each once.")
+    seeds = options.parse_integers("seeds", _SEEDS.value)
+    epsilons = options.parse_floats("epsilons", _EPSILONS.value)
+    options.check_each_once("methods", methods)
+    options.check_each_once("seeds", seeds)
     if not epsilons or not all(0 < e < math.inf for e in epsilons):
         raise ValueError(f"epsilons is {epsilons}; each must be positive and finite.")
-    for flag in (_TEST_EXAMPLES, _TEST_STEPS, _ATTACK_STEPS, _SEARCH_STEPS):
-        if flag.value < 1:
-            raise ValueError(f"{flag.name} is {flag.value}; it must be at least 1.")
+    jobs.check_flags()
+    options.check_at_least(1, _ATTACK_STEPS, _SEARCH_STEPS)
     return methods, seeds, epsilons
 
 
@@ -142,67 +114,61 @@ def _config(method: str, seed: int) -> training.Config:
         chosen |= {name: getattr(default, name) for name in names}
     if method != "adversarial":
         chosen["step_size"] = None
-    return cli.config_from_flags(training.Config, **chosen)
+    return options.config_from_flags(training.Config, **chosen)
 
 
-def _report(
-    run: training.RunDirectory,
-    measured: dict[str, list[dict[str, Any]]],
-    epsilons: tuple[float, ...],
-    description: str,
-    began: float,
-    revision: str | None,
-) -> None:
-    averages = {method: measure.average(found) for method, found in measured.items()}
-    epsilon = flags.FLAGS.epsilon
-    shown = min(epsilons, key=lambda e: abs(e - epsilon))
-    place = 1 + epsilons.index(shown)
-    rows = [
-        {
-            "method": figures.LABELS[method],
-            "clean": cli.percents(average["seeds"]["clean_accuracy"]),
-            f"PGA-{_TEST_STEPS.value}, eps {shown:g}": cli.percents(
-                [accuracy[place] for accuracy in average["seeds"]["accuracy"]]
-            ),
-            "sigma(J)": cli.numbers(average["seeds"]["sigma"]),
-            "alignment with v1": cli.numbers(average["seeds"]["alignment"]),
-            "training time": f"{sum(f['training_seconds'] for f in found):.0f} s",
-        }
-        for (method, found), average in zip(
-            measured.items(), averages.values(), strict=True
-        )
-    ]
-    table = cli.table(rows)
-    run.write_json(
-        "results.json",
-        {
-            "data": description,
-            "seeds": len(next(iter(measured.values()))),
-            "environment": training.environment(),
-            "git_revision": revision,
-            "flags": run.flags(),
-            "seconds": time.monotonic() - began,
-            "methods": averages,
-        },
-    )
-    run.write_text("table.md", table + "\n")
-    count = next(iter(averages.values()))["examples"]
-    seeds = len(next(iter(measured.values())))
-    title = f"{description}, {count:.0f} test pictures, mean of {seeds} seeds"
+def _report(measured: jobs.Measured, started: records.Start) -> None:
+    run, averages = measured.run, measured.averages
+    results = {
+        "data": measured.data,
+        "seeds": measured.seeds,
+        **records.origin(started),
+        "flags": run.flags(),
+        "methods": averages,
+    }
+    run.write_json("results.json", results)
+    text = make_table(results, measured.seconds)
+    run.write_text("table.md", text + "\n")
     figures.plot_accuracy(
         {method: average["accuracy"] for method, average in averages.items()},
         run.figure_path("accuracy"),
-        training_epsilon=epsilon,
+        training_epsilon=flags.FLAGS.epsilon,
         norm="L2",
-        title=title,
+        title=measured.title,
     )
     figures.plot_singular_values(
         {method: average["singular_values"] for method, average in averages.items()},
         run.figure_path("singular_values"),
-        title=title,
+        title=measured.title,
     )
-    print(table)
-    print(f"written to {run.path} in {time.monotonic() - began:.0f} s")
+    records.report(run, text, started)
+
+
+def make_table(results: Record, seconds: Mapping[str, float]) -> str:
+    """Returns the table, with the values of all seeds side by side.
+
+    Args:
+      results: the content of results.json.
+      seconds: training time of each method.
+    """
+    held = results["flags"]
+    # The length of the attack that is nearest to that of the training.
+    trained = held["configs"][0]["epsilon"]
+    epsilons = held["epsilons"]
+    place = min(range(len(epsilons)), key=lambda i: abs(epsilons[i] - trained))
+    columns = (
+        Column("method", "method", figures.label),
+        Column("clean", ("seeds", "clean_accuracy"), tables.percents()),
+        Column(
+            f"PGA-{held['test_steps']}, eps {epsilons[place]:g}",
+            lambda row: [each[1 + place] for each in row["seeds"]["accuracy"]],
+            tables.percents(),
+        ),
+        Column("sigma(J)", ("seeds", "sigma"), tables.numbers()),
+        Column("alignment with v1", ("seeds", "alignment"), tables.numbers()),
+        Column("training time", lambda row: f"{seconds[row['method']]:.0f} s"),
+    )
+    return tables.table(tables.named(results["methods"], "method"), columns)
 
 
 if __name__ == "__main__":

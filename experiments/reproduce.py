@@ -12,16 +12,23 @@ figures of accuracy against the length of PGA perturbations.
 """
 
 import dataclasses
-import time
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
-from experiments.common import cli, figures, measure, pieces
-from opnorm import training
-from opnorm.training import presets
-from opnorm.training.config import DATA_FIELDS
+from experiments.common import (
+    cache,
+    cli,
+    figures,
+    jobs,
+    measure,
+    options,
+    records,
+    tables,
+)
+from experiments.common.records import Record
+from experiments.common.tables import Column
+from opnorm import data, runs, training
 
 TABLE_2 = (
     "roth_cnn7_standard",
@@ -32,16 +39,20 @@ TABLE_2 = (
     "roth_cnn7_global_snr",
 )
 
-cli.define_config_flags(training.Config)
+options.define_config_flags(training.Config)
 _PRESETS = flags.DEFINE_list(
-    "presets", list(TABLE_2), "the rows; the first is the network others start from"
+    "presets",
+    list(TABLE_2),
+    "presets, one for each row; the first is the network that others start from",
 )
 _RUN = flags.DEFINE_string("run", "runs/table2", "directory to write to")
 _STANDARD_EPOCHS = flags.DEFINE_integer(
     "standard_epochs", None, "epochs of the first preset; by default as for the others"
 )
-_TEST_EXAMPLES = flags.DEFINE_integer("test_examples", 1000, "test pictures")
-_TEST_STEPS = flags.DEFINE_integer("test_steps", 10, "steps of the measuring attacks")
+_TEST_EXAMPLES = flags.DEFINE_integer("test_examples", 1000, "number of test images")
+_TEST_STEPS = flags.DEFINE_integer(
+    "test_steps", 10, "number of steps of the measuring attacks"
+)
 _L2 = flags.DEFINE_list(
     "l2_epsilons",
     ["0.25", "0.5", "0.875", "1.25"],
@@ -52,52 +63,46 @@ _LINF = flags.DEFINE_list(
     ["0.00392", "0.00784", "0.01569", "0.03137"],
     "lengths of the Linf attack, in [0, 1] pixel units",
 )
-pieces.define_fresh_flag()
-_DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
+cache.define_fresh_flag()
+_DOWNLOAD = options.define_download_flag()
 
 
 def main() -> None:
     """Trains and measures every row, writes and prints the table."""
-    began, revision = time.monotonic(), training.git_revision()
+    started = records.start()
     lengths = {
-        2.0: cli.parse_floats("l2_epsilons", _L2.value),
-        float("inf"): cli.parse_floats("linf_epsilons", _LINF.value),
+        2.0: options.parse_floats("l2_epsilons", _L2.value),
+        float("inf"): options.parse_floats("linf_epsilons", _LINF.value),
     }
     for p, epsilons in lengths.items():
         if not epsilons or min(epsilons) <= 0:
             name = measure.norm_name(p).lower()
             raise ValueError(f"{name}_epsilons is {epsilons}; each must be positive.")
-    for flag in (_TEST_EXAMPLES, _TEST_STEPS):
-        if flag.value < 1:
-            raise ValueError(f"{flag.name} is {flag.value}; it must be at least 1.")
+    options.check_at_least(1, _TEST_EXAMPLES, _TEST_STEPS)
     rows = _rows()
-    run = training.RunDirectory.for_results(_RUN.value)
+    run = runs.RunDirectory.for_results(_RUN.value)
     first = next(iter(rows.values()))
-    train_set, test_set = measure.load_splits(
+    train_set, test_set = jobs.load_splits(
         first, _TEST_EXAMPLES.value, download=_DOWNLOAD.value
     )
-    run = cli.hold(training.RunDirectory(_RUN.value), own=list(rows))
+    run = cli.hold(runs.RunDirectory(_RUN.value), own=list(rows))
     measured = {
         name: _train_and_measure(name, config, train_set, test_set, lengths)
         for name, config in rows.items()
     }
-    run.write_json(
-        "results.json",
-        {
-            "data": test_set.description,
-            "train_examples": len(train_set),
-            "test_examples": len(test_set),
-            "environment": training.environment(),
-            "git_revision": revision,
-            "seconds": time.monotonic() - began,
-            "rows": {
-                name: {"config": dataclasses.asdict(config), **measured[name]}
-                for name, config in rows.items()
-            },
+    results = {
+        "data": test_set.description,
+        "train_examples": len(train_set),
+        "test_examples": len(test_set),
+        **records.origin(started),
+        "rows": {
+            name: {"config": dataclasses.asdict(config), **measured[name]}
+            for name, config in rows.items()
         },
-    )
-    table = cli.table([_line(name, rows[name], measured[name]) for name in rows])
-    run.write_text("table.md", table + "\n")
+    }
+    run.write_json("results.json", results)
+    text = make_table(results)
+    run.write_text("table.md", text + "\n")
     for p in lengths:
         norm = measure.norm_name(p)
         figures.plot_accuracy(
@@ -108,23 +113,20 @@ def main() -> None:
                 default=None,
             ),
             norm=norm,
-            title=f"{test_set.description}, {len(test_set)} test pictures",
+            title=f"{test_set.description}, {len(test_set)} test images",
         )
-    print(table)
-    print(f"written to {run.path} in {time.monotonic() - began:.0f} s")
+    records.report(run, text, started)
 
 
 def _rows() -> dict[str, training.Config]:
     """The configuration of each preset, checked."""
     names = _PRESETS.value
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"presets is {names}; give one or more, each once.")
-    fields = [field.name for field in dataclasses.fields(training.Config)]
-    given = {n: flags.FLAGS[n].value for n in fields if flags.FLAGS[n].present}
+    options.check_each_once("presets", names)
+    given = options.given_fields(training.Config)
     rows = {}
     for name in names:
-        preset = presets.get(name)
-        changes: dict[str, Any] = dict(given)
+        preset = training.get_preset(name)
+        changes = dict(given)
         if name == names[0] and _STANDARD_EPOCHS.value is not None:
             changes["epochs"] = _STANDARD_EPOCHS.value
         if "init_from" in preset.needs and name != names[0]:
@@ -132,17 +134,17 @@ def _rows() -> dict[str, training.Config]:
         rows[name] = dataclasses.replace(preset.config, **changes)
         training.validate(rows[name])
     # They are loaded once.
-    measure.check_alike(rows, DATA_FIELDS)
+    jobs.check_alike(rows, training.DATA_FIELDS)
     return rows
 
 
 def _train_and_measure(
     name: str,
     config: training.Config,
-    train_set: Any,
-    test_set: Any,
+    train_set: data.Dataset | data.Stream,
+    test_set: data.Dataset,
     lengths: dict[float, tuple[float, ...]],
-) -> dict[str, Any]:
+) -> Record:
     directory = Path(_RUN.value) / name
     result = training.train(config, directory=directory, train_set=train_set)
     settings = {
@@ -150,42 +152,54 @@ def _train_and_measure(
         "test_examples": len(test_set),
         "test_steps": _TEST_STEPS.value,
     }
-    identity = pieces.fingerprint(config, result.network, test_set)
-    settings |= pieces.network_settings(config, identity)
+    identity = cache.fingerprint(config, result.network, test_set)
+    settings |= cache.network_settings(config, identity)
 
-    def compute() -> dict[str, Any]:
+    def compute() -> Record:
         curves = {
             measure.norm_name(p): measure.accuracy_curve(
                 result.network,
                 test_set,
-                p=p,
-                epsilons=epsilons,
-                num_steps=_TEST_STEPS.value,
-                batch_size=100,
-                seed=config.seed,
+                measure.Pga(p, _TEST_STEPS.value, config.seed),
+                epsilons,
             )
             for p, epsilons in lengths.items()
         }
         return {"steps": result.step, "accuracy": curves}
 
-    return pieces.cached(
+    return cache.cached(
         directory / "accuracies.json", settings, compute, fresh=flags.FLAGS.fresh
     )
 
 
-def _line(name: str, config: training.Config, found: dict[str, Any]) -> dict[str, str]:
-    """A row of the table; the paper's value is of its own size and data."""
-    line = {
-        "row": _label(name),
-        "clean": f"{100 * found['accuracy']['L2']['mean'][0]:.1f} %",
-        "clean, paper": presets.get(name).paper.get("clean accuracy", ""),
-    }
-    for norm, curve in found["accuracy"].items():
-        for epsilon, mean in list(zip(curve["epsilon"], curve["mean"], strict=True))[
-            1:
-        ]:
-            line[f"PGA {norm} {epsilon:.3g}"] = f"{100 * mean:.1f} %"
-    return line
+def make_table(results: Record) -> str:
+    """Returns the table, with the accuracies that the paper prints beside those here.
+
+    Args:
+      results: the content of results.json; the paper's networks have other sizes, and
+        were trained on more data.
+    """
+    rows = tables.named(results["rows"], "preset")
+    columns = [
+        Column("row", "preset", _label),
+        Column("clean", ("accuracy", "L2", "mean", 0), tables.percent()),
+        Column("clean, paper", "preset", _printed),
+    ]
+    columns += [
+        Column(
+            f"PGA {norm} {epsilon:.3g}",
+            ("accuracy", norm, "mean", place),
+            tables.percent(),
+        )
+        for norm, curve in rows[0]["accuracy"].items()
+        for place, epsilon in enumerate(curve["epsilon"])
+        if place > 0
+    ]
+    return tables.table(rows, columns)
+
+
+def _printed(preset: str) -> str:
+    return training.get_preset(preset).paper.get("clean accuracy", "")
 
 
 def _label(name: str) -> str:

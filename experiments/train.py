@@ -19,15 +19,17 @@ SLURM, Open MPI or on a TPU pod with --distributed, elsewhere with
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
 
-from experiments.common import cli, figures
-from opnorm import data, training
+from experiments.common import cli, figures, options, tables
+from experiments.common.tables import Column
+from opnorm import data, runs, training
 
-cli.define_config_flags(training.Config)
-cli.define_preset_flags()
+options.define_config_flags(training.Config)
+options.define_preset_flags()
 _RUN = flags.DEFINE_string("run", None, "run directory, made if need be (required)")
 _DOWNLOAD = flags.DEFINE_boolean(
     "download", False, "download the data set with TensorFlow Datasets if it is missing"
@@ -66,14 +68,14 @@ _PROCESS_ID = flags.DEFINE_integer(
 
 def main() -> None:
     """Trains, and prints what came of it."""
-    config = cli.config_from_flags(training.Config)
+    config = options.config_from_flags(training.Config)
     training.validate(config)
     if not _RUN.value:
         raise ValueError("run is not given; it is the directory to write to.")
     train_set = _checked_data(config) if _CHECK_DATA.value else None
     processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if _DISTRIBUTED.value or processes != (None, None, None):
-        training.initialize_hosts(*processes)
+        runs.initialize_hosts(*processes)
     try:
         result = training.train(
             config,
@@ -85,27 +87,49 @@ def main() -> None:
             checkpoint_every=_CHECKPOINT_EVERY.value,
             max_skipped_updates=_MAX_SKIPPED.value,
         )
-    except training.ProcessLost as error:
+    except runs.ProcessLost as error:
         print(f"train: {error}", file=sys.stderr, flush=True)
         # An orderly end would wait minutes for the process that is gone.
         os._exit(1)
-    if not training.is_writer():
+    if not runs.is_writer():
         return
     run = Path(_RUN.value)
-    metrics = training.read_metrics(run)
-    figures.plot_training(metrics, run / "training.png", title=config.method)
-    print(
-        cli.table(
-            [
-                {
-                    "run": str(run),
-                    "method": config.method,
-                    "steps": result.step,
-                    **{k: f"{v:.4g}" for k, v in sorted(result.metrics.items())},
-                }
-            ]
-        )
-    )
+    metrics = runs.read_metrics(run)
+    _draw_training(metrics, run / "training.png", config.method)
+    summary = {
+        "run": str(run),
+        "method": config.method,
+        "steps": result.step,
+        **{name: f"{value:.4g}" for name, value in sorted(result.metrics.items())},
+    }
+    print(tables.table([summary], [Column(name, name) for name in summary]))
+
+
+def _draw_training(
+    metrics: Sequence[Mapping[str, float]], path: Path, method: str
+) -> None:
+    """Draws loss and accuracies of a run against the epoch.
+
+    Args:
+      metrics: lines of the metrics.jsonl of a run.
+      path: the PNG to write.
+      method: the training method, which is the title.
+    """
+    figure, (left, right) = figures.new_panels(figures.label(method), ("", ""))
+    colors = (figures.BLACK, *figures.PALETTE)
+    epoch = [line["epoch"] for line in metrics]
+    for axes, names in (
+        (left, ("loss", "adversarial_loss", "penalty")),
+        (right, ("accuracy", "adversarial_accuracy")),
+    ):
+        for name, color in zip(names, colors, strict=False):
+            if metrics and name in metrics[0]:
+                values = [line[name] for line in metrics]
+                axes.plot(epoch, values, color=color, label=name.replace("_", " "))
+        axes.set_xlabel("epoch")
+        figures.finish(axes)
+    right.set_ylim(0, 1)
+    figures.write(figure, path)
 
 
 def _checked_data(config: training.Config) -> data.Dataset | data.Stream:
@@ -135,7 +159,7 @@ def _open_test_set(config: training.Config) -> data.Dataset | data.Stream:
 
 def _decode_all(source: data.Dataset | data.Stream, split: str) -> None:
     count = len(source)
-    with training.Progress(count, description=f"{split} split", unit="image") as bar:
+    with runs.Progress(count, description=f"{split} split", unit="image") as bar:
         data.check_images(source, on_progress=bar.update)
     print(f"check_data: {count} images of split {split} can be read", file=sys.stderr)
 

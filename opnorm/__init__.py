@@ -3,10 +3,8 @@ training that lowers them.
 
 Rooms: :mod:`opnorm.linalg`, :mod:`opnorm.operators`, :mod:`opnorm.attacks`,
 :mod:`opnorm.regularizers`, :mod:`opnorm.analysis`, :mod:`opnorm.models`,
-:mod:`opnorm.data`, :mod:`opnorm.training`.
+:mod:`opnorm.data`, :mod:`opnorm.runs`, :mod:`opnorm.training`.
 """
-
-from importlib import metadata
 
 from opnorm import (
     analysis,
@@ -16,15 +14,12 @@ from opnorm import (
     models,
     operators,
     regularizers,
+    runs,
     training,
 )
 from opnorm.models import network
 
-try:
-    __version__ = metadata.version("opnorm")
-except metadata.PackageNotFoundError:
-    # A checkout on the path that nobody has installed.
-    __version__ = "unknown"
+__version__ = runs.version()
 
 __all__ = [
     "analysis",
@@ -35,5 +30,6 @@ __all__ = [
     "network",
     "operators",
     "regularizers",
+    "runs",
     "training",
 ]

@@ -12,6 +12,8 @@ ALLOWED = {
     "linalg": set(),
     "models": set(),
     "data": set(),
+    "runs": set(),
+    "papers": set(),
     "operators": {"linalg"},
     "attacks": {"linalg"},
     "regularizers": {"linalg", "operators"},
@@ -24,6 +26,8 @@ ALLOWED = {
         "analysis",
         "models",
         "data",
+        "runs",
+        "papers",
     },
 }
 

@@ -58,6 +58,7 @@ def least_distances(p):
     return found
 
 
+@pytest.mark.dtypes
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf])
 def test_norms_and_projections(p):
     z = jnp.asarray(RANDOM.normal(size=(3, 5)), jnp.float32)
@@ -69,6 +70,7 @@ def test_norms_and_projections(p):
     np.testing.assert_allclose(np.linalg.norm(inside, p, axis=1), 0.5, rtol=1e-4)
 
 
+@pytest.mark.dtypes
 def test_spectra():
     values = np.array([5.0, 5.0, 2.0, -1.0, 0.0, 0.0], np.float32)
     basis, _ = np.linalg.qr(RANDOM.normal(size=(6, 6)))
@@ -81,6 +83,7 @@ def test_spectra():
     np.testing.assert_allclose(triplets.values[0], [5, 5], atol=1e-4)
 
 
+@pytest.mark.dtypes
 @pytest.mark.parametrize("method", ["dense", "golub_kahan", "iterative"])
 def test_the_norm_of_a_jacobian(method):
     found = operators.jacobian_norm(NETWORK, X, method=method, num_steps=50, key=KEY)
@@ -89,11 +92,12 @@ def test_the_norm_of_a_jacobian(method):
     chex.assert_shape(found.right, X.shape)
 
 
+@pytest.mark.dtypes
 def test_the_norm_of_a_convolution_and_of_a_penalty():
     kernel = jnp.asarray(RANDOM.normal(size=(3, 3, 2, 4)), jnp.float32)
     shape = (6, 6, 2)
     convolution = linalg.convolution_map(kernel, shape)
-    basis = jnp.eye(math.prod(shape)).reshape(-1, 1, *shape)
+    basis = jnp.eye(math.prod(shape), dtype=kernel.dtype).reshape(-1, 1, *shape)
     dense = jax.vmap(convolution.matvec)(basis).reshape(len(basis), -1)
     expected = np.linalg.svd(np.asarray(dense, np.float64), compute_uv=False)[0]
     found = linalg.convolution_norm(kernel, shape)
@@ -103,6 +107,7 @@ def test_the_norm_of_a_convolution_and_of_a_penalty():
     chex.assert_tree_all_finite(penalty)
 
 
+@pytest.mark.dtypes
 @pytest.mark.parametrize(
     ("name", "p", "options"),
     [
@@ -121,6 +126,7 @@ def test_attacks_reach_what_the_budget_allows(name, p, options):
         assert np.asarray(found.success).all() == (factor > 1)
 
 
+@pytest.mark.dtypes
 @pytest.mark.parametrize("name", ["deepfool", "fab", "fast_minimum_norm"])
 def test_nearest_points_are_the_nearest(name):
     options = {} if name == "deepfool" else {"num_steps": 40}

@@ -23,9 +23,8 @@ from absl import flags
 from jax import lax
 
 from experiments.benchmark import input, spectrum
-from experiments.common import cli, timing, train_steps
-from opnorm import attacks, data, operators, training
-from opnorm.training import modes, optimizers, weight_bounds
+from experiments.common import cli, options, timing, train_steps
+from opnorm import attacks, data, operators, runs, training
 
 _RUN = flags.DEFINE_string("run", "runs/benchmark", "directory to write to")
 _WIDTH = flags.DEFINE_integer("width", 16, "width of CNN7")
@@ -86,7 +85,7 @@ AT_LEAST = {"naive power loop / 10 power steps": 4.0}
 
 def main() -> None:
     """Measures the parts asked for and reports them."""
-    steps = cli.parse_integers("steps", _STEPS.value)
+    steps = options.parse_integers("steps", _STEPS.value)
     for flag, smallest in ((_WIDTH, 1), (_BATCH_SIZE, 1), (_ROUNDS, 3)):
         if flag.value < smallest:
             raise ValueError(f"{flag.name} is {flag.value}; at least {smallest}.")
@@ -108,7 +107,7 @@ def main() -> None:
             ]
         else:
             jobs.append((part, known[part]))
-    cli.hold(training.RunDirectory(_RUN.value))
+    cli.hold(runs.RunDirectory(_RUN.value))
     compilations = timing.Compilations()
     times: dict[str, float] = {}
     ratios: dict[str, float] = {}
@@ -137,12 +136,12 @@ def _write(
     seconds = cli.table(
         [{"what": name, "median ms": f"{1e3 * t:.1f}"} for name, t in times.items()]
     )
-    run = training.RunDirectory(_RUN.value)
+    run = runs.RunDirectory(_RUN.value)
     run.write_json(
         "benchmark.json",
         {
-            "environment": training.environment(),
-            "git_revision": training.git_revision(),
+            "environment": runs.environment(),
+            "git_revision": runs.git_revision(),
             "width": _WIDTH.value,
             "batch_size": _BATCH_SIZE.value,
             "rounds": _ROUNDS.value,
@@ -179,14 +178,15 @@ def _attack_ratio(k: int) -> str:
 
 
 def _setup() -> tuple[training.Modes, Any, Any, jax.Array, jax.Array]:
-    module = training.build_model(training.Config(width=_WIDTH.value), 10)
-    params, batch_stats = modes.init(module, jax.random.key(0), (32, 32, 3))
+    config = training.Config(width=_WIDTH.value)
+    objective = training.make_objective(config, 10, (32, 32, 3))
+    params, batch_stats = objective.init(jax.random.key(0))
     test_set = data.load("cifar10_mini", split="train", limit=_BATCH_SIZE.value)
     copies = -(-_BATCH_SIZE.value // len(test_set))
     images = np.tile(test_set.images, (copies, 1, 1, 1))[: _BATCH_SIZE.value]
     labels = np.tile(test_set.labels, copies)[: _BATCH_SIZE.value]
     x, y = jax.device_put((np.float32(images) / 255, labels))
-    return training.make_modes(module), params, batch_stats, x, y
+    return objective.modes, params, batch_stats, x, y
 
 
 def _attack_part(compilations: timing.Compilations, steps: tuple[int, ...]) -> Found:
@@ -374,12 +374,13 @@ def _input_part(compilations: timing.Compilations, steps: tuple[int, ...]) -> Fo
 def _train_step(
     compilations: timing.Compilations, name: str, options: Mapping[str, Any]
 ) -> Callable[[], Any]:
-    net, params, batch_stats, x, y = _setup()
+    _, params, batch_stats, x, y = _setup()
     config = training.Config(width=_WIDTH.value, **options)
-    method = weight_bounds.create(config, net, x.shape[1:])
-    counted = method._replace(loss=compilations.wrap(name, method.loss))
-    optimizer = optimizers.create(config, training.make_plan(config, 10_000))
     mesh = training.data_mesh(jax.devices()[:1])
+    objective = training.make_objective(config, 10, x.shape[1:])
+    program = training.Program(objective, training.make_plan(config, 10_000), mesh)
+    method, optimizer = objective.method, program.optimizer
+    counted = method._replace(loss=compilations.wrap(name, method.loss))
     state = training.init_state(
         params,
         batch_stats,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from experiments.common import cli
+from experiments.common import options
 from opnorm import attacks
 
 # Options of attacks that are not given with their names, and why.
@@ -72,7 +72,7 @@ def _read_value(text: str) -> Any:
         return _WORDS[text.lower()]
     try:
         # A fraction is no literal of Python.
-        return cli.parse_number(text) if "/" in text else ast.literal_eval(text)
+        return options.parse_number(text) if "/" in text else ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError):
         return text
 

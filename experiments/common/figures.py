@@ -1,18 +1,33 @@
-"""experiments: the figures, one function each. Matplotlib is imported when one is made.
+"""The parts that figures share, such as curves with bands and panels with one legend.
+
+Example::
+
+  figure, panels = figures.new_panels("Title", ("left", "right"))
+  for axes in panels:
+      figures.curves(axes, {"standard": (x, {"mean": m, "standard_error": e})})
+      axes.set(xlabel="length", ylabel="accuracy", ylim=(0, None))
+  figures.save_panels(figure, panels, path)
 
 Colours follow Okabe & Ito's palette, which colour-blind readers can tell apart; every
-method keeps its colour and marker in all figures.
+method keeps its colour and marker in all figures. Matplotlib is imported when a figure
+is made.
 """
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from opnorm import training
+from opnorm import runs
 
+# Keyword arguments of matplotlib's ``plot``.
+Style = dict[str, Any]
+
+UNTRAINED = "untrained"
+BLACK = "#000000"
 LABELS = {
     "standard": "standard",
     "adversarial": "adversarial training",
@@ -26,6 +41,7 @@ LABELS = {
 }
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("s", "^", "D", "P", "o", "v")
+# Colour, marker and line of each method.
 STYLES = {
     "best known": ("#000000", "x", ":"),
     "standard": ("#000000", "o", "-"),
@@ -37,10 +53,106 @@ STYLES = {
     "interpolated": ("#E69F00", "o", "-."),
     "gradient_regularization": ("#999999", "X", "-."),
 }
+# Curves with more points than this have a marker at some only.
+_MARKED_POINTS = 12
+# Decades below the largest value that are shown, and on either side of zero where some
+# values are negative.
+_DECADES = 6
+_SIGNED_DECADES = 2
+
+
+def label(name: str) -> str:
+    """Returns the reader's name of a network: a method, perhaps with its run behind."""
+    method, *rest = name.split(" (", 1)
+    return " (".join([LABELS.get(method, method), *rest])
+
+
+def styles(names: Sequence[str]) -> dict[str, Style]:
+    """Returns the style of each network or attack, the same in all panels.
+
+    Methods have styles of their own; other names take colours that no method among
+    them has.
+    """
+    found = {name: STYLES[name] for name in names if name in STYLES}
+    taken = {color for color, _, _ in found.values()}
+    pairs = list(zip(PALETTE, MARKERS, strict=True))
+    free = [pair for pair in pairs if pair[0] not in taken] or pairs
+    others = [name for name in names if name not in found]
+    for place, name in enumerate(others):
+        found[name] = (*free[place % len(free)], "-")
+        if name.startswith(UNTRAINED):
+            found[name] = ("0.5", "x", "-")
+    return {
+        name: {
+            "color": color,
+            "marker": marker,
+            "markersize": 4,
+            "linestyle": line,
+            "label": label(name),
+        }
+        for name, (color, marker, line) in found.items()
+    }
+
+
+def curve(
+    axes: Any, x: Any, found: Mapping[str, Any], *, times: float = 1, **style: Any
+) -> None:
+    """Draws a mean, with its standard error as a band.
+
+    Args:
+      axes: the panel.
+      x: ``(N,)``.
+      found: "mean" and "standard_error", ``(N,)``; an error of None or NaN has no band.
+      times: factor in front of both; 100 for percents.
+      **style: as :func:`styles` returns it, with a "color".
+    """
+    x = np.asarray(x)
+    mean, error = (
+        times * np.asarray(found[part], float) for part in ("mean", "standard_error")
+    )
+    every = max(1, len(x) // _MARKED_POINTS)
+    axes.plot(x, mean, **{"markevery": every, **style})
+    axes.fill_between(
+        x, mean - error, mean + error, color=style["color"], alpha=0.15, lw=0
+    )
+
+
+def distribution(axes: Any, values: Any, **style: Any) -> None:
+    """Draws the percentage of values up to each value, as steps from (0, 0) on.
+
+    Args:
+      axes: the panel.
+      values: ``(N,)``, at least 0; an infinite one is counted, and is never reached.
+      **style: keyword arguments of ``plot``.
+    """
+    values = np.asarray(values, float)
+    reached = np.sort(values[np.isfinite(values)])
+    percent = 100 * np.arange(1, len(reached) + 1) / len(values)
+    x, y = np.concatenate([[0.0], reached]), np.concatenate([[0.0], percent])
+    axes.step(x, y, where="post", **style)
+
+
+def curves(
+    axes: Any, drawn: Mapping[str, tuple[Any, Mapping[str, Any]]], *, times: float = 1
+) -> None:
+    """Draws (x, mean with error) of each network or attack by name, in its style."""
+    styled = styles(list(drawn))
+    for name, (x, found) in drawn.items():
+        curve(axes, x, found, times=times, **styled[name])
+
+
+def by_rank(found: Mapping[str, Any]) -> tuple[np.ndarray, Mapping[str, Any]]:
+    """Returns the ranks 1, 2, ... of values, and the values."""
+    return np.arange(1, len(found["mean"]) + 1), found
+
+
+def source_line(results: Mapping[str, Any], count: str = "examples") -> str:
+    """Returns the data that results are of, and the number of images under a key."""
+    return f"{results['data']}, {results[count]} images"
 
 
 def plot_accuracy(
-    curves: Mapping[str, Mapping[str, Sequence[float]]],
+    accuracies: Mapping[str, Mapping[str, Sequence[float]]],
     path: Path,
     *,
     training_epsilon: float | None,
@@ -50,63 +162,22 @@ def plot_accuracy(
     """Draws accuracy against epsilon, one curve per method, with standard errors.
 
     Args:
-      curves: by method: "epsilon", "mean" and "standard_error", fractions.
+      accuracies: by method: "epsilon", "mean" and "standard_error", fractions.
       path: the PNG to write.
       training_epsilon: drawn as a dashed line, or None.
-      norm: what the axis calls the norm, such as "L2".
-      title: what was measured, on which data.
+      norm: name of the norm on the axis, such as "L2".
+      title: the measurement and its data.
     """
     figure, axes = new_figure(title)
-    for method, curve in curves.items():
-        band(
-            axes,
-            method,
-            np.asarray(curve["epsilon"]),
-            100 * np.asarray(curve["mean"]),
-            100 * np.asarray(curve["standard_error"], float),
-        )
-    mark_training_epsilon(axes, training_epsilon)
-    axes.set_xlabel(
-        f"{norm} length of the perturbation, $\\epsilon$ (pixels in [0, 1])"
+    drawn = {name: (found["epsilon"], found) for name, found in accuracies.items()}
+    curves(axes, drawn, times=100)
+    if training_epsilon is not None:
+        mark_training(axes, training_epsilon)
+    axes.set(
+        xlabel=f"{norm} length of the perturbation, $\\epsilon$ (pixels in [0, 1])",
+        ylabel="accuracy (%)",
+        ylim=(0, None),
     )
-    axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(bottom=0)
-    save_figure(figure, axes, path)
-
-
-def plot_distances(
-    distances: Mapping[str, np.ndarray],
-    path: Path,
-    *,
-    training_epsilon: float | None,
-    norm: str,
-    title: str,
-) -> None:
-    """Draws the error against the distance of the nearest misclassified points.
-
-    Args:
-      distances: by attack: ``(N,)``, 0 where the network errs at x, inf if not found.
-      path: the PNG to write.
-      training_epsilon: drawn as a dashed line, or None.
-      norm: what the axis calls the norm, such as "L2".
-      title: what was measured, on which data.
-    """
-    figure, axes = new_figure(title)
-    for number, (name, values) in enumerate(distances.items()):
-        reached = np.sort(values[np.isfinite(values)])
-        error = 100 * np.arange(1, len(reached) + 1) / len(values)
-        axes.step(
-            np.concatenate([[0.0], reached]),
-            np.concatenate([[0.0], error]),
-            where="post",
-            color=PALETTE[number % len(PALETTE)],
-            label=name,
-        )
-    mark_training_epsilon(axes, training_epsilon)
-    axes.set_xlabel(f"{norm} distance of the nearest point found (pixels in [0, 1])")
-    axes.set_ylabel("error (%)")
-    axes.set_ylim(0, 100)
-    axes.set_xlim(left=0)
     save_figure(figure, axes, path)
 
 
@@ -118,52 +189,24 @@ def plot_singular_values(
     Args:
       spectra: by method: "mean" and "standard_error", one number per rank.
       path: the PNG to write.
-      title: what was measured, on which data.
+      title: the measurement and its data.
     """
     figure, axes = new_figure(title)
-    for method, spectrum in spectra.items():
-        mean = np.asarray(spectrum["mean"])
-        rank = np.arange(1, len(mean) + 1)
-        band(axes, method, rank, mean, np.asarray(spectrum["standard_error"], float))
-    axes.set_yscale("log")
-    axes.set_xticks(np.arange(1, max(len(s["mean"]) for s in spectra.values()) + 1))
-    axes.set_xlabel("rank")
-    axes.set_ylabel("singular value of the logits' Jacobian")
+    curves(axes, {name: by_rank(found) for name, found in spectra.items()})
+    most = max(len(found["mean"]) for found in spectra.values())
+    axes.set(
+        yscale="log",
+        xticks=range(1, most + 1),
+        xlabel="rank",
+        ylabel="singular value of the logits' Jacobian",
+    )
     save_figure(figure, axes, path)
 
 
-def plot_training(
-    metrics: Sequence[Mapping[str, float]], path: Path, title: str
-) -> None:
-    """Draws loss and accuracies of a run against the epoch.
-
-    Args:
-      metrics: lines of a run's metrics.jsonl.
-      path: the PNG to write.
-      title: what was trained.
-    """
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    figure.suptitle(LABELS.get(title, title), fontsize=10)
-    epoch = [line["epoch"] for line in metrics]
-    for axes, names in (
-        (left, ("loss", "adversarial_loss", "penalty")),
-        (right, ("accuracy", "adversarial_accuracy")),
-    ):
-        for name, color in zip(names, ("#000000", "#0072B2", "#D55E00"), strict=False):
-            if metrics and name in metrics[0]:
-                values = [line[name] for line in metrics]
-                axes.plot(epoch, values, color=color, label=name.replace("_", " "))
-        axes.set_xlabel("epoch")
-        finish(axes)
-    right.set_ylim(0, 1)
-    write(figure, path)
-
-
-def mark_training_epsilon(axes: Any, training_epsilon: float | None) -> None:
-    """Draws the epsilon that was trained with as a dashed line, if there is one."""
-    if training_epsilon is not None:
-        mark(axes, training_epsilon, "training $\\epsilon$")
+def mark_training(axes: Any, *epsilons: float) -> None:
+    """Draws each epsilon that networks were trained with as a dashed line."""
+    for epsilon in epsilons:
+        mark(axes, epsilon, "training $\\epsilon$")
 
 
 def mark(axes: Any, place: float, text: str) -> None:
@@ -203,21 +246,23 @@ def new_panels(
     titles: Sequence[str],
     *,
     columns: int | None = None,
-    sharey: bool = False,
+    sharey: bool | str = False,
 ) -> tuple[Any, list[Any]]:
-    """Returns a figure of several panels in rows, each with its title.
+    """Returns a figure of panels in rows, and the panels.
 
     Args:
-      title: of the figure.
-      titles: of the panels.
-      columns: of panels; None for two by two of four, otherwise at most three.
-      sharey: whether all have one vertical axis.
+      title: title of the figure.
+      titles: titles of the panels, which they count.
+      columns: panels in a row; None for two by two where they are four, otherwise at
+        most three.
+      sharey: as in ``matplotlib.pyplot.subplots``: True for one vertical axis, "row"
+        for one in each row.
     """
     count = len(titles)
     if columns is None:
         columns = 2 if count == 4 else min(count, 3)
     rows = -(-count // columns)
-    size = (7.0, 4.5) if count == 1 else (1.0 + 3.0 * columns, 1.4 + 2.4 * rows)
+    size = (7.0, 4.5) if count == 1 else (1.0 + 3.5 * columns, 1.2 + 2.7 * rows)
     figure, grid = pyplot().subplots(
         rows,
         columns,
@@ -247,16 +292,58 @@ def scale_log(axes: Any, low: float, high: float) -> None:
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
+def scale_asinh(axes: Any, width: float, low: float, high: float) -> None:
+    """Makes the horizontal axis logarithmic on both sides of zero.
+
+    Args:
+      axes: the panel.
+      width: half the width of the part that is linear.
+      low: left end.
+      high: right end.
+    """
+    largest = max(width, abs(low), abs(high))
+    powers = range(round(math.log10(width)), math.floor(math.log10(largest)) + 1)
+    ticks = sorted({0.0, *(s * 10.0**power for power in powers for s in (-1, 1))})
+    axes.set_xscale("asinh", linear_width=width)
+    axes.set(xticks=[tick for tick in ticks if low <= tick <= high], xlim=(low, high))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+
+
+def scale_decades(axes: Any, low: float, high: float) -> None:
+    """Makes the vertical axis logarithmic, on both sides of zero for negative values.
+
+    Args:
+      axes: the panel, with its curves.
+      low: smallest value; where it is negative, two decades of either sign are shown,
+        otherwise at most six below the largest value.
+      high: largest value.
+    """
+    from matplotlib import ticker
+
+    if low < 0:
+        width = max(high, -low) / 10**_SIGNED_DECADES
+        axes.set_yscale("asinh", linear_width=width)
+    else:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(
+            ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=12)
+        )
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], high / 10**_DECADES))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.minorticks_off()
+
+
 def save_panels(
     figure: Any, panels: Sequence[Any], path: Path, *, columns: int | None = None
 ) -> None:
-    """Finishes panels, which share one legend below them, and writes the figure.
+    """Gives panels one legend below them, and writes the figure.
 
     Args:
-      figure: of :func:`new_panels`.
-      panels: of the same.
+      figure: as :func:`new_panels` returns it.
+      panels: likewise.
       path: the PNG to write.
-      columns: of the legend; None for as many as are likely to fit.
+      columns: columns of the legend; None for as many as are likely to fit.
     """
     known: dict[str, Any] = {}
     for axes in panels:
@@ -264,7 +351,7 @@ def save_panels(
             known.setdefault(text, handle)
         finish(axes)
         axes.get_legend().remove()
-    # In inches, of a label at this font size with its line.
+    # Inches that a label takes at this font size, with its line.
     width = 0.55 + 0.056 * max(map(len, known), default=0)
     figure.legend(
         list(known.values()),
@@ -275,24 +362,6 @@ def save_panels(
         fontsize=8,
     )
     write(figure, path)
-
-
-def band(axes: Any, method: str, x: Any, mean: Any, error: Any) -> None:
-    """Draws a curve in its method's style, its standard error shaded."""
-    number = len(axes.lines)
-    color = PALETTE[number % len(PALETTE)]
-    marker = MARKERS[number % len(MARKERS)]
-    color, marker, line = STYLES.get(method, (color, marker, "-"))
-    axes.plot(
-        x,
-        mean,
-        color=color,
-        marker=marker,
-        markersize=4,
-        linestyle=line,
-        label=LABELS.get(method, method),
-    )
-    axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.15, lw=0)
 
 
 def finish(axes: Any) -> None:
@@ -312,5 +381,5 @@ def write(figure: Any, path: Path) -> None:
     """Writes a PNG whole or not at all, never through a link, and closes the figure."""
     png = io.BytesIO()
     figure.savefig(png, dpi=150, format="png")
-    training.write_whole(path, png.getvalue())
+    runs.write_whole(path, png.getvalue())
     pyplot().close(figure)

@@ -20,7 +20,6 @@ import numpy as np
 
 from experiments.common import timing
 from opnorm import attacks, regularizers, training
-from opnorm.training import methods, modes, optimizers
 
 ATTACK_STEPS = 10
 
@@ -191,16 +190,14 @@ class Parts(NamedTuple):
     """What a train step is made of.
 
     Attributes:
-      module: the network.
-      net: its two BatchNorm modes.
+      objective: the network in its two BatchNorm modes.
       method: what is minimised.
       optimizer: the default one.
       image_shape: (H, W, C).
     """
 
-    module: Any
-    net: training.Modes
-    method: methods.Method
+    objective: training.Objective
+    method: training.Method
     optimizer: Any
     image_shape: tuple[int, int, int]
 
@@ -227,14 +224,14 @@ def parts(
         batch_size=size.batch_size,
         **options,
     )
-    module = training.build_model(config, size.num_classes)
-    net = training.make_modes(module)
-    method = methods.create(config, net)
-    if double:
-        method = method._replace(loss=_double_backpropagation(net))
-    plan = training.make_plan(config, 100 * size.batch_size)
     shape = (size.image_size, size.image_size, 3)
-    return Parts(module, net, method, optimizers.create(config, plan), shape)
+    objective = training.make_objective(config, size.num_classes, shape)
+    method = objective.method
+    if double:
+        method = method._replace(loss=_double_backpropagation(objective.modes))
+    plan = training.make_plan(config, 100 * size.batch_size)
+    program = training.Program(objective, plan, training.data_mesh(jax.devices()[:1]))
+    return Parts(objective, method, program.optimizer, shape)
 
 
 def train_step(
@@ -255,8 +252,8 @@ def train_step(
       dtype: what the network computes in.
       **options: of :func:`parts`.
     """
-    module, net, method, optimizer, shape = parts(name, size, dtype, **options)
-    params, batch_stats = modes.init(module, jax.random.key(0), shape)
+    objective, method, optimizer, shape = parts(name, size, dtype, **options)
+    params, batch_stats = objective.init(jax.random.key(0))
     counted = method._replace(
         loss=compilations.wrap(f"{name}, {label}, {dtype}", method.loss)
     )
@@ -283,7 +280,7 @@ def train_step(
     flops = step.lower(state, *batch).cost_analysis()["flops"]
     if options["method_name"] == "adversarial_only":
         flops += (ATTACK_STEPS - 1) * _input_gradient_flops(
-            net, params, batch_stats, images.shape, batch[1]
+            objective.modes, params, batch_stats, images.shape, batch[1]
         )
     holder = [state]
 
@@ -298,8 +295,8 @@ def _double_backpropagation(net: training.Modes) -> Callable[..., Any]:
     """The loss of gradient regularisation without a finite difference."""
 
     def loss(
-        params: Any, batch_stats: Any, state: Any, batch: methods.Batch, key: jax.Array
-    ) -> tuple[jax.Array, methods.Auxiliary]:
+        params: Any, batch_stats: Any, state: Any, batch: training.Batch, key: jax.Array
+    ) -> tuple[jax.Array, training.Auxiliary]:
         del key
 
         def losses(x: jax.Array) -> jax.Array:
@@ -311,7 +308,7 @@ def _double_backpropagation(net: training.Modes) -> Callable[..., Any]:
         penalty = regularizers.gradient_penalty(
             losses, batch.images, method="double_backpropagation"
         )
-        return clean + penalty.value.mean(), methods.Auxiliary(updated, state, {})
+        return clean + penalty.value.mean(), training.Auxiliary(updated, state, {})
 
     return loss
 

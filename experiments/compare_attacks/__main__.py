@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.common import attack_specs, cli, measure
+from experiments.common import attack_specs, cli, jobs
 from experiments.compare_attacks import torch_cnn7
 from experiments.compare_attacks.peers import ROWS, Peer
-from opnorm import analysis, data, linalg, models, training
+from opnorm import analysis, data, linalg, models, runs, training
 
 _RUN = flags.DEFINE_string("run", None, "run directory of a CNN7 (required)")
 _OUT = flags.DEFINE_string("out", None, "where to write; default RUN/comparison")
@@ -66,15 +66,15 @@ def main() -> None:
     run = training.load_run(_RUN.value)
     config, network = run.config, run.network
     test_set = data.load(
-        measure.dataset_name(None, config),
+        jobs.dataset_name(None, config),
         split="test",
         limit=_EXAMPLES.value,
         image_size=training.image_size(config),
     )
     torch_network = torch_cnn7.build(network.params, network.batch_stats)
     difference = _check_networks(network, torch_network, test_set)
-    training.RunDirectory.for_results(_OUT.value or _RUN.value)
-    out = cli.hold(training.RunDirectory(_OUT.value or f"{_RUN.value}/comparison"))
+    runs.RunDirectory.for_results(_OUT.value or _RUN.value)
+    out = cli.hold(runs.RunDirectory(_OUT.value or f"{_RUN.value}/comparison"))
 
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -109,8 +109,8 @@ def main() -> None:
                 "largest_logit_difference": difference,
                 "torch_threads": torch.get_num_threads(),
                 "versions": cli.versions(*_LIBRARIES),
-                "environment": training.environment(),
-                "git_revision": training.git_revision(),
+                "environment": runs.environment(),
+                "git_revision": runs.git_revision(),
                 "rows": rows,
             },
         )

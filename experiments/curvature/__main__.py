@@ -7,7 +7,7 @@ r"""Measures the curvature of the loss of networks, in the parameters and in the
 For one run, or several to compare:
 
 - the eigenvalue density of the Hessian, and of its Gauss-Newton part, of the mean
-  cross-entropy of training pictures in all parameters, with both ends of the spectrum
+  cross-entropy of training images in all parameters, with both ends of the spectrum
   and the trace;
 - at each of --examples test images the extreme eigenvalues and the trace of the
   Hessian of the cross-entropy in the input, the length of its gradient, and the largest
@@ -21,18 +21,19 @@ an estimate from --num_probes random probes, with standard errors. Writes result
 and figures.
 """
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, curvature_figures, networks, spectrum_figures
-from opnorm import analysis, data, linalg, training
+from experiments.common import cli, comparison, options, records, tables
+from experiments.common.figures import label
+from experiments.common.records import Record
+from experiments.common.tables import Column
+from experiments.curvature import figures
+from opnorm import analysis, data, runs, training
 
 _FOLDER = "curvature"
-networks.define_flags(_FOLDER)
+comparison.define_flags(_FOLDER)
 # There is no attack here.
 flags.DEFINE_integer(
     "num_steps",
@@ -53,76 +54,94 @@ _PROBES = flags.DEFINE_integer(
     "input where a network is not piecewise linear; at least 2 for error bars",
 )
 
-# Densities are of asinh(eigenvalue / scale), logarithmic beyond the scale both ways:
-# networks differ by factors, and the bulk lies near zero. The scale is this part of the
-# largest eigenvalue. The width of the Gaussians is in units of asinh; narrower ones
-# would show where the nodes of the quadrature lie.
-_SCALE = 0.002
-_WIDTH = 0.12
-_POINTS = 1001
+_WITHIN = tables.with_error("{:.4g}", "{:.1g}", names=("value", "error"))
+_WITH_ERROR = tables.with_error("{:.3g}", "{:.2g}")
+_PARAMETER_COLUMNS = (
+    Column("network", "network", label),
+    Column("matrix", "matrix", lambda name: figures.MATRICES[name]),
+    Column("largest eigenvalue", "largest", _WITHIN),
+    Column("smallest", "smallest", _WITHIN),
+    Column("trace", "trace", _WITH_ERROR),
+)
+_INPUT_COLUMNS = (
+    Column("network", "name", label),
+    Column(
+        f"{figures.QUANTITIES['largest']}: mean", ("inputs", "largest"), _WITH_ERROR
+    ),
+    Column("median", ("inputs", "largest", "median"), tables.number()),
+    Column("maximum", ("inputs", "largest", "maximum"), tables.number()),
+    *(
+        Column(f"{figures.QUANTITIES[name]}: mean", ("inputs", name), _WITH_ERROR)
+        for name in ("trace", "gradient_norm", "sigma")
+    ),
+    Column("smallest eigenvalue: mean", ("inputs", "smallest"), _WITH_ERROR),
+    Column("Hessian", lambda row: _accuracy(row)),
+)
 
 
 def main() -> None:
     """Measures every network, writes results and figures."""
     count = _TRAIN_EXAMPLES.value
-    if count < 0:
-        raise ValueError(f"train_examples is {count}; it must be at least 0.")
-    if _PROBES.value < 2:
-        raise ValueError(f"num_probes is {_PROBES.value}; it must be at least 2.")
-    comparison = networks.open_runs(_FOLDER, flags.FLAGS.examples)
-    pictures = _training_pictures(comparison, count) if count else None
-    results: dict[str, Any] = {
-        **networks.card(comparison, len(comparison.examples)),
+    options.check_at_least(0, _TRAIN_EXAMPLES)
+    options.check_at_least(2, _PROBES)
+    compared = comparison.open_runs(_FOLDER, flags.FLAGS.examples)
+    images = _training_images(compared, count) if count else None
+    results: Record = {
+        **comparison.card(compared, len(compared.examples)),
         "train_examples": count,
         "num_probes": _PROBES.value,
         "networks": {},
     }
     found = results["networks"]
-    for network in comparison.networks:
-        found[network.name] = {"inputs": _inputs(network, comparison.examples)}
-    if pictures is not None:
-        for matrix in analysis.curvature.MATRICES:
+    for network in compared.networks:
+        found[network.name] = {"inputs": _inputs(network, compared.examples)}
+    if images is not None:
+        for matrix in analysis.PARAMETER_MATRICES:
             spectra = {
-                network.name: _parameters(network, pictures, matrix)
-                for network in comparison.networks
+                network.name: _parameters(network, images, matrix)
+                for network in compared.networks
             }
-            for name, curve in _densities(spectra).items():
-                found[name][matrix] = _summary(spectra[name]) | {"density": curve}
-    comparison.out.write_json("results.json", results)
-    curvature_figures.draw_input_curvature(comparison.out, results)
-    if pictures is not None:
-        curvature_figures.draw_densities(comparison.out, results)
-        print(_parameter_table(results) + "\n")
-    print(_input_table(results))
-    print(f"written to {comparison.out.path}")
+            densities = [spectrum.density for spectrum in spectra.values()]
+            curves = analysis.density_curves(densities)
+            for (name, spectrum), curve in zip(spectra.items(), curves, strict=True):
+                summary = _summary(spectrum)
+                found[name][matrix] = summary | {"density": curve._asdict()}
+    compared.out.write_json("results.json", results)
+    figures.draw_input_curvature(compared.out, results)
+    table = tables.table(tables.named(results["networks"]), _INPUT_COLUMNS)
+    if images is not None:
+        figures.draw_densities(compared.out, results)
+        first = tables.table(_parameter_rows(results), _PARAMETER_COLUMNS)
+        table = f"{first}\n\n{table}"
+    records.report(compared.out, table)
 
 
-def _training_pictures(comparison: networks.Comparison, count: int) -> data.Dataset:
+def _training_images(compared: comparison.Comparison, count: int) -> data.Dataset:
     given = flags.FLAGS
-    name = comparison.examples.name
-    for network in comparison.networks:
+    name = compared.examples.name
+    for network in compared.networks:
         used = network.config.train_examples
         if network.config.dataset == name and used is not None and used < count:
             raise ValueError(
                 f"train_examples is {count}; {network.name} was trained on {used}."
             )
-    # What a run was trained on begins with these.
-    pictures = data.load(
+    # The training set of a run begins with these.
+    images = data.load(
         name,
         split="train",
         data_dir=given.data_dir,
         download=given.download,
         limit=count,
-        image_size=training.image_size(comparison.networks[0].config, name),
+        image_size=training.image_size(compared.networks[0].config, name),
     )
-    if len(pictures) < count:
-        raise ValueError(f"train_examples is {count}; {name} has {len(pictures)}.")
-    return pictures
+    if len(images) < count:
+        raise ValueError(f"train_examples is {count}; {name} has {len(images)}.")
+    return images
 
 
-def _inputs(network: networks.NamedNetwork, examples: data.Dataset) -> dict[str, Any]:
-    """Summaries of each quantity over the examples, and how sure the Hessians are."""
-    with training.Progress(
+def _inputs(network: comparison.NamedNetwork, examples: data.Dataset) -> Record:
+    """Returns summaries over the examples, and the errors of the Hessians."""
+    with runs.Progress(
         len(examples), description=f"{network.name}: inputs", unit="image"
     ) as progress:
         found = analysis.input_curvature(
@@ -136,7 +155,7 @@ def _inputs(network: networks.NamedNetwork, examples: data.Dataset) -> dict[str,
             on_progress=lambda part: progress.update(round(part * len(examples))),
         )
     values = found._asdict()
-    quantities = (*curvature_figures.QUANTITIES, "smallest")
+    quantities = (*figures.QUANTITIES, "smallest")
     return {name: _distribution(values[name]) for name in quantities} | {
         "curved": float(found.curved.mean()),
         "eigenvalue_error": _mean_and_maximum(found.error),
@@ -144,9 +163,9 @@ def _inputs(network: networks.NamedNetwork, examples: data.Dataset) -> dict[str,
     }
 
 
-def _distribution(values: np.ndarray) -> dict[str, Any]:
+def _distribution(values: np.ndarray) -> Record:
     return {
-        **networks.averaged(values),
+        **records.mean_and_error(values),
         "median": float(np.median(values)),
         "maximum": float(values.max()),
         "percentiles": np.percentile(values, np.arange(101)).tolist(),
@@ -158,18 +177,18 @@ def _mean_and_maximum(values: np.ndarray) -> dict[str, float]:
 
 
 def _parameters(
-    network: networks.NamedNetwork, pictures: data.Dataset, matrix: str
+    network: comparison.NamedNetwork, images: data.Dataset, matrix: str
 ) -> analysis.ParameterSpectrum:
-    with training.Progress(
+    with runs.Progress(
         _PROBES.value,
         description=f"{network.name}: {matrix.replace('_', '-')}",
-        examples=flags.FLAGS.num_steps * len(pictures),
+        examples=flags.FLAGS.num_steps * len(images),
         unit="probe",
     ) as progress:
         return analysis.parameter_spectrum(
             network.f,
-            pictures.images,
-            pictures.labels,
+            images.images,
+            images.labels,
             matrix=matrix,
             num_steps=flags.FLAGS.num_steps,
             num_probes=_PROBES.value,
@@ -179,34 +198,7 @@ def _parameters(
         )
 
 
-def _densities(
-    spectra: dict[str, analysis.ParameterSpectrum],
-) -> dict[str, dict[str, Any]]:
-    """Curves on one grid, blurred alike."""
-    nodes = np.concatenate([found.density.nodes.ravel() for found in spectra.values()])
-    scale = _SCALE * float(np.abs(nodes).max()) or 1.0
-    ends = np.arcsinh([nodes.min() / scale, nodes.max() / scale])
-    grid = np.linspace(ends[0] - 4 * _WIDTH, ends[1] + 4 * _WIDTH, _POINTS)
-    curves = {}
-    for name, found in spectra.items():
-        density = _density(found.density, scale, grid)
-        curves[name] = {
-            "scale": scale,
-            "width": _WIDTH,
-            "asinh": grid.tolist(),
-            "mean": density.mean[0].tolist(),
-            "standard_error": density.standard_error[0].tolist(),
-        }
-    return curves
-
-
-@jax.jit
-def _density(found: linalg.SpectralDensity, scale: Any, grid: Any) -> linalg.Estimate:
-    nodes = jnp.arcsinh(found.nodes / scale)
-    return linalg.SpectralDensity(nodes, found.weights).at(grid, _WIDTH)
-
-
-def _summary(found: analysis.ParameterSpectrum) -> dict[str, Any]:
+def _summary(found: analysis.ParameterSpectrum) -> Record:
     return {
         "parameters": found.size,
         "largest": found.largest._asdict(),
@@ -220,41 +212,17 @@ def _summary(found: analysis.ParameterSpectrum) -> dict[str, Any]:
     }
 
 
-def _parameter_table(results: dict[str, Any]) -> str:
-    return cli.table(
-        [
-            {
-                "network": spectrum_figures.label(name),
-                "matrix": curvature_figures.MATRICES[matrix],
-                "largest eigenvalue": _within(found[matrix]["largest"]),
-                "smallest": _within(found[matrix]["smallest"]),
-                "trace": _with_error(found[matrix]["trace"]),
-            }
-            for name, found in results["networks"].items()
-            for matrix in analysis.curvature.MATRICES
-        ]
-    )
+def _parameter_rows(results: Record) -> list[Record]:
+    return [
+        {"network": name, "matrix": matrix, **found[matrix]}
+        for name, found in results["networks"].items()
+        for matrix in analysis.PARAMETER_MATRICES
+    ]
 
 
-def _input_table(results: dict[str, Any]) -> str:
-    rows = []
-    for name, network in results["networks"].items():
-        inputs = network["inputs"]
-        row = {"network": spectrum_figures.label(name)}
-        for quantity, meaning in curvature_figures.QUANTITIES.items():
-            found = inputs[quantity]
-            row[f"{meaning}: mean"] = _with_error(found)
-            if quantity == "largest":
-                row["median"] = f"{found['median']:.3g}"
-                row["maximum"] = f"{found['maximum']:.3g}"
-        row["smallest eigenvalue: mean"] = _with_error(inputs["smallest"])
-        row["Hessian"] = _accuracy(inputs)
-        rows.append(row)
-    return cli.table(rows)
-
-
-def _accuracy(inputs: dict[str, Any]) -> str:
-    """How the Hessians in the input were found, and how sure they are."""
+def _accuracy(row: Record) -> str:
+    """Returns text on the method and the errors of the Hessians in the input."""
+    inputs = row["inputs"]
     if not inputs["curved"]:
         return "exact: piecewise linear"
     return (
@@ -262,14 +230,6 @@ def _accuracy(inputs: dict[str, Any]) -> str:
         f"{inputs['eigenvalue_error']['maximum']:.1g}, standard error of a trace "
         f"{inputs['trace_error']['mean']:.1g}"
     )
-
-
-def _within(end: dict[str, float]) -> str:
-    return f"{end['value']:.4g} ± {end['error']:.1g}"
-
-
-def _with_error(found: dict[str, float]) -> str:
-    return f"{found['mean']:.3g} ± {found['standard_error']:.2g}"
 
 
 if __name__ == "__main__":

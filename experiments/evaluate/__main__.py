@@ -6,35 +6,44 @@ r"""Evaluates a trained network: robust accuracy, distances, sanity checks, spec
     --attack="pga num_steps=40 num_restarts=5" --attack="square num_queries=1000"
   python -m experiments.evaluate --run=runs/snr --attack=fab   # nearest points
 
-An attack with a budget is run at every epsilon; one without looks for the nearest
-misclassified point. Results of each piece of the data are saved when it is finished:
-started again with the same flags, an evaluation that was killed goes on from there, and
-the report says how many pieces are from before. Each piece holds a digest over network,
-examples, attack and its own content, so that a piece that was damaged, or belongs to
-another evaluation, is computed again. A digest is no signature: give --fresh, which
-computes everything again, for a run directory that somebody else has written.
-Writes evaluation.json, evaluation.md and figures into the run directory, and keeps for
-every example the nearest misclassified point that any evaluation has found: a later,
-stronger attack can only lower the accuracy reported as best known.
+An attack with a budget runs at every epsilon; an attack without one searches for the
+nearest misclassified point. The results of each part of the data are saved when the
+part is finished. Started again with the same flags, an evaluation that was killed
+continues from there, and the report says how many parts are from before. Each part
+holds a digest over network, examples, attack and its own content, so that a part that
+was damaged, or that is of another evaluation, is computed again. A digest is not a
+signature: for a run directory that somebody else has written, --fresh computes
+everything again.
+Writes evaluation.json, evaluation.md and figures into the run directory. It also keeps,
+for every example, the nearest misclassified point that any evaluation has found: a
+later, stronger attack can only lower the accuracy that is reported as best known.
 """
 
 import json
 import math
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import attack_specs, cli, evaluation, figures, measure, pieces
-from opnorm import analysis, data, training
+from experiments.common import (
+    attack_specs,
+    cache,
+    cli,
+    comparison,
+    jobs,
+    options,
+    records,
+)
+from experiments.common import measure as measuring
+from experiments.evaluate import figures, measure, tables
+from opnorm import data, runs, training
 
 _RUN = flags.DEFINE_string(
     "run", None, "run directory, or a folder of checkpoints (required)"
 )
 flags.DEFINE_alias("checkpoint", "run")
-pieces.define_fresh_flag()
+cache.define_fresh_flag()
 _OUT = flags.DEFINE_string("out", None, "where to write; by default the run directory")
 _DATASET = flags.DEFINE_string(
     "dataset", None, "data set to evaluate on; by default the one trained on"
@@ -44,7 +53,7 @@ _DATA_DIR = flags.DEFINE_string(
     None,
     "where TensorFlow Datasets keeps data; the folder that the run names is not used",
 )
-_DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
+_DOWNLOAD = options.define_download_flag()
 _SPLIT = flags.DEFINE_string(
     "split", "test", "split to evaluate on, or a slice of one such as test[500:1000]"
 )
@@ -66,7 +75,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "examples per compiled cal
 _PART_SIZE = flags.DEFINE_integer(
     "part_size", 500, "examples after which results are saved"
 )
-_SEED = flags.DEFINE_integer("seed", 0, "of the attacks' random numbers")
+_SEED = flags.DEFINE_integer("seed", 0, "random seed of the attacks")
 _CHECKS = flags.DEFINE_integer(
     "check_examples", 100, "examples for the sanity checks; 0 for no checks"
 )
@@ -82,186 +91,100 @@ def main() -> None:
     """Evaluates, writes results, prints the table."""
     if not _RUN.value:
         raise ValueError("run is not given; it is the run directory to evaluate.")
-    epsilons = sorted(set(cli.parse_floats("epsilons", _EPSILONS.value)) - {0.0})
-    for name, value, least in (
-        ("batch_size", _BATCH_SIZE.value, 1),
-        ("part_size", _PART_SIZE.value, 1),
-        ("check_examples", _CHECKS.value, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}.")
-    if not epsilons or not all(0 <= e < math.inf for e in epsilons):
-        raise ValueError(
-            f"epsilons are {epsilons}; each must be finite and at least 0, one above."
-        )
-    specs = [attack_specs.parse_attack(text) for text in _ATTACK.value]
-    split, first, last = cli.parse_split(_SPLIT.value)
-    baseline = None
-    if _BASELINE.value:
-        baseline = json.loads(Path(_BASELINE.value).read_text())
+    epsilons = _read_epsilons()
+    attacks = [attack_specs.parse_attack(text) for text in _ATTACK.value]
+    options.parse_split(_SPLIT.value)
+    baseline = (
+        json.loads(Path(_BASELINE.value).read_text()) if _BASELINE.value else None
+    )
     run = training.load_run(_RUN.value)
-    config, network = run.config, run.network
-    p = config.p if _P.value is None else _P.value
-    if not p >= 1:
-        raise ValueError(f"p is {p}; it must be in [1, inf].")
-    for spec in specs:
-        attack_specs.factory(spec, p)(np.float32(epsilons[0]))
-    norm = measure.norm_name(p)
+    settings = _settings(run.config, attacks, epsilons)
+    norm = measuring.norm_name(settings.p)
     if baseline is not None and norm not in baseline.get("best_known", {}):
         raise ValueError(f"baseline {_BASELINE.value} has no {norm} distances.")
-    test_set = data.load(
-        measure.dataset_name(_DATASET.value, config),
-        split=split,
-        data_dir=_DATA_DIR.value,
-        download=_DOWNLOAD.value,
-        # Drawn at random unless a slice says which.
-        limit=_EXAMPLES.value if (first, last) == (None, None) else None,
-        image_size=training.image_size(config, _DATASET.value),
-    )
-    test_set = test_set.slice(first, last).slice(0, _EXAMPLES.value)
-    measure.check_fit(_RUN.value, config, network, test_set)
-    identity = pieces.fingerprint(config, network, test_set)
-    out = cli.hold(training.RunDirectory.for_results(_OUT.value or _RUN.value))
-    parts = pieces.Parts(out.path / "evaluation", fresh=flags.FLAGS.fresh)
+    test_set = _load_examples(run.config)
+    comparison.check_fit(_RUN.value, run.config, run.network, test_set)
+    identity = cache.fingerprint(run.config, run.network, test_set)
+    out = cli.hold(runs.RunDirectory.for_results(_OUT.value or _RUN.value))
+    parts = cache.Parts(out.path / "evaluation", fresh=flags.FLAGS.fresh)
 
-    clean = analysis.evaluate_accuracy(
-        network,
-        test_set.images,
-        test_set.labels,
-        batch_size=_BATCH_SIZE.value,
-    )
-    nearest = np.where(clean.correct, np.inf, 0.0)
-    cards: dict[str, dict[str, object]] = {}
-    checks = []
-    for spec in specs:
-        found = evaluation.attack_in_parts(
-            network,
-            test_set,
-            spec,
-            p=p,
-            epsilons=epsilons,
-            batch_size=_BATCH_SIZE.value,
-            part_size=_PART_SIZE.value,
-            seed=_SEED.value,
-            parts=parts,
-            identity=identity,
-        )
-        nearest = np.minimum(nearest, found["distance"].min(axis=0))
-        if not attack_specs.has_budget(spec):
-            cards[str(spec)] = {
-                **evaluation.distance_card(
-                    found["distance"][0], epsilons, found["seconds"]
-                ),
-                **{name: found[name] for name in ("pieces", "reused")},
-            }
-            continue
-        card = evaluation.budget_card(found, spec, p, epsilons, clean.correct)
-        card |= {name: found[name] for name in ("pieces", "reused")}
-        cards[str(spec)] = card
-        for name, after in card.get("after", {}).items():
-            if name == "square":
-                before = list(card["after"].values())[-2]
-                pairs = zip(before, after, strict=True)
-                checks += [analysis.square_check(*pair) for pair in pairs]
-    if _CHECKS.value:
-        tested = slice(0, _CHECKS.value)
-        checks += analysis.sanity_checks(
-            network,
-            test_set.images[tested],
-            test_set.labels[tested],
-            p=p,
-            epsilon=config.epsilon if config.p == p else epsilons[len(epsilons) // 2],
-            batch_size=_BATCH_SIZE.value,
-            key=jax.random.key(_SEED.value),
-        )
-        largest = analysis.budget_check(epsilons[-1], p=p, shape=test_set.image_shape)
-        checks += [] if largest.passed or largest in checks else [largest]
-
-    known, contributors, earlier = evaluation.best_known(
-        parts.below("best_known"), norm, identity, nearest, [str(s) for s in specs]
-    )
-    standing = ~evaluation.within(known, np.array([[0.0, *epsilons]]).T)
-    mean, error = evaluation.mean_and_error(standing)
-    reached = known[np.isfinite(known)]
-    card = {
+    found, nearest = measure.measure(run.network, test_set, settings, parts, identity)
+    card: records.Record = {
         "run": _RUN.value,
         "step": run.step,
         "data": test_set.description,
         "split": _SPLIT.value,
         "examples": len(test_set),
         "norm": norm,
-        "p": p,
-        "seed": _SEED.value,
-        "environment": training.environment(),
-        "git_revision": training.git_revision(),
-        "clean_accuracy": clean.mean,
-        "clean_standard_error": clean.standard_error,
-        "attacks": cards,
-        "best_known": {
-            norm: {
-                "epsilon": [0.0, *epsilons],
-                "mean": mean,
-                "standard_error": error,
-                "mean_distance": float(reached.mean()) if len(reached) else None,
-                "found": len(reached) / len(known),
-                "attacks": contributors,
-                "earlier_attacks": earlier,
-            }
-        },
-        "checks": [check._asdict() for check in checks],
+        "p": settings.p,
+        "seed": settings.seed,
+        **records.origin(),
+        **found,
     }
     if baseline is not None:
-        ratio = evaluation.improvement(card, baseline, norm)
-        card["improvement"] = {"baseline": _BASELINE.value, **ratio}
+        gain = measure.improvement(card, baseline, norm)
+        card["improvement"] = {"baseline": _BASELINE.value, **gain}
     if _SPECTRUM.value:
-        card["spectrum"] = measure.spectrum(
-            network,
-            test_set,
-            p=p,
-            epsilon=config.epsilon if config.p == p else epsilons[len(epsilons) // 2],
-            num_steps=10,
-            batch_size=_BATCH_SIZE.value,
-            seed=_SEED.value,
+        pga = measuring.Pga(settings.p, 10, settings.seed, settings.batch_size)
+        card["spectrum"] = measuring.spectrum(
+            run.network, test_set, pga, settings.typical_epsilon
         )
+    text = tables.text(card)
     out.write_json("evaluation.json", card)
-    out.write_text("evaluation.md", evaluation.table(card))
-    _draw(out, card, nearest, config.epsilon if config.p == p else None)
-    print(evaluation.table(card))
-    print(f"written to {Path(out.path)}")
+    out.write_text("evaluation.md", text)
+    trained_with = run.config.epsilon if run.config.p == settings.p else None
+    figures.draw(out, card, nearest, trained_with)
+    records.report(out, text)
 
 
-def _draw(
-    out: training.RunDirectory,
-    card: dict[str, Any],
-    nearest: np.ndarray,
-    training_epsilon: float | None,
-) -> None:
-    title = f"{card['data']}, {card['examples']} pictures"
-    norm = str(card["norm"])
-    curves = {
-        name: found for name, found in card["attacks"].items() if "epsilon" in found
-    }
-    curves["best known"] = card["best_known"][norm]
-    figures.plot_accuracy(
-        curves,
-        out.figure_path("accuracy"),
-        training_epsilon=training_epsilon,
-        norm=norm,
-        title=title,
-    )
-    figures.plot_distances(
-        {"all attacks": nearest},
-        out.figure_path("distances"),
-        training_epsilon=training_epsilon,
-        norm=norm,
-        title=title,
-    )
-    if "spectrum" in card:
-        figures.plot_singular_values(
-            {"network": card["spectrum"]["singular_values"]},
-            out.figure_path("singular_values"),
-            title=title,
+def _read_epsilons() -> list[float]:
+    """Checks the flags that need no network, and returns the epsilons above 0."""
+    epsilons = sorted(set(options.parse_floats("epsilons", _EPSILONS.value)) - {0.0})
+    options.check_at_least(1, _BATCH_SIZE, _PART_SIZE)
+    options.check_at_least(0, _CHECKS)
+    if not epsilons or not all(0 <= e < math.inf for e in epsilons):
+        raise ValueError(
+            f"epsilons are {epsilons}; each must be finite and at least 0, one above."
         )
+    return epsilons
+
+
+def _settings(
+    config: training.Config,
+    attacks: list[attack_specs.AttackSpec],
+    epsilons: list[float],
+) -> measure.Settings:
+    """The settings for a network of this configuration; ValueError if one is wrong."""
+    p = config.p if _P.value is None else _P.value
+    if not p >= 1:
+        raise ValueError(f"p is {p}; it must be in [1, inf].")
+    for spec in attacks:
+        attack_specs.factory(spec, p)(np.float32(epsilons[0]))
+    middle = epsilons[len(epsilons) // 2]
+    return measure.Settings(
+        attacks=attacks,
+        p=p,
+        epsilons=epsilons,
+        typical_epsilon=config.epsilon if config.p == p else middle,
+        batch_size=_BATCH_SIZE.value,
+        part_size=_PART_SIZE.value,
+        check_examples=_CHECKS.value,
+        seed=_SEED.value,
+    )
+
+
+def _load_examples(config: training.Config) -> data.Dataset:
+    split, first, last = options.parse_split(_SPLIT.value)
+    test_set = data.load(
+        jobs.dataset_name(_DATASET.value, config),
+        split=split,
+        data_dir=_DATA_DIR.value,
+        download=_DOWNLOAD.value,
+        # The examples are drawn at random unless a slice says which.
+        limit=_EXAMPLES.value if (first, last) == (None, None) else None,
+        image_size=training.image_size(config, _DATASET.value),
+    )
+    return test_set.slice(first, last).slice(0, _EXAMPLES.value)
 
 
 if __name__ == "__main__":

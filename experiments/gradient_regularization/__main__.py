@@ -42,12 +42,20 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import attack_specs, cli, measure, pieces
+from experiments.common import (
+    attack_specs,
+    cache,
+    cli,
+    comparison,
+    jobs,
+    measure,
+    options,
+)
 from experiments.gradient_regularization import attacks, figures, paper, tables
 from experiments.gradient_regularization import measure as measuring
 from experiments.gradient_regularization import networks as rows
 from experiments.gradient_regularization.attacks import Settings
-from opnorm import data, training
+from opnorm import data, runs, training
 
 _ATTACKS = {
     2.0: (
@@ -65,7 +73,7 @@ _ATTACKS = {
 _EPSILONS = {2.0: (0.25, 0.5), math.inf: (2 / 255, 8 / 255)}
 _LARGEST = {2.0: 8.0, math.inf: 0.5}
 
-cli.define_config_flags(
+options.define_config_flags(
     training.Config,
     only=rows.FIELDS,
     epochs=4,
@@ -76,7 +84,7 @@ cli.define_config_flags(
     epsilon=None,
     random_start=False,
 )
-cli.define_preset_flags()
+options.define_preset_flags()
 _OUT = flags.DEFINE_string(
     "out", "runs/gradient_regularization", "directory to write to"
 )
@@ -129,7 +137,7 @@ _PART = flags.DEFINE_integer(
 _SUMMARIZE = flags.DEFINE_string(
     "summarize", None, "directory of results to sum up again, without measuring"
 )
-pieces.define_fresh_flag()
+cache.define_fresh_flag()
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 # Flags that --summarize has no use for, beside those of training.
 _OF_MEASUREMENTS = (
@@ -144,7 +152,7 @@ def main() -> None:
     if _SUMMARIZE.value is not None:
         _summarize_again(Path(_SUMMARIZE.value))
         return
-    began, revision = time.monotonic(), training.git_revision()
+    began, revision = time.monotonic(), runs.git_revision()
     settings = _settings()
     for flag in (_EXAMPLES, _TEST_EXAMPLES):
         if flag.value < 2:
@@ -158,10 +166,10 @@ def main() -> None:
         data.check_splits(train_set, pictures)
         plan = training.make_plan(config, len(train_set))
         training.check_devices(plan, jax.device_count(), config.accumulation_steps)
-    training.RunDirectory.for_results(_OUT.value)
+    runs.RunDirectory.for_results(_OUT.value)
     settings = settings._replace(top_k=_top_k(pictures.num_classes))
     attacked = min(_EXAMPLES.value, len(pictures))
-    run = measure.create_run_directory(
+    run = jobs.create_run_directory(
         Path(_OUT.value) / measure.norm_name(settings.p),
         {
             **settings._asdict(),
@@ -173,7 +181,7 @@ def main() -> None:
         [each.config for each in chosen],
     )
     cli.hold(run)
-    parts = pieces.Parts(run.path / "measured", fresh=flags.FLAGS.fresh)
+    parts = cache.Parts(run.path / "measured", fresh=flags.FLAGS.fresh)
     found: dict[str, dict[str, Any]] = {}
     for number, each in enumerate(chosen, start=1):
         name = f"network {number} of {len(chosen)}: {each.directory}"
@@ -198,7 +206,7 @@ def main() -> None:
         "attacks": [str(spec) for spec in settings.attacks],
         "test_examples": len(pictures),
         "examples": attacked,
-        "environment": training.environment(),
+        "environment": runs.environment(),
         "git_revision": revision,
         "networks": _summarize(found, settings.largest),
         "reused_pieces": parts.reused,
@@ -227,12 +235,12 @@ def _summarize_again(directory: Path) -> None:
             measuring.of_images(one, epsilons, largest) for one in network["seeds"]
         ]
     results["networks"] = _summarize(results["networks"], largest)
-    results["summary_revision"] = training.git_revision()
+    results["summary_revision"] = runs.git_revision()
     printed = results["paper"]
     if printed is not None:
         lines = tuple(paper.Row(*row) for row in printed["rows"])
         printed = paper.Table(printed["setting"], lines, tuple(printed["epsilons"]))
-    run = training.RunDirectory(directory)
+    run = runs.RunDirectory(directory)
     cli.hold(run)
     _write(run, results, printed)
     print(f"written to {directory}")
@@ -261,7 +269,7 @@ def _read_results(directory: Path) -> dict[str, Any]:
 
 
 def _write(
-    run: training.RunDirectory,
+    run: runs.RunDirectory,
     results: dict[str, Any],
     printed: paper.Table | None,
 ) -> None:
@@ -280,7 +288,7 @@ def _settings() -> Settings:
         raise ValueError(f"p is {p:g}; it may be 2 or inf here.")
     epsilons = tuple(_EPSILONS[p])
     if _EPSILONS_FLAG.value is not None:
-        epsilons = cli.parse_floats("epsilons", _EPSILONS_FLAG.value)
+        epsilons = options.parse_floats("epsilons", _EPSILONS_FLAG.value)
     largest = _LARGEST_FLAG.value
     settings = Settings(
         p=p,
@@ -313,7 +321,7 @@ def _top_k(num_classes: int) -> int:
 def _planned(p: float) -> list[rows.Trained]:
     """The networks that --rows and --seeds ask for."""
     names = rows.DEFAULT[p] if _ROWS.value is None else _ROWS.value
-    seeds = cli.parse_integers("seeds", _SEEDS.value)
+    seeds = options.parse_integers("seeds", _SEEDS.value)
     return rows.planned(names, seeds, p, Path(_OUT.value) / "networks")
 
 
@@ -321,7 +329,7 @@ def _test_pictures(config: training.Config) -> data.Dataset:
     given = flags.FLAGS
     if _RUN.value:
         chosen = given.dataset if given["dataset"].present else None
-        name = measure.dataset_name(chosen, config)
+        name = jobs.dataset_name(chosen, config)
         config = dataclasses.replace(config, dataset=name)
     return data.load(
         config.dataset,
@@ -340,9 +348,7 @@ def _train(each: rows.Trained, train_set: data.Dataset | data.Stream) -> None:
     resumed, began = each.directory.exists(), time.monotonic()
     training.train(each.config, directory=each.directory, train_set=train_set)
     seconds = None if resumed else time.monotonic() - began
-    training.RunDirectory(each.directory).write_json(
-        "training.json", {"seconds": seconds}
-    )
+    runs.RunDirectory(each.directory).write_json("training.json", {"seconds": seconds})
 
 
 def _measure(
@@ -350,17 +356,17 @@ def _measure(
     pictures: data.Dataset,
     attacked: int,
     settings: Settings,
-    parts: pieces.Parts,
+    parts: cache.Parts,
 ) -> dict[str, Any]:
     run = training.load_run(each.directory)
-    measure.check_fit(str(each.directory), run.config, run.network, pictures)
+    comparison.check_fit(str(each.directory), run.config, run.network, pictures)
     found = measuring.measure(
         run.network,
         pictures,
         attacked,
         settings,
         smooth=each.row.smooth,
-        identity=pieces.fingerprint(run.config, run.network, pictures),
+        identity=cache.fingerprint(run.config, run.network, pictures),
         parts=parts,
         description=f"{each.directory.name}: attacks",
     )

@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import attack_specs
-from experiments.common.pieces import Parts
-from opnorm import analysis, attacks, data, linalg, training
-from opnorm.analysis import inputs, robustness
+from experiments.common import attack_specs, cache
+from opnorm import analysis, data, linalg, training
+from opnorm.analysis import batches, inputs
 
 
 class Settings(NamedTuple):
@@ -87,10 +86,10 @@ def find_nearest(
     pictures: data.Dataset,
     right: np.ndarray,
     settings: Settings,
-    parts: Parts,
+    parts: cache.Parts,
     identity: str,
     description: str,
-) -> dict[str, np.ndarray]:
+) -> cache.Arrays:
     """Attacks the pictures, part by part, and saves each part.
 
     Args:
@@ -106,30 +105,32 @@ def find_nearest(
       "distance" ``(attacks, A)``, 0 where the network is wrong and inf where an attack
       failed, and "seconds" ``(attacks,)``.
     """
-    count, pieces = len(pictures), []
-    with training.Progress(count, description=description, unit="picture") as progress:
-        for first in range(0, count, settings.part_size):
-            last = min(first + settings.part_size, count)
-            key = {
-                "identity": identity,
-                "attacks": [str(spec) for spec in settings.attacks],
-                "range": [first, last],
-                **{
-                    name: getattr(settings, name)
-                    for name in ("p", "epsilons", "largest", "halvings", "top_k")
-                },
-                "seed": settings.seed,
-            }
-            piece = parts.get(key)
-            if piece is None:
-                part = pictures.slice(first, last)
-                piece = _nearest(f, part, right[first:last], first, settings)
-                parts.put(key, piece)
-            pieces.append(piece)
-            progress.update(last)
+    key = {
+        "identity": identity,
+        "attacks": [str(spec) for spec in settings.attacks],
+        **{
+            name: getattr(settings, name)
+            for name in ("p", "epsilons", "largest", "halvings", "top_k")
+        },
+        "seed": settings.seed,
+    }
+
+    def measure(first: int, last: int, _: object) -> cache.Arrays:
+        part = pictures.slice(first, last)
+        return _nearest(f, part, right[first:last], first, settings)
+
+    found = cache.in_parts(
+        parts,
+        key,
+        measure,
+        count=len(pictures),
+        part_size=settings.part_size,
+        description=description,
+        unit="image",
+    )
     return {
-        "distance": np.concatenate([piece["distance"] for piece in pieces], axis=1),
-        "seconds": np.sum([piece["seconds"] for piece in pieces], axis=0),
+        "distance": np.concatenate([part["distance"] for part in found], axis=1),
+        "seconds": np.sum([part["seconds"] for part in found], axis=0),
     }
 
 
@@ -139,7 +140,7 @@ def _nearest(
     right: np.ndarray,
     first: int,
     settings: Settings,
-) -> dict[str, np.ndarray]:
+) -> cache.Arrays:
     """Runs all attacks on the pictures that are right."""
     best = np.array(data.to_float(pictures.images))
     nearest = np.where(right, np.inf, 0.0).astype(np.float32)
@@ -149,13 +150,13 @@ def _nearest(
     split = training.sharded(mesh)
     f = jax.device_put(f, training.replicated(mesh))
     key = jax.random.key(settings.seed)
-    sizes = robustness.batch_sizes(settings.batch_size)
+    sizes = batches.batch_sizes(settings.batch_size)
     for spec in settings.attacks:
         began = time.monotonic()
         own = np.where(right, np.inf, 0.0).astype(np.float32)
         budget = attack_specs.has_budget(spec)
         for rows, epsilon in _bisection(own, settings) if budget else _once(own):
-            for batch, filled in robustness.fill(rows, sizes):
+            for batch, filled in batches.fill(rows, sizes):
                 given = (
                     pictures.images[filled],
                     pictures.labels[filled],
@@ -223,7 +224,7 @@ def _attack(
     """One attack of a batch: its points, and how far they are, inf where it failed."""
     attack = attack_specs.factory(spec, p)(epsilon)
     f, wanted = _decision(f, labels, top_k)
-    keys = attacks.fold_in(key, number)
+    keys = fold_in(key, number)
     options = {}
     # An attack with a budget looks for points of its own.
     if not attack_specs.has_budget(spec) and any(s.takes_start for s in attack.stages):

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import figures, spectrum_figures
-from opnorm import training
+from experiments.common import figures
+from opnorm import runs
 
 # The bounds that are drawn, with the line of each.
 _BOUNDS = {
@@ -20,7 +20,7 @@ _BOUNDS = {
 _SHOWN = 0.95
 
 
-def draw_errors(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
+def draw_errors(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     """Draws the error against the distance of the nearest points found, all networks.
 
     Args:
@@ -55,7 +55,7 @@ def draw_errors(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
     figures.save_figure(figure, axes, out.figure_path("errors"))
 
 
-def draw_bounds(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
+def draw_bounds(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     """Draws what slope and curvature promise, and what attacks found.
 
     Left the bounds of the attacked pictures in rising order; right the part of the
@@ -70,11 +70,10 @@ def draw_bounds(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
     networks = results["networks"]
     smooth = {name: n for name, n in networks.items() if n["smooth"]}
     shown = smooth or networks
-    figure, (left, right) = spectrum_figures.draw_panels(
+    figure, (left, right) = figures.new_panels(
         f"Bounds on the {results['norm']} distance of {results['examples']} test "
         f"images\n{_source(results)}",
         ("bounds by image", "errors"),
-        sharey="none",
     )
     colors = _colors(networks)
     lengths = []

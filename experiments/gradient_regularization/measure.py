@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.common import evaluation, pieces
+from experiments.common import cache, evaluation
 from experiments.gradient_regularization.attacks import (
     Settings,
     decide,
     find_nearest,
 )
 from opnorm import analysis, data, linalg
-from opnorm.analysis import accuracy
+from opnorm.analysis import batches
 
 # What stands for the margin where curvature is measured, by what results call it: the
 # paper's, which may lie below the margin, and one that does not. The margin of the top
@@ -65,7 +65,7 @@ def measure(
     *,
     smooth: bool,
     identity: str,
-    parts: pieces.Parts,
+    parts: cache.Parts,
     description: str,
 ) -> Measured:
     """Measures a network; what was measured by an interrupted process is read again.
@@ -76,11 +76,11 @@ def measure(
       attacked: how many of them are attacked, the first ones.
       settings: how.
       smooth: whether the network has a curvature.
-      identity: of network and images; see :func:`experiments.pieces.fingerprint`.
-      parts: where pieces of the results are kept.
+      identity: of network and images; see :func:`experiments.common.cache.fingerprint`.
+      parts: where parts of the results are kept.
       description: of the progress.
     """
-    right = accuracy.in_batches(
+    right = batches.in_batches(
         functools.partial(decide, top_k=settings.top_k),
         f,
         (pictures.images, pictures.labels),
@@ -284,7 +284,7 @@ def _regularity(
     f: linalg.Network,
     pictures: data.Dataset,
     settings: Settings,
-    parts: pieces.Parts,
+    parts: cache.Parts,
     identity: str,
     name: str,
     loss: Any,
@@ -298,8 +298,8 @@ def _regularity(
         "num_steps": num_steps,
         "seed": settings.seed,
     }
-    known = parts.get(key)
-    if known is None:
+
+    def compute() -> cache.Arrays:
         found = analysis.loss_regularity(
             f,
             pictures.images,
@@ -310,9 +310,9 @@ def _regularity(
             batch_size=settings.batch_size,
             key=jax.random.key(settings.seed),
         )
-        known = found._asdict()
-        parts.put(key, known)
-    return analysis.Regularity(**known)
+        return found._asdict()
+
+    return analysis.Regularity(**parts.cached(key, compute))
 
 
 @functools.cache

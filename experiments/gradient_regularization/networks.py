@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments.common import cli, figures, measure
+from experiments.common import figures, measure, options
 from opnorm import training
-from opnorm.training import Config, presets
+from opnorm.training import Config
 
 METHODS = {
     "undefended": "standard",
@@ -147,7 +147,7 @@ def parse(text: str, p: float) -> Row:
 
 def _config(row: Row, seed: int) -> Config:
     method, own = METHODS[row.kind], _OWN[row.kind]
-    config = cli.config_from_flags(
+    config = options.config_from_flags(
         Config,
         method=method,
         seed=seed,
@@ -156,7 +156,7 @@ def _config(row: Row, seed: int) -> Config:
     )
     default, preset = Config(), flags.FLAGS.preset
     # A recipe of another method says nothing of this one's.
-    if preset is not None and presets.get(preset).config.method != method:
+    if preset is not None and training.get_preset(preset).config.method != method:
         config = dataclasses.replace(config, **{n: flags.FLAGS[n].value for n in own})
     others = {name for names in _OWN.values() for name in names} - {*own}
     chosen: dict[str, Any] = {name: getattr(default, name) for name in others}

@@ -20,25 +20,50 @@ accuracy.png into --run; interrupted, it goes on where it ended.
 
 import dataclasses
 import math
-import sys
-import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax
 from absl import flags
 
-from experiments.common import cli, curvature_figures, measure, pieces
-from opnorm import data, training
+from experiments.common import cli, jobs, options, records, tables
+from experiments.common.records import Record
+from experiments.common.tables import Column
+from experiments.interpolation import figures
+from opnorm import training
+
+
+class _Sweep(NamedTuple):
+    """A choice in training that differs between the networks.
+
+    Attributes:
+      values: the default values.
+      title: the title of their column.
+      axis: the label of their axis.
+      usual: the value of the attack of the test, where it has one; the axis is then
+        logarithmic.
+    """
+
+    values: tuple[str, ...]
+    title: str
+    axis: str
+    usual: float | None = None
+
 
 _SWEEPS = {
-    "step_size": ("0.5", "1", "2", "5", "10", "inf"),
-    "mix": ("0", "0.25", "0.5", "0.75", "1"),
+    "step_size": _Sweep(
+        ("0.5", "1", "2", "5", "10", "inf"),
+        "training step x num_steps / eps",
+        "step of the attack in training (multiples of $\\epsilon$ / its steps)",
+        usual=2.0,
+    ),
+    "mix": _Sweep(
+        ("0", "0.25", "0.5", "0.75", "1"),
+        "mix (0 AT, 1 SNR)",
+        "from adversarial training (0) to data-dependent SNR (1)",
+    ),
 }
-# The step of an attack is this times epsilon / its steps unless it is swept.
-_USUAL_STEP = 2.0
 
-cli.define_config_flags(
+options.define_config_flags(
     training.Config,
     only=tuple(
         field.name
@@ -51,76 +76,51 @@ cli.define_config_flags(
     num_steps=5,
 )
 _SWEEP = flags.DEFINE_enum(
-    "sweep", "mix", list(_SWEEPS), "what differs between the networks"
+    "sweep", "mix", list(_SWEEPS), "the difference between the networks"
 )
 _VALUES = flags.DEFINE_list(
     "values",
     None,
-    "what it is: multiples of epsilon / num_steps, inf for the limit, or numbers in "
+    "values of it: multiples of epsilon / num_steps, inf for the limit, or numbers in "
     "[0, 1]; by default "
-    + " or ".join(f"{','.join(values)} ({name})" for name, values in _SWEEPS.items()),
+    + " or ".join(
+        f"{','.join(sweep.values)} ({name})" for name, sweep in _SWEEPS.items()
+    ),
 )
 _RUN = flags.DEFINE_string(
     "run", None, "directory to write to; by default runs/interpolation-<sweep>"
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "seeds, one network per value each")
-_TEST_EXAMPLES = flags.DEFINE_integer(
-    "test_examples", 400, "test pictures that each network is measured on"
-)
-_TEST_STEPS = flags.DEFINE_integer("test_steps", 10, "steps of the measuring attack")
-pieces.define_fresh_flag()
-_DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "random seeds, one network per value each")
+jobs.define_flags(test_examples=400)
 
 
 def main() -> None:
     """Trains and measures every value and seed, writes and prints the results."""
-    began, revision = time.monotonic(), training.git_revision()
+    started = records.start()
     values, seeds = _read_lists()
-    configs = {(v, seed): _config(v, seed) for v in values for seed in seeds}
-    for config in configs.values():
-        training.validate(config)
-    train_set, test_set = measure.load_splits(
-        next(iter(configs.values())), _TEST_EXAMPLES.value, download=_DOWNLOAD.value
+    groups = {
+        f"{value:g}": {
+            f"{_SWEEP.value}-{value:g}-seed{seed}": _config(value, seed)
+            for seed in seeds
+        }
+        for value in values
+    }
+    measured = jobs.train_and_measure(
+        _RUN.value or f"runs/interpolation-{_SWEEP.value}",
+        groups,
+        {"sweep": _SWEEP.value, "values": list(values), "seeds": list(seeds)},
+        epsilons=[flags.FLAGS.epsilon],
     )
-    data.steps_per_epoch(flags.FLAGS.batch_size, len(train_set))
-    path = Path(_RUN.value or f"runs/interpolation-{_SWEEP.value}")
-    run = measure.create_run_directory(
-        path,
-        {
-            "sweep": _SWEEP.value,
-            "values": list(values),
-            "seeds": list(seeds),
-            "test_examples": _TEST_EXAMPLES.value,
-            "test_steps": _TEST_STEPS.value,
-        },
-        list(configs.values()),
-    )
-    cli.hold(run)
-    measured: dict[float, list[dict[str, Any]]] = {value: [] for value in values}
-    for number, ((value, seed), config) in enumerate(configs.items(), start=1):
-        name = f"{_SWEEP.value}-{value:g}-seed{seed}"
-        print(f"network {number} of {len(configs)}: {name}", file=sys.stderr)
-        found = measure.train_and_measure(
-            config,
-            path / name,
-            train_set,
-            test_set,
-            epsilons=[config.epsilon],
-            num_steps=_TEST_STEPS.value,
-            fresh=flags.FLAGS.fresh,
-        )
-        measured[value].append(found)
-    _report(run, measured, test_set.description, began, revision)
+    _report(measured, values, started)
 
 
 def _read_lists() -> tuple[tuple[float, ...], tuple[int, ...]]:
-    given = _VALUES.value or list(_SWEEPS[_SWEEP.value])
-    values = tuple(sorted(cli.parse_floats("values", list(given))))
-    seeds = cli.parse_integers("seeds", _SEEDS.value)
+    given = _VALUES.value or list(_SWEEPS[_SWEEP.value].values)
+    values = tuple(sorted(options.parse_floats("values", list(given))))
+    seeds = options.parse_integers("seeds", _SEEDS.value)
     names = [f"{value:g}" for value in values]
-    for name, items in (("values", names), ("seeds", seeds)):
-        if not items or len(set(items)) < len(items):
-            raise ValueError(f"{name} is {items}; give one or more, each once.")
+    options.check_each_once("values", names)
+    options.check_each_once("seeds", seeds)
     steps = _SWEEP.value == "step_size"
     if not all(v > 0 if steps else 0 <= v <= 1 for v in values):
         allowed = "positive" if steps else "in [0, 1]"
@@ -129,101 +129,90 @@ def _read_lists() -> tuple[tuple[float, ...], tuple[int, ...]]:
         raise ValueError(
             f"epsilon is {flags.FLAGS.epsilon}; it must be positive and finite."
         )
-    for flag in (_TEST_EXAMPLES, _TEST_STEPS):
-        if flag.value < 1:
-            raise ValueError(f"{flag.name} is {flag.value}; it must be at least 1.")
-    devices = jax.device_count()
-    if flags.FLAGS.batch_size % devices:
-        raise ValueError(
-            f"batch_size is {flags.FLAGS.batch_size}; it must be a multiple of the "
-            f"number of devices, {devices}."
-        )
+    jobs.check_flags()
     return values, seeds
 
 
 def _config(value: float, seed: int) -> training.Config:
     if _SWEEP.value == "mix":
-        chosen: dict[str, Any] = {"method": "interpolated", "mix": value}
+        chosen: Record = {"method": "interpolated", "mix": value}
     else:
         steps = flags.FLAGS.num_steps
         size = value * flags.FLAGS.epsilon / max(steps, 1)
         chosen = {"method": "adversarial", "step_size": size}
-    return cli.config_from_flags(training.Config, seed=seed, **chosen)
+    return options.config_from_flags(training.Config, seed=seed, **chosen)
 
 
 def _report(
-    run: training.RunDirectory,
-    measured: dict[float, list[dict[str, Any]]],
-    description: str,
-    began: float,
-    revision: str | None,
+    measured: jobs.Measured, values: Sequence[float], started: records.Start
 ) -> None:
-    points = []
-    for value, found in measured.items():
-        average = measure.average(found)
-        accuracy = average["accuracy"]
-        clean, attacked = (
-            {part: accuracy[part][place] for part in ("mean", "standard_error")}
-            for place in (0, 1)
-        )
-        point = {"value": value, "clean": clean, "adversarial": attacked, **average}
-        points.append(point)
-    epsilon, steps = flags.FLAGS.epsilon, _TEST_STEPS.value
-    attack = f"PGA-{steps}, eps {epsilon:g}"
-    swept = {
-        "step_size": "training step x num_steps / eps",
-        "mix": "mix (0 AT, 1 SNR)",
-    }[_SWEEP.value]
-    table = cli.table(
-        [
-            {
-                swept: f"{value:g}",
-                "clean": cli.percents(point["seeds"]["clean_accuracy"]),
-                attack: cli.percents([a[1] for a in point["seeds"]["accuracy"]]),
-                "standard error": cli.percents(
-                    [point[n]["standard_error"] for n in ("clean", "adversarial")]
-                ),
-                "sigma(J)": cli.numbers(point["seeds"]["sigma"]),
-                "alignment with v1": cli.numbers(point["seeds"]["alignment"]),
-                "training time": f"{sum(f['training_seconds'] for f in found):.0f} s",
-            }
-            for point, (value, found) in zip(points, measured.items(), strict=True)
-        ]
-    )
-    seeds = len(next(iter(measured.values())))
-    run.write_json(
-        "results.json",
-        {
-            "data": description,
-            "sweep": _SWEEP.value,
-            "epsilon": epsilon,
-            "seeds": seeds,
-            "environment": training.environment(),
-            "git_revision": revision,
-            "flags": run.flags(),
-            "seconds": time.monotonic() - began,
-            "points": points,
-        },
-    )
-    run.write_text("table.md", table + "\n")
-    by_step = _SWEEP.value == "step_size"
-    curvature_figures.draw_sweep(
+    run, epsilon = measured.run, flags.FLAGS.epsilon
+    averages = zip(values, measured.averages.values(), strict=True)
+    results = {
+        "data": measured.data,
+        "sweep": _SWEEP.value,
+        "epsilon": epsilon,
+        "seeds": measured.seeds,
+        **records.origin(started),
+        "flags": run.flags(),
+        "points": [_point(value, average) for value, average in averages],
+    }
+    run.write_json("results.json", results)
+    text = make_table(results, list(measured.seconds.values()))
+    run.write_text("table.md", text + "\n")
+    sweep = _SWEEPS[_SWEEP.value]
+    figures.draw_sweep(
         run,
-        points,
-        axis="step of the attack in training (multiples of $\\epsilon$ / its steps)"
-        if by_step
-        else "from adversarial training (0) to data-dependent SNR (1)",
-        mark=_USUAL_STEP if by_step else None,
-        logarithmic=by_step,
-        title=f"{description}, {points[0]['examples']:.0f} test pictures, "
-        f"mean of {seeds} seed{'s' if seeds > 1 else ''}",
+        results["points"],
+        axis=sweep.axis,
+        usual=sweep.usual,
+        title=measured.title,
         labels={
             "clean": "clean",
-            "adversarial": f"L2 PGA, {steps} steps, $\\epsilon$ = {epsilon:g}",
+            "adversarial": f"L2 PGA, {flags.FLAGS.test_steps} steps, "
+            f"$\\epsilon$ = {epsilon:g}",
         },
     )
-    print(table)
-    print(f"written to {run.path} in {time.monotonic() - began:.0f} s")
+    records.report(run, text, started)
+
+
+def _point(value: float, average: Record) -> Record:
+    clean, attacked = (
+        {part: average["accuracy"][part][place] for part in ("mean", "standard_error")}
+        for place in (0, 1)
+    )
+    return {"value": value, "clean": clean, "adversarial": attacked, **average}
+
+
+def make_table(results: Record, seconds: Sequence[float]) -> str:
+    """Returns the table, with the values of all seeds side by side.
+
+    Args:
+      results: the content of results.json.
+      seconds: training time of each value.
+    """
+    columns = (
+        Column(_SWEEPS[results["sweep"]].title, "value", tables.number("{:g}")),
+        Column("clean", ("seeds", "clean_accuracy"), tables.percents()),
+        Column(
+            f"PGA-{results['flags']['test_steps']}, eps {results['epsilon']:g}",
+            lambda row: [each[1] for each in row["seeds"]["accuracy"]],
+            tables.percents(),
+        ),
+        Column(
+            "standard error",
+            lambda row: [row[n]["standard_error"] for n in ("clean", "adversarial")],
+            tables.percents(),
+        ),
+        Column("sigma(J)", ("seeds", "sigma"), tables.numbers()),
+        Column("alignment with v1", ("seeds", "alignment"), tables.numbers()),
+        Column("training time", "seconds", tables.number("{:.0f} s")),
+    )
+    rows = [
+        {**point, "seconds": taken}
+        for point, taken in zip(results["points"], seconds, strict=True)
+    ]
+    return tables.table(rows, columns)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-r"""Measures how linear networks are around pictures, at random and under attack.
+r"""Measures how linear networks are around images, at random and under attack.
 
   python -m experiments.linearity --run=runs/snr
   python -m experiments.linearity --run=runs/standard --run=runs/adversarial \
@@ -11,7 +11,7 @@ For one run, or several to compare, against the L2 length of a perturbation z:
 - the part of the ReLU units that x and x + z leave in the same state.
 
 z is what PGA adds, in L2 and in Linf, or a random direction of the same length;
-activation patterns are compared under uniform noise too, around pictures and around
+activation patterns are compared under uniform noise too, around images and around
 uniformly random inputs. Features are what enters the last linear layer. Writes
 results.json and figures.
 """
@@ -24,11 +24,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, measure, networks, spectrum_figures
-from opnorm import analysis, attacks, data, linalg, training
+from experiments.common import cli, comparison, measure, options, records, tables
+from experiments.common.figures import label
+from experiments.common.records import Record
+from experiments.common.tables import Column
+from experiments.linearity import figures
+from opnorm import analysis, attacks, data, linalg, runs
 
 _FOLDER = "linearity"
-networks.define_flags(_FOLDER)
+comparison.define_flags(_FOLDER)
 _EPSILONS = flags.DEFINE_list(
     "epsilons",
     ["0.125", "0.25", "0.5", "0.75", "1.0", "1.5"],
@@ -48,104 +52,110 @@ _NOISE = flags.DEFINE_list(
 # Golub-Kahan steps for the largest singular value: more than its third digit needs.
 _SEARCH_STEPS = 12
 
+_COLUMNS = (
+    Column("network", "network", label),
+    Column("attack", "attack"),
+    Column("L2 length", "length", tables.number("{:.2f}")),
+    Column("deviation", "deviation", tables.number()),
+    Column("of the change", "relative_deviation", tables.number()),
+    Column("sigma(J(x + z))", "sigma", tables.number()),
+    Column("units unchanged", "shared_activations", tables.number()),
+)
+
 _norm = jax.jit(functools.partial(linalg.norm, p=2.0))
 
 
 def main() -> None:
     """Measures every network, writes results and figures."""
     lengths = {
-        2.0: networks.read_lengths("epsilons", _EPSILONS.value),
-        math.inf: networks.read_lengths("epsilons_inf", _EPSILONS_INF.value),
+        2.0: options.parse_lengths("epsilons", _EPSILONS.value),
+        math.inf: options.parse_lengths("epsilons_inf", _EPSILONS_INF.value),
     }
-    noise = networks.read_lengths("noise", _NOISE.value)
+    noise = options.parse_lengths("noise", _NOISE.value)
     if not noise:
         raise ValueError("noise is empty; give at least one magnitude.")
-    comparison = networks.open_runs(_FOLDER, flags.FLAGS.examples)
-    examples = comparison.examples
-    results: dict[str, Any] = {
-        **networks.card(comparison, len(examples)),
+    compared = comparison.open_runs(_FOLDER, flags.FLAGS.examples)
+    examples = compared.examples
+    results: Record = {
+        **comparison.card(compared, len(examples)),
         "networks": {},
     }
-    for network in comparison.networks:
-        found: dict[str, Any] = {}
+    for network in compared.networks:
+        found: Record = {}
         for p, epsilons in lengths.items():
             if epsilons:
                 found[measure.norm_name(p)] = _around(network, examples, p, epsilons)
         found["noise"] = _noise(network, examples, noise)
         results["networks"][network.name] = found
-    comparison.out.write_json("results.json", results)
-    marks = networks.training_epsilons(comparison.networks, 2.0)
+    compared.out.write_json("results.json", results)
+    marks = comparison.training_epsilons(compared.networks, 2.0)
     for p, epsilons in lengths.items():
         if epsilons:
-            spectrum_figures.draw_linearity(
-                comparison.out, results, measure.norm_name(p), marks
-            )
-    spectrum_figures.draw_activations(comparison.out, results, marks)
-    print(_table(results, marks))
-    print(f"written to {comparison.out.path}")
+            figures.draw_linearity(compared.out, results, measure.norm_name(p), marks)
+    figures.draw_activations(compared.out, results, marks)
+    rows = _rows(results, marks)
+    records.report(compared.out, tables.table(rows, _COLUMNS) if rows else "")
 
 
 def _around(
-    network: networks.NamedNetwork,
+    network: comparison.NamedNetwork,
     examples: data.Dataset,
     p: float,
     epsilons: list[float],
-) -> dict[str, Any]:
-    """Curves against the length of adversarial and of random perturbations."""
-    options: dict[str, Any] = {"batch_size": flags.FLAGS.batch_size}
+) -> Record:
+    """Returns curves against the length of adversarial and of random perturbations."""
     key = jax.random.key(flags.FLAGS.seed)
     clean = np.asarray(data.to_float(examples.images))
-    curves: dict[str, list[dict[str, Any]]] = {"adversarial": [], "random": []}
-    with training.Progress(
+    curves: dict[str, list[Record]] = {"adversarial": [], "random": []}
+    with runs.Progress(
         2 * (len(epsilons) + 1),
         description=f"{network.name}: {measure.norm_name(p)} perturbations",
         examples=len(examples),
         unit="length",
     ) as progress:
         for place, epsilon in enumerate([0.0, *epsilons]):
-            delta = networks.attacked(
-                network, examples, p=p, epsilon=epsilon, seed=flags.FLAGS.seed
-            )
+            delta = comparison.attacked(network, examples, p=p, epsilon=epsilon)
             drawn = jax.random.fold_in(key, place)
             both = (delta, analysis.random_directions(delta, drawn))
             for number, (kind, z) in enumerate(zip(curves, both, strict=True)):
-                linear = analysis.deviation_from_linearity(
-                    network.f.features, clean, z, **options
-                )
-                sigma = analysis.jacobian_norms(
-                    network.f.features,
-                    clean + z,
-                    key=key,
-                    num_steps=_SEARCH_STEPS,
-                    **options,
-                ).values
-                shared = analysis.activation_agreement(
-                    network.f.preactivations, clean, z, **options
-                )
-                curves[kind].append(
-                    {
-                        "epsilon": epsilon,
-                        "length": networks.averaged(linear.length),
-                        "deviation": networks.averaged(linear.deviation),
-                        "relative_deviation": networks.averaged(linear.relative),
-                        "sigma": networks.averaged(sigma),
-                        "shared_activations": networks.averaged(shared),
-                    }
-                )
+                point = _point(network, clean, z, key)
+                curves[kind].append({"epsilon": epsilon, **point})
                 progress.update(2 * place + number + 1)
     return {kind: _transposed(points) for kind, points in curves.items()}
 
 
+def _point(
+    network: comparison.NamedNetwork, x: np.ndarray, z: np.ndarray, key: jax.Array
+) -> Record:
+    """Returns the averages of all quantities between x and x + z."""
+    size = flags.FLAGS.batch_size
+    features = network.f.features
+    linear = analysis.deviation_from_linearity(features, x, z, batch_size=size)
+    norms = analysis.jacobian_norms(
+        features, x + z, key=key, num_steps=_SEARCH_STEPS, batch_size=size
+    )
+    shared = analysis.activation_agreement(
+        network.f.preactivations, x, z, batch_size=size
+    )
+    return {
+        "length": records.mean_and_error(linear.length),
+        "deviation": records.mean_and_error(linear.deviation),
+        "relative_deviation": records.mean_and_error(linear.relative),
+        "sigma": records.mean_and_error(norms.values),
+        "shared_activations": records.mean_and_error(shared),
+    }
+
+
 def _noise(
-    network: networks.NamedNetwork, examples: data.Dataset, magnitudes: list[float]
-) -> dict[str, Any]:
-    """Activation patterns under uniform noise, around pictures and random inputs."""
+    network: comparison.NamedNetwork, examples: data.Dataset, magnitudes: list[float]
+) -> Record:
+    """Returns curves under uniform noise, around images and around random inputs."""
     seed = flags.FLAGS.seed
     shape = examples.images.shape
     drawn = np.random.default_rng(seed).uniform(size=shape).astype(np.float32)
     clean = np.asarray(data.to_float(examples.images))
-    curves: dict[str, list[dict[str, Any]]] = {"pictures": [], "random_inputs": []}
-    with training.Progress(
+    curves: dict[str, list[Record]] = {"pictures": [], "random_inputs": []}
+    with runs.Progress(
         len(magnitudes) + 1,
         description=f"{network.name}: noise",
         examples=2 * len(examples),
@@ -168,12 +178,11 @@ def _noise(
                     z,
                     batch_size=flags.FLAGS.batch_size,
                 )
-                length = _norm(z)
                 curves[kind].append(
                     {
                         "magnitude": magnitude,
-                        "length": networks.averaged(length),
-                        "shared_activations": networks.averaged(shared),
+                        "length": records.mean_and_error(_norm(z)),
+                        "shared_activations": records.mean_and_error(shared),
                     }
                 )
             progress.update(place + 1)
@@ -184,13 +193,14 @@ def _uniform(epsilon: Any) -> attacks.Attack:
     return attacks.uniform_noise(p=math.inf, epsilon=epsilon, bounds=None)
 
 
-def _transposed(points: list[dict[str, Any]]) -> dict[str, Any]:
-    """The points of a curve as one list for each quantity."""
-    return jax.tree.map(lambda *column: list(column), *points)
+def _transposed(points: list[Record]) -> Record:
+    """Returns the points of a curve as one list for each quantity."""
+    curve: Record = jax.tree.map(lambda *column: list(column), *points)
+    return curve
 
 
-def _table(results: dict[str, Any], marks: list[float]) -> str:
-    """What the networks do at the perturbation nearest to those of training."""
+def _rows(results: Record, marks: list[float]) -> list[Record]:
+    """Returns each network and attack at the length nearest to that of the training."""
     rows = []
     for name, found in results["networks"].items():
         for norm in (norm for norm in found if norm != "noise"):
@@ -198,24 +208,13 @@ def _table(results: dict[str, Any], marks: list[float]) -> str:
             lengths = curve["length"]["mean"]
             target = marks[0] if marks else lengths[len(lengths) // 2]
             place = min(range(len(lengths)), key=lambda i: abs(lengths[i] - target))
-            rows.append(
-                {
-                    "network": spectrum_figures.label(name),
-                    "attack": f"{norm} PGA",
-                    "L2 length": f"{lengths[place]:.2f}",
-                    "deviation": _mean(curve, "deviation", place),
-                    "of the change": _mean(curve, "relative_deviation", place),
-                    "sigma(J(x + z))": _mean(curve, "sigma", place),
-                    "units unchanged": _mean(curve, "shared_activations", place),
-                }
-            )
-    if not rows:
-        return ""
-    return cli.table(rows)
-
-
-def _mean(curve: dict[str, Any], name: str, place: int) -> str:
-    return f"{curve[name]['mean'][place]:.3g}"
+            means = {
+                quantity: curve[quantity]["mean"][place]
+                for quantity in curve
+                if quantity != "epsilon"
+            }
+            rows.append({"network": name, "attack": f"{norm} PGA", **means})
+    return rows
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ from jax.experimental import topologies
 
 from experiments.common import cli, train_steps
 from experiments.roofline import program
-from opnorm import training
-from opnorm.training import modes
+from opnorm import runs, training
 
 _RUN = flags.DEFINE_string("run", "runs/roofline", "directory to write to")
 _NETWORKS = flags.DEFINE_list(
@@ -130,7 +129,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     os.environ["OPNORM_LOOPS"] = "plain"
     target = device(chip)
-    cli.hold(training.RunDirectory(_RUN.value))
+    cli.hold(runs.RunDirectory(_RUN.value))
     found: dict[str, dict[str, Any]] = {}
     text = ""
     for name in _NETWORKS.value:
@@ -213,7 +212,7 @@ def compile_step(
     parts = train_steps.parts(name, size, dtype, **options)
 
     def start(key: jax.Array) -> training.TrainState:
-        params, batch_stats = modes.init(parts.module, key, parts.image_shape)
+        params, batch_stats = parts.objective.init(key)
         return training.init_state(
             params,
             batch_stats,
@@ -290,12 +289,12 @@ def _write(
         "from the compiled programs, not measured."
     )
     text = "\n\n".join([heading, table, *_kinds(found)])
-    run = training.RunDirectory(_RUN.value)
+    run = runs.RunDirectory(_RUN.value)
     run.write_json(
         "roofline.json",
         {
-            "environment": training.environment(),
-            "git_revision": training.git_revision(),
+            "environment": runs.environment(),
+            "git_revision": runs.git_revision(),
             "chip": chip._asdict(),
             "rate": rate,
             "bandwidth": bandwidth,

@@ -34,14 +34,13 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.common import cli, measure, networks, pieces
+from experiments.common import cache, cli, jobs, options
 from experiments.spectral_normalization import figures, tables
 from experiments.spectral_normalization import measure as measuring
 from experiments.spectral_normalization import networks as chosen
 from experiments.spectral_normalization.networks import WITHOUT, Planned
-from opnorm import data, models, training
-from opnorm.training import Config, presets
-from opnorm.training.config import SPECTRAL_NORM_METHODS
+from opnorm import data, models, runs, training
+from opnorm.training import SPECTRAL_NORM_METHODS, Config
 
 # What presets and the flags below decide.
 _NO_FLAGS = ("method", "spectral_norm_bound", "spectral_norm_method", "random_labels")
@@ -50,7 +49,7 @@ _FIELDS = tuple(
 )
 _SCHEMES = ("erm", "fgm_l2", "pgm_l2", "wrm")
 
-cli.define_config_flags(Config, only=_FIELDS)
+options.define_config_flags(Config, only=_FIELDS)
 _PRESETS = flags.DEFINE_list(
     "presets",
     [f"farnia_cifar10_alexnet_{scheme}" for scheme in _SCHEMES],
@@ -88,14 +87,14 @@ _EPSILONS = flags.DEFINE_list(
     "strengths of the attack to measure with, in multiples of that trained with: of "
     "its length, with WRM of 1 / gamma",
 )
-pieces.define_fresh_flag()
+cache.define_fresh_flag()
 _DOWNLOAD = flags.DEFINE_boolean("download", False, "download the data if missing")
 
 
 def main() -> None:
     """Trains and measures every network, writes and prints the results."""
-    began, revision = time.monotonic(), training.git_revision()
-    strengths = networks.read_lengths("epsilons", _EPSILONS.value)
+    began, revision = time.monotonic(), runs.git_revision()
+    strengths = options.parse_lengths("epsilons", _EPSILONS.value)
     for flag in (_VALIDATION, _TEST, _TRAIN):
         if flag.value < 2:
             raise ValueError(f"{flag.name} is {flag.value}; it must be at least 2.")
@@ -104,9 +103,9 @@ def main() -> None:
         {n: flags.FLAGS[n].value for n in _FIELDS if flags.FLAGS[n].present},
     )
     first, *_ = schemes
-    bounds = cli.parse_floats("bounds", _BOUNDS.value)
+    bounds = options.parse_floats("bounds", _BOUNDS.value)
     kinds, folder = _METHODS.value, Path(_RUN.value)
-    run = training.RunDirectory.for_results(folder)
+    run = runs.RunDirectory.for_results(folder)
     planned = {
         name: chosen.planned(scheme, bounds, kinds, folder / name)
         for name, scheme in schemes.items()
@@ -118,11 +117,11 @@ def main() -> None:
             schemes[first], bounds, kinds[:1], folder / first, labels="random"
         )
     train_set, pictures = _load(schemes)
-    run = cli.hold(training.RunDirectory(_RUN.value), own=list(schemes))
+    run = cli.hold(runs.RunDirectory(_RUN.value), own=list(schemes))
     found = {
         name: {
             "config": dataclasses.asdict(scheme),
-            "paper": dict(presets.get(name).paper),
+            "paper": dict(training.get_preset(name).paper),
             **_measure_scheme(
                 name, planned[name], schemes, train_set, pictures, strengths
             ),
@@ -146,7 +145,7 @@ def main() -> None:
         "train_measured": len(pictures.train),
         "validation_examples": len(pictures.validation),
         "test_examples": len(pictures.test),
-        "environment": training.environment(),
+        "environment": runs.environment(),
         "git_revision": revision,
         "schemes": found,
         "random_labels": random,
@@ -165,7 +164,7 @@ def main() -> None:
 def _load(schemes: Mapping[str, Config]) -> tuple[data.Dataset, measuring.Pictures]:
     """The training set and what is measured on, both checked."""
     config = next(iter(schemes.values()))
-    train_set, test_set = measure.load_splits(
+    train_set, test_set = jobs.load_splits(
         config, _VALIDATION.value + _TEST.value, download=_DOWNLOAD.value
     )
     assert isinstance(train_set, data.Dataset)
@@ -232,7 +231,7 @@ def _train_and_measure(
         )
     except FloatingPointError as error:
         raise FloatingPointError(f"{each.directory}: {error}") from error
-    found = pieces.cached(
+    found = cache.cached(
         each.directory / "measured.json",
         _settings(config, result.network, pictures),
         lambda: measuring.measure(config, result.network, pictures),
@@ -259,7 +258,7 @@ def _strengths(
     digest = hashlib.sha256(description.encode()).hexdigest()[:8]
 
     network = training.load_run(each.directory).network
-    found = pieces.cached(
+    found = cache.cached(
         each.directory / f"strengths-{digest}.json",
         _settings(each.config, network, pictures)
         | {"attack": description, "strengths": list(strengths)},
@@ -273,7 +272,7 @@ def _time(
     planned: Mapping[str, Planned], bounded: Sequence[str], train_set: data.Dataset
 ) -> dict[str, Any]:
     configs = {name: planned[name].config for name in (WITHOUT, *bounded)}
-    found = pieces.cached(
+    found = cache.cached(
         planned[WITHOUT].directory / "seconds_per_step.json",
         {"networks": list(configs)},
         lambda: chosen.time_steps(configs, train_set),
@@ -286,8 +285,8 @@ def _settings(
     config: Config, network: models.Network, pictures: measuring.Pictures
 ) -> dict[str, Any]:
     """Returns the settings that decide the measurements of a trained network."""
-    identity = pieces.fingerprint(config, network, *pictures)
-    return pieces.network_settings(config, identity)
+    identity = cache.fingerprint(config, network, *pictures)
+    return cache.network_settings(config, identity)
 
 
 def _without_settings(found: Mapping[str, Any]) -> dict[str, Any]:

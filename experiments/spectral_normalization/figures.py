@@ -18,7 +18,7 @@ from experiments.spectral_normalization.tables import (
     label,
     log_unit,
 )
-from opnorm import training
+from opnorm import runs
 
 _BLACK = "#000000"
 _WITH = figures.PALETTE[0]
@@ -33,7 +33,7 @@ _PAIR: dict[str, dict[str, Any]] = {
 }
 
 
-def draw(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
+def draw(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     """Draws all figures.
 
     Args:
@@ -61,7 +61,7 @@ def draw(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
     _draw_strengths(out, results)
 
 
-def _draw_accuracy(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
+def _draw_accuracy(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     """Test and training accuracy against the bound, a panel for each way to bound."""
     schemes, kinds = results["schemes"], results["methods"]
     figure, panels = figures.new_panels(
@@ -113,7 +113,7 @@ def _draw_accuracy(out: training.RunDirectory, results: Mapping[str, Any]) -> No
     )
 
 
-def _draw_curves(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
+def _draw_curves(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     """Training accuracy against steps, with the test accuracy at their end."""
     schemes = results["schemes"]
     titles = [label(name) for name in schemes]
@@ -154,7 +154,7 @@ def _draw_curves(out: training.RunDirectory, results: Mapping[str, Any]) -> None
 
 
 def _draw_distributions(
-    out: training.RunDirectory,
+    out: runs.RunDirectory,
     results: Mapping[str, Any],
     quantity: str,
     unit: str,
@@ -188,7 +188,7 @@ def _draw_distributions(
     figures.save_panels(figure, panels, out.figure_path(quantity))
 
 
-def _draw_margins(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
+def _draw_margins(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     """Margins of attacked training pictures, as they are and in units of sqrt(Phi)."""
     schemes, kind = results["schemes"], results["methods"][0]
     titles = [
@@ -273,7 +273,7 @@ def _say_infinite(
     axes.text(0.05, 0.95, text, transform=axes.transAxes, va="top", fontsize=8)
 
 
-def _draw_strengths(out: training.RunDirectory, results: Mapping[str, Any]) -> None:
+def _draw_strengths(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     """Test accuracy against the length of each scheme's attack."""
     schemes, kind = results["schemes"], results["methods"][0]
     attacked = [

@@ -1,7 +1,7 @@
 """Measures one network for experiments.spectral_normalization.
 
 Every network is measured under the attack that it was trained with, as
-:func:`opnorm.training.methods.attack` describes it.
+:func:`opnorm.training.training_attack` describes it.
 """
 
 import dataclasses
@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import networks
-from opnorm import analysis, data, models, operators
-from opnorm.analysis import accuracy, inputs
+from experiments.common import records
+from opnorm import analysis, data, models, operators, training
+from opnorm.analysis import inputs
 from opnorm.models import normalization
-from opnorm.training import Config, build, methods
-from opnorm.training.config import ADVERSARIAL
+from opnorm.training import Config
 
-_ATTACKED = (*ADVERSARIAL, "wrm")
+_ATTACKED = training.methods_with("attack_labels")
 _ATTACK_FIELDS = (
     "method",
     "p",
@@ -122,7 +121,7 @@ def measure(
     for name in ("train", "validation", "test"):
         x_adv, logits = _attack(network, getattr(pictures, name), attack)
         right = logits.argmax(axis=1) == getattr(pictures, name).labels
-        found[name] = networks.averaged(right)
+        found[name] = records.mean_and_error(right)
         if name == "test":
             found["correct"] = "".join("1" if hit else "0" for hit in right)
         if name == "train":
@@ -130,7 +129,7 @@ def measure(
                 jnp.asarray(logits), jnp.asarray(pictures.train.labels)
             )
             slopes = [
-                accuracy.in_batches(
+                analysis.in_batches(
                     _slopes, network, (x, pictures.train.labels), _BATCH_SIZE
                 )
                 for x in (pictures.train.images, x_adv)
@@ -138,7 +137,7 @@ def measure(
     clean = analysis.evaluate_accuracy(
         network, pictures.test.images, pictures.test.labels
     )
-    gains = accuracy.in_batches(
+    gains = analysis.in_batches(
         functools.partial(_gains, statistics=config.normalization),
         network,
         (pictures.test.images, pictures.test.labels),
@@ -187,7 +186,9 @@ def accuracy_by_strength(
     points = []
     for strength in strengths:
         _, logits = _attack(network, pictures.test, attack, strength)
-        points.append(networks.averaged(logits.argmax(axis=1) == pictures.test.labels))
+        points.append(
+            records.mean_and_error(logits.argmax(axis=1) == pictures.test.labels)
+        )
     return {
         "strength": list(strengths),
         "length": [length(attack, strength) for strength in strengths],
@@ -203,7 +204,7 @@ def _attack(
     strength: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Attacked pictures and their logits."""
-    found: tuple[np.ndarray, np.ndarray] = accuracy.in_batches(
+    found: tuple[np.ndarray, np.ndarray] = analysis.in_batches(
         functools.partial(_attacked, attack=attack),
         network,
         (pictures.images, pictures.labels, np.arange(len(pictures))),
@@ -227,7 +228,7 @@ def _attacked(
     x = inputs.to_pixels(x)
     if attack is not None:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
-        x = methods.attack(attack, strength=strength)(f, x, labels, keys)
+        x = training.training_attack(attack, strength=strength)(f, x, labels, keys)
     return x, f(x)
 
 
@@ -255,7 +256,7 @@ def _layers(
     # Rematerialised kernels are computed inside the network.
     plain = dataclasses.replace(config, rematerialize=False)
     return operators.layers(
-        build.build_model(plain, pictures.num_classes),
+        training.build_model(plain, pictures.num_classes),
         network.variables,
         jax.ShapeDtypeStruct((1, *pictures.image_shape), jnp.float32),
         batch_norm="ignore",

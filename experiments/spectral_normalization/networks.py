@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common import measure, timing
-from opnorm import data, training
-from opnorm.training import Config, build, feed, presets
-from opnorm.training.config import DATA_FIELDS, SPECTRAL_NORM_METHODS
-from opnorm.training.step import state_shardings
+from experiments.common import jobs, timing
+from opnorm import data, runs, training
+from opnorm.training import DATA_FIELDS, SPECTRAL_NORM_METHODS, Config
 
 # What the network without a bound is called.
 WITHOUT = "none"
@@ -55,9 +53,10 @@ def schemes(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, Config]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"presets is {list(names)}; give one or more, each once.")
     found = {
-        name: dataclasses.replace(presets.get(name).config, **given) for name in names
+        name: dataclasses.replace(training.get_preset(name).config, **given)
+        for name in names
     }
-    measure.check_alike(found, _COMMON)
+    jobs.check_alike(found, _COMMON)
     dataset = found[names[0]].dataset
     if data.is_streamed(dataset):
         raise ValueError(f"dataset is {dataset!r}; it must fit into memory.")
@@ -121,7 +120,7 @@ def planned(
     for each in found.values():
         training.validate(each.config)
         if each.directory.exists():
-            training.RunDirectory.create(
+            runs.RunDirectory.create(
                 each.directory,
                 dataclasses.asdict(each.config),
                 defaults=dataclasses.asdict(Config()),
@@ -181,7 +180,7 @@ def training_curve(directory: Path) -> dict[str, list[float]]:
       with.
     """
     by_epoch: dict[int, list[dict[str, float]]] = {}
-    for line in training.read_metrics(directory):
+    for line in runs.read_metrics(directory):
         by_epoch.setdefault(int(np.ceil(line["epoch"])), []).append(line)
     return {
         "step": [lines[-1]["step"] for lines in by_epoch.values()],
@@ -201,24 +200,12 @@ def training_curve(directory: Path) -> dict[str, list[float]]:
 
 def _train_steps(config: Config, train_set: data.Dataset) -> Callable[[], Any]:
     """A function that takes one train step after the other, all with one batch."""
-    plan = training.make_plan(config, len(train_set))
-    mesh, shapes = training.data_mesh(), build.image_shapes(train_set, plan)
+    program = training.make_program(config, train_set, training.data_mesh())
     # Compiled already where the network has just been trained.
-    step = build.compiled_step(
-        config, train_set.num_classes, plan, mesh, "replicated", shapes
-    )
-    state = build.initial_state(config, train_set, plan)
-    state = training.place(state, state_shardings(state, mesh, "replicated"))
-    batch = next(
-        feed.batches(
-            train_set,
-            plan,
-            config.seed,
-            0,
-            training.sharded(mesh),
-            augment=config.augment,
-        )
-    )
+    step = program.step
+    state = program.initial_state(config.seed)
+    state = training.place(state, program.shardings(state))
+    batch = next(program.batches(train_set, config.seed))
 
     def take() -> Any:
         nonlocal state

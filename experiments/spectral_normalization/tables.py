@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import cli, measure
+from experiments.common import cli, records
 from experiments.spectral_normalization.networks import WITHOUT
-from opnorm.training.config import SPECTRAL_NORM_METHODS
+from opnorm.training import SPECTRAL_NORM_METHODS
 
 LABELS = {
     "normalize": "layer's norm",
@@ -159,7 +159,7 @@ def _gain(without: Mapping[str, Any], best: Mapping[str, Any]) -> str:
         np.array([hit == "1" for hit in network["correct"]], float)
         for network in (without, best)
     )
-    found = measure.averaged(100 * (after - before))
+    found = records.mean_and_error(100 * (after - before))
     error = cli.number(found["standard_error"], "{:.1f}")
     return f"{found['mean']:+.1f} ± {error}"
 

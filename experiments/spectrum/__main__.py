@@ -17,17 +17,20 @@ Features are what enters the last linear layer. Writes results.json and figures.
 """
 
 import math
-from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, measure, networks, spectrum_figures
-from opnorm import analysis, data, training
+from experiments.common import cli, comparison, measure, options, records, tables
+from experiments.common.figures import label
+from experiments.common.records import Record
+from experiments.common.tables import Column
+from experiments.spectrum import figures
+from opnorm import analysis, data, runs
 
 _FOLDER = "spectrum"
-networks.define_flags(_FOLDER)
+comparison.define_flags(_FOLDER)
 _EPSILON = flags.DEFINE_float(
     "epsilon",
     None,
@@ -37,7 +40,7 @@ _EPSILON = flags.DEFINE_float(
 _ALIGNMENT_EXAMPLES = flags.DEFINE_integer(
     "alignment_examples",
     None,
-    "how many examples for the alignment against length, which costs less than the "
+    "number of examples for the alignment against length, which costs less than the "
     "spectra; by default as many as --examples",
 )
 _EPSILONS = flags.DEFINE_list(
@@ -57,33 +60,52 @@ _MAX_BYTES = flags.DEFINE_integer(
 # Golub-Kahan steps for the dominant vector: far more than its value needs.
 _SEARCH_STEPS = 20
 
+_FEATURES = ("singular_values", "features")
+_COSINE = ("alignment_by_rank", "cosine")
+_COLUMNS = (
+    Column("network", "name", label),
+    Column(
+        "sigma_1 of features, clean", (*_FEATURES, "clean", "mean", 0), tables.number()
+    ),
+    Column("adversarial", (*_FEATURES, "adversarial", "mean", 0), tables.number()),
+    Column(
+        "alignment with v_1",
+        (*_COSINE, "adversarial", "mean", 0),
+        tables.number("{:.3f}"),
+    ),
+    Column(
+        "random perturbation",
+        (*_COSINE, "random", "mean", 0),
+        tables.number("{:.3f}"),
+    ),
+)
+
 _alignment = jax.jit(analysis.alignment)
 
 
 def main() -> None:
     """Measures every network, writes results and figures."""
     lengths = {
-        2.0: networks.read_lengths("epsilons", _EPSILONS.value),
-        math.inf: networks.read_lengths("epsilons_inf", _EPSILONS_INF.value),
+        2.0: options.parse_lengths("epsilons", _EPSILONS.value),
+        math.inf: options.parse_lengths("epsilons_inf", _EPSILONS_INF.value),
     }
     count = flags.FLAGS.examples
     aligned = _ALIGNMENT_EXAMPLES.value
-    if aligned is not None and aligned < 2:
-        raise ValueError(f"alignment_examples is {aligned}; it must be at least 2.")
+    options.check_at_least(2, _ALIGNMENT_EXAMPLES)
     if _EPSILON.value is not None and not 0 < _EPSILON.value < math.inf:
         raise ValueError(
             f"epsilon is {_EPSILON.value}; it must be positive and finite."
         )
-    comparison = networks.open_runs(_FOLDER, max(count, aligned or 0))
-    first = comparison.networks[0].config
+    compared = comparison.open_runs(_FOLDER, max(count, aligned or 0))
+    first = compared.networks[0].config
     epsilon = _EPSILON.value
     if epsilon is None:
         epsilon = first.epsilon if first.p == 2 else 0.5
-    few = comparison.examples.slice(0, count)
-    many = comparison.examples.slice(0, aligned or count)
+    few = compared.examples.slice(0, count)
+    many = compared.examples.slice(0, aligned or count)
 
-    results: dict[str, Any] = {
-        **networks.card(comparison, len(few)),
+    results: Record = {
+        **comparison.card(compared, len(few)),
         "alignment_examples": len(many),
         "epsilon": epsilon,
         "expected_random_alignment": analysis.expected_random_alignment(
@@ -92,95 +114,102 @@ def main() -> None:
         "networks": {},
     }
     measured = results["networks"]
-    baselines = networks.untrained(comparison, flags.FLAGS.seed)
-    for network in (*comparison.networks, *baselines):
+    baselines = comparison.untrained(compared, flags.FLAGS.seed)
+    for network in (*compared.networks, *baselines):
         measured[network.name] = {
             **_ranks(network, few, epsilon),
             "alignment_by_length": _lengths(network, many, lengths),
         }
-    comparison.out.write_json("results.json", results)
-    trained = [network.name for network in comparison.networks]
-    spectrum_figures.draw_spectra(comparison.out, results, trained)
-    spectrum_figures.draw_alignment_by_rank(comparison.out, results)
+    compared.out.write_json("results.json", results)
+    trained = [network.name for network in compared.networks]
+    figures.draw_spectra(compared.out, results, trained)
+    figures.draw_alignment_by_rank(compared.out, results)
     for p, epsilons in lengths.items():
         if epsilons:
-            spectrum_figures.draw_alignment_by_length(
-                comparison.out,
+            figures.draw_alignment_by_length(
+                compared.out,
                 results,
                 measure.norm_name(p),
-                networks.training_epsilons(comparison.networks, p),
+                comparison.training_epsilons(compared.networks, p),
             )
-    print(_table(results))
-    print(f"written to {comparison.out.path}")
+    table = tables.table(tables.named(results["networks"]), _COLUMNS)
+    records.report(compared.out, table)
 
 
 def _ranks(
-    network: networks.NamedNetwork, examples: data.Dataset, epsilon: float
-) -> dict[str, Any]:
-    """Singular values, and alignment of perturbations with all vectors."""
+    network: comparison.NamedNetwork, examples: data.Dataset, epsilon: float
+) -> Record:
+    """Returns singular values, and the alignment of perturbations with all vectors."""
     key = jax.random.key(flags.FLAGS.seed)
-    options = {
-        "batch_size": flags.FLAGS.batch_size,
-        "max_bytes": _MAX_BYTES.value,
-    }
-    delta = networks.attacked(
-        network, examples, p=2.0, epsilon=epsilon, seed=flags.FLAGS.seed
-    )
+    delta = comparison.attacked(network, examples, p=2.0, epsilon=epsilon)
     random = analysis.random_directions(delta, jax.random.fold_in(key, 1))
     clean = np.asarray(data.to_float(examples.images))
-    with training.Progress(
+    with runs.Progress(
         # Features and logits, at clean and at adversarial examples.
         4 * len(examples),
         description=f"{network.name}: spectra",
         unit="spectrum",
     ) as progress:
 
-        def tell(stage: int) -> dict[str, Any]:
+        def settings(stage: int) -> Record:
             def update(part: float) -> None:
                 progress.update(int((stage + part) * len(examples)))
 
-            return {**options, "on_progress": update}
+            return {
+                "batch_size": flags.FLAGS.batch_size,
+                "max_bytes": _MAX_BYTES.value,
+                "on_progress": update,
+            }
 
+        features, f = network.f.features, network.f
         ranked = analysis.alignment_by_rank(
-            network.f.features, clean, [delta, random], **tell(0)
+            features, clean, [delta, random], **settings(0)
         )
-        moved = analysis.singular_values(network.f.features, clean + delta, **tell(1))
-        logits = [
-            analysis.singular_values(network.f, points, **tell(stage))
-            for stage, points in ((2, clean), (3, clean + delta))
-        ]
-    curves = {}
-    for measure_name in ("cosine", "pearson"):
-        values = getattr(ranked, measure_name)
-        curves[measure_name] = {
-            kind: _defined(analysis.average(values[:, place], ranked.defined))
-            for place, kind in enumerate(("adversarial", "random"))
-        }
-    return {
-        "singular_values": {
+        values = {
             "features": {
-                "clean": networks.averaged(ranked.values),
-                "adversarial": networks.averaged(moved),
+                "clean": ranked.values,
+                "adversarial": analysis.singular_values(
+                    features, clean + delta, **settings(1)
+                ),
             },
             "logits": {
-                "clean": networks.averaged(logits[0]),
-                "adversarial": networks.averaged(logits[1]),
+                "clean": analysis.singular_values(f, clean, **settings(2)),
+                "adversarial": analysis.singular_values(
+                    f, clean + delta, **settings(3)
+                ),
             },
+        }
+    curves = {
+        kind: {
+            "adversarial": _defined(analysis.average(cosines[:, 0], ranked.defined)),
+            "random": _defined(analysis.average(cosines[:, 1], ranked.defined)),
+        }
+        for kind, cosines in (("cosine", ranked.cosine), ("pearson", ranked.pearson))
+    }
+    return {
+        "singular_values": {
+            quantity: {kind: records.mean_and_error(found[kind]) for kind in found}
+            for quantity, found in values.items()
         },
         "alignment_by_rank": curves,
     }
 
 
+def _defined(average: analysis.Average) -> Record:
+    """Returns the ranks at which two examples or more have a singular vector."""
+    last = int((average.counted >= 2).sum())
+    return {name: part[:last].tolist() for name, part in average._asdict().items()}
+
+
 def _lengths(
-    network: networks.NamedNetwork,
+    network: comparison.NamedNetwork,
     examples: data.Dataset,
     lengths: dict[float, list[float]],
-) -> dict[str, Any]:
-    """By norm: alignment with the dominant vector at x against the length."""
+) -> Record:
+    """Returns, by norm, alignments with the dominant vector at x against the length."""
     if not any(lengths.values()):
         return {}
-    seed = flags.FLAGS.seed
-    key = jax.random.key(seed)
+    key = jax.random.key(flags.FLAGS.seed)
     top = analysis.jacobian_norms(
         network.f.features,
         examples.images,
@@ -190,59 +219,33 @@ def _lengths(
     )
     # Where all features are dead there is no dominant vector.
     alive = (top.values > 0)[:, None]
-    curves: dict[str, Any] = {}
-    with training.Progress(
+    curves: Record = {}
+    done = 0
+    with runs.Progress(
         sum(len(epsilons) for epsilons in lengths.values()),
         description=f"{network.name}: alignment",
         examples=len(examples),
         unit="length",
     ) as progress:
-        done = 0
         for p, epsilons in lengths.items():
-            found: dict[str, list[Any]] = {"adversarial": [], "random": []}
+            found: dict[str, list[jax.Array]] = {"adversarial": [], "random": []}
             for epsilon in epsilons:
-                delta = networks.attacked(
-                    network, examples, p=p, epsilon=epsilon, seed=seed
-                )
                 done += 1
-                random = analysis.random_directions(
-                    delta, jax.random.fold_in(key, done)
-                )
-                for kind, z in (("adversarial", delta), ("random", random)):
-                    found[kind].append(_alignment(z, top.right))
+                delta = comparison.attacked(network, examples, p=p, epsilon=epsilon)
+                drawn = jax.random.fold_in(key, done)
+                random = analysis.random_directions(delta, drawn)
+                found["adversarial"].append(_alignment(delta, top.right))
+                found["random"].append(_alignment(random, top.right))
                 progress.update(done)
             if epsilons:
                 curves[measure.norm_name(p)] = {
                     "epsilon": epsilons,
                     **{
-                        kind: networks.averaged(np.stack(columns, axis=1), alive)
+                        kind: records.mean_and_error(np.stack(columns, axis=1), alive)
                         for kind, columns in found.items()
                     },
                 }
     return curves
-
-
-def _defined(average: analysis.Average) -> dict[str, list[float]]:
-    """The ranks at which two examples or more have a singular vector."""
-    last = int((average.counted >= 2).sum())
-    return {name: part[:last].tolist() for name, part in average._asdict().items()}
-
-
-def _table(results: dict[str, Any]) -> str:
-    rows = []
-    for name, found in results["networks"].items():
-        features = found["singular_values"]["features"]
-        cosine = found["alignment_by_rank"]["cosine"]
-        rows.append(
-            {
-                "network": spectrum_figures.label(name),
-                "sigma_1 of features, clean": f"{features['clean']['mean'][0]:.3g}",
-                "adversarial": f"{features['adversarial']['mean'][0]:.3g}",
-                "alignment with v_1": f"{cosine['adversarial']['mean'][0]:.3f}",
-                "random perturbation": f"{cosine['random']['mean'][0]:.3f}",
-            }
-        )
-    return cli.table(rows)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""Measurements of a trained network. Imports linalg, operators, attacks.
+"""Measurements of a trained network. This room imports linalg, operators and attacks.
 
 A network ``f`` is a function of a batch, ``(B, ...) -> (B, d)``, in inference mode and
-with independent rows. It is best a callable pytree, whose arrays are arguments of the
-compiled programs: these are compiled once for all networks of one structure::
+with independent rows. It is best a callable pytree: its arrays are arguments of the
+compiled programs, which serve all networks of one structure::
 
     f = opnorm.network(module, variables)  # Flax Linen
     f = jax.tree_util.Partial(apply, variables)  # any function of variables and a batch
     f = module  # an NNX module in evaluation mode, or an Equinox module, as it is
     analysis.evaluate_accuracy(f, images, labels)
 
-A plain function is compiled once in each call, since what it closes over may have
-changed since the last one. Results are those of the present values in both cases.
+A plain function is compiled once in each call, since the values that it closes over may
+have changed since the last call. Results are those of the present values in both cases.
 
 Attacks and losses are different: they must be pure, and each should be one object. A
-new function is compiled anew, and the same one is not compiled again, **even where
+new function is compiled anew, and the same function is not compiled again, **even where
 values that it closes over have changed**.
 """
 
@@ -33,30 +33,23 @@ from opnorm.analysis.alignment import (
     pearson_alignment,
 )
 from opnorm.analysis.averages import Average, average
+from opnorm.analysis.batches import in_batches
 from opnorm.analysis.bounds import (
     Regularity,
     curvature_bound,
-    label_and_rival,
     lipschitz_bound,
-    log_sum_exp_margin,
     loss_regularity,
-    probability_margin,
-    soft_margin,
-    top_k_margin,
     violations,
 )
-from opnorm.analysis.curvature import (
-    Eigenvalue,
-    InputCurvature,
-    ParameterSpectrum,
-    input_curvature,
-    parameter_spectrum,
-)
+from opnorm.analysis.densities import DensityCurve, density_curves
 from opnorm.analysis.feature_spectrum import (
     RankAlignment,
     alignment_by_rank,
     singular_values,
 )
+from opnorm.analysis.improvements import Improvement, improvement, improvement_error
+from opnorm.analysis.input_hessians import InputCurvature, input_curvature
+from opnorm.analysis.inputs import AttackFactory, to_pixels
 from opnorm.analysis.linearity import (
     Linearity,
     activation_agreement,
@@ -65,10 +58,22 @@ from opnorm.analysis.linearity import (
 )
 from opnorm.analysis.margins import (
     gradient_norms,
+    label_and_rival,
+    log_sum_exp_margin,
     margin,
     margin_loss,
     output_gain,
+    probability_margin,
     ramp_loss,
+    soft_margin,
+    top_k_margin,
+)
+from opnorm.analysis.nearest import NearestPoints, nearest_points
+from opnorm.analysis.parameter_spectra import (
+    PARAMETER_MATRICES,
+    Eigenvalue,
+    ParameterSpectrum,
+    parameter_spectrum,
 )
 from opnorm.analysis.robustness import (
     Attacked,
@@ -83,14 +88,19 @@ from opnorm.analysis.sanity import (
 )
 
 __all__ = [
+    "PARAMETER_MATRICES",
     "Accuracy",
+    "AttackFactory",
     "Attacked",
     "Average",
     "Check",
+    "DensityCurve",
     "Eigenvalue",
+    "Improvement",
     "InputCurvature",
     "JacobianNorms",
     "Linearity",
+    "NearestPoints",
     "ParameterSpectrum",
     "RankAlignment",
     "Regularity",
@@ -102,10 +112,14 @@ __all__ = [
     "average",
     "budget_check",
     "curvature_bound",
+    "density_curves",
     "deviation_from_linearity",
     "evaluate_accuracy",
     "expected_random_alignment",
     "gradient_norms",
+    "improvement",
+    "improvement_error",
+    "in_batches",
     "input_curvature",
     "jacobian_norms",
     "jacobian_spectrum",
@@ -115,6 +129,7 @@ __all__ = [
     "loss_regularity",
     "margin",
     "margin_loss",
+    "nearest_points",
     "output_gain",
     "parameter_spectrum",
     "pearson_alignment",
@@ -127,6 +142,7 @@ __all__ = [
     "singular_values",
     "soft_margin",
     "square_check",
+    "to_pixels",
     "top_k_margin",
     "violations",
     "worst_over_budgets",

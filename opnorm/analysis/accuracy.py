@@ -1,27 +1,27 @@
 """Accuracy, robust accuracy and Jacobian spectra of a network on a data set.
 
-One compiled program serves every network of the same structure, every epsilon and every
-batch: the last batch is filled up with copies of an example, which are left out of the
-results. ``attack`` must be pure and one object, not a new lambda each time
-(:mod:`opnorm.analysis` says why).
+One compiled program serves all networks of one structure, all budgets and all batches.
+An attack must be pure and one object, not a new lambda in each call; see
+:mod:`opnorm.analysis`.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg, operators
-from opnorm.analysis import inputs, robustness
+from opnorm.analysis import inputs, margins, robustness
 from opnorm.analysis.averages import average
+from opnorm.analysis.batches import in_batches
 from opnorm.analysis.inputs import AttackFactory, to_pixels
-from opnorm.attacks import checks
+from opnorm.attacks import checks, parts
 from opnorm.attacks.checks import Bounds
-from opnorm.attacks.parts import decided, like, within_budget
+from opnorm.linalg import PyTree
 
 
 class Accuracy(NamedTuple):
@@ -67,6 +67,7 @@ def evaluate_accuracy(
     images: np.ndarray,
     labels: np.ndarray,
     *,
+    top_k: int = 1,
     batch_size: int = 100,
     bounds: Bounds = (0.0, 1.0),
 ) -> Accuracy:
@@ -78,20 +79,24 @@ def evaluate_accuracy(
       images: ``(N, ...)``, uint8 or float, in the bounds. uint8 images are divided by
         255, float images are taken as they are.
       labels: ``(N,)`` int.
+      top_k: an example is correct where its label is among as many of the largest
+        logits; from 1 to K - 1.
       batch_size: examples per compiled call.
       bounds: box (low, high) that images lie in; None for a network that takes any
         values, such as standardised ones.
 
     Raises:
-      ValueError: for no examples, labels or a batch size that do not fit, images
-        outside the bounds, or a network of one logit.
+      ValueError: for no examples, labels, a top_k or a batch size that do not fit,
+        images outside the bounds, or a network of one logit.
     """
     inputs.check_examples(images, labels, batch_size)
     checks.check_bounds(bounds)
     inputs.check_bounds(images, bounds)
     f = linalg.prepare_network(f)
-    inputs.check_labels(f, images, labels, min(batch_size, len(images)))
-    return _accuracy(in_batches(_hits, f, (images, labels), batch_size))
+    classes = inputs.check_labels(f, images, labels, min(batch_size, len(images)))
+    top_k = linalg.check_count("top_k", top_k, 1, classes - 1)
+    measure = functools.partial(_hits, top_k=top_k)
+    return _accuracy(in_batches(measure, f, (images, labels), batch_size))
 
 
 def robust_accuracy(
@@ -104,28 +109,47 @@ def robust_accuracy(
     batch_size: int = 100,
     key: jax.Array,
 ) -> list[Accuracy]:
-    """Computes the part of the examples right at x and after an attack, by budget.
+    """Computes the fraction of examples that are correct at x and after an attack.
 
     Args:
       f: ``(B, ...) -> (B, K)``, in inference mode; best a callable pytree, see
         :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float, in the attack's bounds; see
         :func:`evaluate_accuracy`.
-      labels: ``(N,)`` int, which the attack leaves.
-      attack: ``epsilon -> attack``; epsilon is traced, so all share one compilation.
-        An attack without a budget breaks an example at epsilon only where its point
-        lies within epsilon.
+      labels: ``(N,)`` int, the classes that the attack leaves.
+      attack: ``epsilon -> attack``; epsilon is traced, so all budgets share one
+        program. An attack without a budget breaks an example at epsilon only where its
+        point lies within epsilon.
       epsilons: budgets, in [0, 1] pixel units.
       batch_size: examples per compiled call.
       key: typed key of the attack.
 
     Returns:
-      An accuracy per epsilon; :func:`opnorm.analysis.attack_examples` tells more.
+      An accuracy for each budget. :func:`opnorm.analysis.attack_examples` returns
+      distances and points, too.
 
     Raises:
       ValueError: for no examples, labels or a batch size that do not fit, images that
         are neither uint8 nor float or outside the attack's bounds, a negative budget, a
         targeted attack, or a network of one logit.
+
+    Example:
+      The margins of three images of one pixel are 0.2, 0.6 and 1.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from opnorm import analysis, attacks
+      >>> def f(x):
+      ...     return jnp.concatenate([x - 0.5, 0.5 - x], axis=1)
+      >>> def fgm(epsilon):
+      ...     return attacks.fgm(p=2, epsilon=epsilon)
+      >>> images, labels = np.float32([[0.6], [0.8], [1.0]]), np.array([0, 0, 0])
+      >>> curve = analysis.robust_accuracy(
+      ...     f, images, labels, attack=fgm, epsilons=[0, 0.2], key=jax.random.key(0)
+      ... )
+      >>> [round(point.mean, 2) for point in curve]
+      [1.0, 0.67]
 
     Source: Roth et al. 2020, Fig. 3.
     """
@@ -158,9 +182,9 @@ def perturbations(
     """Computes attacked examples minus clean ones, ``(N, ...)``.
 
     They are zero where the attack ends outside the budget ``epsilon``, as an attack
-    without a budget may. With ``epsilon=None`` such an attack is followed to any
-    length. Other arguments and errors are those of :func:`robust_accuracy`, except that
-    the attack may be targeted.
+    without a budget may. With ``epsilon=None`` an attack without a budget may end at
+    any distance. Other arguments and errors are those of :func:`robust_accuracy`,
+    except that the attack may be targeted.
     """
     pattern = inputs.make_pattern(attack)
     given = None if epsilon is None else [epsilon]
@@ -172,13 +196,14 @@ def perturbations(
     f = linalg.prepare_network(f)
     if pattern.needs_classes:
         inputs.check_labels(f, images, labels, min(batch_size, len(images)))
-    return in_batches(
+    moved: np.ndarray = in_batches(
         functools.partial(_perturbed, attack=attack),
         f,
         (images, labels, np.arange(len(images))),
         batch_size,
         (budget, key),
     )
+    return moved
 
 
 def jacobian_spectrum(
@@ -194,13 +219,13 @@ def jacobian_spectrum(
       f: ``(B, ...) -> (B, d)``, in inference mode; best a callable pytree, see
         :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float in [0, 1].
-      k: how many values; None for all min(d, n).
+      k: number of values; None for all min(d, n).
       batch_size: examples per compiled call.
 
     Raises:
       ValueError: for no examples, a bad batch size or k out of range.
 
-    Source: Roth et al. 2020, Fig. 2 left (there of the features).
+    Source: Roth et al. 2020, Fig. 2 left, which shows the features.
     """
     measure = functools.partial(_singular, k=k)
     f = linalg.prepare_network(f)
@@ -215,7 +240,7 @@ def jacobian_norms(
     q: float = 2.0,
     batch_size: int = 100,
     key: jax.Array,
-    **search: Any,
+    **search: Hashable,
 ) -> JacobianNorms:
     """Computes ``||d logits / d pixels||_{p,q}`` per example.
 
@@ -231,7 +256,7 @@ def jacobian_norms(
         numbers or names (method, num_steps, num_restarts, ...).
 
     Raises:
-      ValueError: for no examples, a bad batch size, and as
+      ValueError: for no examples or a bad batch size, and for the reasons of
         :func:`opnorm.operators.jacobian_norm`.
 
     Source: Roth et al. 2020, Eq. 8.
@@ -243,8 +268,11 @@ def jacobian_norms(
 
 
 @linalg.network_program
-def _hits(f: linalg.Network, x: jax.Array, labels: jax.Array) -> jax.Array:
-    return ~decided(f(to_pixels(x)), labels, targeted=False)
+def _hits(
+    f: linalg.Network, x: jax.Array, labels: jax.Array, *, top_k: int
+) -> jax.Array:
+    f, labels = margins.decide_top_k(f, labels, top_k)
+    return ~parts.decided(f(to_pixels(x)), labels, targeted=False)
 
 
 @linalg.network_program
@@ -253,7 +281,7 @@ def _perturbed(
     x: jax.Array,
     labels: jax.Array,
     number: jax.Array,
-    epsilon: Any,
+    epsilon: jax.Array,
     key: jax.Array,
     *,
     attack: AttackFactory,
@@ -263,8 +291,8 @@ def _perturbed(
     bound = attack(epsilon)
     delta = bound(f, clean, labels, keys) - clean
     length = linalg.norm(delta, bound.p)
-    kept = within_budget(length, epsilon, clean, bound.p)
-    return jnp.where(like(kept, delta), delta, 0.0)
+    kept = parts.within_budget(length, epsilon, clean, bound.p)
+    return jnp.where(parts.like(kept, delta), delta, 0.0)
 
 
 @linalg.network_program
@@ -276,7 +304,7 @@ def _normed(
     *,
     p: float,
     q: float,
-    **search: Any,
+    **search: PyTree,
 ) -> tuple[jax.Array, jax.Array]:
     key = jax.random.fold_in(key, number[0])
     found = operators.jacobian_norm(f, to_pixels(x), p=p, q=q, key=key, **search)
@@ -297,21 +325,3 @@ def _singular(
 def _accuracy(hits: np.ndarray) -> Accuracy:
     found = average(hits)
     return Accuracy(float(found.mean), float(found.standard_error), hits)
-
-
-def in_batches(
-    fun: Callable[..., Any],
-    f: Any,
-    arrays: tuple[np.ndarray, ...],
-    batch_size: int,
-    extra: tuple[Any, ...] = (),
-) -> Any:
-    """Applies ``fun(f, *batch, *extra)`` to filled-up batches of the arrays."""
-    count = len(arrays[0])
-    inputs.check_examples(arrays[0], arrays[-1], batch_size)
-    size = min(batch_size, count)
-    pieces = []
-    for start in range(0, count, size):
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        pieces.append(fun(f, *(array[rows] for array in arrays), *extra))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *pieces)

@@ -1,4 +1,4 @@
-"""analysis: how far perturbations point along singular vectors."""
+"""Alignment of perturbations with directions, such as singular vectors."""
 
 import math
 
@@ -11,7 +11,7 @@ from opnorm import linalg
 def alignment(perturbation: jax.Array, direction: jax.Array) -> jax.Array:
     """Computes ``|<delta, v>| / (||delta||_2 ||v||_2)`` of each example.
 
-    The sign is dropped because that of a singular vector is arbitrary.
+    The sign is dropped, since the sign of a singular vector is arbitrary.
 
     Args:
       perturbation: ``(B, ...)`` float.
@@ -23,6 +23,13 @@ def alignment(perturbation: jax.Array, direction: jax.Array) -> jax.Array:
     Raises:
       ValueError: for different shapes.
 
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from opnorm import analysis
+      >>> moved, direction = jnp.array([[3.0, 4.0]]), jnp.array([[0.0, -2.0]])
+      >>> round(float(analysis.alignment(moved, direction)[0]), 3)
+      0.8
+
     Source: Roth et al. 2020, Figs. 2 and 8.
     """
     first = linalg.dual_map(_wide(perturbation), 2.0)
@@ -33,7 +40,7 @@ def alignment(perturbation: jax.Array, direction: jax.Array) -> jax.Array:
 def pearson_alignment(perturbation: jax.Array, direction: jax.Array) -> jax.Array:
     """Computes the absolute Pearson correlation of the entries of each example.
 
-    The released code of Roth et al. 2020 plots this where the paper says cosine; the
+    The released code of Roth et al. 2020 plots this where the paper says cosine. The
     two differ by the means of the vectors.
 
     Args:
@@ -51,16 +58,21 @@ def pearson_alignment(perturbation: jax.Array, direction: jax.Array) -> jax.Arra
         wide = _wide(array)
         axes = tuple(range(1, wide.ndim))
         varies = jnp.ptp(wide, axis=axes, keepdims=True) > 0
-        # What rounding leaves of a constant is not a direction.
+        # The rest of a constant after rounding is no direction.
         mean = jnp.mean(wide, axis=axes, keepdims=True)
         centred.append(jnp.where(varies, wide - mean, 0.0))
     return alignment(*centred)
 
 
 def expected_random_alignment(size: int) -> float:
-    """Computes what a random direction in ``size`` dimensions has on average.
+    """Computes the mean alignment of a random direction in ``size`` dimensions.
 
-    ``E |cos| = Gamma(n/2) / (sqrt(pi) Gamma((n+1)/2))``, about ``sqrt(2 / (pi n))``.
+    With n dimensions it is::
+
+        E |cos| = Gamma(n/2) / (sqrt(pi) Gamma((n+1)/2)),  about  sqrt(2 / (pi n))
+
+    Args:
+      size: n, at least 1.
 
     Raises:
       ValueError: for a size below 1.

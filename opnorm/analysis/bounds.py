@@ -1,25 +1,27 @@
-"""analysis: how near an adversarial example can be, from derivatives of the loss.
+"""Least distances of adversarial examples, from derivatives of the loss.
 
-A loss that is negative where an example is classified correctly, and cannot rise faster
-than its largest slope L, or curve more than its largest curvature C, leaves room before
-the nearest point where it is zero. L and C are maxima over a data set here, or over
-samples around each example: estimates, so that the bounds are no certificates. How
-often one exceeds a distance that an attack has reached :func:`violations` counts.
+The loss is negative where an example is classified correctly. Its largest slope L and
+its largest curvature C bound the distance of the nearest point where it is zero. L and
+C are maxima over a data set, or over samples around each example. They are estimates,
+so the bounds are no certificates; :func:`violations` counts how often a bound exceeds a
+distance that an attack has reached.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from opnorm import linalg, operators
-from opnorm.analysis import accuracy, inputs, margins
+from opnorm.analysis import inputs, margins
+from opnorm.analysis.batches import in_batches
 from opnorm.analysis.inputs import check_examples, check_labels
-from opnorm.attacks import checks, losses
+from opnorm.attacks import losses
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -30,12 +32,12 @@ class Regularity(NamedTuple):
     Attributes:
       loss: ``(N,)``.
       gradient_norm: ``(N,)``, the dual norm of its gradient at the example; with a
-        radius the largest over samples around it.
+        radius the largest one over samples around the example.
       curvature: ``(N,)``, the largest eigenvalue of its Hessian, signed; with a radius
-        the largest over samples.
-      absolute_curvature: ``(N,)``, the same of the modulus.
-      curvature_error: ``(N,)``: the Hessian has an eigenvalue within this of each of
-        the two.
+        the largest one over samples.
+      absolute_curvature: ``(N,)``, the largest modulus of an eigenvalue, likewise.
+      curvature_error: ``(N,)``; the Hessian has an eigenvalue within this distance of
+        ``curvature``, and one of ``absolute_curvature`` up to its sign.
     """
 
     loss: np.ndarray
@@ -45,146 +47,19 @@ class Regularity(NamedTuple):
     curvature_error: np.ndarray
 
 
-def probability_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Computes ``max_{i != y} p_i - p_y`` with softmax probabilities p.
-
-    Negative if and only if the example is classified correctly (ties apart).
-
-    Args:
-      logits: ``(B, K)`` float, K at least 2.
-      labels: ``(B,)`` int.
-
-    Returns:
-      ``(B,)``, in [-1, 1].
-
-    Raises:
-      ValueError: for shapes or labels that do not fit.
-
-    Source: Finlay & Oberman, the modified Carlini-Wagner loss.
-    """
-    p, own = _probabilities(logits, labels)
-    return jnp.max(_others(p, labels, -jnp.inf), axis=1) - own
-
-
-def log_sum_exp_margin(
-    logits: jax.Array, labels: jax.Array, *, temperature: float = 10.0
-) -> jax.Array:
-    """Computes a smooth upper bound of :func:`probability_margin`.
-
-    ``log(sum_{i != y} exp(t p_i)) / t - p_y``, above it by at most ``log(K - 1) / t``.
-    Where it is negative the example is classified correctly, so that bounds from its
-    curvature are valid for the margin.
-
-    Args:
-      logits: ``(B, K)`` float.
-      labels: ``(B,)`` int.
-      temperature: t, above 0; larger is nearer and more curved.
-
-    Returns:
-      ``(B,)``.
-
-    Raises:
-      ValueError: for a temperature that is not positive, or shapes or labels that do
-        not fit.
-    """
-    linalg.check_length("temperature", temperature, positive=True)
-    p, own = _probabilities(logits, labels)
-    rest = _others(temperature * p, labels, -jnp.inf)
-    return jax.nn.logsumexp(rest, axis=1) / temperature - own
-
-
-def soft_margin(
-    logits: jax.Array, labels: jax.Array, *, temperature: float = 10.0
-) -> jax.Array:
-    """Computes the smoothed margin of Finlay & Oberman; it is **not a valid bound**.
-
-    ``sum_i s_i q_i - p_y`` with q the probabilities of the other classes, 0 for y, and
-    s their softmax at the temperature. It lies below :func:`probability_margin`, by up
-    to 0.11 for ten classes: it can be negative where the example is misclassified, and
-    room that is computed from it may not be there. For comparison with their tables;
-    otherwise :func:`log_sum_exp_margin`.
-
-    Args:
-      logits: ``(B, K)`` float.
-      labels: ``(B,)`` int.
-      temperature: above 0.
-
-    Returns:
-      ``(B,)``.
-
-    Raises:
-      ValueError: for a temperature that is not positive, or shapes or labels that do
-        not fit.
-    """
-    linalg.check_length("temperature", temperature, positive=True)
-    p, own = _probabilities(logits, labels)
-    rest = _others(p, labels, 0.0)
-    return jnp.sum(jax.nn.softmax(temperature * rest, axis=1) * rest, axis=1) - own
-
-
-def top_k_margin(logits: jax.Array, labels: jax.Array, *, k: int = 5) -> jax.Array:
-    """Computes ``p_(k+1) - p_y`` with the (k+1)-th largest probability.
-
-    Negative if and only if the label is among the k most probable (ties apart).
-
-    Args:
-      logits: ``(B, K)`` float, K above k.
-      labels: ``(B,)`` int.
-      k: at least 1.
-
-    Returns:
-      ``(B,)``.
-
-    Raises:
-      ValueError: for a k that is not between 1 and K - 1, or shapes or labels that do
-        not fit.
-
-    Source: Finlay & Oberman, for ImageNet.
-    """
-    checks.check_labels(labels, len(logits), logits)
-    _check_rank(k, logits.shape[1])
-    p, own = _probabilities(logits, labels)
-    return jax.lax.top_k(p, k + 1)[0][:, -1] - own
-
-
-def label_and_rival(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.Array:
-    """Computes the label's logit, and the k-th largest of the others.
-
-    As logits of two classes they are decided for the first, 0, if and only if the label
-    is among the k largest: what attacks need that should push it out of these.
-
-    Args:
-      logits: ``(B, K)`` float, K above k.
-      labels: ``(B,)`` int.
-      k: at least 1.
-
-    Returns:
-      ``(B, 2)``.
-
-    Raises:
-      ValueError: for a k that is not between 1 and K - 1, or shapes or labels that do
-        not fit.
-    """
-    checks.check_labels(labels, len(logits), logits)
-    _check_rank(k, logits.shape[1])
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    rest = _others(logits, labels, -jnp.inf)
-    return jnp.concatenate([own, jax.lax.top_k(rest, k)[0][:, -1:]], axis=1)
-
-
-# A loss of the caller's may read its labels as it likes.
+# The labels of these losses are classes; other losses may read labels as they like.
 _OF_CLASSES: tuple[Loss, ...] = (
-    probability_margin,
-    log_sum_exp_margin,
-    soft_margin,
-    top_k_margin,
+    margins.probability_margin,
+    margins.log_sum_exp_margin,
+    margins.soft_margin,
+    margins.top_k_margin,
     margins.margin,
     *losses.NAMED.values(),
 )
 
 
-def lipschitz_bound(loss: Any, largest_slope: Any) -> np.ndarray:
-    """Computes ``max(-loss, 0) / L``: no nearer point has a loss of zero.
+def lipschitz_bound(loss: ArrayLike, largest_slope: ArrayLike) -> np.ndarray:
+    """Computes ``max(-loss, 0) / L``; no nearer point has a loss of zero.
 
     Args:
       loss: ``(N,)``, negative where the example is classified correctly.
@@ -197,6 +72,11 @@ def lipschitz_bound(loss: Any, largest_slope: Any) -> np.ndarray:
     Raises:
       ValueError: for a negative L.
 
+    Example:
+      >>> from opnorm import analysis
+      >>> analysis.lipschitz_bound([-1.0, -0.5, 0.2], 2.0).tolist()
+      [0.5, 0.25, 0.0]
+
     Source: Finlay & Oberman, Proposition 2.1.
     """
     room, slope = _room(loss), _positive("largest_slope", largest_slope)
@@ -205,19 +85,22 @@ def lipschitz_bound(loss: Any, largest_slope: Any) -> np.ndarray:
 
 
 def curvature_bound(
-    loss: Any, gradient_norm: Any, largest_curvature: Any
+    loss: ArrayLike, gradient_norm: ArrayLike, largest_curvature: ArrayLike
 ) -> np.ndarray:
     """Computes the L2 distance at which a parabola of curvature C reaches zero.
 
-    ``2 r / (g + sqrt(g^2 + 2 C r))`` with ``r = max(-loss, 0)``: the published
-    difference of nearly equal numbers, rationalised, so that it tends to r / g for
-    small C and is ``sqrt(2 r / C)`` for g = 0.
+    With ``r = max(-loss, 0)`` it is::
+
+        2 r / (g + sqrt(g^2 + 2 C r))
+
+    which is the published formula without its difference of nearly equal numbers. It
+    tends to r / g for small C and is ``sqrt(2 r / C)`` for g = 0.
 
     Args:
       loss: ``(N,)``, negative where the example is classified correctly.
       gradient_norm: ``(N,)``, g, the L2 norm of the loss's gradient at the example.
-      largest_curvature: C, scalar or ``(N,)``: the largest eigenvalue of its Hessian
-        around; a negative one counts as 0.
+      largest_curvature: C, scalar or ``(N,)``, the largest eigenvalue of its Hessian
+        around the example; a negative one counts as 0.
 
     Returns:
       ``(N,)``; inf where neither slope nor curvature leads to zero.
@@ -234,7 +117,7 @@ def curvature_bound(
     return np.where(room > 0, reach, 0.0)
 
 
-def violations(bound: Any, distance: Any) -> float:
+def violations(bound: ArrayLike, distance: ArrayLike) -> float:
     """Computes how often a bound exceeds a distance at which an attack succeeded.
 
     Args:
@@ -242,7 +125,7 @@ def violations(bound: Any, distance: Any) -> float:
       distance: ``(N,)``, inf where no adversarial point is known.
 
     Returns:
-      The part of the examples, in [0, 1]. A valid bound has none.
+      The fraction of the examples, in [0, 1]; 0 for a valid bound.
 
     Raises:
       ValueError: for different shapes or no example.
@@ -253,7 +136,7 @@ def violations(bound: Any, distance: Any) -> float:
             f"bound and distance have shapes {bound.shape} and {distance.shape}; they "
             "must be (N,) both, with N at least 1."
         )
-    # A distance in float32 may lie a rounding below what it stands for.
+    # A distance in float32 may be one rounding too small.
     return float(np.mean(bound > distance * (1 + 1e-6)))
 
 
@@ -262,7 +145,7 @@ def loss_regularity(
     images: np.ndarray,
     labels: np.ndarray,
     *,
-    loss: Loss = log_sum_exp_margin,
+    loss: Loss = margins.log_sum_exp_margin,
     p: float = 2.0,
     num_steps: int = 20,
     radius: float = 0.0,
@@ -281,21 +164,20 @@ def loss_regularity(
       f: ``(B, ...) -> (B, K)`` logits, in inference mode; best a callable pytree, see
         :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float in [0, 1].
-      labels: ``(N,)`` int; for a loss of the caller's, what it takes.
-      loss: ``(logits, labels) -> (B,)``; one object, not a new lambda each time.
+      labels: ``(N,)`` int, or whatever the caller's own loss takes.
+      loss: ``(logits, labels) -> (B,)``; one object, not a new lambda in each call.
       p: exponent of the norm of perturbations; the gradient is measured in its dual.
-      num_steps: products with the Hessian for each sample; 0 leaves the curvature
-        out, as NaN.
-      radius: of the Lp ball to sample around each example, in [0, 1] pixel units; 0
-        for the example alone.
-      num_samples: points to take the maximum over, the example always among them.
+      num_steps: products with the Hessian for each sample; 0 gives NaN as curvatures.
+      radius: radius of the Lp ball that is sampled around each example, in [0, 1] pixel
+        units; 0 for the example alone.
+      num_samples: number of points that the maximum is taken over; the example is one.
       batch_size: examples per compiled call.
       key: typed key.
 
     Raises:
       ValueError: for a number of steps below 0, a radius and a number of samples that
         do not go together, a bad batch size, no examples, or labels that do not fit a
-        loss of the library's.
+        loss of this library.
 
     Source: Finlay & Oberman, Table 3.
     """
@@ -313,10 +195,11 @@ def loss_regularity(
     f = linalg.prepare_network(f)
     if named in _OF_CLASSES:
         check_labels(f, images, labels, min(batch_size, len(images)))
-    options: dict[str, Any] = {"num_steps": num_steps, "num_samples": num_samples}
-    measure = functools.partial(_regularity, loss=loss, p=p, **options)
+    measure = functools.partial(
+        _regularity, loss=loss, p=p, num_steps=num_steps, num_samples=num_samples
+    )
     return Regularity(
-        *accuracy.in_batches(measure, f, (images, labels), batch_size, (radius, key))
+        *in_batches(measure, f, (images, labels), batch_size, (radius, key))
     )
 
 
@@ -325,7 +208,7 @@ def _regularity(
     f: linalg.Network,
     x: jax.Array,
     labels: jax.Array,
-    radius: Any,
+    radius: jax.Array,
     key: jax.Array,
     *,
     loss: Loss,
@@ -348,40 +231,25 @@ def _regularity(
         error = jnp.maximum(signed.residual, absolute.residual)[:, 0]
         return signed.values[:, 0], jnp.abs(absolute.values[:, 0]), error
 
-    def sample(number: jax.Array, found: tuple[jax.Array, ...]) -> Any:
+    def sample(number: jax.Array, found: list[jax.Array]) -> list[jax.Array]:
         ball_key, start_key = jax.random.split(jax.random.fold_in(key, number))
         noise = linalg.sample_ball(ball_key, pixels, p, radius)
         z = jnp.where(number == 0, pixels, pixels + noise)
         slope = margins.gradient_norms(f, z, labels, loss=loss, p=p)
         new = (slope, *curvatures(z, start_key))
-        return jax.tree.map(jnp.maximum, found, new)
+        return list(map(jnp.maximum, found, new))
 
     start = jnp.full(len(pixels), -jnp.inf)
-    found = linalg.fori_loop(num_samples, sample, (start,) * 4)
+    found = linalg.fori_loop(num_samples, sample, [start] * 4)
     return at(pixels), *found
 
 
-def _probabilities(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    checks.check_labels(labels, len(logits), logits)
-    p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-    return p, jnp.take_along_axis(p, labels[:, None], axis=1)[:, 0]
-
-
-def _others(values: jax.Array, labels: jax.Array, filler: float) -> jax.Array:
-    own = jnp.arange(values.shape[1])[None] == labels[:, None]
-    return jnp.where(own, filler, values)
-
-
-def _check_rank(k: int, num_classes: int) -> None:
-    linalg.check_count("k", k, 1, num_classes - 1)
-
-
-def _room(loss: Any) -> np.ndarray:
+def _room(loss: ArrayLike) -> np.ndarray:
     return np.maximum(-np.asarray(loss, np.float64), 0.0)
 
 
-def _positive(name: str, value: Any) -> np.ndarray:
-    value = np.asarray(value, np.float64)
-    if np.any(value < 0):
-        raise ValueError(f"{name} is {value.min()}; it must be at least 0.")
-    return value
+def _positive(name: str, value: ArrayLike) -> np.ndarray:
+    values = np.asarray(value, np.float64)
+    if np.any(values < 0):
+        raise ValueError(f"{name} is {values.min()}; it must be at least 0.")
+    return values

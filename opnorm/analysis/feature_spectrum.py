@@ -1,27 +1,28 @@
-"""analysis: every singular value of a Jacobian, and alignment with every vector.
+"""All singular values of a Jacobian, and alignment with all of its singular vectors.
 
-The Jacobian of the features is wide: 1024 x 3072 numbers an example for CNN7 at width
-128. So only what is asked for is kept of each: a few examples at a time are decomposed
-within a limit of memory.
+The Jacobian of the features is large: 1024 x 3072 numbers for one example of CNN7 at
+width 128. Therefore few examples are decomposed at a time, within a limit of memory,
+and only the results are kept.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg, operators
-from opnorm.analysis import accuracy, inputs
+from opnorm.analysis import inputs
 from opnorm.analysis.alignment import alignment, pearson_alignment
+from opnorm.analysis.batches import in_batches, reporting_progress
 from opnorm.analysis.inputs import check_examples, evaluate
 from opnorm.analysis.linearity import check_perturbations
 
-# Arrays of a Jacobian's size that are alive at once: it, its right singular vectors,
-# and what the decomposition works on. Measured on CPU: about 3.
+# Arrays of the Jacobian's size that exist at once: the Jacobian, its right singular
+# vectors, and those of the decomposition. A measurement on CPU gave about 3.
 _COPIES = 4
 
 
@@ -30,10 +31,10 @@ class RankAlignment(NamedTuple):
 
     Attributes:
       values: ``(N, R)`` with R = min(d, n), largest first.
-      defined: ``(N, R)`` bool: the value is more than rounding leaves of zero, so that
+      defined: ``(N, R)`` bool: the value is larger than the rounding error of zero, so
         the Jacobian determines v_r.
       cosine: ``(N, P, R)`` in [0, 1], ``|cos(z_p, v_r)|``; 0 where v_r is not defined.
-      pearson: ``(N, P, R)``, the absolute Pearson correlation in its place.
+      pearson: ``(N, P, R)``, likewise the absolute Pearson correlation.
     """
 
     values: np.ndarray
@@ -52,23 +53,32 @@ def singular_values(
 ) -> np.ndarray:
     """Computes all singular values of ``d outputs / d pixels`` at each example.
 
-    The singular value decomposition is of the Jacobian itself: from its Gram matrix,
-    values below about 3e-4 of the largest would be rounding in float32.
+    The Jacobian itself is decomposed. In float32 its Gram matrix would lose all values
+    below about 3e-4 of the largest one to rounding.
 
     Args:
       f: ``(B, ...) -> (B, d)``, features or logits, in inference mode; best a callable
         pytree, see :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float in [0, 1].
-      batch_size: most examples per compiled call.
-      max_bytes: most bytes for Jacobians and their decompositions at a time; the
-        passes through the network come on top.
-      on_progress: called with the part of the examples that is behind, in [0, 1].
+      batch_size: largest number of examples per compiled call.
+      max_bytes: largest number of bytes for Jacobians and their decompositions; the
+        network itself needs further memory.
+      on_progress: called with the fraction of the examples that is done, in [0, 1].
 
     Returns:
       ``(N, min(d, n))``, largest first.
 
     Raises:
       ValueError: for no examples, a bad batch size, or a limit too low for one example.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from opnorm import analysis
+      >>> f = jax.tree_util.Partial(lambda w, x: x @ w, np.diag([3.0, 1.0, 2.0]))
+      >>> images = np.full((2, 3), 0.5, np.float32)
+      >>> analysis.singular_values(f, images).round(3).tolist()
+      [[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]
 
     Source: Roth et al. 2020, Fig. 2 left.
     """
@@ -77,7 +87,8 @@ def singular_values(
     size = _batch_size(f, images, batch_size, max_bytes)
     measure = functools.partial(_values, max_bytes=max_bytes)
     reporting = reporting_progress(measure, len(images), size, on_progress)
-    return accuracy.in_batches(reporting, f, (images,), size)
+    values: np.ndarray = in_batches(reporting, f, (images,), size)
+    return values
 
 
 def alignment_by_rank(
@@ -94,17 +105,18 @@ def alignment_by_rank(
     Args:
       f: ``(B, ...) -> (B, d)``, features or logits, in inference mode; best a callable
         pytree, see :mod:`opnorm.analysis`.
-      images: ``(N, ...)``, x, uint8 or float in [0, 1]; the Jacobian is taken here.
+      images: ``(N, ...)``, x, the points of the Jacobian, uint8 or float in [0, 1].
       perturbations: P arrays ``(N, ...)`` float, at least one.
-      batch_size: most examples per compiled call.
-      max_bytes: as for :func:`singular_values`.
-      on_progress: as for :func:`singular_values`.
+      batch_size: largest number of examples per compiled call.
+      max_bytes: see :func:`singular_values`.
+      on_progress: see :func:`singular_values`.
 
     Raises:
-      ValueError: for perturbations that do not fit, and as :func:`singular_values`.
+      ValueError: for perturbations that do not fit, and for the reasons of
+        :func:`singular_values`.
 
-    Source: Roth et al. 2020, Fig. 2 right. The paper says cosine, its code computes
-    the Pearson correlation.
+    Source: Roth et al. 2020, Fig. 2 right. The paper says cosine; its code computes the
+    Pearson correlation.
     """
     if not len(perturbations):
         raise ValueError("perturbations is empty; give at least one array.")
@@ -115,7 +127,7 @@ def alignment_by_rank(
     measure = functools.partial(_ranked, max_bytes=max_bytes)
     reporting = reporting_progress(measure, len(images), size, on_progress)
     rows = (images, *perturbations)
-    return RankAlignment(*accuracy.in_batches(reporting, f, rows, size))
+    return RankAlignment(*in_batches(reporting, f, rows, size))
 
 
 @linalg.network_program
@@ -127,11 +139,11 @@ def _values(f: linalg.Network, x: jax.Array, *, max_bytes: int) -> jax.Array:
 @linalg.network_program
 def _ranked(
     f: linalg.Network, x: jax.Array, *perturbations: jax.Array, max_bytes: int
-) -> Any:
+) -> tuple[jax.Array, ...]:
     matrix = _jacobian(f, x, max_bytes)
     _, values, right = jnp.linalg.svd(matrix, full_matrices=False)
     # The threshold of numpy.linalg.matrix_rank.
-    rounding = max(matrix.shape[1:]) * jnp.finfo(matrix.dtype).eps
+    rounding = max(matrix.shape[1:]) * linalg.machine_epsilon(matrix.dtype)
     defined = values > rounding * values[:, :1]
 
     def by_rank(measure: Callable[..., jax.Array]) -> jax.Array:
@@ -143,7 +155,7 @@ def _ranked(
 
 
 def _jacobian(f: linalg.Network, x: jax.Array, max_bytes: int) -> jax.Array:
-    """``(B, d, n)``, at least float32."""
+    """Returns Jacobians ``(B, d, n)``, at least float32."""
     pixels = inputs.to_pixels(x)
     dense = operators.dense_jacobian(f, pixels, max_bytes=max_bytes)
     matrix = dense.reshape(*dense.shape[:2], -1)
@@ -156,11 +168,11 @@ def _batch_size(
     batch_size: int,
     max_bytes: int,
 ) -> int:
-    """Examples per call within the limit, such that calls are about equally full."""
+    """Returns the examples per call, so that calls are about equally full."""
     one = jax.eval_shape(inputs.to_pixels, images[:1])
     outputs = evaluate.eval_shape(f, one)
     wide = jnp.promote_types(one.dtype, jnp.float32).itemsize
-    needed = _COPIES * outputs.shape[1] * math.prod(one.shape) * wide
+    needed: int = _COPIES * outputs.shape[1] * math.prod(one.shape) * wide
     if needed > max_bytes:
         raise ValueError(
             f"max_bytes is {max_bytes}; the Jacobian of one example and its "
@@ -169,26 +181,3 @@ def _batch_size(
     largest = min(batch_size, max_bytes // needed, len(images))
     calls = math.ceil(len(images) / largest)
     return math.ceil(len(images) / calls)
-
-
-def reporting_progress(
-    fun: Callable[..., Any],
-    count: int,
-    size: int,
-    on_progress: Callable[[float], None] | None,
-) -> Callable[..., Any]:
-    """``fun``, waiting for each result and telling which part of the calls is behind.
-
-    Waiting keeps to the limit of memory: calls would queue up otherwise.
-    """
-    calls, done = math.ceil(count / size), 0
-
-    def reporting(*args: Any) -> Any:
-        nonlocal done
-        found = jax.tree.map(np.asarray, fun(*args))
-        done += 1
-        if on_progress is not None:
-            on_progress(done / calls)
-        return found
-
-    return reporting

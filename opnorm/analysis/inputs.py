@@ -1,8 +1,8 @@
-"""Images, labels and budgets as measurements take them, and their checks."""
+"""Checks and conversions of the images, labels and budgets of measurements."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,13 @@ import numpy as np
 
 from opnorm import attacks, linalg
 from opnorm.attacks import checks
-from opnorm.attacks.attack import Attack
 
-AttackFactory = Callable[[Any], attacks.Attack]
+# An attack as a function of its budgets, (B,).
+AttackFactory = Callable[[jax.Array], attacks.Attack]
+
+Array = TypeVar("Array", jax.Array, np.ndarray)
+
+_array_shape: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
 
 
 def check_examples(images: np.ndarray, labels: np.ndarray, batch_size: int) -> None:
@@ -32,12 +36,12 @@ def check_examples(images: np.ndarray, labels: np.ndarray, batch_size: int) -> N
 def check_bounds(images: np.ndarray, *boxes: checks.Bounds) -> np.ndarray:
     """Raises ValueError unless uint8 or float images lie in each of the boxes.
 
-    uint8 images are compared after the division by 255, and refused where they were
-    divided by it before they became bytes.
+    uint8 images are compared after the division by 255. They are refused if they seem
+    to be divided by 255 already.
 
     Returns:
-      The images. Values that rounding has put outside a box are clipped: an attack
-      would do so, and a budget has no room for it.
+      The images. Values that rounding has put outside a box are clipped, since an
+      attack would clip them and so leave a part of the budget unused.
     """
     if images.dtype == np.uint8 and images.max() == 1:
         raise ValueError(
@@ -58,18 +62,18 @@ def check_bounds(images: np.ndarray, *boxes: checks.Bounds) -> np.ndarray:
 
 
 def pixel_range(images: np.ndarray) -> tuple[float, float]:
-    """The smallest and the largest value, of uint8 images after the division by 255."""
+    """Returns the smallest and the largest value, for uint8 after dividing by 255."""
     low, high = to_pixels(np.array([images.min(), images.max()]))
     return float(low), float(high)
 
 
 def read_budgets(
-    name: str, epsilons: Sequence[float] | None, pattern: Attack
+    name: str, epsilons: Sequence[float] | None, pattern: attacks.Attack
 ) -> np.ndarray:
     """Returns the budgets as ``(E,)`` float32; infinity where any distance counts.
 
     Args:
-      name: what errors call the argument.
+      name: name of the argument in errors.
       epsilons: E budgets, or None.
       pattern: an attack that :func:`make_pattern` has made.
 
@@ -89,13 +93,13 @@ def read_budgets(
     return budgets
 
 
-def make_pattern(attack: AttackFactory) -> Attack:
-    """The attack that a factory makes, for what does not depend on the budget.
+def make_pattern(attack: AttackFactory) -> attacks.Attack:
+    """Returns an attack of a factory, for properties that no budget changes.
 
     Raises:
       ValueError: for an attack in place of a factory.
     """
-    if isinstance(attack, Attack):
+    if isinstance(attack, attacks.Attack):
         raise ValueError(
             f"attack is the attack {attack.name}; it must be a function of epsilon "
             "that returns one."
@@ -105,23 +109,74 @@ def make_pattern(attack: AttackFactory) -> Attack:
 
 def check_labels(
     f: linalg.Network, images: np.ndarray, labels: np.ndarray, size: int
-) -> None:
+) -> int:
     """Raises ValueError unless the labels are classes of the network.
 
     A prepared network is traced, on a batch of ``size`` examples, at most once for each
     structure and shape.
+
+    Returns:
+      K, number of classes of the network.
     """
-    x = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype)
+    dtype = jax.dtypes.canonicalize_dtype(images.dtype)
+    x = _array_shape((size, *images.shape[1:]), dtype)
     logits = evaluate.eval_shape(f, x)
     checks.check_labels(np.asarray(labels), len(images), logits)
+    classes: int = logits.shape[1]
+    return classes
+
+
+def check_attack(
+    pattern: attacks.Attack,
+    images: np.ndarray,
+    labels: np.ndarray,
+    key: jax.Array,
+) -> np.ndarray:
+    """Raises ValueError for a key or images that an attack refuses.
+
+    Args:
+      pattern: an attack that :func:`make_pattern` has made.
+      images: ``(N, ...)``, uint8 or float.
+      labels: ``(N,)`` int.
+      key: typed key.
+
+    Returns:
+      The images, see :func:`check_bounds`.
+    """
+    linalg.check_key(key)
+    images = check_bounds(images, *(stage.bounds for stage in pattern.stages))
+    example = attacks.Problem(
+        jnp.asarray(images[:1]), jnp.asarray(labels[:1]), key, None
+    )
+    for stage in pattern.stages:
+        if stage.check is not None:
+            stage.check(example)
+    return images
+
+
+def check_index(index: np.ndarray | None, count: int) -> np.ndarray:
+    """Returns the numbers of ``count`` examples in their data set, ``(count,)`` int32.
+
+    Args:
+      index: the numbers; None for 0, ..., count - 1.
+      count: number of examples.
+
+    Raises:
+      ValueError: for another shape.
+    """
+    index = np.arange(count) if index is None else np.asarray(index)
+    if index.shape != (count,):
+        raise ValueError(f"index has shape {index.shape}; it must be ({count},).")
+    return np.asarray(index, np.int32)
 
 
 @linalg.network_program
-def evaluate(f: linalg.Network, x: jax.Array) -> Any:
-    """The outputs of a network for images."""
-    return f(to_pixels(x))
+def evaluate(f: linalg.Network, x: jax.Array) -> jax.Array:
+    """Returns the outputs of a network for images."""
+    outputs: jax.Array = f(to_pixels(x))
+    return outputs
 
 
-def to_pixels(x: Any) -> Any:
+def to_pixels(x: Array) -> Array:
     """Returns uint8 images as float32 in [0, 1], others as they are."""
     return x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x

@@ -1,8 +1,8 @@
-"""analysis: how linear a network is around its inputs.
+"""Linearity of a network around its inputs.
 
-Inside one ReLU cell a network is affine. These functions measure how far it leaves its
-linearisation along given perturbations, and how many of its ReLU units a perturbation
-switches.
+Inside one ReLU cell a network is affine. These functions measure the distance between a
+network and its linearisation along given perturbations, and the number of ReLU units
+that a perturbation switches.
 """
 
 from typing import NamedTuple
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg
-from opnorm.analysis import accuracy, inputs
+from opnorm.analysis import inputs
+from opnorm.analysis.batches import in_batches
 from opnorm.analysis.inputs import check_examples
 
 
 class Linearity(NamedTuple):
-    """How far outputs move along perturbations z, and how far from linearly.
+    """Changes of the outputs along perturbations z, and their nonlinear parts.
 
     Attributes:
       length: ``(N,)``, ``||z||_2``.
@@ -32,12 +33,13 @@ class Linearity(NamedTuple):
     @property
     def relative(self) -> np.ndarray:
         """``(N,)``, deviation / change; 0 where both are 0."""
-        return np.divide(
+        ratio: np.ndarray = np.divide(
             self.deviation,
             self.change,
             out=np.where(self.deviation > 0, np.inf, 0.0).astype(self.change.dtype),
             where=self.change > 0,
         )
+        return ratio
 
 
 def deviation_from_linearity(
@@ -49,9 +51,9 @@ def deviation_from_linearity(
 ) -> Linearity:
     """Computes ``||f(x + z) - f(x) - J_f(x) z||_2`` of each example.
 
-    It costs two forward passes and one forward derivative. Outputs that barely move
-    barely deviate, so a small deviation alone does not say that a network is linear;
-    ``relative`` does.
+    It costs two forward passes and one forward derivative. Outputs that hardly change
+    hardly deviate, so a small deviation alone does not show that a network is linear; a
+    small ``relative`` deviation does.
 
     Args:
       f: ``(B, ...) -> (B, d)``, logits or features, in inference mode; best a callable
@@ -68,7 +70,7 @@ def deviation_from_linearity(
     check_perturbations(images, perturbations, batch_size)
     rows = (images, perturbations)
     f = linalg.prepare_network(f)
-    return Linearity(*accuracy.in_batches(_deviation, f, rows, batch_size))
+    return Linearity(*in_batches(_deviation, f, rows, batch_size))
 
 
 def activation_agreement(
@@ -78,16 +80,16 @@ def activation_agreement(
     *,
     batch_size: int = 100,
 ) -> np.ndarray:
-    """Computes the part of the ReLU units that are in the same state at x and x + z.
+    """Computes the fraction of ReLU units that have one state at x and x + z.
 
     A unit is on where its pre-activation is positive. Units that are on at both points
-    agree, and so do those that are off at both; every unit of every layer counts the
-    same.
+    agree, and so do units that are off at both. All units of all layers count alike.
 
     Args:
-      f: ``(B, ...) ->`` any pytree of arrays ``(B, ...)``, the inputs of the ReLUs, in
-        inference mode; best a callable pytree, see :mod:`opnorm.analysis`. A
-        :class:`opnorm.models.Network` has it as its ``preactivations``.
+      f: function of a batch ``(B, ...)`` that returns a pytree of arrays ``(B, ...)``,
+        the inputs of the ReLUs, in inference mode; best a callable pytree, see
+        :mod:`opnorm.analysis`. The ``preactivations`` of a
+        :class:`opnorm.models.Network` are such a function.
       images: ``(N, ...)``, x, uint8 or float in [0, 1].
       perturbations: ``(N, ...)`` float, z, in [0, 1] pixel units.
       batch_size: examples per compiled call.
@@ -99,20 +101,21 @@ def activation_agreement(
       ValueError: for no examples, a bad batch size, perturbations that do not fit, or a
         function that returns no unit.
 
-    Source: Roth et al. 2020, Figs. 5 and 9 (their code counts agreement of either
-    state; the text reads as if only units that are on counted).
+    Source: Roth et al. 2020, Figs. 5 and 9. Their code counts agreement in either
+    state; the text may be read as if only units that are on counted.
     """
     check_perturbations(images, perturbations, batch_size)
     rows = (images, perturbations)
     f = linalg.prepare_network(f)
-    return accuracy.in_batches(_agreement, f, rows, batch_size)
+    agreement: np.ndarray = in_batches(_agreement, f, rows, batch_size)
+    return agreement
 
 
 def random_directions(perturbations: np.ndarray, key: jax.Array) -> np.ndarray:
-    """Draws a perturbation in a random direction for each one that is given.
+    """Draws a random perturbation of the same length for each given one.
 
-    Directions are those of Gaussian noise, and lengths those of the given ones, example
-    by example: the baseline of perturbations that were chosen.
+    The directions are those of Gaussian noise. Random perturbations are the baseline
+    for those of an attack.
 
     Args:
       perturbations: ``(N, ...)`` float.
@@ -165,4 +168,5 @@ def _agreement(f: linalg.Network, x: jax.Array, z: jax.Array) -> jax.Array:
     if not units:
         raise ValueError("f returns no unit; it must return the inputs of the ReLUs.")
     equal = [jnp.sum(a == b, axis=1) for a, b in zip(*states, strict=True)]
-    return sum(equal[1:], equal[0]) / units
+    agreement: jax.Array = sum(equal[1:], equal[0]) / units
+    return agreement

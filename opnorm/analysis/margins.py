@@ -1,7 +1,7 @@
-"""analysis: margins of classification, and slopes and gains that they are set against.
+"""Margins of classification, and the slopes and gains that they are compared with.
 
-Plain functions of a batch: what is measured over a data set applies them to its batches
-(:func:`opnorm.analysis.loss_regularity` does so for gradients).
+These are plain functions of a batch. :func:`opnorm.analysis.loss_regularity` applies
+some of them to a whole data set.
 """
 
 import jax
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 from opnorm import linalg
 from opnorm.attacks import checks, losses
-from opnorm.operators.jacobian import BatchFunction
+from opnorm.linalg import BatchFunction
 
 
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Computes ``z_y - max_{i != y} z_i``: positive where y alone is the largest.
+    """Computes ``z_y - max_{i != y} z_i``, positive where logit y alone is the largest.
 
-    This is minus :func:`opnorm.attacks.margin`, which attacks maximise.
+    Attacks maximise :func:`opnorm.attacks.margin`, which has the opposite sign.
 
     Args:
       logits: ``(B, K)`` float, K at least 2.
@@ -34,15 +34,173 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return -losses.margin(logits, labels)
 
 
+def probability_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Computes ``max_{i != y} p_i - p_y`` with softmax probabilities p.
+
+    The margin is negative if and only if the example is classified correctly (ties
+    apart).
+
+    Args:
+      logits: ``(B, K)`` float, K at least 2.
+      labels: ``(B,)`` int.
+
+    Returns:
+      ``(B,)``, in [-1, 1].
+
+    Raises:
+      ValueError: for shapes or labels that do not fit.
+
+    Source: Finlay & Oberman, the modified Carlini-Wagner loss.
+    """
+    p, own = _probabilities(logits, labels)
+    return jnp.max(_others(p, labels, -jnp.inf), axis=1) - own
+
+
+def log_sum_exp_margin(
+    logits: jax.Array, labels: jax.Array, *, temperature: float = 10.0
+) -> jax.Array:
+    """Computes a smooth upper bound of :func:`probability_margin`.
+
+    The bound is::
+
+        log(sum_{i != y} exp(t p_i)) / t - p_y
+
+    and exceeds the margin by at most ``log(K - 1) / t``. Where it is negative, the
+    example is classified correctly, so bounds from its curvature are valid for the
+    margin.
+
+    Args:
+      logits: ``(B, K)`` float.
+      labels: ``(B,)`` int.
+      temperature: t, above 0; a larger one is nearer to the margin and more curved.
+
+    Returns:
+      ``(B,)``.
+
+    Raises:
+      ValueError: for a temperature that is not positive, or shapes or labels that do
+        not fit.
+    """
+    linalg.check_length("temperature", temperature, positive=True)
+    p, own = _probabilities(logits, labels)
+    rest = _others(temperature * p, labels, -jnp.inf)
+    return jax.nn.logsumexp(rest, axis=1) / temperature - own
+
+
+def soft_margin(
+    logits: jax.Array, labels: jax.Array, *, temperature: float = 10.0
+) -> jax.Array:
+    """Computes the smoothed margin of Finlay & Oberman, which is **no valid bound**.
+
+    It is ``sum_i s_i q_i - p_y``, where q are the probabilities of the other classes,
+    with 0 for y, and s is their softmax at the temperature. It lies below
+    :func:`probability_margin`, by up to 0.11 for ten classes, so it can be negative
+    where the example is misclassified, and distances computed from it may be too large.
+    It serves for comparisons with the tables of the paper; use
+    :func:`log_sum_exp_margin` otherwise.
+
+    Args:
+      logits: ``(B, K)`` float.
+      labels: ``(B,)`` int.
+      temperature: above 0.
+
+    Returns:
+      ``(B,)``.
+
+    Raises:
+      ValueError: for a temperature that is not positive, or shapes or labels that do
+        not fit.
+    """
+    linalg.check_length("temperature", temperature, positive=True)
+    p, own = _probabilities(logits, labels)
+    rest = _others(p, labels, 0.0)
+    return jnp.sum(jax.nn.softmax(temperature * rest, axis=1) * rest, axis=1) - own
+
+
+def top_k_margin(logits: jax.Array, labels: jax.Array, *, k: int = 5) -> jax.Array:
+    """Computes ``p_(k+1) - p_y`` with the (k+1)-th largest probability.
+
+    It is negative if and only if the label is among the k most probable classes (ties
+    apart).
+
+    Args:
+      logits: ``(B, K)`` float, K above k.
+      labels: ``(B,)`` int.
+      k: at least 1.
+
+    Returns:
+      ``(B,)``.
+
+    Raises:
+      ValueError: for a k that is not between 1 and K - 1, or shapes or labels that do
+        not fit.
+
+    Source: Finlay & Oberman, for ImageNet.
+    """
+    checks.check_labels(labels, len(logits), logits)
+    _check_rank(k, logits.shape[1])
+    p, own = _probabilities(logits, labels)
+    return jax.lax.top_k(p, k + 1)[0][:, -1] - own
+
+
+def label_and_rival(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.Array:
+    """Computes the logit of the label, and the k-th largest of the others.
+
+    They are logits of two classes. The decision is for class 0 if and only if the label
+    is among the k largest, so an attack on these logits pushes the label out of the top
+    k.
+
+    Args:
+      logits: ``(B, K)`` float, K above k.
+      labels: ``(B,)`` int.
+      k: at least 1.
+
+    Returns:
+      ``(B, 2)``.
+
+    Raises:
+      ValueError: for a k that is not between 1 and K - 1, or shapes or labels that do
+        not fit.
+    """
+    checks.check_labels(labels, len(logits), logits)
+    _check_rank(k, logits.shape[1])
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    rest = _others(logits, labels, -jnp.inf)
+    return jnp.concatenate([own, jax.lax.top_k(rest, k)[0][:, -1:]], axis=1)
+
+
+def decide_top_k(
+    f: linalg.Network, labels: jax.Array, top_k: int
+) -> tuple[linalg.Network, jax.Array]:
+    """Returns a network and labels whose decisions are those of the top k.
+
+    Args:
+      f: batch function ``(B, ...) -> (B, K)`` of logits.
+      labels: ``(B,)`` int, for the examples of one batch.
+      top_k: an example is correct where its label is among as many of the largest
+        logits.
+
+    Returns:
+      A batch function of these examples and labels ``(B,)``: the largest logit is that
+      of the label if and only if the example is correct.
+    """
+    if top_k == 1:
+        return f, labels
+    return (
+        lambda x: label_and_rival(f(x), labels, k=top_k),
+        jnp.zeros_like(labels),
+    )
+
+
 def ramp_loss(margins: jax.Array, gamma: float | jax.Array) -> jax.Array:
     """Computes ``clip(1 - margin / gamma, 0, 1)`` of each example.
 
-    It lies between the error (1 where the margin is negative, and at a tie) and
+    It lies between the error, which is 1 where the margin is negative or zero, and
     :func:`margin_loss` of the same gamma.
 
     Args:
-      margins: any shape, float, of :func:`margin`.
-      gamma: the margin that costs nothing, positive, in units of the logits.
+      margins: any shape, float, as :func:`margin` returns them.
+      gamma: the smallest margin whose loss is zero, positive, in units of the logits.
 
     Returns:
       Shape and dtype of ``margins``, in [0, 1]. Its mean is the ramp risk.
@@ -50,7 +208,7 @@ def ramp_loss(margins: jax.Array, gamma: float | jax.Array) -> jax.Array:
     Raises:
       ValueError: for a gamma that is not positive.
 
-    Source: as :func:`margin`, Definitions 4 and 5.
+    Source: see :func:`margin`; Definitions 4 and 5.
     """
     linalg.check_length("gamma", gamma, positive=True)
     margins = jnp.asarray(margins)
@@ -58,13 +216,13 @@ def ramp_loss(margins: jax.Array, gamma: float | jax.Array) -> jax.Array:
 
 
 def margin_loss(margins: jax.Array, gamma: float | jax.Array = 0.0) -> jax.Array:
-    """Computes the part of the examples whose margin is at most gamma.
+    """Computes the fraction of examples whose margin is at most gamma.
 
-    At gamma = 0 it is the error, in which a tie counts as one. With the margins of
+    At gamma = 0 it is the error, in which a tie counts as an error. With the margins of
     attacked examples it is the adversarial margin loss.
 
     Args:
-      margins: ``(N,)`` float, of :func:`margin`. NaN counts as an error.
+      margins: ``(N,)`` float, as :func:`margin` returns them. NaN counts as an error.
       gamma: at least 0, in units of the logits; scalar, or ``(G, 1)`` for several.
 
     Returns:
@@ -86,16 +244,16 @@ def output_gain(
 ) -> jax.Array:
     """Computes ``||f(x)||_2 / ||normalize(x)||_2`` of each example.
 
-    For a chain of layers without biases, with 1-Lipschitz functions that are zero at
-    zero between them, it is at most the product of the layers' norms. Biases and
-    overlapping max-pooling may exceed that.
+    The gain of a chain of layers without biases, with 1-Lipschitz functions that are
+    zero at zero between them, is at most the product of the layers' norms. It may be
+    larger with biases or overlapping max-pooling.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)``, such as the logits.
-      x: ``(B, ...)`` float, what f takes: in [0, 1] pixel units for networks that
+      x: ``(B, ...)`` float, an input of f: in [0, 1] pixel units for networks that
         normalise inside.
-      normalize: batch function; what f does to x first. With it the ratio is that of
-        the layers behind, as in the paper's figure. None where nothing is done.
+      normalize: batch function that f applies to x first. With it the ratio is that of
+        the layers behind, as in the paper's figure. None if f has no such function.
 
     Returns:
       ``(B,)``, at least float32; not finite where the divisor is zero.
@@ -122,18 +280,18 @@ def gradient_norms(
 
     Args:
       f: batch function ``(B, ...) -> (B, K)`` of logits, with independent rows.
-      x: ``(B, ...)`` float, what f takes: for networks that normalise inside in [0, 1]
+      x: ``(B, ...)`` float, an input of f. Networks that normalise inside take [0, 1]
         pixel units, in which the gradient is ``1 / std`` times that in normalised ones.
       labels: ``(B,)`` int.
       loss: ``(logits, labels) -> (B,)``.
       p: exponent of the norm of perturbations, in [1, inf].
 
     Returns:
-      ``(B,)``, at least float32, in loss per unit of x.
+      ``(B,)``, at least float32, in units of the loss per unit of x.
 
     Raises:
       ValueError: for p outside [1, inf], labels that do not fit one of
-        :mod:`opnorm.attacks.losses`, and as the loss.
+        :mod:`opnorm.attacks.losses`, and for the reasons of the loss.
 
     Source: Farnia et al. 2019, Fig. 2b.
     """
@@ -147,3 +305,18 @@ def gradient_norms(
 
     gradient = jax.grad(total)(x)
     return linalg.norm(gradient, linalg.conjugate_exponent(p))
+
+
+def _probabilities(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    checks.check_labels(labels, len(logits), logits)
+    p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    return p, jnp.take_along_axis(p, labels[:, None], axis=1)[:, 0]
+
+
+def _others(values: jax.Array, labels: jax.Array, filler: float) -> jax.Array:
+    own = jnp.arange(values.shape[1])[None] == labels[:, None]
+    return jnp.where(own, filler, values)
+
+
+def _check_rank(k: int, num_classes: int) -> None:
+    linalg.check_count("k", k, 1, num_classes - 1)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,15 +24,15 @@ from opnorm.attacks import checks
 from opnorm.attacks.checks import Bounds
 from opnorm.attacks.square import check_layout
 
-# Differences of paired examples below this many standard errors are chance.
+# Differences of paired examples up to this many standard errors count as chance.
 _ERRORS = 2.0
-# Relative differences of logits between two evaluations of the same images.
+# Largest relative difference of logits between two evaluations of the same images.
 _SAME = 1e-4
-# The part of the box that images must fill. Bytes divided by 255 twice fill 1 / 255.
+# Fraction of the box that images must fill. Bytes divided by 255 twice fill 1 / 255.
 _FILLED = 1 / 64
-# Without a box, larger values than these are bytes, not standardised images.
+# Without a box, larger values than this are bytes, not standardised images.
 _LARGEST = 16.0
-# AutoAttack's allowance for what Square may gain over gradients.
+# AutoAttack's allowance for the gain of Square over attacks with gradients.
 _GAIN = 0.002
 
 
@@ -40,8 +40,8 @@ class Check(NamedTuple):
     """One sanity check.
 
     Attributes:
-      name: what should hold.
-      passed: whether it does.
+      name: the property that should hold.
+      passed: whether it holds.
       detail: the numbers.
     """
 
@@ -67,41 +67,47 @@ def sanity_checks(
 ) -> list[Check]:
     """Checks a network and a budget for signs that attacks fail for a wrong reason.
 
-    Images fill the box, and the budget is smaller than the one that turns every image
-    grey; gradients are finite and not zero; evaluating twice gives the same logits,
-    whatever rows share the batch, and they are logits and not probabilities; PGA (APGD
-    for p = 1) beats one step, random points of the ball and, for p = 1, 2 and inf, the
-    Square Attack; twice the steps do no worse; and with the budget that turns every
-    image grey no example stands. Comparisons are paired by example, and fail beyond two
-    standard errors.
+    The checks are:
+
+    - images fill the box, and the budget is smaller than the one that turns every image
+      grey;
+    - gradients are finite and not zero;
+    - two evaluations give the same logits, whichever rows share the batch, and they are
+      logits and not probabilities;
+    - PGA (APGD for p = 1) is better than one step, than random points of the ball and,
+      for p = 1, 2 and inf, than the Square Attack;
+    - twice the steps do no worse;
+    - no example stands with the budget that turns every image grey.
+
+    Comparisons are paired by example, and fail beyond two standard errors.
 
     Args:
       f: ``(B, ...) -> (B, K)``, in inference mode; best a callable pytree, see
         :mod:`opnorm.analysis`.
-      images: ``(N, ...)``, uint8 or float, in the bounds; a hundred examples tell
+      images: ``(N, ...)``, uint8 or float, in the bounds; a hundred examples are
         enough. uint8 images are divided by 255.
       labels: ``(N,)`` int.
       p: exponent of the norm, in [1, inf].
       epsilon: budget in the units of the bounds.
       num_steps: steps of the iterative attack.
-      num_queries: queries of Square, and half as many random points.
-      channels: where images have their channels, as for :func:`attacks.square`.
+      num_queries: queries of Square; there are half as many random points.
+      channels: position of the channels, see :func:`opnorm.attacks.square`.
       batch_size: rows per compiled call.
       key: typed key.
       index: ``(N,)`` int, numbers of the examples in the data set; None for 0, ...
-      bounds: box (low, high) of all attacks, or None. Where it is not finite, the range
-        of the images takes its place in the checks of units.
+      bounds: box (low, high) of all attacks, or None. If it is not finite, the checks
+        of units use the range of the images.
 
     Returns:
-      The checks; those that did not pass are warnings, not proofs.
+      The checks. Those that did not pass are warnings, not proofs.
 
     Raises:
-      ValueError: as :func:`attack_examples`, for bounds that are no box, and for images
-        whose channels are plainly elsewhere.
+      ValueError: for the reasons of :func:`attack_examples`, for bounds that are no
+        box, and for images whose channels are obviously elsewhere.
 
     Source: Carlini et al. 2019, "On evaluating adversarial robustness"; Croce & Hein
     2020 for the flags of AutoAttack. Its flag for defences that optimise at inference
-    has no counterpart: whether a compiled function does so cannot be told.
+    has no counterpart, since a compiled function does not show whether it optimises.
     """
     p = linalg.check_exponent("p", p)
     linalg.check_length("epsilon", epsilon)
@@ -124,7 +130,7 @@ def sanity_checks(
         *_basic_checks(f, images, labels, batch_size),
     ]
 
-    def stands(name: str, budget: float, **options: Any) -> np.ndarray:
+    def stands(name: str, budget: float, **options: Hashable) -> np.ndarray:
         attacked = attack_examples(
             f,
             images,
@@ -135,9 +141,9 @@ def sanity_checks(
             key=key,
             index=index,
         )
-        return ~attacked.success[0]
+        return np.asarray(~attacked.success[0])
 
-    # In L1 sparse steps on many entries reach farther than those along the steepest.
+    # In L1, sparse steps on many entries reach farther than steps on the steepest one.
     name = "apgd" if p == 1 else "pga"
     strong = stands(name, epsilon, num_steps=num_steps, keep="success")
     longer = stands(name, epsilon, num_steps=2 * num_steps, keep="success")
@@ -166,7 +172,7 @@ def sanity_checks(
 
 
 def square_check(before: float, after: float) -> Check:
-    """AutoAttack's flag: Square should not gain on what gradients have left.
+    """Checks AutoAttack's flag: Square gains nothing after attacks with gradients.
 
     Args:
       before: accuracy before Square in an ensemble.
@@ -191,8 +197,14 @@ def budget_check(
     Args:
       epsilon: budget in the units of the bounds.
       p: exponent of the norm, in [1, inf].
-      shape: of one image.
+      shape: shape of one image.
       bounds: finite box (low, high) that images lie in.
+
+    Example:
+      >>> from opnorm import analysis
+      >>> found = analysis.budget_check(8.0, p=float("inf"), shape=(32, 32, 3))
+      >>> found.passed, found.detail
+      (False, 'epsilon 8; 0.5 turns every image grey; is 8/255 meant?')
     """
     grey = _grey(p, shape, bounds)
     small = epsilon < grey
@@ -203,12 +215,13 @@ def budget_check(
 
 
 def _grey(p: float, shape: tuple[int, ...], bounds: tuple[float, float]) -> float:
-    """The budget within which every image has the middle of the box."""
-    return 0.5 * (bounds[1] - bounds[0]) * math.prod(shape) ** (1 / p)
+    """Returns the smallest budget that takes every image to the middle of the box."""
+    entries: float = math.prod(shape) ** (1 / p)
+    return 0.5 * (bounds[1] - bounds[0]) * entries
 
 
 def _units_check(low: float, high: float, box: Bounds) -> Check:
-    """Images from ``low`` to ``high`` are in the units of the box, or of no box."""
+    """Checks that images from ``low`` to ``high`` are in the units of the box."""
     detail = f"values from {low:g} to {high:g}"
     if box is None:
         good, causes = high <= _LARGEST, "bytes are to be divided by 255"
@@ -230,12 +243,12 @@ def _basic_checks(
     parts = []
     for start in range(0, len(images), batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-        logits, zero, finite = _probe(f, images[rows], labels[rows])
-        # A second program, so that nothing is shared but the network.
-        batch = (logits, evaluate(f, images[rows]), zero, finite)
+        found = _probe(f, images[rows], labels[rows])
+        # A second program shares nothing with the first but the network.
+        batch = (*found, evaluate(f, images[rows]))
         kept = min(batch_size, len(images) - start)
-        parts.append(jax.tree.map(lambda a, n=kept: np.asarray(a)[:n], batch))
-    logits, again, zero, finite = map(np.concatenate, zip(*parts, strict=True))
+        parts.append([np.asarray(array)[:kept] for array in batch])
+    logits, zero, finite, again = map(np.concatenate, zip(*parts, strict=True))
     apart = _difference(logits, again)
     moved = 0.0
     for rows in _other_batches(min(len(images), batch_size), batch_size):
@@ -287,9 +300,9 @@ def _basic_checks(
 
 
 def _other_batches(count: int, size: int) -> list[np.ndarray]:
-    """The first rows in reverse, and each half of them filled up with its own rows.
+    """Returns the first rows in reverse, and each half repeated to a whole batch.
 
-    These batches have the size of the others, so that nothing new is compiled.
+    These batches have the size of the others, so nothing new is compiled.
     """
     rows = np.arange(count)
     parts = (rows[::-1], rows[: (count + 1) // 2], rows[count // 2 :])
@@ -297,10 +310,10 @@ def _other_batches(count: int, size: int) -> list[np.ndarray]:
 
 
 def _difference(logits: np.ndarray, again: np.ndarray) -> float:
-    """The largest relative difference of two evaluations of the same rows.
+    """Returns the largest relative difference of two evaluations of the same rows.
 
-    Logits that are the same infinity or NaN twice, such as those of masked classes, do
-    not differ; those that are so once differ infinitely.
+    Logits with the same infinity or NaN in both, such as those of masked classes, do
+    not differ. Logits that are not finite in one alone differ infinitely.
     """
     same = (logits == again) | (np.isnan(logits) & np.isnan(again))
     finite = np.isfinite(logits) & np.isfinite(again)
@@ -314,9 +327,9 @@ def _difference(logits: np.ndarray, again: np.ndarray) -> float:
 
 
 def _no_worse(name: str, strong: np.ndarray, weak: np.ndarray) -> Check:
-    """The strong attack leaves no more examples standing than the weak one."""
+    """Checks that no more examples stand after the strong attack than the weak one."""
     extra = strong.astype(float) - weak.astype(float)
-    # A single example on which the weak attack wins tells enough.
+    # With a single example, one win of the weak attack is enough to fail.
     error = np.nan_to_num(average(extra).standard_error)
     return Check(
         name,
@@ -327,16 +340,19 @@ def _no_worse(name: str, strong: np.ndarray, weak: np.ndarray) -> Check:
 
 @functools.lru_cache(maxsize=64)
 def _factory(
-    name: str, p: float, bounds: Bounds, options: tuple[tuple[str, Any], ...]
-) -> Callable[[Any], attacks.Attack]:
-    """One object for each attack, so that it is compiled once."""
+    name: str, p: float, bounds: Bounds, options: tuple[tuple[str, Hashable], ...]
+) -> inputs.AttackFactory:
+    """Returns one object for each attack, so that the attack is compiled once."""
+    given: dict[str, Any] = dict(options)
     return lambda epsilon: attacks.make(
-        name, p=p, epsilon=epsilon, bounds=bounds, **dict(options)
+        name, p=p, epsilon=epsilon, bounds=bounds, **given
     )
 
 
 @linalg.network_program
-def _probe(f: linalg.Network, x: jax.Array, labels: jax.Array) -> Any:
+def _probe(
+    f: linalg.Network, x: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     x = inputs.to_pixels(x)
 
     def total(z: jax.Array) -> tuple[jax.Array, jax.Array]:

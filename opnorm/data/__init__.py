@@ -1,7 +1,7 @@
-"""data: datasets in memory and on disk, batches of them, augmentation on the device.
+"""Data sets in memory and on disk, their batches, and augmentation on the device.
 
-Imports nothing of ours. Image decoding, TensorFlow Datasets and grain are imported when
-they are used.
+This room imports no other room. Image decoding, TensorFlow Datasets and grain are
+imported when they are used.
 """
 
 from opnorm.data.augmentation import (

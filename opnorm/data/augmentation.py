@@ -1,9 +1,9 @@
-"""data: augmentation on the device, inside the compiled step.
+"""Augmentation on the device, inside the compiled step.
 
-A random crop after zero padding and a random horizontal flip, as one linear map per
-example: the same map can be applied to any other array of the pictures' shape (a
-perturbation, a singular vector), and so can its transpose. ``augment`` also knows the
-variants that are not linear: other paddings, and cutout.
+A random crop after zero padding and a random horizontal flip are one linear map per
+example. The map and its transpose can also be applied to another array of the shape of
+the images, such as a perturbation or a singular vector. ``augment`` has variants that
+are not linear: other paddings, and cutout.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Augmentation(NamedTuple):
 
     Attributes:
       offsets: (B, 2) int32 in [0, 2 pad]: the first row and column of the crop in the
-        padded picture; ``pad`` leaves the picture where it is.
+        padded image; the value ``pad`` leaves the image where it is.
       flips: (B,) bool: whether the crop is then mirrored left to right.
     """
 
@@ -38,7 +38,7 @@ def sample_augmentation(
     Args:
       key: a typed key.
       batch_size: the number of examples B.
-      pad: by how many pixels a picture moves at most; at least 0.
+      pad: largest number of pixels that an image moves by; at least 0.
       flip: whether half of the examples are mirrored; false for digits.
 
     Returns:
@@ -46,6 +46,20 @@ def sample_augmentation(
 
     Raises:
       ValueError: if ``pad`` is negative.
+
+    Example:
+      A map of an image is undone where the crop has seen the image.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import data
+      >>> images = jnp.arange(1.0, 5).reshape(1, 2, 2, 1)
+      >>> params = data.Augmentation(jnp.array([[1, 2]]), jnp.array([True]))
+      >>> moved = data.apply_augmentation(params, images, pad=1)
+      >>> moved[0, :, :, 0].tolist()
+      [[0.0, 2.0], [0.0, 4.0]]
+      >>> data.invert_augmentation(params, moved, pad=1)[0, :, :, 0].tolist()
+      [[0.0, 2.0], [0.0, 4.0]]
     """
     _check_pad(pad)
     offset_key, flip_key = jax.random.split(key)
@@ -77,19 +91,18 @@ def apply_augmentation(
 def invert_augmentation(
     params: Augmentation, images: jax.Array, *, pad: int = 4
 ) -> jax.Array:
-    """Computes ``A^T y``: mirrors, then moves the crop back to where it came from.
+    """Computes ``A^T y``: mirrors, then moves the crop back to its place.
 
-    The transpose of ``apply_augmentation``, so ``<A x, y> = <x, A^T y>``. It is also
-    the best inverse there is: ``A^T A x`` is ``x`` where the crop saw it, and zero
-    elsewhere.
+    This is the transpose of ``apply_augmentation``: ``<A x, y> = <x, A^T y>``. It is
+    the best inverse, since ``A^T A x`` is ``x`` inside the crop and zero elsewhere.
 
     Args:
       params: the transformations of B examples.
-      images: (B, H, W, C), any dtype, in the frame of the augmented pictures.
+      images: (B, H, W, C), any dtype, in the frame of the augmented images.
       pad: the ``pad`` with which ``params`` was drawn.
 
     Returns:
-      (B, H, W, C), like ``images``, in the frame of the original pictures.
+      (B, H, W, C), like ``images``, in the frame of the original images.
 
     Raises:
       ValueError: if the shapes do not fit, or ``pad`` is negative.
@@ -109,19 +122,18 @@ def augment(
 ) -> jax.Array:
     """Draws a transformation per example and applies it: crop, mirror, cutout.
 
-    What is cropped and mirrored depends on the key alone, not on ``padding`` and
-    ``cutout``.
+    Crops and mirror images depend on the key alone, not on ``padding`` and ``cutout``.
 
     Args:
       key: a typed key.
       images: (B, H, W, C), any dtype; floats in [0, 1], integers up to 255.
-      pad: by how many pixels a picture moves at most; at least 0.
+      pad: largest number of pixels that an image moves by; at least 0.
       flip: whether half of the examples are mirrored; false for digits.
-      padding: what lies around a picture: "zero", its mirror image ("reflect"; the
-        border itself is not repeated), or the grey 128 / 255 ("grey").
-      cutout: side of a square that is painted over in each picture, with the mean
-        colour of what it covers; at most the shorter side, 0 for none. Its centre is
-        uniform over the pixels, so that part of it may lie outside.
+      padding: values around an image: "zero", "reflect" for its mirror image, in which
+        the border itself is not repeated, or "grey" for 128 / 255.
+      cutout: side of a square in each image that is filled with the mean colour of the
+        pixels it covers; at most the shorter side, 0 for none. Its centre is uniform
+        over the pixels, so a part of the square may lie outside.
 
     Returns:
       (B, H, W, C), like ``images``.
@@ -130,11 +142,11 @@ def augment(
       ValueError: if ``images`` has another rank, ``padding`` is unknown, or ``pad`` or
         ``cutout`` is out of range.
 
-    Source: Zagoruyko & Komodakis, "Wide Residual Networks" (2016), reflects; DeVries &
-    Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout"
-    (2017); grey padding and the colour of the square are those of the code of Finlay &
-    Oberman, "Scaleable input gradient regularization for adversarial robustness"
-    (2019).
+    Source: Zagoruyko & Komodakis, "Wide Residual Networks" (2016), for "reflect";
+    DeVries & Taylor, "Improved Regularization of Convolutional Neural Networks with
+    Cutout" (2017); the code of Finlay & Oberman, "Scaleable input gradient
+    regularization for adversarial robustness" (2019), for "grey" and the colour of the
+    square.
     """
     if padding not in PADDINGS:
         raise ValueError(
@@ -145,12 +157,12 @@ def augment(
     if not 0 <= cutout <= min(images.shape[1:3]):
         raise ValueError(
             f"cutout is {cutout}; it must be between 0 and the shorter side of the "
-            f"pictures, {min(images.shape[1:3])}."
+            f"images, {min(images.shape[1:3])}."
         )
     augmented = _mirror(_crop(images, params.offsets, pad, padding), params.flips)
     if not cutout:
         return augmented
-    # 0 and 1 would give the keys into which the key has been split.
+    # 0 and 1 would give the two keys that the key has been split into.
     return _cut_out(jax.random.fold_in(key, 2), augmented, cutout)
 
 

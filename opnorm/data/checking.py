@@ -1,4 +1,4 @@
-"""Checks of whole splits before a run, so that it does not fail, or mislead, later."""
+"""Checks of whole splits before a run, which would fail or mislead later."""
 
 import concurrent.futures
 import functools
@@ -22,7 +22,7 @@ def check_images(
       on_progress: called with the number of images that have been decoded.
 
     Raises:
-      ValueError: naming the images that cannot be decoded, and how many there are.
+      ValueError: naming the images that cannot be decoded, with their number.
     """
     if isinstance(source, Dataset):
         return
@@ -41,8 +41,8 @@ def check_splits(train_set: Dataset | Stream, test_set: Dataset | Stream) -> Non
     """Checks that two splits are of one data set: same classes, images of one shape.
 
     Args:
-      train_set: what a network is trained on.
-      test_set: what it is measured on.
+      train_set: the split that a network is trained on.
+      test_set: the split that it is measured on.
 
     Raises:
       ValueError: naming the first class that differs, or the two shapes.
@@ -67,8 +67,8 @@ def check_splits(train_set: Dataset | Stream, test_set: Dataset | Stream) -> Non
 def _problem(stream: Stream, number: int) -> str | None:
     place = number if stream.kept is None else int(stream.kept[number])
     try:
-        picture = stream.pictures[place]
-        decoding.decode(picture.encoded, picture.name)
+        image = stream.encoded[place]
+        decoding.decode(image.content, image.name)
     except ValueError as error:
         return str(error)
     return None

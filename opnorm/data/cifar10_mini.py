@@ -1,6 +1,6 @@
-"""data: the embedded default dataset, a subset of CIFAR-10 inside the package.
+"""The default data set, a subset of CIFAR-10 inside the package.
 
-``assets/README.md`` says where the pictures come from and under which terms.
+``assets/README.md`` states the source and the terms of the images.
 """
 
 import functools
@@ -20,13 +20,13 @@ SPLITS = ("train", "test")
 
 @functools.lru_cache(maxsize=len(SPLITS))
 def load(split: str) -> Dataset:
-    """Decodes one split; kept in memory, so the second call costs nothing.
+    """Decodes one split and keeps it in memory, so the second call costs nothing.
 
     Args:
-      split: "train" (850 pictures per class) or "test" (100 per class).
+      split: "train" (850 images per class) or "test" (100 per class).
 
     Returns:
-      The split, one picture of each class following the other, with read-only arrays.
+      The split, one image of each class following the other, with read-only arrays.
     """
     resource = importlib.resources.files("opnorm.data").joinpath(ARCHIVE)
     members: list[tuple[str, str, bytes]] = []
@@ -44,6 +44,6 @@ def load(split: str) -> Dataset:
     labels = np.array([class_names.index(c) for c, _, _ in members], np.int32)
     order = interleave_classes(labels)
     images, labels = images[order], labels[order]
-    # Every caller gets these arrays: nobody may write to them.
+    # All callers get these arrays, so none may write to them.
     images.flags.writeable = labels.flags.writeable = False
     return Dataset(images, labels, class_names, "cifar10_mini", DESCRIPTION)

@@ -1,29 +1,41 @@
-"""data: what a dataset is once it is loaded: arrays in host memory."""
+"""Data sets in host memory."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """One split of a labelled image dataset, in host memory.
+    """One split of a data set of labelled images, in host memory.
 
     Attributes:
       images: (N, H, W, C) uint8.
       labels: (N,) int32 in [0, num_classes).
       class_names: the name of each label.
-      name: what ``load`` was asked for, such as "cifar10_mini".
-      description: what results say they were measured on, such as
+      name: the name that ``load`` was given, such as "cifar10_mini".
+      description: the name of the data in results, such as
         "CIFAR-10 (JPEG-75), embedded subset".
 
     Raises:
       ValueError: naming the array, if images or labels have another shape or dtype, or
-        a label is no class, such as -1, which some data sets have for unknown labels.
+        a label is no class, such as -1, which stands for unknown labels in some data
+        sets.
+
+    Example:
+      >>> import numpy as np
+      >>> from opnorm import data
+      >>> images = np.zeros((4, 2, 2, 3), np.uint8)
+      >>> labels = np.array([0, 1, 0, 1], np.int32)
+      >>> split = data.Dataset(images, labels, ("cat", "dog"), "pets", "my pets")
+      >>> len(split), split.num_classes, split.image_shape
+      (4, 2, (2, 2, 3))
+      >>> split.slice(1, 3).labels.tolist()
+      [1, 0]
     """
 
     images: np.ndarray
@@ -44,7 +56,7 @@ class Dataset:
                 f"labels is {labels.dtype} of shape {labels.shape}; it must be "
                 f"integers of shape {wanted}."
             )
-        # JAX would take the nearest class for a label that is none, without a word.
+        # JAX would silently take the nearest class for a label that is no class.
         outside = (labels < 0) | (labels >= len(self.class_names))
         if outside.any():
             raise ValueError(
@@ -62,10 +74,10 @@ class Dataset:
         return len(self.class_names)
 
     def slice(self, first: int | None, last: int | None) -> "Dataset":
-        """The examples ``first``, ..., ``last - 1``; None for the ends.
+        """Returns the examples ``first``, ..., ``last - 1``; None stands for an end.
 
         Raises:
-          ValueError: if there are none.
+          ValueError: if there is no such example.
         """
         kept = slice(first, last)
         if not len(self.labels[kept]):
@@ -78,17 +90,19 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(H, W, C)."""
+        """The shape (H, W, C) of one image."""
         return self.images.shape[1:]
 
 
-def to_float(images: jax.Array | np.ndarray, *, dtype: Any = jnp.float32) -> jax.Array:
-    """Computes ``images / 255``: pixels as the networks and attacks take them.
+def to_float(
+    images: jax.Array | np.ndarray, *, dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """Computes ``images / 255``, the pixels that networks and attacks take.
 
     Args:
       images: uint8, any shape. Under ``jit`` the bytes travel to the device and are
         converted there.
-      dtype: the floating dtype of the result.
+      dtype: floating dtype of the result.
 
     Returns:
       An array of the same shape with values in [0, 1].
@@ -98,7 +112,7 @@ def to_float(images: jax.Array | np.ndarray, *, dtype: Any = jnp.float32) -> jax
     """
     if images.dtype != np.uint8:
         raise ValueError(f"images has dtype {images.dtype}; it must be uint8.")
-    # bfloat16 has no 255: it would round to 256 before the division.
+    # bfloat16 has no 255 and would round it to 256 before the division.
     wide = jnp.asarray(images).astype(jnp.promote_types(dtype, jnp.float32))
     return (wide / 255).astype(dtype)
 
@@ -127,9 +141,9 @@ def take_balanced(dataset: Dataset, limit: int, seed: int) -> Dataset:
     """Draws at most ``limit`` examples at random, as many of each class as possible.
 
     Args:
-      dataset: what to draw from.
-      limit: how many examples to keep, at least 1; all if there are fewer.
-      seed: which ones; at least 0.
+      dataset: the examples to draw from.
+      limit: number of examples to keep, at least 1; all if there are fewer.
+      seed: random seed of the choice, at least 0.
 
     Returns:
       A dataset in which one example of each class follows the other.
@@ -146,16 +160,16 @@ def take_balanced(dataset: Dataset, limit: int, seed: int) -> Dataset:
 
 
 def crop_middles(dataset: Dataset, image_size: int) -> Dataset:
-    """Keeps the middle ``image_size`` rows and columns of each picture.
+    """Keeps the middle ``image_size`` rows and columns of each image.
 
     Raises:
-      ValueError: if the size is below 1, or above that of the pictures.
+      ValueError: if the size is below 1, or larger than the images.
     """
     height, width, _ = dataset.image_shape
     if not 1 <= image_size <= min(height, width):
         raise ValueError(
-            f"image_size is {image_size}; pictures of {dataset.name!r} have "
-            f"{height}x{width}, of which it must be a part."
+            f"image_size is {image_size}; images of {dataset.name!r} are "
+            f"{height}x{width}, so it must be from 1 to {min(height, width)}."
         )
     top, left = (height - image_size) // 2, (width - image_size) // 2
     middle = dataset.images[:, top : top + image_size, left : left + image_size]
@@ -163,19 +177,19 @@ def crop_middles(dataset: Dataset, image_size: int) -> Dataset:
 
 
 def randomize_labels(dataset: Dataset, fraction: float, seed: int) -> Dataset:
-    """Gives a part of the examples labels drawn evenly from all classes.
+    """Gives some examples labels that are drawn evenly from all classes.
 
-    The part is drawn at random; some of it draw their own label again.
+    The examples are drawn at random. Some of them draw their own label again.
 
     Args:
-      dataset: what to take the pictures from.
-      fraction: size of the part, in [0, 1].
-      seed: of both draws, at least 0.
+      dataset: the examples.
+      fraction: fraction of the examples that get new labels, in [0, 1].
+      seed: random seed of both draws, at least 0.
 
     Raises:
       ValueError: for a fraction or a seed out of range.
 
-    Source: Zhang et al. 2017; Farnia et al. 2019, Fig. 4, all of the labels.
+    Source: Zhang et al. 2017; Farnia et al. 2019, Fig. 4, where all labels are random.
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction is {fraction}; it must be in [0, 1].")

@@ -1,7 +1,7 @@
-"""data: pictures that stay on disk as they were encoded, read one by one.
+"""Encoded images that stay on disk and are read one by one.
 
-Folders of class folders, and ImageNet as TensorFlow Datasets prepares it, which is
-read without TensorFlow.
+They lie in folders of class folders, or belong to ImageNet as TensorFlow Datasets
+prepares it, which is read without TensorFlow.
 """
 
 import os
@@ -17,27 +17,27 @@ IMAGENET = "imagenet2012"
 
 # ImageNet's own test split has no labels.
 _IMAGENET_SPLITS = {"train": "train", "test": "validation"}
-# Files that are open for other reasons.
+# Number of files that may be open for other reasons.
 _SPARE_FILES = 256
-# A listing reads the sizes of so many files, or of up to twice as many.
+# A listing reads the sizes of this many files, or of up to twice as many.
 _SIZES_READ = 1000
 
 
-class Picture(NamedTuple):
+class EncodedImage(NamedTuple):
     """One example, not decoded.
 
     Attributes:
-      encoded: the bytes of an image file.
+      content: the bytes of an image file.
       label: the number of its class.
-      name: what an error calls it.
+      name: name of the image in errors.
     """
 
-    encoded: bytes
+    content: bytes
     label: int
     name: str
 
 
-class Pictures(Protocol):
+class EncodedImages(Protocol):
     """A split on disk. Threads may read from it at the same time."""
 
     class_names: tuple[str, ...]
@@ -45,18 +45,18 @@ class Pictures(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Picture: ...
+    def __getitem__(self, index: int) -> EncodedImage: ...
 
     def labels(self, indices: np.ndarray) -> np.ndarray:
-        """The labels of some examples, (n,) int32."""
+        """Returns the labels of some examples, (n,) int32."""
         ...
 
     def listing(self, indices: np.ndarray) -> Iterator[str]:
-        """Yields what says, without decoding, which images some examples are."""
+        """Yields lines that identify some examples, without decoding them."""
         ...
 
 
-class FolderPictures:
+class FolderImages:
     """One split of a folder of class folders; see :mod:`opnorm.data.folder`.
 
     Args:
@@ -64,31 +64,32 @@ class FolderPictures:
       split: "train" or "test".
 
     Raises:
-      FileNotFoundError, ValueError: as :func:`opnorm.data.folder.list_pictures`.
+      FileNotFoundError, ValueError: as :func:`opnorm.data.folder.list_images`.
     """
 
     def __init__(self, path: str, split: str) -> None:
         self._root = Path(path).expanduser()
-        self._listing = folder.list_pictures(path, split)
+        self._listing = folder.list_images(path, split)
         self.class_names = self._listing.class_names
         self.description = folder.describe(path)
 
     def __len__(self) -> int:
         return len(self._listing.files)
 
-    def __getitem__(self, index: int) -> Picture:
+    def __getitem__(self, index: int) -> EncodedImage:
         file = self._listing.files[index]
-        return Picture(folder.read(file), int(self._listing.labels[index]), file)
+        return EncodedImage(folder.read(file), int(self._listing.labels[index]), file)
 
     def labels(self, indices: np.ndarray) -> np.ndarray:
-        """The labels of some examples, (n,) int32."""
-        return self._listing.labels[indices]
+        """Returns the labels of some examples, (n,) int32."""
+        labels: np.ndarray = self._listing.labels[indices]
+        return labels
 
     def listing(self, indices: np.ndarray) -> Iterator[str]:
-        """Yields names below the folder and labels; of some files their sizes, too.
+        """Yields names below the folder, labels, and the sizes of some files.
 
-        The sizes tell a folder from a copy in another resolution. A look at each of a
-        million files would take minutes.
+        The sizes distinguish a folder from a copy in another resolution. Reading the
+        size of each of a million files would take minutes.
         """
         sized = max(1, len(indices) // _SIZES_READ)
         for place, index in enumerate(indices.tolist()):
@@ -98,8 +99,8 @@ class FolderPictures:
                 yield str(os.stat(file).st_size)
 
 
-class ImagenetPictures:
-    """One split of ImageNet (ILSVRC 2012), in the order in which it lies on disk.
+class ImagenetImages:
+    """One split of ImageNet (ILSVRC 2012), in its order on disk.
 
     Args:
       split: "train" or "test", which is ImageNet's validation split.
@@ -133,7 +134,7 @@ class ImagenetPictures:
         file_format = tfds_source.read_file_format(prepared)
         if file_format != "array_record":
             raise ValueError(
-                f"{prepared} is in file format {file_format!r}; pictures are read one"
+                f"{prepared} is in file format {file_format!r}; images are read one"
                 " by one, which needs array_record: `tfds convert_format"
                 f" --dataset_version_dir={prepared} --out_file_format=array_record"
                 f" --out_dir=/other/{IMAGENET}/{prepared.name}`, then"
@@ -156,31 +157,31 @@ class ImagenetPictures:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> Picture:
+    def __getitem__(self, index: int) -> EncodedImage:
         example = self._source[index]
         file_name = example["file_name"]
         name = file_name.decode() if isinstance(file_name, bytes) else str(file_name)
-        return Picture(
+        return EncodedImage(
             example["image"],
             int(example["label"]),
-            f"{IMAGENET} {self._split} picture {name}",
+            f"{IMAGENET} {self._split} image {name}",
         )
 
     def labels(self, indices: np.ndarray) -> np.ndarray:
-        """The labels of some examples, (n,) int32; reads the pictures' records."""
+        """Returns the labels of some examples, (n,) int32; reads their records."""
         examples: Sequence[Any] = self._source.__getitems__(indices.tolist())
         return np.array([example["label"] for example in examples], np.int32)
 
     def listing(self, indices: np.ndarray) -> Iterator[str]:
-        """Yields how many records each file has, and which of them the examples are."""
+        """Yields the number of records of each file and the numbers of examples."""
         yield f"{self._split} {list(self._shard_lengths)}"
         yield str(indices.tolist())
 
 
 def _allow_open_files(count: int) -> None:
-    """Raises the process's limit on open files, as far as it may, if it is too low.
+    """Raises the process's limit on open files towards ``count``, if it is too low.
 
-    Each of ImageNet's thousand files stays open once it has been read from, and common
+    Each of the thousand files of ImageNet stays open after its first read, and common
     limits are 256 and 1024.
     """
     try:

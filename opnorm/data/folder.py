@@ -1,17 +1,17 @@
-"""data: any folder of class folders of images.
+"""Folders of class folders of images.
 
-Two layouts are understood::
+There are two layouts::
 
     path/train/<class>/<image>, path/test/<class>/<image>    (test or val)
     path/<class>/<image>
 
-The second has no split of its own: a fifth of the images, chosen by a hash of
-``<class>/<image>``, is the test split, the others the training split, and adding images
-moves none of the old ones.
+The second has no splits: a fifth of the images, chosen by a hash of
+``<class>/<image>``, is the test split, and the others are the training split. Adding
+images moves none of the old ones.
 
-An image may lie in folders below its class folder, as torchvision's ``ImageFolder``
-reads them; links are followed. Names that begin with a dot are left out. Other files
-that are left out are counted in a warning.
+As in torchvision's ``ImageFolder``, an image may lie in folders below its class folder.
+Links are followed. Names that begin with a dot are left out. A warning counts the other
+files that are left out.
 """
 
 import collections
@@ -30,21 +30,21 @@ from opnorm.data.dataset import Dataset, interleave_classes
 SPLITS = ("train", "test")
 
 _SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
-# Folders of these names are splits that were meant to be called train, test or val.
+# Folders of these names are probably splits that should be called train, test or val.
 _OTHER_SPLIT_NAMES = frozenset(
     ["train", "training", "test", "testing", "val", "valid", "validation"]
 )
 _TEST_FRACTION = 5
-# How many names an error or a warning lists.
+# Largest number of names in an error or a warning.
 _SHOWN = 5
 
 
 class Listing(NamedTuple):
-    """The images of one split, one of each class following the other.
+    """The images of one split, with one example of each class in turn.
 
     Attributes:
-      files: their N paths.
-      labels: (N,) int32, the numbers of their classes.
+      files: the N paths.
+      labels: (N,) int32, the numbers of the classes.
       class_names: the sorted names of the class folders (of the training split, where
         there is one).
     """
@@ -69,15 +69,15 @@ def load(path: str, split: str) -> Dataset:
       split: "train" or "test".
 
     Returns:
-      The split, one image of each class following the other. Labels number the
-      sorted names of the class folders (of the training split, where there is one).
+      The split, with one example of each class in turn. Labels number the sorted names
+      of the class folders (of the training split, where there is one).
 
     Raises:
       FileNotFoundError: if the folder, the split or an image in it does not exist.
-      ValueError: as :func:`list_pictures`; naming the files, if images are damaged or
-        their size differs.
+      ValueError: for the reasons of :func:`list_images`; naming the files, if images
+        are damaged or have different sizes.
     """
-    listing = list_pictures(path, split)
+    listing = list_images(path, split)
     images, damaged = [], []
     for file in listing.files:
         try:
@@ -104,7 +104,7 @@ def check_readable(damaged: Sequence[str], count: int) -> None:
         raise ValueError(f"{len(damaged)} of {count} images are damaged: {shown}{more}")
 
 
-def list_pictures(path: str, split: str) -> Listing:
+def list_images(path: str, split: str) -> Listing:
     """Lists the images of one split; opens none.
 
     A warning counts the files that are left out, by their extensions, and another one
@@ -119,8 +119,8 @@ def list_pictures(path: str, split: str) -> Listing:
 
     Raises:
       FileNotFoundError: if the folder, the split or an image in it does not exist.
-      ValueError: naming the class, if the test split has one that the training split
-        lacks, or one has no images to train on; naming the folder, if it cannot be
+      ValueError: naming the class, if the training split lacks a class of the test
+        split or a class has no images to train on; naming the folder, if it cannot be
         listed, contains itself, or seems to hold splits or classes one level further
         down; naming the link, if an image is a link to a file that does not exist.
     """
@@ -136,7 +136,7 @@ def list_pictures(path: str, split: str) -> Listing:
         split_root, class_root = root, root
         _check_no_splits(root)
     elif split_roots[split]:
-        # ImageNet comes with a test folder that has no labels, next to val.
+        # ImageNet has a test folder without labels beside val.
         split_root = next(
             filter(_folder_names, split_roots[split]), split_roots[split][0]
         )
@@ -162,7 +162,7 @@ def list_pictures(path: str, split: str) -> Listing:
             f"dataset folder {root} has no images for split {split!r}; expected"
             f" <class>/<image> with one of {', '.join(decoding.EXTENSIONS)}."
         )
-    # A class need not be among the test images.
+    # The test images may lack a class.
     empty = [name for name in class_names if not found[name].images]
     if empty and (hashed or split == "train"):
         raise ValueError(
@@ -189,12 +189,12 @@ def read(file: str) -> bytes:
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}.") from error
     if not encoded:
-        raise ValueError(f"{file} cannot be read as a picture: it is empty.")
+        raise ValueError(f"{file} cannot be read as an image: it is empty.")
     return encoded
 
 
 def describe(path: str) -> str:
-    """What results say they were measured on."""
+    """Returns the name of the data in results; stored results have its wording."""
     return f"pictures in {Path(path).expanduser().resolve().name}"
 
 
@@ -209,7 +209,8 @@ def _folder_names(path: Path) -> tuple[str, ...]:
 
 
 def _entries(path: str) -> list[os.DirEntry[str]]:
-    # A million files: `Path` objects and a look at each would take minutes.
+    # A folder may have a million files: `Path` objects and their status would take
+    # minutes.
     try:
         with os.scandir(path) as entries:
             return list(entries)
@@ -218,7 +219,7 @@ def _entries(path: str) -> list[os.DirEntry[str]]:
 
 
 def _walk(path: Path) -> _Found:
-    """The files below a class folder: sorted by folder, then by name."""
+    """Returns the files below a class folder, sorted by folder, then by name."""
     found = _Found([], [])
     if not path.is_dir():
         return found
@@ -233,7 +234,7 @@ def _walk(path: Path) -> _Found:
 def _folders(
     path: str, above: Collection[tuple[int, int]]
 ) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those below it, with the names of the files in each."""
+    """Yields a folder and those below it, with the names of the files in each."""
     status = os.stat(path)
     identity = (status.st_dev, status.st_ino)
     if identity in above:
@@ -245,7 +246,7 @@ def _folders(
         if entry.is_dir():
             yield from _folders(entry.path, (*above, identity))
         elif _is_image(entry.name) and not entry.is_file():
-            # Data management tools leave links where files have not been fetched.
+            # Tools that manage data leave such links until files are fetched.
             raise ValueError(
                 f"{entry.path} is a link to a file that does not exist, or no file."
             )
@@ -341,6 +342,6 @@ def _warn_of_missing_classes(
 
 
 def _is_test(class_name: str, file_name: str) -> bool:
-    # As bytes: a name on disk need not be text.
+    # The digest takes bytes, since a name on disk may not be valid text.
     digest = hashlib.sha256(os.fsencode(f"{class_name}/{file_name}")).digest()
     return digest[0] % _TEST_FRACTION == 0

@@ -1,7 +1,6 @@
-"""data: which data a run was made with, to notice that they have changed."""
+"""Fingerprints of data, by which a run notices that its data have changed."""
 
 import hashlib
-from typing import Any
 
 import numpy as np
 
@@ -9,12 +8,12 @@ from opnorm.data.dataset import Dataset
 from opnorm.data.streaming import Stream
 
 
-def fingerprint(source: Dataset | Stream) -> dict[str, Any]:
-    """Says which examples a data set has, wherever they lie.
+def fingerprint(source: Dataset | Stream) -> dict[str, int | str]:
+    """Computes the identity of the examples of a data set, wherever they lie.
 
     Args:
-      source: data in memory, of which images and labels count; or streamed data, of
-        which the listing counts: names, labels, and the sizes of a thousand files.
+      source: data in memory, whose images and labels count; or streamed data, whose
+        listing counts: names, labels, and the sizes of a thousand files.
 
     Returns:
       "examples", their number, and "digest", a string; JSON can hold both.
@@ -26,6 +25,6 @@ def fingerprint(source: Dataset | Stream) -> dict[str, Any]:
             digest.update(np.ascontiguousarray(array).data.cast("B"))
     else:
         kept = np.arange(len(source)) if source.kept is None else source.kept
-        for line in source.pictures.listing(kept):
+        for line in source.encoded.listing(kept):
             digest.update(f"{line}\n".encode())
     return {"examples": len(source), "digest": digest.hexdigest()[:32]}

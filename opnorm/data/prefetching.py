@@ -1,8 +1,8 @@
-"""data: batches on their way to the device while it computes."""
+"""Transfers of batches to the device while it computes."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Batch = TypeVar("Batch")
 Placed = TypeVar("Placed")
@@ -11,16 +11,16 @@ Placed = TypeVar("Placed")
 def prefetch(
     iterator: Iterable[Batch], put: Callable[[Batch], Placed], *, size: int = 2
 ) -> Iterator[Placed]:
-    """Yields ``put(batch)`` of each batch, and has already called it for the next ones.
+    """Yields ``put(batch)`` for each batch, after calling it for the next ones.
 
-    A transfer to a device returns before it has ended, so it runs while the device
-    works on the batches before.
+    A transfer to a device returns before it ends, so it runs while the device works on
+    the batches before.
 
     Args:
-      iterator: the batches. Where it has a ``close``, that is called when the result is
-        closed, ends or fails.
+      iterator: the batches. Its method ``close``, if it has one, is called when the
+        result is closed, ends or fails.
       put: the transfer, such as ``lambda batch: jax.device_put(batch, sharding)``.
-      size: how many results are kept ahead of the one that is used; at least 1.
+      size: number of results that are kept ahead of the one in use; at least 1.
 
     Returns:
       A generator of the results, in order.
@@ -34,9 +34,9 @@ def prefetch(
 
 
 def _prefetch(
-    batches: Iterator[Any], put: Callable[[Any], Any], size: int
-) -> Iterator[Any]:
-    ahead: collections.deque[Any] = collections.deque()
+    batches: Iterator[Batch], put: Callable[[Batch], Placed], size: int
+) -> Iterator[Placed]:
+    ahead: collections.deque[Placed] = collections.deque()
     try:
         for batch in batches:
             ahead.append(put(batch))

@@ -1,7 +1,7 @@
-"""data: which examples make up which batch.
+"""The examples of each batch.
 
 The batch of a step is a pure function of the seed and the step, so training that
-resumes at a step sees the data it would have seen.
+resumes at a step gets the same data as training without an interruption.
 """
 
 import functools
@@ -16,11 +16,11 @@ def epoch_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     Args:
       seed: at least 0.
       epoch: at least 0.
-      num_examples: how many examples there are, at least 1.
+      num_examples: number of examples, at least 1.
 
     Returns:
-      (num_examples,) int64, a permutation; read-only, because it is kept for the
-      other steps of the epoch.
+      (num_examples,) int64, a permutation; read-only, since it is kept for the other
+      steps of the epoch.
 
     Raises:
       ValueError: if an argument is too small.
@@ -28,8 +28,8 @@ def epoch_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     _check("seed", seed, 0)
     _check("epoch", epoch, 0)
     _check("num_examples", num_examples, 1)
-    # NumPy keeps the raw bits of a bit generator across versions, which it does not
-    # promise of Generator.permutation: a run resumes under a newer NumPy.
+    # NumPy keeps the raw bits of a bit generator across versions, but may change
+    # Generator.permutation. A run must resume under a newer NumPy.
     bits = np.random.PCG64(np.random.SeedSequence((seed, epoch)))
     order = np.argsort(bits.random_raw(num_examples), kind="stable")
     order.flags.writeable = False
@@ -41,20 +41,26 @@ def batch_indices(
 ) -> np.ndarray:
     """Computes the indices of the examples of one training step.
 
-    Each epoch visits the examples in a new order, in whole batches; the
-    ``num_examples % batch_size`` left over are dropped, others in every epoch.
+    Each epoch visits the examples in a new order, in whole batches. It drops the last
+    ``num_examples % batch_size`` examples of its order.
 
     Args:
       seed: at least 0.
       step: the step of the whole training, at least 0.
       batch_size: examples per step, between 1 and ``num_examples``.
-      num_examples: how many examples there are.
+      num_examples: number of examples.
 
     Returns:
       (batch_size,) int64.
 
     Raises:
       ValueError: if an argument is out of range.
+
+    Example:
+      >>> from opnorm import data
+      >>> batches = [data.batch_indices(0, step, 3, 6) for step in range(2)]
+      >>> sorted(int(i) for batch in batches for i in batch)
+      [0, 1, 2, 3, 4, 5]
     """
     _check("step", step, 0)
     epoch, position = divmod(step, steps_per_epoch(batch_size, num_examples))
@@ -63,11 +69,11 @@ def batch_indices(
 
 
 def steps_per_epoch(batch_size: int, num_examples: int) -> int:
-    """Computes how many whole batches an epoch has.
+    """Computes the number of whole batches of an epoch.
 
     Args:
       batch_size: examples per step, between 1 and ``num_examples``.
-      num_examples: how many examples there are.
+      num_examples: number of examples.
 
     Returns:
       ``num_examples // batch_size``.

@@ -1,4 +1,4 @@
-"""data: datasets by name."""
+"""Data sets by name."""
 
 import numpy as np
 
@@ -35,31 +35,42 @@ def load(
       name: "cifar10_mini", embedded in the package; "cifar10", "cifar100", "mnist" or
         "svhn_cropped", as TensorFlow Datasets prepares them; or "folder:/path", a
         folder with ``train/<class>/`` and ``test/<class>/`` (or ``val``), or with
-        ``<class>/`` alone, of which a fixed fifth is then the test split; or a name of
-        which ``open_stream`` says more, "imagenet2012" or "image_folder:/path", whose
-        pictures have any size: of these the middles are loaded.
+        ``<class>/`` alone, a fixed fifth of which is the test split; or "imagenet2012"
+        or "image_folder:/path", as for :func:`open_stream`, whose images have any size:
+        the middles of these images are loaded.
       split: "train" or "test".
       data_dir: where TensorFlow Datasets keeps its data; None for ``TFDS_DATA_DIR`` or
-        ``~/tensorflow_datasets``. Other sources have no use for it.
+        ``~/tensorflow_datasets``. Other sources ignore it.
       download: whether a TensorFlow dataset that is not there may be downloaded and
         prepared; this needs TensorFlow.
       limit: keep at most this many examples, drawn at random, as many of each class as
         possible; None keeps all.
-      seed: which examples ``limit`` keeps; at least 0.
-      image_size: side of the middle that is loaded of each picture, in pixels; needed
-        where pictures have any size, elsewhere None for whole pictures.
-      resize: what the shorter side of such a picture is resized to before its middle
-        is cropped, at least ``image_size``; None for ``image_size`` times 256 / 224.
-        Pictures that have one size are not resized.
+      seed: random seed of the examples that ``limit`` keeps; at least 0.
+      image_size: side, in pixels, of the middle of each image that is loaded. Needed
+        where images have any size; elsewhere None loads whole images.
+      resize: length of the shorter side of an image of any size before its middle is
+        cropped, at least ``image_size``; None for ``image_size`` times 256 / 224.
+        Images that have one size are not resized.
 
     Returns:
       The split. ``cifar10_mini``, folders and limited datasets take one example of
-      each class in turn, so that any prefix is balanced.
+      each class in turn, so any prefix is balanced.
 
     Raises:
-      ValueError: for an unknown name or split, a bad limit, seed or size, damaged
-        pictures.
-      FileNotFoundError: if the data are not there; it lists the ways to get some.
+      ValueError: for an unknown name or split, a bad limit, seed or size, or damaged
+        images.
+      FileNotFoundError: if the data are not there; the error lists the ways to get
+        data.
+
+    Example:
+      >>> from opnorm import data
+      >>> test = data.load("cifar10_mini", split="test", limit=20)
+      >>> test.images.shape, test.images.dtype.name
+      ((20, 32, 32, 3), 'uint8')
+      >>> test.class_names[:3]
+      ('airplane', 'automobile', 'bird')
+      >>> test.labels[:4].tolist()
+      [0, 1, 2, 3]
     """
     check_name(name)
     if split not in SPLITS:
@@ -68,7 +79,7 @@ def load(
         return _load_crops(name, split, data_dir, limit, seed, image_size, resize)
     if resize is not None:
         raise ValueError(
-            f"resize is {resize}, but the pictures of {name!r} have one size already;"
+            f"resize is {resize}, but the images of {name!r} have one size already;"
             " leave it out."
         )
     if name.startswith(_FOLDER):
@@ -93,7 +104,7 @@ def _load_crops(
 ) -> Dataset:
     if image_size is None:
         raise ValueError(
-            f"image_size is None, but the pictures of {name!r} have different sizes;"
+            f"image_size is None, but the images of {name!r} have different sizes;"
             " give the side of the crops in pixels, such as 224."
         )
     stream = streaming.open_stream(

@@ -1,4 +1,4 @@
-"""data: datasets too large for memory, decoded by threads ahead of their use."""
+"""Data sets too large for memory, decoded by threads ahead of their use."""
 
 import dataclasses
 import functools
@@ -8,16 +8,22 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from opnorm.data import encoded, views
+from opnorm.data import views
 from opnorm.data.dataset import Dataset, check_limit, interleave_classes
+from opnorm.data.encoded import (
+    IMAGENET,
+    EncodedImages,
+    FolderImages,
+    ImagenetImages,
+)
 
-NAMES = (encoded.IMAGENET, "image_folder:/path")
+NAMES = (IMAGENET, "image_folder:/path")
 SPLITS = ("train", "test")
 
 _FOLDER = "image_folder:"
-# Examples that are read at once where the caller has named no number.
+# Examples that are read at once where the caller gives no number.
 _BLOCK = 256
-# What is decoded ahead, in batches.
+# Number of batches that are decoded ahead.
 _BATCHES_AHEAD = 2
 
 Task = tuple[int, np.ndarray]
@@ -27,25 +33,25 @@ View = Callable[..., np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-    """One split of a labelled picture dataset on disk; its examples have numbers.
+    """One split of a data set of labelled images on disk; its examples have numbers.
 
     Attributes:
-      pictures: the examples on disk, not decoded.
-      kept: (N,) int64, which of ``pictures`` are the examples, or None for all.
-      name: what ``open_stream`` was asked for, such as "imagenet2012".
+      encoded: the images on disk, not decoded.
+      kept: (N,) int64, the numbers of the examples in ``encoded``; None for all.
+      name: the name that ``open_stream`` was given, such as "imagenet2012".
     """
 
-    pictures: encoded.Pictures
+    encoded: EncodedImages
     kept: np.ndarray | None
     name: str
 
     def __len__(self) -> int:
-        return len(self.pictures) if self.kept is None else len(self.kept)
+        return len(self.encoded) if self.kept is None else len(self.kept)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The name of each label."""
-        return self.pictures.class_names
+        return self.encoded.class_names
 
     @property
     def num_classes(self) -> int:
@@ -54,8 +60,8 @@ class Stream:
 
     @property
     def description(self) -> str:
-        """What results say they were measured on."""
-        return self.pictures.description
+        """The name of the data in results."""
+        return self.encoded.description
 
     def batches(
         self,
@@ -69,16 +75,17 @@ class Stream:
     ) -> Iterator[Batch]:
         """Decodes batches for training: random resized crops, mirrored at random.
 
-        An example's view is a function of its task's seed and its number alone: not of
-        threads, of the other examples of the batch, or of the task that comes first.
+        The view of an example is a function of the seed of its task and of its number
+        alone: it depends neither on threads, nor on the other examples of the batch,
+        nor on the first task.
 
         Args:
           tasks: for each batch the seed of its views, at least 0, and the numbers of
             its examples, (b,) integers in [0, len(stream)). b is the same for all but
-            the last. Read when needed, so it may compute its items.
+            the last. Items are read when needed, so the sequence may compute them.
           image_size: side of the views in pixels.
           augment: if false, views are those of ``evaluation_batches``.
-          least_area: least part of its picture that a view shows, in (0, 1].
+          least_area: smallest fraction of its image that a view shows, in (0, 1].
           flip: whether half of the views are mirrored left to right.
           num_threads: threads that decode; None for one per core.
 
@@ -88,7 +95,7 @@ class Stream:
 
         Raises:
           ValueError: if an argument is out of range; from the iterator, naming the
-            picture, if one is damaged.
+            image, if one is damaged.
 
         Source: Szegedy et al., "Going Deeper with Convolutions" (2015), section 6;
         Finlay & Oberman (2019) train with ``least_area`` 0.08 to 0.5.
@@ -116,13 +123,13 @@ class Stream:
         resize: int | None = None,
         num_threads: int | None = None,
     ) -> Iterator[Batch]:
-        """Decodes all examples in order: the middle of each picture, never mirrored.
+        """Decodes all examples in order: the middle of each image, never mirrored.
 
         Args:
           batch_size: examples per batch, at least 1; the last batch may have fewer.
           image_size: side of the views in pixels.
-          resize: what the shorter side of a picture is resized to before the crop, at
-            least ``image_size``; None for ``image_size`` times 256 / 224.
+          resize: length of the shorter side of an image before the crop, at least
+            ``image_size``; None for ``image_size`` times 256 / 224.
           num_threads: threads that decode; None for one per core.
 
         Returns:
@@ -131,7 +138,7 @@ class Stream:
 
         Raises:
           ValueError: if an argument is out of range; from the iterator, naming the
-            picture, if one is damaged.
+            image, if one is damaged.
         """
         _check_at_least("batch_size", batch_size, 1)
         return self._evaluation_batches(
@@ -141,18 +148,18 @@ class Stream:
     def centre_crops(
         self, indices: np.ndarray, *, image_size: int, resize: int | None = None
     ) -> Dataset:
-        """Decodes some examples into memory, as ``evaluation_batches`` shows them.
+        """Decodes some examples into memory, with the views of ``evaluation_batches``.
 
         Args:
           indices: (n,) integers in [0, len(stream)), n at least 1.
           image_size: side of the views in pixels.
-          resize: as for ``evaluation_batches``.
+          resize: see ``evaluation_batches``.
 
         Returns:
           The n examples.
 
         Raises:
-          ValueError: if an argument is out of range or a picture is damaged.
+          ValueError: if an argument is out of range or an image is damaged.
         """
         indices = np.asarray(indices)
         batches = self._evaluation_batches(indices, _BLOCK, image_size, resize, None)
@@ -199,23 +206,23 @@ class Stream:
 
 
 def _central_view(
-    picture: bytes, name: str, *, seed: int, index: int, size: int, resize: int | None
+    encoded: bytes, name: str, *, seed: int, index: int, size: int, resize: int | None
 ) -> np.ndarray:
     del seed, index
     shorter = round(size * 256 / 224) if resize is None else resize
-    return views.central_view(picture, name, image_size=size, resize=shorter)
+    return views.central_view(encoded, name, image_size=size, resize=shorter)
 
 
 def is_streamed(name: str) -> bool:
-    """Whether a dataset's pictures stay on disk until they are needed.
+    """Tells whether the images of a data set stay on disk until they are needed.
 
     Args:
-      name: of a dataset, known or not.
+      name: name of a data set, known or not.
 
     Returns:
-      Whether ``open_stream`` takes it.
+      Whether ``open_stream`` takes the name.
     """
-    return name == encoded.IMAGENET or (name.startswith(_FOLDER) and name != _FOLDER)
+    return name == IMAGENET or (name.startswith(_FOLDER) and name != _FOLDER)
 
 
 def open_stream(
@@ -230,15 +237,15 @@ def open_stream(
 
     Args:
       name: "imagenet2012", which the user prepares with TensorFlow Datasets, or
-        "image_folder:/path", a folder laid out as for "folder:/path" with pictures of
+        "image_folder:/path", a folder with the layout of "folder:/path" and images of
         any size.
       split: "train" or "test"; ImageNet's "test" is its validation split.
       data_dir: where TensorFlow Datasets keeps its data; None for ``TFDS_DATA_DIR`` or
-        ``~/tensorflow_datasets``. Folders have no use for it.
+        ``~/tensorflow_datasets``. Folders ignore it.
       limit: keep at most this many examples, drawn at random, as many of each class as
-        possible; None keeps all. ImageNet's labels lie next to its pictures, of which
-        about eight for each class are read to find one of each.
-      seed: which examples ``limit`` keeps; at least 0.
+        possible; None keeps all. Labels of ImageNet are stored with the images; about
+        eight images for each class are read to find one of each.
+      seed: random seed of the examples that ``limit`` keeps; at least 0.
 
     Returns:
       The stream. Folders and limited streams take one example of each class in turn.
@@ -246,33 +253,33 @@ def open_stream(
     Raises:
       ValueError: for an unknown name or split, a bad limit or seed, or ImageNet in a
         format without random access.
-      FileNotFoundError: if the data are not there; it says how to get them, or what
-        the folder should look like.
+      FileNotFoundError: if the data are not there; the error says how to get them, or
+        which layout a folder should have.
     """
     if not is_streamed(name):
         raise ValueError(
-            f"dataset {name!r} is not read from disk picture by picture; that is done"
+            f"dataset {name!r} is not read from disk image by image; that is done"
             f" with {' and '.join(NAMES)}."
         )
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it may be {' or '.join(SPLITS)}.")
     if limit is not None:
         check_limit(limit, seed)
-    pictures: encoded.Pictures
-    if name == encoded.IMAGENET:
-        pictures = encoded.ImagenetPictures(split, data_dir)
+    images: EncodedImages
+    if name == IMAGENET:
+        images = ImagenetImages(split, data_dir)
     else:
-        pictures = encoded.FolderPictures(name.removeprefix(_FOLDER), split)
+        images = FolderImages(name.removeprefix(_FOLDER), split)
     kept = None
-    if limit is not None and limit < len(pictures):
-        kept = _draw(pictures, limit, seed)
-    return Stream(pictures, kept, name)
+    if limit is not None and limit < len(images):
+        kept = _draw(images, limit, seed)
+    return Stream(images, kept, name)
 
 
-def _draw(pictures: encoded.Pictures, limit: int, seed: int) -> np.ndarray:
-    """The examples that ``take_balanced`` would keep, with few labels read."""
-    order = np.random.default_rng(seed).permutation(len(pictures))
-    num_classes = len(pictures.class_names)
+def _draw(images: EncodedImages, limit: int, seed: int) -> np.ndarray:
+    """Returns the numbers that ``take_balanced`` would keep, with few labels read."""
+    order = np.random.default_rng(seed).permutation(len(images))
+    num_classes = len(images.class_names)
     wanted = math.ceil(limit / num_classes)
     labels = np.empty(0, np.int32)
     while (
@@ -280,18 +287,19 @@ def _draw(pictures: encoded.Pictures, limit: int, seed: int) -> np.ndarray:
         and np.bincount(labels, minlength=num_classes).min() < wanted
     ):
         block = order[len(labels) : len(labels) + _BLOCK]
-        labels = np.concatenate([labels, pictures.labels(block)])
-    return order[interleave_classes(labels)][:limit]
+        labels = np.concatenate([labels, images.labels(block)])
+    drawn: np.ndarray = order[interleave_classes(labels)][:limit]
+    return drawn
 
 
 class _Examples:
-    """The decoded examples of all tasks, one after the other: what grain reads from."""
+    """The decoded examples of all tasks in order, a source that grain reads."""
 
     def __init__(self, stream: Stream, tasks: Sequence[Task], view: View) -> None:
         self.batch_size = len(tasks[0][1])
         self._length = self.batch_size * (len(tasks) - 1) + len(tasks[-1][1])
         self._stream, self._tasks, self._view = stream, tasks, view
-        # Read for each of its examples, perhaps computed by every reading.
+        # A task is read for each of its examples, and reading may compute it.
         self._checked_task = functools.lru_cache(maxsize=8)(self._check_task)
 
     def __len__(self) -> int:
@@ -302,14 +310,14 @@ class _Examples:
         seed, numbers = self._checked_task(task)
         number = int(numbers[place])
         kept = self._stream.kept
-        picture = self._stream.pictures[number if kept is None else int(kept[number])]
-        if not 0 <= picture.label < self._stream.num_classes:
+        image = self._stream.encoded[number if kept is None else int(kept[number])]
+        if not 0 <= image.label < self._stream.num_classes:
             raise ValueError(
-                f"{picture.name} has the label {picture.label}; labels must be in "
+                f"{image.name} has the label {image.label}; labels must be in "
                 f"[0, {self._stream.num_classes})."
             )
-        view = self._view(picture.encoded, picture.name, seed=seed, index=number)
-        return view, picture.label
+        view = self._view(image.content, image.name, seed=seed, index=number)
+        return view, image.label
 
     def _check_task(self, index: int) -> Task:
         seed, numbers = self._tasks[index]
@@ -333,7 +341,7 @@ class _Examples:
 def _assemble(
     examples: _Examples, image_size: int, num_threads: int
 ) -> Iterator[Batch]:
-    # Imported here: datasets in memory do without.
+    # Imported here, since data sets in memory do not need it.
     import grain
 
     options = grain.ReadOptions(
@@ -354,7 +362,7 @@ def _assemble(
 
 
 def num_cores() -> int:
-    """How many cores this process may use."""
+    """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,12 +1,12 @@
-"""data: standard datasets as TensorFlow Datasets prepares them on disk.
+"""Standard data sets as TensorFlow Datasets prepares them on disk.
 
-Prepared data are read without TensorFlow, in either file format, and without a look
-at the network. Only preparing them (``download=True``) needs both.
+Prepared data are read without TensorFlow and without a network connection, in either
+file format. Only preparing them (``download=True``) needs both.
 
-TensorFlow Datasets imports the module of every class that ``features.json`` names, so
-a folder received from somebody else could make it run that person's code. Therefore
-the file is read here first, and a folder whose file names any class besides TensorFlow
-Datasets' own is refused.
+TensorFlow Datasets imports the module of every class that ``features.json`` names, so a
+folder received from somebody else could run that person's code. Therefore the file is
+read here first, and a folder is refused if its file names a class that does not belong
+to TensorFlow Datasets.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ DESCRIPTIONS = {
 SPLITS = ("train", "test")
 
 _MODULE = "tensorflow_datasets.core.features."
-# The classes that the data sets read here consist of; none is a program or a path.
+# The classes of the features that are read here; none is a program or a path.
 _FEATURES = frozenset(
     _MODULE + name
     for name in (
@@ -44,12 +44,12 @@ _FEATURES = frozenset(
         "text_feature.Text",
     )
 )
-# Where a class is named: today's two spellings, and that of earlier versions.
+# Keys that name a class: today's two spellings, and that of earlier versions.
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 def load(name: str, split: str, data_dir: str | None, download: bool) -> Dataset:
-    """Reads one split of a prepared dataset into memory; prepares it first if asked.
+    """Reads one split of a data set into memory, and prepares it before if asked.
 
     Args:
       name: a key of ``DESCRIPTIONS``.
@@ -59,13 +59,13 @@ def load(name: str, split: str, data_dir: str | None, download: bool) -> Dataset
       download: whether data that are not there may be downloaded and prepared.
 
     Returns:
-      The split in the order in which it lies on disk (shuffled when it was prepared).
+      The split in its order on disk (shuffled when it was prepared).
 
     Raises:
       FileNotFoundError: if the data or the split are not there and ``download`` is
         false.
-      ValueError: if they should be downloaded and TensorFlow is not installed, or as
-        :func:`open_prepared`.
+      ValueError: if they should be downloaded and TensorFlow is not installed, or for
+        the reasons of :func:`open_prepared`.
     """
     root = data_root(data_dir)
     prepared = find_prepared(root / name)
@@ -85,13 +85,13 @@ def load(name: str, split: str, data_dir: str | None, download: bool) -> Dataset
 
 
 def data_root(data_dir: str | None) -> Path:
-    """Where TensorFlow Datasets keeps its data, if ``data_dir`` does not say it."""
+    """Returns the folder of TensorFlow Datasets, ``data_dir`` unless it is None."""
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     return Path(data_dir or default).expanduser()
 
 
 def find_prepared(root: Path) -> Path | None:
-    """The newest version of the dataset in ``root`` that is complete on disk."""
+    """Returns the newest version of the data set in ``root`` that is complete."""
     versions = {}
     for info in root.glob("*/dataset_info.json"):
         parts = info.parent.name.split(".")
@@ -101,18 +101,18 @@ def find_prepared(root: Path) -> Path | None:
 
 
 def open_prepared(prepared: Path) -> Any:
-    """Opens a prepared dataset, after a look at the classes that it names.
+    """Opens a prepared data set after a check of the classes that it names.
 
     Args:
-      prepared: the folder of one version of it.
+      prepared: the folder of one version of the data set.
 
     Returns:
       The ``tfds.core.DatasetBuilder``.
 
     Raises:
       FileNotFoundError: if ``features.json`` is missing.
-      ValueError: if that file cannot be read or names a class that is not one of
-        TensorFlow Datasets' own; nothing has been imported then.
+      ValueError: if that file cannot be read, or names a class that does not belong to
+        TensorFlow Datasets; nothing has been imported then.
     """
     file = prepared / "features.json"
     if not file.is_file():
@@ -128,7 +128,7 @@ def _check_features(file: Path) -> None:
     try:
         content = json.loads(file.read_text())
         named = set(_named_classes(content))
-    # Deep nesting makes Python's parser, or the search, raise RecursionError.
+    # Deep nesting raises RecursionError in Python's parser or in the search.
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read: {error}.") from error
     unknown = sorted(named - _FEATURES)
@@ -140,8 +140,8 @@ def _check_features(file: Path) -> None:
         )
 
 
-def _named_classes(content: Any) -> Iterator[str]:
-    """Every class that a part of ``features.json`` names, at any depth."""
+def _named_classes(content: object) -> Iterator[str]:
+    """Yields every class that a part of ``features.json`` names, at any depth."""
     if isinstance(content, list):
         for item in content:
             yield from _named_classes(item)
@@ -150,7 +150,7 @@ def _named_classes(content: Any) -> Iterator[str]:
             # A feature may be called "type"; it is a dict then.
             if key in _CLASS_KEYS and not isinstance(value, dict):
                 yield value if isinstance(value, str) else repr(value)
-            # Features that have no format of their own are JSON inside JSON.
+            # Features without a format of their own are JSON inside JSON.
             elif key == "json" and isinstance(value, str):
                 yield from _named_classes(json.loads(value))
             else:
@@ -158,13 +158,13 @@ def _named_classes(content: Any) -> Iterator[str]:
 
 
 def _prepare(name: str, root: Path) -> None:
-    # A download that cannot be prepared afterwards is minutes lost: look first.
+    # Checked first, since a download that cannot be prepared wastes minutes.
     if importlib.util.find_spec("tensorflow") is None:
         raise ValueError(
             f"download: preparing {name!r} needs TensorFlow, which is not installed"
             " (`pip install tensorflow`; reading the prepared data does not need it)."
         )
-    # It may look at what an earlier preparation has left.
+    # Preparing may read the files of an earlier preparation.
     for file in root.glob(f"{name}/**/features.json"):
         _check_features(file)
     import tensorflow_datasets as tfds
@@ -226,7 +226,7 @@ def _read(name: str, split: str, prepared: Path) -> Dataset:
 
 
 def read_file_format(prepared: Path) -> str:
-    """The format of a prepared dataset's files, such as "array_record"."""
+    """Returns the format of the files of a data set, such as "array_record"."""
     file = prepared / "dataset_info.json"
     try:
         return str(json.loads(file.read_text())["fileFormat"])
@@ -235,7 +235,7 @@ def read_file_format(prepared: Path) -> str:
 
 
 def _tfrecords(file: Path) -> Iterator[bytes]:
-    """The records of one file: length, its checksum, the bytes, their checksum."""
+    """Yields the records of one file: length, its checksum, bytes, their checksum."""
     with file.open("rb") as stream:
         while header := stream.read(12):
             (length,) = struct.unpack("<Q", header[:8])

@@ -1,29 +1,32 @@
-"""data: what a network of one input size sees of an image of any size.
+"""Views of one size, taken from images of any size.
 
-A view is a box of the upright image (its EXIF orientation is applied), resized. The box
-is known before a JPEG is decoded, so that one much larger than the view is decoded at a
-half, a quarter or an eighth of its size.
+A view is a resized box of the upright image (its EXIF orientation is applied). The box
+is known before a JPEG is decoded, so a JPEG that is much larger than the view is
+decoded at a half, a quarter or an eighth of its size.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from opnorm.data import decoding
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _NUM_TRIES = 10
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
 
 
 class Box(NamedTuple):
-    """A rectangle of a picture, in its pixels.
+    """A rectangle of an image, in pixels.
 
     Attributes:
-      left: columns to the left of it.
-      top: rows above it.
-      width: its columns.
-      height: its rows.
+      left: number of columns to the left of the box.
+      top: number of rows above the box.
+      width: number of columns of the box.
+      height: number of rows of the box.
     """
 
     left: float
@@ -35,16 +38,17 @@ class Box(NamedTuple):
 def random_box(draws: np.ndarray, width: int, height: int, least_area: float) -> Box:
     """Draws the box of a random resized crop.
 
-    The area is uniform in [``least_area``, 1] of the picture's, the logarithm of width
-    over height uniform between those of 3/4 and 4/3, both rounded to whole pixels. The
-    first of ten tries that fits into the picture counts, at a uniform place; if none
-    does, the largest box of an allowed aspect ratio in the middle.
+    The area is uniform in [``least_area``, 1] times that of the image, and the
+    logarithm of width over height is uniform between those of 3/4 and 4/3; both are
+    rounded to whole pixels. The first of ten draws that fits into the image counts, at
+    a uniform place. If none fits, the box is the largest one in the middle that has an
+    allowed aspect ratio.
 
     Args:
       draws: (10, 4) floats in [0, 1), independent and uniform.
-      width: columns of the picture.
-      height: rows of the picture.
-      least_area: in (0, 1].
+      width: columns of the image.
+      height: rows of the image.
+      least_area: smallest fraction of the image that the box covers, in (0, 1].
 
     Returns:
       The box, in whole pixels.
@@ -80,21 +84,21 @@ def training_view(
 
     Args:
       encoded: the bytes of an image file.
-      name: what an error calls it.
+      name: name of the image in errors.
       seed: at least 0.
-      index: the example's number, at least 0; the view is drawn from it and ``seed``.
+      index: number of the example, at least 0, a part of the random seed.
       image_size: side of the view in pixels.
-      least_area: least part of the picture that a view shows, in (0, 1].
+      least_area: smallest fraction of the image that the view shows, in (0, 1].
       flip: whether half of the views are mirrored.
 
     Returns:
       (image_size, image_size, 3) uint8.
 
     Raises:
-      ValueError: naming the picture, if it cannot be decoded.
+      ValueError: naming the image, if it cannot be decoded.
     """
     draws = _uniform(seed, index, 4 * _NUM_TRIES + 1)
-    with decoding.open_picture(encoded, name) as image:
+    with decoding.open_image(encoded, name) as image:
         orientation = decoding.orientation(image)
         width, height = _upright_size(image, orientation)
         box = random_box(draws[1:].reshape(-1, 4), width, height, least_area)
@@ -107,27 +111,27 @@ def training_view(
 def central_view(
     encoded: bytes, name: str, *, image_size: int, resize: int
 ) -> np.ndarray:
-    """Decodes the middle of a picture whose shorter side is resized first.
+    """Decodes the middle of an image whose shorter side is resized first.
 
     Args:
       encoded: the bytes of an image file.
-      name: what an error calls it.
+      name: name of the image in errors.
       image_size: side of the view in pixels.
-      resize: the shorter side before the crop, at least ``image_size``.
+      resize: length of the shorter side before the crop, at least ``image_size``.
 
     Returns:
       (image_size, image_size, 3) uint8.
 
     Raises:
-      ValueError: naming the picture, if it cannot be decoded.
+      ValueError: naming the image, if it cannot be decoded.
     """
-    with decoding.open_picture(encoded, name) as image:
+    with decoding.open_image(encoded, name) as image:
         orientation = decoding.orientation(image)
         size = _upright_size(image, orientation)
         shorter = min(size)
         resized = [round(side * resize / shorter) for side in size]
         scales = [side / target for side, target in zip(size, resized, strict=True)]
-        # Whole pixels of the resized picture: a crop between them would be a blur.
+        # Whole pixels of the resized image, since a crop between them would blur it.
         corner = [(target - image_size) // 2 for target in resized]
         box = Box(
             corner[0] * scales[0],
@@ -139,22 +143,23 @@ def central_view(
         return _resize(turned, box, image_size, mirror=False)
 
 
-def _upright_size(image: Any, orientation: int) -> tuple[int, int]:
-    """Width and height of an image as :func:`decoding.upright` returns it."""
+def _upright_size(image: "Image.Image", orientation: int) -> tuple[int, int]:
+    """Returns width and height after :func:`decoding.upright`."""
     width, height = image.size
     return (height, width) if orientation >= 5 else (width, height)
 
 
 def _uniform(seed: int, index: int, count: int) -> np.ndarray:
-    # From raw bits, which NumPy keeps across versions: a run resumes under a newer one.
+    # From raw bits, which NumPy keeps across versions. A run must resume under a newer
+    # NumPy.
     bits = np.random.PCG64(np.random.SeedSequence((index, seed)))
     return (bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
 
 
-def _reduce(image: Any, factor: int) -> int:
-    """Asks for a picture smaller by ``factor`` at most; returns by how much it is.
+def _reduce(image: "Image.Image", factor: int) -> int:
+    """Decodes an image at a smaller size; returns the factor, at most ``factor``.
 
-    Only JPEG can do that, by powers of two, which leaves out most of the decoding.
+    Only JPEG can do that, by powers of two, which saves most of the decoding.
     """
     width, height = image.size
     if factor < 2 or image.format != "JPEG":
@@ -163,13 +168,15 @@ def _reduce(image: Any, factor: int) -> int:
     return 1 if drafted is None else round(width / drafted[1][2])
 
 
-def _resize(image: Any, box: Box, image_size: int, *, mirror: bool) -> np.ndarray:
+def _resize(
+    image: "Image.Image", box: Box, image_size: int, *, mirror: bool
+) -> np.ndarray:
     from PIL import Image
 
-    # Palettes cannot be interpolated, and transparency would be a weight.
+    # Palettes cannot be interpolated, and transparency would become a weight.
     if image.mode != "RGB":
         image = image.convert("L" if image.mode in decoding.GREY_MODES else "RGB")
-    # Rounding may have led out of the picture.
+    # Rounding may put the box outside of the image.
     right = min(box.left + box.width, image.size[0])
     bottom = min(box.top + box.height, image.size[1])
     view = image.resize(
@@ -178,6 +185,6 @@ def _resize(image: Any, box: Box, image_size: int, *, mirror: bool) -> np.ndarra
         box=(box.left, box.top, right, bottom),
     )
     if mirror:
-        # NumPy would take ten times as long.
+        # NumPy takes ten times as long.
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(view.convert("RGB"))

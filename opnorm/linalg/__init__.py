@@ -64,13 +64,8 @@ from opnorm.linalg.norms import (
     scale,
 )
 from opnorm.linalg.operator_norm import OperatorNorm, operator_norm
-from opnorm.linalg.projections import (
-    project_ball,
-    project_ball_box,
-    project_sphere,
-    sample_ball,
-    sample_sphere,
-)
+from opnorm.linalg.project_ball_box import project_ball_box
+from opnorm.linalg.projections import project_ball, project_sphere
 from opnorm.linalg.quadrature import (
     Estimate,
     SpectralDensity,
@@ -78,6 +73,7 @@ from opnorm.linalg.quadrature import (
     squared_frobenius_norm,
     trace,
 )
+from opnorm.linalg.sampling import sample_ball, sample_sphere
 from opnorm.linalg.typed import jit, machine_epsilon, smallest_normal
 from opnorm.linalg.types import (
     ArrayShape,

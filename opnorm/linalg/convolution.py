@@ -1,14 +1,15 @@
-"""linalg: convolutions as linear maps on one picture, and norms of their kernels."""
+"""Convolutions as linear maps on one image, and norms of their kernels."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.linear_map import LinearMap, varying_axes
 from opnorm.linalg.norms import norm
 
@@ -18,18 +19,21 @@ PADDINGS = ("SAME", "VALID", "CIRCULAR")
 
 
 class Geometry(NamedTuple):
-    """What a convolution does besides its kernel's values; one entry per spatial axis.
+    """The options of a convolution and the shapes of its kernel and of the image.
+
+    Tuples have one entry for each spatial axis.
 
     Attributes:
-      sizes: of the picture.
-      kernel_sizes: taps along each axis, before dilation.
-      strides: places that the window moves by.
-      dilation: places between neighbouring taps.
-      padding: places added before and after.
-      periodic: whether they are filled from the other end, or with zeros.
-      groups: channels are split into so many independent convolutions.
-      in_channels: of the picture.
-      out_channels: of the result.
+      sizes: spatial sizes of the image.
+      kernel_sizes: number of taps along each axis, before dilation.
+      strides: steps of the window, in places.
+      dilation: distances between neighbouring taps, in places.
+      padding: numbers of places added before and after the image.
+      periodic: whether the added places repeat the other end of the image instead of
+        zeros.
+      groups: number of independent convolutions that the channels are split into.
+      in_channels: channels of the image.
+      out_channels: channels of the result.
     """
 
     sizes: tuple[int, ...]
@@ -44,12 +48,12 @@ class Geometry(NamedTuple):
 
     @property
     def in_shape(self) -> tuple[int, ...]:
-        """Shape of the picture, channels last."""
+        """The shape of the image, channels last."""
         return (*self.sizes, self.in_channels)
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        """Shape of the result, channels last."""
+        """The shape of the result, channels last."""
         sizes = [
             (size + low + high - extent) // stride + 1
             for size, (low, high), extent, stride in zip(
@@ -60,7 +64,7 @@ class Geometry(NamedTuple):
 
     @property
     def extents(self) -> tuple[int, ...]:
-        """Places that the dilated kernel spans."""
+        """The number of places that the dilated kernel spans."""
         return tuple(
             (taps - 1) * step + 1
             for taps, step in zip(self.kernel_sizes, self.dilation, strict=True)
@@ -75,7 +79,7 @@ def geometry(
     kernel_dilation: int | Sequence[int],
     groups: int,
 ) -> Geometry:
-    """Resolves and checks the options that all functions of convolutions share."""
+    """Checks and completes the options that all functions of convolutions share."""
     if kernel.ndim not in (3, 4, 5) or not jnp.issubdtype(kernel.dtype, jnp.floating):
         raise ValueError(
             f"kernel has shape {kernel.shape} and dtype {kernel.dtype}; it must be "
@@ -90,7 +94,7 @@ def geometry(
     if channels != groups * inputs or outputs % groups:
         raise ValueError(
             f"kernel has shape {kernel.shape} and groups is {groups}, for input_shape "
-            f"{tuple(input_shape)}; the picture must have groups times the kernel's "
+            f"{tuple(input_shape)}; the image must have groups times the kernel's "
             f"{inputs} input channels, and groups must divide its {outputs} outputs."
         )
     found = Geometry(
@@ -122,20 +126,22 @@ def convolution_map(
     kernel_dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> LinearMap:
-    """Returns a convolution, without its bias, as a linear map on one picture.
+    """Returns a convolution, without its bias, as a linear map on one image.
 
-    The operation of ``flax.linen.Conv``, a correlation:
-    ``y[o] = sum_t K[t] x[o * strides + t * kernel_dilation - low]``.
+    The map is the operation of ``flax.linen.Conv``, a correlation:
+
+        y[o] = sum_t K[t] x[o * strides + t * kernel_dilation - low].
 
     Args:
       kernel: ``(*spatial, C_in / groups, C_out)`` float, 1 to 3 spatial axes.
-      input_shape: ``(*spatial, C_in)``, of the picture.
-      strides: places that the window moves by, one for all axes or one for each.
-      padding: "SAME", "VALID", "CIRCULAR" (as many places as "SAME" with stride 1,
-        filled from the other end), or pairs of zeros added before and after, one pair
-        per axis; negative numbers crop.
-      kernel_dilation: places between neighbouring taps, for all axes or for each.
-      groups: channels are split into so many independent convolutions.
+      input_shape: ``(*spatial, C_in)``, the shape of the image.
+      strides: steps of the window, in places: one number for all axes, or one for each.
+      padding: "SAME", "VALID", "CIRCULAR" (as many places as "SAME" with stride 1, with
+        values from the other end of the image), or one pair per axis with the numbers
+        of zeros added before and after. Negative numbers crop.
+      kernel_dilation: distances between neighbouring taps, in places: one number for
+        all axes, or one for each.
+      groups: number of independent convolutions that the channels are split into.
 
     Returns:
       A map with a batch of one, in the kernel's dtype.
@@ -148,16 +154,16 @@ def convolution_map(
 
 
 def as_map(kernel: jax.Array, where: Geometry) -> LinearMap:
-    """The map of a kernel in a geometry that was checked before."""
+    """Returns the map of a kernel in a geometry that was checked before."""
 
     def matvec(v: jax.Array) -> jax.Array:
         return _convolve(linear_map.spread(v), kernel, where)
 
     def rmatvec(u: jax.Array) -> jax.Array:
-        picture = jnp.zeros((1, *where.in_shape), kernel.dtype)
-        return jax.linear_transpose(matvec, linear_map.spread(picture))(
-            linear_map.spread(u)
-        )[0]
+        image = jnp.zeros((1, *where.in_shape), kernel.dtype)
+        transposed = jax.linear_transpose(matvec, linear_map.spread(image))
+        pulled: jax.Array = transposed(linear_map.spread(u))[0]
+        return pulled
 
     linear_map = LinearMap(
         matvec,
@@ -182,13 +188,19 @@ def convolution_frobenius_norm(
 ) -> jax.Array:
     """Computes the Frobenius norm of a convolution as a linear map.
 
-    ``||A||_F^2 = sum_t n_t ||K[t]||_F^2`` with n_t the number of windows in which tap t
-    lies on the picture; taps that fall on one place of a periodic picture are added
-    first. Not the Frobenius norm of the kernel, which counts one window.
+        ||A||_F^2 = sum_t n_t ||K[t]||_F^2,
+
+    where n_t is the number of windows in which tap t lies on the image. Taps that fall
+    on one place of a periodic image are added first. The Frobenius norm of the kernel
+    is another number, since it counts one window.
 
     Args:
-      kernel, input_shape, strides, padding, kernel_dilation, groups: as
-        :func:`convolution_map`.
+      kernel: ``(*spatial, C_in / groups, C_out)`` float, 1 to 3 spatial axes.
+      input_shape: ``(*spatial, C_in)``, the shape of the image.
+      strides: as in :func:`convolution_map`.
+      padding: as in :func:`convolution_map`.
+      kernel_dilation: as in :func:`convolution_map`.
+      groups: as in :func:`convolution_map`.
 
     Returns:
       A scalar, at least float32.
@@ -203,7 +215,7 @@ def convolution_frobenius_norm(
         taps = where.dilation[axis] * np.arange(where.kernel_sizes[axis])
         length = where.sizes[axis]
         if where.periodic:
-            # Taps that meet again after a turn around the picture act as one.
+            # Taps that fall on the same place of the image act as their sum.
             folded = (*scaled.shape[:axis], length, *scaled.shape[axis + 1 :])
             index = (slice(None),) * axis + (taps % length,)
             scaled = jnp.zeros(folded, scaled.dtype).at[index].add(scaled)
@@ -221,7 +233,7 @@ def kernel_matrix_singular_values(kernel: jax.Array) -> jax.Array:
     """Computes the singular values of the kernel matrix, ``C_out x (taps C_in)``.
 
     Args:
-      kernel: ``(..., C_out)`` float, of a convolution or a dense layer.
+      kernel: ``(..., C_out)`` float, the kernel of a convolution or of a dense layer.
 
     Returns:
       ``(min(C_out, taps C_in / groups),)``, largest first, at least float32.
@@ -243,14 +255,14 @@ def kernel_matrix_singular_values(kernel: jax.Array) -> jax.Array:
 def kernel_matrix_norm(kernel: jax.Array) -> jax.Array:
     """Computes the spectral norm of the kernel matrix, as spectral normalisation does.
 
-    It is **no bound of the convolution's norm**: on trained kernels it is 0.55 to 0.96
-    of it. The convolution's norm is at most ``sqrt(prod ceil(kernel size / stride))``
-    times as large (without dilation), and at least as large where some window lies
-    inside the picture and there are no groups. Groups are not seen: the matrix has the
-    outputs of all groups side by side.
+    It is **no bound of the norm of the convolution**: on trained kernels it is 0.55 to
+    0.96 of that norm. Without dilation, the norm of the convolution is at most
+    ``sqrt(prod ceil(kernel size / stride))`` times as large. Without groups, it is at
+    least as large if some window lies inside the image. The matrix ignores groups: it
+    has the outputs of all groups side by side.
 
     Args:
-      kernel: ``(..., C_out)`` float, of a convolution or a dense layer.
+      kernel: ``(..., C_out)`` float, the kernel of a convolution or of a dense layer.
 
     Returns:
       A scalar, at least float32.
@@ -264,26 +276,27 @@ def kernel_matrix_norm(kernel: jax.Array) -> jax.Array:
 
 
 def scale(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The kernel with largest modulus 1, at least float32, and what that was.
+    """Returns the kernel divided by its largest modulus, and the largest modulus.
 
-    Squares of its entries then neither overflow nor vanish.
+    Squares of the entries then neither overflow nor vanish. Both results are at least
+    float32.
     """
-    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    wide = kernel.astype(at_least_single(kernel.dtype))
     largest = lax.stop_gradient(jnp.max(jnp.abs(wide)))
     largest = jnp.where(largest == 0, 1.0, largest)
     return wide / largest, largest
 
 
-def _convolve(pictures: jax.Array, kernel: jax.Array, where: Geometry) -> jax.Array:
+def _convolve(images: jax.Array, kernel: jax.Array, where: Geometry) -> jax.Array:
     padding = where.padding
     if where.periodic:
         ends = [(0, 0), *padding, (0, 0)]
-        pictures = jnp.pad(pictures, ends, mode="wrap")
+        images = jnp.pad(images, ends, mode="wrap")
         padding = ((0, 0),) * len(padding)
-    rank = pictures.ndim
+    rank = images.ndim
     last_channel = (0, rank - 1, *range(1, rank - 1))
     return lax.conv_general_dilated(
-        pictures,
+        images,
         kernel,
         where.strides,
         padding,
@@ -327,15 +340,15 @@ def _pads(padding: Padding, where: Geometry) -> tuple[tuple[int, int], ...]:
     return tuple((low, high) for low, high in pairs)
 
 
-def _positive_ints(name: str, value: Any, length: int) -> tuple[int, ...]:
-    single = (value,) * length if _is_int(value) else ()
-    entries = tuple(value) if isinstance(value, Sequence) else single
-    if len(entries) != length or not all(_is_int(n) and n >= 1 for n in entries):
+def _positive_ints(name: str, value: object, length: int) -> tuple[int, ...]:
+    entries = tuple(value) if isinstance(value, Sequence) else (value,) * length
+    found = tuple(int(n) for n in entries if _is_int(n) and n >= 1)
+    if len(entries) != length or len(found) != length:
         raise ValueError(
             f"{name} is {value!r}; it must be {length} integers of at least 1."
         )
-    return tuple(int(n) for n in entries)
+    return found
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""linalg: the operator norm of a convolution, and rigorous bounds on both sides."""
+"""The operator norm of a convolution, and rigorous bounds on both sides."""
 
 import math
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from opnorm.linalg import convolution_spectrum as spectrum
 from opnorm.linalg.convolution import Geometry, Padding, as_map, geometry, scale
 from opnorm.linalg.golub_kahan import golub_kahan
 from opnorm.linalg.norms import norm
+from opnorm.linalg.typed import machine_epsilon
 
 METHODS = ("svd", "gram_iteration")
 
@@ -22,9 +23,9 @@ class ConvolutionNorm(NamedTuple):
 
     Attributes:
       value: scalar, a lower bound of the norm up to rounding.
-      residual: scalar; some singular value lies within this of the value.
+      residual: scalar; some singular value is within this distance of the value.
       right: ``(*input_shape,)``, v of length 1.
-      left: the shape of the result, u of length 1 with ``A v = value u``.
+      left: u of length 1 with ``A v = value u``, in the shape of the result.
     """
 
     value: jax.Array
@@ -39,8 +40,8 @@ class ConvolutionBounds(NamedTuple):
     Attributes:
       lower: at most the norm, rounding included.
       upper: at least the norm, rounding included.
-      value: the norm as found from below, before rounding is taken off.
-      residual: some singular value lies within this of the value.
+      value: the lower bound before the allowance for rounding is subtracted.
+      residual: some singular value is within this distance of the value.
     """
 
     lower: jax.Array
@@ -62,29 +63,32 @@ def convolution_norm(
 ) -> ConvolutionNorm:
     """Computes the largest singular value of a convolution with its own padding.
 
-    Golub-Kahan steps on one picture, two convolutions each, from the Fourier mode that
-    the periodic convolution amplifies most. The value can be differentiated with
-    respect to the kernel: it is ``<u, A v>`` with u and v held constant. Second
-    derivatives are wrong.
+    The method is Golub-Kahan on one image, two convolutions per step. It starts with
+    the Fourier mode that the periodic convolution amplifies most. The value can be
+    differentiated with respect to the kernel: it is ``<u, A v>`` with u and v held
+    constant. Second derivatives are wrong.
 
     Args:
       kernel: ``(*spatial, C_in / groups, C_out)`` float, 1 to 3 spatial axes.
-      input_shape: ``(*spatial, C_in)``.
-      strides, padding, kernel_dilation, groups: as
-        :func:`opnorm.linalg.convolution_map`.
-      num_steps: at least 1; capped at the number of singular values, after which the
-        result is exact.
-      init: ``input_shape``, a start such as the ``right`` of an earlier call.
+      input_shape: ``(*spatial, C_in)``, the shape of the image.
+      strides: as in :func:`opnorm.linalg.convolution_map`.
+      padding: as in :func:`opnorm.linalg.convolution_map`.
+      kernel_dilation: as in :func:`opnorm.linalg.convolution_map`.
+      groups: as in :func:`opnorm.linalg.convolution_map`.
+      num_steps: number of steps, at least 1; at most the number of singular values is
+        used, with which the result is exact.
+      init: an image of shape ``input_shape`` to start with, such as ``right`` of an
+        earlier call.
 
     Returns:
-      Norm, error bar and vectors, at least float32. NaN for a kernel that is not
-      finite, 0 for a zero one.
+      Norm, error bar and vectors, at least float32. The norm is NaN for a kernel that
+      is not finite and 0 for a zero kernel.
 
     Raises:
       ValueError: for num_steps < 1, an init of another shape, and as
         :func:`opnorm.linalg.convolution_map`.
 
-    Source: Farnia et al. 2019, Algorithm 1 (which does power steps).
+    Source: Farnia et al. 2019, Algorithm 1 (with power steps).
     """
     where = geometry(kernel, input_shape, strides, padding, kernel_dilation, groups)
     _check(num_steps=num_steps)
@@ -106,28 +110,30 @@ def convolution_upper_bound(
 ) -> jax.Array:
     """Computes an upper bound of a convolution's norm from small matrices.
 
-    With zeros around it, a convolution is a compression of the periodic one on any grid
-    that is larger than the picture by the padding on one side (by at most the dilated
-    kernel less one), whose norm is that of the largest block. With a 3x3 kernel the
-    bound is about 0.1 % above the norm on 32x32 pictures, 2 % on 8x8 ones, a third on
-    4x4 ones without padding. A periodic convolution has its own grid, so the bound is
-    its norm, unless a stride does not divide a size: then stride 1 bounds it along that
-    axis.
+    A convolution with zero padding is a compression of the periodic convolution on any
+    grid that is larger than the image by the padding on one side (or by the dilated
+    kernel minus one, if that is less). The norm of the periodic convolution is the norm
+    of its largest block. With a 3x3 kernel the bound is about 0.1 % above the norm on
+    32x32 images, 2 % on 8x8 images, and a third on 4x4 images without padding. For a
+    periodic convolution the bound is the norm, unless a stride does not divide a size.
+    Along such an axis the bound is the norm with stride 1.
 
     Args:
       kernel: ``(*spatial, C_in / groups, C_out)`` float, 1 to 3 spatial axes.
-      input_shape: ``(*spatial, C_in)``.
-      strides, padding, kernel_dilation, groups: as
-        :func:`opnorm.linalg.convolution_map`.
-      method: "svd" for the blocks' norms; "gram_iteration" for upper bounds of them by
-        products alone, fast on accelerators.
-      num_iterations: of "gram_iteration"; t of them exceed the norm of a block of rank
-        r by a factor of at most ``r^(2^-(t + 1))``, and by far less where few singular
-        values are near the largest.
+      input_shape: ``(*spatial, C_in)``, the shape of the image.
+      strides: as in :func:`opnorm.linalg.convolution_map`.
+      padding: as in :func:`opnorm.linalg.convolution_map`.
+      kernel_dilation: as in :func:`opnorm.linalg.convolution_map`.
+      groups: as in :func:`opnorm.linalg.convolution_map`.
+      method: "svd" for the norms of the blocks; "gram_iteration" for upper bounds of
+        these norms that need products only, which is fast on accelerators.
+      num_iterations: number t of iterations of "gram_iteration". The result exceeds the
+        norm of a block of rank r by a factor of at most ``r^(2^-(t + 1))``, and by far
+        less where few singular values are near the largest.
 
     Returns:
-      A scalar, at least float32: an upper bound in exact arithmetic plus a margin for
-      rounding, of the order of 1e-4 relative in float32.
+      A scalar, at least float32: an upper bound in exact arithmetic plus an allowance
+      for rounding, about 1e-4 relative in float32.
 
     Raises:
       ValueError: for an unknown method, num_iterations < 1, and as
@@ -155,17 +161,31 @@ def convolution_norm_bounds(
     """Computes bounds of a convolution's norm on both sides.
 
     Args:
-      kernel, input_shape: as :func:`convolution_norm`.
-      strides, padding, kernel_dilation, groups: as
-        :func:`opnorm.linalg.convolution_map`.
-      method, num_iterations: of the upper bound, :func:`convolution_upper_bound`.
-      num_steps: of the lower bound, :func:`convolution_norm`.
+      kernel: ``(*spatial, C_in / groups, C_out)`` float, 1 to 3 spatial axes.
+      input_shape: ``(*spatial, C_in)``, the shape of the image.
+      strides: as in :func:`opnorm.linalg.convolution_map`.
+      padding: as in :func:`opnorm.linalg.convolution_map`.
+      kernel_dilation: as in :func:`opnorm.linalg.convolution_map`.
+      groups: as in :func:`opnorm.linalg.convolution_map`.
+      method: method of the upper bound, as in :func:`convolution_upper_bound`.
+      num_iterations: as in :func:`convolution_upper_bound`.
+      num_steps: steps of the lower bound, as in :func:`convolution_norm`.
 
     Returns:
-      ``lower <= ||A|| <= upper``, and the value and residual behind the lower bound.
+      Bounds ``lower <= ||A|| <= upper``, and the value and residual of the lower bound.
 
     Raises:
-      ValueError: as the two functions.
+      ValueError: as :func:`convolution_norm` and :func:`convolution_upper_bound`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import linalg
+      >>> kernel = jnp.array([-1.0, 0.0, 1.0]).reshape(3, 1, 1)
+      >>> norm_bounds = jax.jit(linalg.convolution_norm_bounds, static_argnums=1)
+      >>> bounds = norm_bounds(kernel, (8, 1))
+      >>> print(f"{bounds.lower:.3f} <= {bounds.value:.3f} <= {bounds.upper:.3f}")
+      1.879 <= 1.879 <= 1.970
     """
     where = geometry(kernel, input_shape, strides, padding, kernel_dilation, groups)
     _check(method, num_iterations, num_steps)
@@ -176,10 +196,10 @@ def convolution_norm_bounds(
 
 
 def _lower_margin(kernel: jax.Array, found: ConvolutionNorm) -> float:
-    """Relative rounding error of a norm: of each window's sum, and of the lengths."""
+    """The relative rounding error of a norm, from sums of windows and from lengths."""
     terms = kernel.size // kernel.shape[-1]
     lengths = math.sqrt(found.left.size) + math.sqrt(found.right.size)
-    return float(jnp.finfo(found.value.dtype).eps) * (terms + lengths + 20)
+    return machine_epsilon(found.value.dtype) * (terms + lengths + 20)
 
 
 def _check(method: str = "svd", num_iterations: int = 1, num_steps: int = 1) -> None:
@@ -222,7 +242,7 @@ def _upper(
         ]
         sizes = where.sizes
     else:
-        # Windows may reach over the end of this grid, but not back into the picture.
+        # A window may reach over the end of this grid, but not into the image again.
         strides = list(where.strides)
         reach = [
             min(max(low, high, 0), extent - 1)
@@ -238,14 +258,15 @@ def _upper(
 
     periodic = spectrum.grid(sizes, strides)
     bound = jnp.max(spectrum.each_frequency(largest, scaled, where, periodic))
-    # Products and decompositions of blocks err relative to their norm, their entries,
-    # sums over the taps with rounded waves, relative to the kernel.
+    # The rounding of products and decompositions of blocks is relative to their norms.
+    # The rounding of their entries, which are sums over the taps with rounded waves, is
+    # relative to the kernel.
     rows = where.out_channels // where.groups
     columns = math.prod(strides) * where.in_channels // where.groups
     taps = math.prod(where.kernel_sizes)
     split = scaled.reshape(taps, -1, where.groups, rows)
     length = jnp.max(norm(jnp.moveaxis(split, 2, 0), 2.0))
-    eps = float(jnp.finfo(scaled.dtype).eps)
+    eps = machine_epsilon(scaled.dtype)
     relative = eps * (2 * (rows + columns) + 20)
     absolute = eps * math.sqrt(taps) * (taps + 10 * len(sizes) + 10) * length
     return size * (bound * (1 + relative) + absolute)
@@ -256,14 +277,15 @@ def _gram_iteration(block: jax.Array, num_iterations: int) -> jax.Array:
     if block.shape[1] > block.shape[2]:
         block = jnp.swapaxes(block, 1, 2)
     bound = jnp.ones(block.shape[0], block.real.dtype)
-    # ||B|| = ||B B^H||^(1/2), and so on; in the end the Frobenius norm bounds it. Each
-    # matrix is scaled to length 1 first, so that powers neither overflow nor vanish.
+    # ||B|| = ||B B^H||^(1/2), and so on; the Frobenius norm bounds the last factor.
+    # Each matrix is first scaled to length 1, so that powers neither overflow nor
+    # vanish.
     for step in range(num_iterations + 1):
         length = norm(jnp.concatenate([block.real, block.imag], axis=1), 2.0)
         # The root has no slope at zero.
         safe = jnp.where(length > 0, length, 1.0)
         bound = jnp.where(length > 0, bound * safe ** (0.5**step), length)
-        block = block / safe[:, None, None]
+        block = block / safe.astype(block.dtype)[:, None, None]
         if step < num_iterations:
             block = jnp.einsum("gri,gsi->grs", block, block.conj(), precision="highest")
     return bound

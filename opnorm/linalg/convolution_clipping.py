@@ -1,16 +1,15 @@
-"""linalg: kernels whose singular values are clipped from above.
+"""Kernels whose singular values are clipped from above.
 
-Of a matrix, clipping the singular values at c gives the nearest matrix of spectral norm
-at most c. Of a convolution on a periodic grid it gives the nearest operator of that
-norm that commutes with shifts, but one with taps all over the grid. Leaving out those
-that the kernel does not have is a projection, too, on kernels of its size, and brings
-part of the norm back. The two in turn, again and again, tend to a kernel that has the
-norm and the size.
+Clipping the singular values of a matrix at c gives the nearest matrix of spectral norm
+at most c. Clipping those of a convolution on a periodic grid gives the nearest operator
+of that norm that commutes with shifts, but the result has taps on the whole grid.
+Removing the taps that the kernel does not have is a projection onto kernels of its
+size, which raises the norm again. Alternating the two projections converges to a kernel
+with the norm and the size.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +30,9 @@ def clip_singular_values(matrix: jax.Array, bound: float | jax.Array) -> jax.Arr
       bound: positive scalar, may be traced; inf changes nothing.
 
     Returns:
-      Shape and dtype of ``matrix``, its norm at most ``bound`` up to rounding: itself,
-      to the last bit, where its largest singular value, as computed, is. It can be
-      differentiated, at equal and zero singular values too.
+      An array with the shape and dtype of ``matrix``, of norm at most ``bound`` up to
+      rounding. It is ``matrix`` to the last bit if its computed norm is at most
+      ``bound``. Derivatives exist at equal and at zero singular values, too.
 
     Raises:
       ValueError: for another number of axes, an empty matrix, a dtype that is not
@@ -56,18 +55,21 @@ def clip_singular_values(matrix: jax.Array, bound: float | jax.Array) -> jax.Arr
 def _clip(
     scaled: jax.Array, limit: jax.Array, size: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """``size * scaled`` clipped, and its largest singular value before."""
+    """``size * scaled`` clipped, and its largest singular value before clipping."""
     left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
-    kept = left * jnp.minimum(size * values, limit)
+    kept = left * jnp.minimum(size * values, limit)[None]
     return jnp.matmul(kept, right, precision="highest"), size * values[0]
 
 
 @_clip.defjvp
-def _clip_jvp(primals: Any, tangents: Any) -> Any:
+def _clip_jvp(
+    primals: tuple[jax.Array, jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """The derivative of a function of singular values, by divided differences.
 
-    Those of ``min(s, limit)`` exist for equal and for zero values, where the
-    derivatives of singular vectors do not.
+    The divided differences of ``min(s, limit)`` exist for equal and for zero values,
+    where the derivatives of singular vectors do not exist.
 
     Source: Noferini 2017, A formula for the Fréchet derivative of a generalized matrix
     function.
@@ -81,26 +83,33 @@ def _clip_jvp(primals: Any, tangents: Any) -> Any:
     def multiply(*factors: jax.Array) -> jax.Array:
         return jnp.linalg.multi_dot(factors, precision="highest")
 
-    def divide(top: jax.Array, bottom: jax.Array, otherwise: Any) -> jax.Array:
+    def divide(
+        top: jax.Array, bottom: jax.Array, otherwise: jax.Array | float
+    ) -> jax.Array:
         usable = bottom != 0
         return jnp.where(usable, top / jnp.where(usable, bottom, 1.0), otherwise)
 
     same = jnp.where(above, 0.0, 1.0)
     across = divide(
-        kept[:, None] - kept, raised[:, None] - raised, jnp.minimum(same[:, None], same)
+        kept[:, None] - kept[None],
+        raised[:, None] - raised[None],
+        jnp.minimum(same[:, None], same[None]),
     )
-    # Both exceed the limit: their difference is nothing but rounding.
-    across = jnp.where(above[:, None] & above, 0.0, across)
-    along = divide(kept[:, None] + kept, raised[:, None] + raised, 1.0)
+    # If both values exceed the limit, the difference is rounding only.
+    across = jnp.where(above[:, None] & above[None], 0.0, across)
+    along = divide(kept[:, None] + kept[None], raised[:, None] + raised[None], 1.0)
     shrunk = divide(kept, raised, 1.0)
     inner = multiply(left.T, size * moved, right.T)
     middle = 0.5 * (across * (inner + inner.T) + along * (inner - inner.T))
-    # The part of the change outside of the rows or columns is shrunk as they are.
+    # The part of the change outside the row space and the column space is shrunk like
+    # the singular values.
     beside = size * moved - multiply(left, left.T, size * moved)
     below = multiply(left.T, size * moved) - multiply(inner, right)
-    change = multiply(left, middle, right) + multiply(beside, right.T * shrunk, right)
-    change = change + multiply(left * shrunk, below)
-    change = change + more * multiply(left * jnp.where(above, 1.0, 0.0), right)
+    change = multiply(left, middle, right) + multiply(
+        beside, right.T * shrunk[None], right
+    )
+    change = change + multiply(left * shrunk[None], below)
+    change = change + more * multiply(left * jnp.where(above, 1.0, 0.0)[None], right)
     top = multiply(left[:, :1].T, size * moved, right[:1].T)[0, 0]
     return _clip(*primals), (change, top)
 
@@ -117,39 +126,41 @@ def clip_circular_singular_values(
 ) -> jax.Array:
     """Clips the singular values of a convolution on a periodic grid, with stride 1.
 
-    An iteration decomposes the block of each frequency, takes from the kernel what
-    exceeds the bound, ``U max(S - bound, 0) V^H``, transformed back and restricted to
-    the kernel's taps. That is the kernel of the clipped operator without its other
-    taps, so the norm is above the bound again, by less from one iteration to the next:
-    a random 3 x 3 kernel of norm 5.8 has 1.38 for a bound of 1 after one, 1.03 after
-    twelve. At last the kernel is multiplied by what is missing.
+    An iteration decomposes the block of each frequency and subtracts from the kernel
+    the part ``U max(S - bound, 0) V^H`` that exceeds the bound, transformed back and
+    restricted to the taps of the kernel. The result is the kernel of the clipped
+    operator without its other taps, so its norm exceeds the bound again, by less in
+    each iteration. For example, a random 3 x 3 kernel of norm 5.8, clipped at 1, has
+    norm 1.38 after one iteration and 1.03 after twelve. With ``rescale``, the kernel is
+    multiplied by the missing factor at the end.
 
-    The published method is ``num_iterations=1, rescale=False``. This is a projection
-    between steps of training, not a layer: it is not reverse-differentiable.
+    The published method is ``num_iterations=1, rescale=False``. The function is a
+    projection between steps of training, not a layer: it is not reverse-differentiable.
 
-    With a stride the operator is a part of this one, so the bound holds for it, too.
-    It holds for zeros around the picture instead of its other end if along each axis
-    the grid has the size of the picture plus the larger of its two paddings.
+    With a stride, the operator is a part of the operator with stride 1, so the bound
+    holds for it, too. The bound also holds for zero padding if the grid has, along each
+    axis, the size of the image plus the larger of its two paddings.
 
-    Where the dilated kernel is larger than the grid, taps that fall on one place act as
-    their sum there, and what the sum has to change they share equally: the operator on
-    this grid has norm at most the bound, those on larger grids may exceed it.
+    If the dilated kernel is larger than the grid, taps that fall on one place act as
+    their sum, and share the change of the sum equally. The operator on this grid then
+    has norm at most the bound; operators on larger grids may exceed it.
 
     Args:
       kernel: ``(*spatial, C_in / groups, C_out)`` float, 1 to 3 spatial axes.
-      sizes: of the grid, one for all axes or one for each.
-      bound: of the singular values, a positive scalar, may be traced; inf changes
+      sizes: sizes of the grid, one for all axes or one for each.
+      bound: bound of the singular values, a positive scalar, may be traced; inf changes
         nothing.
-      kernel_dilation, groups: as :func:`opnorm.linalg.convolution_map`.
-      num_iterations: at most so many; one where the taps cover the grid, since nothing
-        is left out then. Each decomposes every block.
-      rescale: multiplies by ``min(1, bound / norm)`` in the end, with an upper bound of
-        the norm (:func:`opnorm.linalg.convolution_upper_bound`), so that the norm is at
-        most ``bound`` up to rounding to the kernel's dtype.
+      kernel_dilation: as in :func:`opnorm.linalg.convolution_map`.
+      groups: as in :func:`opnorm.linalg.convolution_map`.
+      num_iterations: largest number of iterations, each of which decomposes every
+        block. One is done if the taps cover the grid, since no tap is removed then.
+      rescale: whether the result is multiplied by ``min(1, bound / norm)``, with an
+        upper bound of the norm (:func:`opnorm.linalg.convolution_upper_bound`). The
+        norm is then at most ``bound`` up to rounding to the dtype of the kernel.
 
     Returns:
-      Shape and dtype of ``kernel``: itself, to the last bit, where its singular values,
-      as computed, are within the bound.
+      An array with the shape and dtype of ``kernel``. It is ``kernel`` to the last bit
+      if its computed singular values are within the bound.
 
     Raises:
       ValueError: for a bound that is not positive, num_iterations < 1, and as
@@ -170,7 +181,7 @@ def clip_circular_singular_values(
     def blocks(kernel: jax.Array) -> jax.Array:
         return spectrum.each_frequency(lambda block, _: block, kernel, where, periodic)
 
-    # Inverse transform of blocks to the taps: its adjoint, but for the weights.
+    # The inverse transform from blocks to taps is the adjoint, up to weights.
     adjoint = jax.linear_transpose(blocks, scaled)
     alike = np.bincount(periodic.inverse)[:, None, None, None]
     weight = jnp.asarray(alike / math.prod(where.sizes), scaled.dtype)
@@ -178,7 +189,7 @@ def clip_circular_singular_values(
 
     def excess(block: jax.Array, _: jax.Array) -> tuple[jax.Array, jax.Array]:
         left, values, right = jnp.linalg.svd(block, full_matrices=False)
-        over = jnp.maximum(values - limit, 0.0)[:, None]
+        over = jnp.maximum(values - limit, 0.0).astype(left.dtype)[:, None]
         return jnp.matmul(left * over, right, precision="highest"), jnp.max(values)
 
     def iterate(
@@ -186,7 +197,7 @@ def clip_circular_singular_values(
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         number, taken, _ = state
         cut, top = spectrum.each_frequency(excess, scaled - taken, where, periodic)
-        (back,) = adjoint(weight * cut.conj())
+        (back,) = adjoint(weight.astype(cut.dtype) * cut.conj())
         return number + 1, taken + shares * back, jnp.max(top) > limit
 
     number, taken, above = loops.while_loop(
@@ -194,7 +205,7 @@ def clip_circular_singular_values(
         iterate,
         (jnp.int32(0), jnp.zeros_like(scaled), jnp.bool_(True)),
     )
-    # Differences, so that a kernel within the bound stays what it is.
+    # The difference leaves a kernel within the bound unchanged.
     found = kernel.astype(scaled.dtype) - size * taken
     if rescale:
         upper = convolution_upper_bound(
@@ -207,7 +218,8 @@ def clip_circular_singular_values(
         clipped = above | (number > 1)
         factor = jnp.minimum(jnp.asarray(bound, found.dtype) / upper, 1.0)
         found = jnp.where(clipped, factor, 1.0) * found
-    return found.astype(kernel.dtype)
+    clipped_kernel: jax.Array = found.astype(kernel.dtype)
+    return clipped_kernel
 
 
 def _geometry(
@@ -229,7 +241,7 @@ def _geometry(
 
 
 def _places(where: Geometry) -> tuple[np.ndarray, ...]:
-    """Where the taps fall on the grid, an index for each axis."""
+    """The places of the taps on the grid, one index for each axis."""
     along = [
         np.arange(taps) * step % n
         for n, taps, step in zip(
@@ -240,12 +252,13 @@ def _places(where: Geometry) -> tuple[np.ndarray, ...]:
 
 
 def _taps_at_each_place(where: Geometry) -> np.ndarray:
-    """How many taps fall on each place of the grid."""
+    """The number of taps that fall on each place of the grid."""
     counts = np.zeros(where.sizes, int)
     np.add.at(counts, _places(where), 1)
     return counts
 
 
 def _at_taps(values: np.ndarray, where: Geometry) -> np.ndarray:
-    """Values of places, one for each tap, with axes for the channels."""
-    return values[_places(where)][..., None, None]
+    """The value at the place of each tap, with axes for the channels."""
+    at_taps: np.ndarray = values[_places(where)]
+    return at_taps[..., None, None]

@@ -1,28 +1,31 @@
-"""linalg: spectra of periodic convolutions, one small matrix for each frequency.
+"""Spectra of periodic convolutions, from one small matrix for each frequency.
 
-A convolution on a periodic grid maps Fourier modes to Fourier modes. With a stride, the
-modes whose frequencies agree on the coarse grid of the result are mapped to the same
-mode (aliases), so that each coarse frequency has a block of ``C_out`` rows and
-``prod(strides) C_in`` columns, and the operator's singular values are those of all
-blocks. A real kernel gives opposite frequencies conjugate blocks: one of each pair will
-do. Dilation spreads the taps, groups have blocks of their own.
+A convolution on a periodic grid maps Fourier modes to Fourier modes. With a stride,
+modes whose frequencies agree on the coarse grid of the result (aliases) are mapped to
+the same mode. So each coarse frequency has a block of ``C_out`` rows and
+``prod(strides) C_in`` columns, and the singular values of the operator are those of all
+blocks. With a real kernel, opposite frequencies have conjugate blocks, and one of each
+pair is computed. Dilation moves the taps apart. Each group has its own blocks.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from opnorm.linalg import loops
 from opnorm.linalg.convolution import Geometry, geometry, scale
 
-# Complex numbers of the blocks that are held at a time: 128 MB in single precision.
+Tree = TypeVar("Tree")
+
+# At most this many complex numbers of blocks are held: 128 MB in single precision.
 _BLOCK_BUDGET = 2**24
-# They only have to find the frequency; Lanczos steps refine what is found there.
+# Power steps only find the frequency. Golub-Kahan steps refine the vector.
 _POWER_STEPS = 6
 
 
@@ -30,8 +33,8 @@ class Grid(NamedTuple):
     """The frequencies of a periodic grid.
 
     Attributes:
-      sizes: of the grid, multiples of the strides.
-      strides: of the convolution.
+      sizes: sizes of the grid, multiples of the strides.
+      strides: strides of the convolution.
       coarse: ``(F, axes)`` int, coarse frequencies, one of each opposite pair.
       inverse: ``(all,)`` int, the row of ``coarse`` for each frequency of the result.
     """
@@ -43,14 +46,15 @@ class Grid(NamedTuple):
 
     @property
     def aliases(self) -> np.ndarray:
-        """``(prod(strides), axes)`` int, to be added to a coarse frequency."""
+        """The aliases of the frequency 0, ``(prod(strides), axes)`` int32."""
         parts = [range(s) for s in self.strides]
         steps = np.array(self.sizes) // np.array(self.strides)
-        return np.array(list(itertools.product(*parts))) * steps
+        aliases: np.ndarray = np.array(list(itertools.product(*parts))) * steps
+        return aliases.astype(np.int32)
 
 
 def grid(sizes: Sequence[int], strides: Sequence[int]) -> Grid:
-    """The grid of ``sizes``, which the strides must divide."""
+    """Returns the grid of ``sizes``, which the strides must divide."""
     coarse_sizes = np.array(sizes) // np.array(strides)
     every = np.indices(coarse_sizes).reshape(len(coarse_sizes), -1).T
     opposite = -every % coarse_sizes
@@ -74,10 +78,11 @@ def circular_singular_values(
 
     Args:
       kernel: ``(*spatial, C_in / groups, C_out)`` float, 1 to 3 spatial axes.
-      sizes: of the grid, one for all axes or one for each; multiples of the strides.
-      strides: as :func:`opnorm.linalg.convolution_map`.
-      kernel_dilation: as :func:`opnorm.linalg.convolution_map`.
-      groups: as :func:`opnorm.linalg.convolution_map`.
+      sizes: sizes of the grid, one for all axes or one for each; multiples of the
+        strides.
+      strides: as in :func:`opnorm.linalg.convolution_map`.
+      kernel_dilation: as in :func:`opnorm.linalg.convolution_map`.
+      groups: as in :func:`opnorm.linalg.convolution_map`.
 
     Returns:
       ``(k,)``, largest first, at least float32, with
@@ -87,7 +92,17 @@ def circular_singular_values(
       ValueError: for sizes that the strides do not divide, and as
         :func:`opnorm.linalg.convolution_map`.
 
-    Source: Sedghi et al. 2019 (stride 1); with strides by polyphase aliasing.
+    Source: Sedghi et al. 2019 for stride 1; polyphase aliasing for strides.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from opnorm import linalg
+      >>> kernel = jnp.array([1.0, 1.0]).reshape(2, 1, 1)
+      >>> values = jax.jit(linalg.circular_singular_values, static_argnums=1)(kernel, 4)
+      >>> print(np.asarray(values + 0.0).round(3))
+      [2.    1.414 1.414 0.   ]
     """
     axes = kernel.ndim - 2
     lengths = (sizes,) * axes if isinstance(sizes, int) else tuple(sizes)
@@ -110,18 +125,19 @@ def circular_singular_values(
 
 
 def each_frequency(
-    fun: Callable[[jax.Array, jax.Array], Any],
+    fun: Callable[[jax.Array, jax.Array], Tree],
     kernel: jax.Array,
     where: Geometry,
     periodic: Grid,
-) -> Any:
+) -> Tree:
     """Maps ``fun(block, coarse frequency)`` over the rows of ``periodic.coarse``.
 
     Args:
-      fun: takes ``(groups, C_out / groups, prod(strides) C_in / groups)`` complex, the
-        columns alias by alias, and ``(axes,)`` int32.
-      kernel: as :func:`circular_singular_values`.
-      where: its geometry; sizes, strides and padding are not looked at.
+      fun: a function of a block and its frequency. The block is
+        ``(groups, C_out / groups, prod(strides) C_in / groups)`` complex, with columns
+        sorted by aliases; the frequency is ``(axes,)`` int32.
+      kernel: as in :func:`circular_singular_values`.
+      where: the geometry of the kernel; sizes, strides and padding are not used.
       periodic: the grid.
 
     Returns:
@@ -130,14 +146,15 @@ def each_frequency(
     *_, inputs, outputs = kernel.shape
     groups = where.groups
     taps = np.indices(where.kernel_sizes).reshape(len(where.kernel_sizes), -1).T
-    taps = taps * np.array(where.dilation)
-    sizes, aliases = np.array(periodic.sizes), periodic.aliases
+    taps = (taps * np.array(where.dilation)).astype(np.int32)
+    sizes, aliases = np.array([periodic.sizes], np.int32), periodic.aliases
     flat = kernel.reshape(len(taps), inputs, groups, outputs // groups)
 
-    def one(coarse: jax.Array) -> Any:
-        fine = (coarse + aliases) % sizes
-        # Reduced as integers: what is left of the angle is exact to rounding.
-        turns = jnp.sum((fine[:, None] * taps % sizes) / sizes, axis=-1)
+    def one(coarse: jax.Array) -> Tree:
+        fine = (coarse[None] + aliases) % sizes
+        # Turns are reduced as integers, so that the angle is exact up to rounding.
+        steps = (fine[:, None] * taps[None] % sizes[None]).astype(float)
+        turns = jnp.sum(steps / sizes[None].astype(float), axis=-1)
         angle = (2 * math.pi * (turns - jnp.round(turns))).astype(kernel.dtype)
         parts = [
             jnp.einsum("st,tigo->gosi", wave(angle), flat, precision="highest")
@@ -150,68 +167,74 @@ def each_frequency(
     coarse = jnp.asarray(periodic.coarse, jnp.int32)
     if len(coarse) <= budget:
         return jax.vmap(one)(coarse)
-    return jax.lax.map(one, coarse, batch_size=budget)
+    results: Tree = jax.lax.map(one, coarse, batch_size=budget)
+    return results
 
 
 def top_mode(kernel: jax.Array, where: Geometry) -> jax.Array:
-    """A picture near the top right singular vector of a convolution.
+    """Computes an image near the top right singular vector of a convolution.
 
-    In each group the Fourier mode that the periodic convolution amplifies most, times
-    half a period of a sine along each axis unless the picture is periodic, which is
-    what zeros around a picture leave of a mode; and one hundredth of a product of
-    noise along each axis, so that the picture is not orthogonal to singular vectors of
-    another symmetry.
+    In each group the image is the Fourier mode that the periodic convolution amplifies
+    most. Unless the padding is periodic, the mode is multiplied by half a period of a
+    sine along each axis, since zero padding damps modes at the border. One hundredth of
+    a product of noise along each axis is added, so that the image is not orthogonal to
+    singular vectors of another symmetry.
 
     Args:
-      kernel: ``(*spatial, C_in / groups, C_out)`` float, of a size near 1.
-      where: its geometry.
+      kernel: ``(*spatial, C_in / groups, C_out)`` float, with entries of order 1.
+      where: the geometry of the kernel.
 
     Returns:
       ``(1, *where.in_shape)``.
     """
     periodic = grid(round_up(where.sizes, where.strides), where.strides)
-    sizes, aliases = np.array(periodic.sizes), periodic.aliases
+    sizes, aliases = np.array([periodic.sizes], np.int32), periodic.aliases
 
     noise = np.random.default_rng(0)
 
-    def strongest(block: jax.Array, _: jax.Array) -> Any:
-        # Real: the phase of a real block's mode could make its real part vanish.
+    def strongest(block: jax.Array, _: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # The start is real. With a complex start, the real part of the mode of a real
+        # block could vanish.
         start = noise.standard_normal((block.shape[0], block.shape[2]))
 
-        def step(_: Any, carry: Any) -> Any:
+        def step(
+            _: jax.Array, carry: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
             x = carry[1]
             y = jnp.einsum("goi,gi->go", block, x, precision="highest")
             x = jnp.einsum("goi,go->gi", block.conj(), y, precision="highest")
             value = jnp.sqrt(jnp.sum(jnp.abs(x) ** 2, axis=1))
-            return value, x / jnp.where(value > 0, value, 1.0)[:, None]
+            divisor = jnp.where(value > 0, value, 1.0).astype(x.dtype)
+            return value, x / divisor[:, None]
 
         init = jnp.zeros(len(start), kernel.dtype), jnp.asarray(start, block.dtype)
         return loops.fori_loop(_POWER_STEPS, step, init)
 
     values, vectors = each_frequency(strongest, kernel, where, periodic)
     best = jnp.argmax(values, axis=0)
-    fine = jnp.asarray(periodic.coarse, jnp.int32)[best][:, None] + aliases
-    places = np.indices(where.sizes).reshape(len(where.sizes), -1).T
-    turns = jnp.sum((fine[:, None] * places[:, None] % sizes) / sizes, axis=-1)
+    fine = jnp.asarray(periodic.coarse, jnp.int32)[best][:, None] + aliases[None]
+    places = np.indices(where.sizes, np.int32).reshape(len(where.sizes), -1).T
+    steps = (fine[:, None] * places[None, :, None] % sizes[None, None]).astype(float)
+    turns = jnp.sum(steps / sizes[None, None].astype(float), axis=-1)
     angle = (2 * math.pi * (turns - jnp.round(turns))).astype(kernel.dtype)
     top = vectors[best, jnp.arange(where.groups)]
     top = top.reshape(where.groups, len(aliases), -1)
     wave = jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
     mode = jnp.einsum("gps,gsi->pgi", wave, top, precision="highest").real
-    picture = mode.reshape(where.in_shape)
+    image = mode.reshape(where.in_shape)
     if not where.periodic:
         windows = [np.sin(np.pi * np.arange(1, n + 1) / (n + 1)) for n in where.sizes]
-        picture = picture * _product(windows, kernel.dtype)[..., None]
+        image = image * _product(windows, kernel.dtype)[..., None]
     rough = _product([noise.standard_normal(n) for n in where.in_shape], kernel.dtype)
-    return (picture + 0.01 * jnp.sqrt(jnp.mean(picture**2)) * rough)[None]
+    return (image + 0.01 * jnp.sqrt(jnp.mean(image**2)) * rough)[None]
 
 
-def _product(factors: Sequence[np.ndarray], dtype: Any) -> jax.Array:
+def _product(factors: Sequence[np.ndarray], dtype: DTypeLike) -> jax.Array:
     """The outer product of vectors."""
     grids = jnp.meshgrid(*(jnp.asarray(f, dtype) for f in factors), indexing="ij")
     return math.prod(grids[1:], start=grids[0])
 
 
 def round_up(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
-    """The least multiples of the strides that are at least the sizes."""
+    """Rounds each size up to a multiple of its stride."""
     return tuple(-(-n // s) * s for n, s in zip(sizes, strides, strict=True))

@@ -1,12 +1,15 @@
-"""linalg: leading singular triplets by Golub-Kahan-Lanczos bidiagonalisation."""
+"""Leading singular triplets by Golub-Kahan-Lanczos bidiagonalisation."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from opnorm.linalg import checks, krylov, loops, norms
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.linear_map import LinearMap
+from opnorm.linalg.typed import machine_epsilon
 
 
 class SingularTriplets(NamedTuple):
@@ -16,10 +19,11 @@ class SingularTriplets(NamedTuple):
       values: ``(B, k)``, at least 0; lower bounds of the singular values.
       right: ``(B, k, *in_shape)``, orthonormal.
       left: ``(B, k, *out_shape)``, orthonormal.
-      residual: ``(B, k)``: some singular value of the map lies within this of each
-        value: a bound of ``||A^T u - sigma v|| + ||A v - sigma u||`` with an allowance
-        for rounding. It is large where ``rmatvec`` is not the adjoint of ``matvec``.
-      num_steps: int32 scalar, steps that were taken.
+      residual: ``(B, k)``, a bound of ``||A^T u - sigma v|| + ||A v - sigma u||`` with
+        an allowance for rounding. Some singular value of the map is within this
+        distance of each value. The residual is large where ``rmatvec`` is not the
+        adjoint of ``matvec``.
+      num_steps: int32 scalar, the number of steps.
     """
 
     values: jax.Array
@@ -32,9 +36,9 @@ class SingularTriplets(NamedTuple):
 class _State(NamedTuple):
     """The state of a process.
 
-    ``us`` and ``vs`` are the locked vectors that each basis is orthogonal to, and the
-    basis; ``removed_left`` and ``removed_right`` are bounds of what A^T U and A V have
-    beside V B^T and U B, column by column; ``pulled`` is A^T of the last vector.
+    ``us`` and ``vs`` hold the locked vectors, to which each basis is orthogonal, and
+    then the basis. ``removed_left`` and ``removed_right`` are bounds of the columns of
+    ``A^T U - V B^T`` and ``A V - U B``. ``pulled`` is A^T of the last vector.
     """
 
     us: jax.Array
@@ -49,7 +53,10 @@ class _State(NamedTuple):
 
 
 class _Process(NamedTuple):
-    """The constants of a process; ``locked`` vectors begin each basis, k or none."""
+    """The constants of a process.
+
+    The first ``locked`` vectors of each basis, k or none, are locked.
+    """
 
     linear_map: LinearMap
     k: int
@@ -58,29 +65,29 @@ class _Process(NamedTuple):
     key: jax.Array
 
     @property
-    def dtype(self) -> Any:
-        return jnp.promote_types(self.linear_map.dtype, jnp.float32)
+    def dtype(self) -> DTypeLike:
+        return at_least_single(self.linear_map.dtype)
 
     @property
     def narrowing(self) -> float:
         return krylov.narrowing(self.dtype, self.linear_map.dtype)
 
     def apply(self, vectors: jax.Array) -> jax.Array:
-        """A v, ``(B, n) -> (B, d)``."""
+        """Multiplies by A, ``(B, n) -> (B, d)``."""
         given = self.linear_map
         shaped = vectors.reshape(given.batch_size, *given.in_shape)
         found = given.matvec(shaped.astype(given.dtype))
         return found.reshape(given.batch_size, given.out_size).astype(self.dtype)
 
     def pull(self, vectors: jax.Array) -> jax.Array:
-        """A^T u, ``(B, d) -> (B, n)``."""
+        """Multiplies by A^T, ``(B, d) -> (B, n)``."""
         given = self.linear_map
         shaped = vectors.reshape(given.batch_size, *given.out_shape)
         found = given.rmatvec(shaped.astype(given.dtype))
         return found.reshape(given.batch_size, given.in_size).astype(self.dtype)
 
-    def restart(self, number: Any, j: Any) -> jax.Array:
-        """The key of the j-th random vector of the process of this number."""
+    def restart(self, number: int | jax.Array, j: int | jax.Array) -> jax.Array:
+        """Returns the key of random vector j of the process with this number."""
         base = self.key
         if self.locked:
             later = jax.random.fold_in(base, 2 * self.num_steps + 1 + number)
@@ -99,45 +106,58 @@ def golub_kahan(
 ) -> SingularTriplets:
     """Computes the leading k singular triplets from a Krylov space of A A^T.
 
-    It starts on the output side, which is the small one for a network with few
-    outputs, and keeps both bases orthogonal (twice classical Gram-Schmidt). For one
-    triplet to 1e-3 it needs 5 to 7 steps where the power method needs 12 to 33, and it
-    is exact after min(d, n) steps. Where the Krylov space is exhausted early (repeated
-    singular values, rank-deficient or zero maps) it continues from a random direction
-    orthogonal to it.
+    The process starts with a vector of outputs, since a network has fewer outputs than
+    inputs, and keeps both bases orthogonal (classical Gram-Schmidt, twice). For one
+    triplet to 1e-3 it needs 5 to 7 steps; the power method needs 12 to 33. The result
+    is exact after min(d, n) steps. Where the Krylov space is exhausted before
+    (repeated singular values, rank-deficient or zero maps), the process continues from
+    a random direction orthogonal to the space.
 
-    With a tolerance, repeated values are found with their multiplicity: for k of 2 or
-    more, further processes begin from random directions orthogonal to the triplets that
-    have converged, until one changes no value by more than the tolerance. That at
-    least doubles the number of products. Copies may be missing where ``num_steps`` is
-    reached before, and without a tolerance: then all steps are of one process, which
-    finds a repeated value once unless its Krylov space is exhausted (at the latest
-    after min(d, n) steps).
+    A process finds a repeated value once, unless its Krylov space is exhausted. With a
+    tolerance and k of 2 or more, repeated values are found with their multiplicity:
+    further processes start from random directions orthogonal to the triplets that have
+    converged, until a process changes no value by more than the tolerance. This at
+    least doubles the number of products. Copies may be missing if ``num_steps`` is
+    reached before, and without a tolerance.
 
     Each step costs one product with A^T and one with A; the error bar of each process
-    costs one more with A^T. Derivatives through the process are NaN at repeated values;
-    those of :func:`opnorm.operators.jacobian_norm` are not.
+    costs one more product with A^T. Derivatives through the process are NaN at repeated
+    values. The derivatives of :func:`opnorm.operators.jacobian_norm` are finite there.
 
     Args:
       linear_map: B maps.
-      k: triplets, from 1 to num_steps.
-      num_steps: most steps, from 1 to min(d, n); None for ``min(d, n, 2 k + 5)``.
-      tolerance: stop once the residual of each of the k is at most this times its
-        value, for every map; None takes every step. A zero singular value never
-        satisfies it.
-      init: ``(B, *out_shape)``, where to start; random if None. With ``k=1`` and a
+      k: number of triplets, from 1 to num_steps.
+      num_steps: largest number of steps, from 1 to min(d, n); None for
+        ``min(d, n, 2 k + 5)``.
+      tolerance: the process stops when each of the k residuals of every map is at most
+        this times its value; with None it takes every step. A zero singular value never
+        satisfies a tolerance.
+      init: ``(B, *out_shape)``, the first vectors; random if None. With ``k=1`` and a
         tolerance, the process stops at a singular vector of any singular value.
       key: typed key for a random start.
 
     Returns:
-      The triplets with error bars; for a map with NaN, values of NaN and finite
-      vectors.
+      The triplets with error bars. For a map with NaN, the values are NaN and the
+      vectors are finite.
 
     Raises:
       ValueError: for k, num_steps or tolerance out of range, no start or one of another
         shape, or a key that is not typed.
 
     Source: Golub & Kahan 1965.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from opnorm import linalg
+      >>> @jax.jit
+      ... def triplets(matrix, key):
+      ...     return linalg.golub_kahan(linalg.from_matrix(matrix), k=2, key=key)
+      >>> matrix = jnp.array([[3.0, 0.0, 0.0], [0.0, 2.0, 1.0]])
+      >>> found = triplets(matrix, jax.random.key(0))
+      >>> print(np.asarray(found.values).round(4))
+      [[3.     2.2361]]
     """
     most, batch = min(linear_map.out_size, linear_map.in_size), linear_map.batch_size
     k = checks.check_count("k", k, 1, most)
@@ -158,11 +178,11 @@ def golub_kahan(
         found, done = _sweep(process, state, tolerance)
     else:
 
-        def unfinished(carry: Any) -> jax.Array:
+        def unfinished(carry: tuple[_State, jax.Array]) -> jax.Array:
             state, enough = carry
             return ~enough & (state.step < steps)
 
-        def refine(carry: Any) -> Any:
+        def refine(carry: tuple[_State, jax.Array]) -> tuple[_State, jax.Array]:
             state = _advance(process, carry[0], 0)
             _, values, _, residual = _decompose(process, state)
             return state, jnp.all(residual <= tolerance * values)
@@ -199,11 +219,12 @@ def _start(process: _Process, start: jax.Array) -> _State:
         process.pull(first),
         jnp.int32(0),
     )
-    return jax.tree.map(linear_map.spread, state)
+    spread: _State = jax.tree.map(linear_map.spread, state)
+    return spread
 
 
-def _advance(process: _Process, state: _State, number: Any) -> _State:
-    """One step of the process of this number."""
+def _advance(process: _Process, state: _State, number: int | jax.Array) -> _State:
+    """One step of the process with this number."""
     j = state.step
     row = process.locked + j
     before = state.betas[:, jnp.maximum(j - 1, 0)]
@@ -227,7 +248,7 @@ def _advance(process: _Process, state: _State, number: Any) -> _State:
         left,
         right,
         size,
-        # The first product of the next step tells the error of this one.
+        # The first product of the next step gives the error of this step.
         process.pull(u),
         j + 1,
     )
@@ -246,9 +267,9 @@ def _decompose(
     scaled, size = norms.rescale(small, (1, 2))
     left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
     values = size[..., 0] * values
-    # A V = U B with U of one column more than V, so what is wrong is A^T u - sigma v,
-    # along the direction that would come next, and what orthogonalisation removed on
-    # both sides.
+    # A V = U B, where U has one column more than V. So the error consists of
+    # A^T u - sigma v, along the next direction, and of the parts that
+    # orthogonalisation removed on both sides.
     following, along = krylov.orthogonalize(state.pulled, state.vs)
     final = norms.norm(following, 2.0)[:, None]
     last = state.step - 1
@@ -264,10 +285,10 @@ def _decompose(
     )
     largest = values[:, :1]
     if process.locked:
-        # A later process sees a part of the map.
+        # A later process searches a part of the space.
         largest = jnp.maximum(largest, state.size[:, None])
-    residual = residual + krylov.ROUNDING * jnp.finfo(wide).eps * largest
-    # A map that is not finite breaks every step down, which would read as zero.
+    residual = residual + krylov.ROUNDING * machine_epsilon(wide) * largest
+    # Without this, the values of a map that is not finite would be 0.
     values = jnp.where(jnp.isfinite(final), values, jnp.nan)
     return left, values[:, :k], right, residual
 
@@ -275,7 +296,7 @@ def _decompose(
 def _lift(
     process: _Process, state: _State, left: jax.Array, right: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The singular vectors of the map, of those of B."""
+    """The singular vectors of the map from those of B."""
     k, locked = process.k, process.locked
     us, vs = state.us[:, locked:], state.vs[:, locked:]
     return (
@@ -293,7 +314,7 @@ def _read_all(process: _Process, state: _State) -> krylov.Found:
 def _sweep(
     process: _Process, state: _State, tolerance: float
 ) -> tuple[krylov.Found, jax.Array]:
-    """The k triplets of :func:`krylov.sweep`, and the steps that were taken."""
+    """The k triplets that :func:`krylov.sweep` finds, and the number of steps."""
     linear_map, k, dtype = process.linear_map, process.k, process.dtype
     batch, d, n = linear_map.batch_size, linear_map.out_size, linear_map.in_size
 
@@ -303,14 +324,15 @@ def _sweep(
         drawn = jax.random.normal(key, (batch, d), dtype)
         first, _, _ = krylov.extend(drawn, lefts, jnp.zeros(()), key)
         empty = jax.tree.map(jnp.zeros_like, state)
-        return empty._replace(
+        first_state: _State = empty._replace(
             us=empty.us.at[:, :k].set(lefts).at[:, k].set(first),
             vs=empty.vs.at[:, :k].set(rights),
             size=state.size,
             pulled=process.pull(first),
         )
+        return first_state
 
-    def read(state: _State) -> tuple[krylov.Found, Any]:
+    def read(state: _State) -> tuple[krylov.Found, tuple[jax.Array, jax.Array]]:
         left, values, right, residual = _decompose(process, state)
         keys = jnp.where(jnp.arange(k) < state.step, values, -jnp.inf)
         return krylov.Found(keys, values, residual, ()), (left, right)

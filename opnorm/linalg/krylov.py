@@ -1,28 +1,34 @@
-"""linalg: the parts that Lanczos and Golub-Kahan share: growing orthonormal bases."""
+"""Orthonormal bases that grow step by step, for Lanczos and Golub-Kahan."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from opnorm.linalg import checks, loops, norms
+from opnorm.linalg.linear_map import LinearMap
+from opnorm.linalg.typed import machine_epsilon
 
 # Allowance for rounding in a residual, as a multiple of eps times the map's norm.
 ROUNDING = 20.0
 
 
 def start(
-    init: jax.Array | None, key: jax.Array | None, shape: tuple[int, ...], dtype: Any
+    init: jax.Array | None,
+    key: jax.Array | None,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
 ) -> jax.Array:
-    """Returns the vectors that a process starts from: the given ones, or random ones.
+    """Returns the first vectors of a process: the given ones, or random ones.
 
     Args:
-      init: of this shape, or None.
-      key: typed key; may be None where there is an init.
-      shape: ``(B, ...)``.
-      dtype: of random vectors.
+      init: vectors of this shape, or None.
+      key: typed key; may be None if there is an ``init``.
+      shape: ``(B, ...)``, the shape of the vectors.
+      dtype: dtype of random vectors.
 
     Raises:
       ValueError: if neither is given, for a key that is not typed, or if init has
@@ -48,20 +54,21 @@ def check_tolerance(tolerance: float | None) -> None:
 def extend(
     x: jax.Array, basis: jax.Array, size: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Makes the next vector of a basis out of a product with the map.
+    """Computes the next vector of a basis from a product with the map.
 
     Args:
-      x: ``(B, n)``.
-      basis: ``(B, m, n)``, its rows orthonormal or zero.
-      size: ``(B,)`` or scalar, the norm of the map as far as it is known.
-      key: typed key of the random vector that goes on where the space is exhausted,
-        that is, where nothing but rounding is left of x. It is drawn only if that is so
-        for some example: drawing and orthogonalising one costs more than x does.
+      x: ``(B, n)``, the product.
+      basis: ``(B, m, n)``, rows that are orthonormal or zero.
+      size: ``(B,)`` or scalar, a lower bound of the norm of the map.
+      key: typed key of the random vector that replaces x where the space is exhausted,
+        that is, where only rounding remains of x. The vector is drawn only if the space
+        of some example is exhausted, since drawing and orthogonalising it costs more
+        than orthogonalising x.
 
     Returns:
-      A unit vector ``(B, n)`` orthogonal to the basis (zero where the basis spans
-      everything), what was left of x, ``(B,)``, 0 where that is rounding, and what x
-      had along the rows of the basis, ``(B, m)``.
+      A unit vector ``(B, n)`` orthogonal to the basis (zero where the basis spans the
+      whole space), the length ``(B,)`` of the part of x orthogonal to the basis (0
+      where it is rounding), and the components ``(B, m)`` of x along the basis.
     """
     left, along = orthogonalize(x, basis)
     unit, length = normalize(left, size)
@@ -80,10 +87,10 @@ def extend(
 
 
 def orthogonalize(x: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x without its components in the rows of the basis, and those components."""
+    """Returns x without its components along the basis, and those components."""
     total = jnp.zeros(basis.shape[:2], x.dtype)
-    # Twice is enough; at the reduced default precision of some accelerators it would
-    # not be.
+    # Two passes are enough at full precision. They are not at the reduced default
+    # precision of some accelerators.
     for _ in range(2):
         along = jnp.einsum("bin,bn->bi", basis, x, precision="highest")
         x = x - jnp.einsum("bi,bin->bn", along, basis, precision="highest")
@@ -92,37 +99,39 @@ def orthogonalize(x: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def removed(along: jax.Array, *known: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Bound of what a column of the small matrix is wrong by.
+    """Computes a bound of the error of a column of the small matrix.
 
-    That is what orthogonalisation took out of a product and the matrix does not hold:
-    rounding for a symmetric map, or for a map and its adjoint. It is counted twice,
-    since it shows above the diagonal alone: below, it cannot be told from the map.
+    The error consists of the components that orthogonalisation removed from a product
+    and that the matrix does not contain. They are rounding for a symmetric map, or for
+    a map and its adjoint. The bound is twice their norm, since they are visible above
+    the diagonal only; below the diagonal they are mixed with entries of the map.
 
     Args:
-      along: ``(B, m)``, the components that were taken out.
-      *known: pairs of a row of the basis, an int32 scalar, and the component along it
-        that the small matrix holds, ``(B,)``; a row of -1 is none.
+      along: ``(B, m)``, the components that were removed.
+      *known: pairs ``(row, component)`` of an entry that the small matrix contains: a
+        row of the basis, an int32 scalar, and the component ``(B,)`` along it. A row of
+        -1 stands for no entry.
 
     Returns:
       ``(B,)``.
     """
-    rows = jnp.arange(along.shape[1])
+    rows = jnp.arange(along.shape[1], dtype=jnp.int32)[None]
     for row, component in known:
         along = along - jnp.where(rows == row, component[:, None], 0.0)
     return 2 * norms.norm(along, 2.0)
 
 
-def narrowing(wide: Any, narrow: Any) -> float:
-    """Relative error of products from casting vectors to a map's narrower dtype."""
-    narrower = jnp.finfo(narrow).bits < jnp.finfo(wide).bits
-    return float(jnp.finfo(narrow).eps) if narrower else 0.0
+def narrowing(wide: DTypeLike, narrow: DTypeLike) -> float:
+    """Returns the relative error of a product with a vector in a narrower dtype."""
+    narrower = jnp.dtype(narrow).itemsize < jnp.dtype(wide).itemsize
+    return machine_epsilon(narrow) if narrower else 0.0
 
 
 def normalize(x: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x normalised and its norm, both zero where it is rounding beside ``size``."""
+    """Returns x normalised and its norm, both 0 where x is rounding beside ``size``."""
     length = norms.norm(x, 2.0)
-    # <=, so that a zero map, whose size is zero, breaks down too.
-    noise = 10 * jnp.finfo(x.dtype).eps * size
+    # Not >=: a zero map has size 0, and its product 0 must count as rounding, too.
+    noise = 10 * machine_epsilon(x.dtype) * size
     alive = (length > noise) & jnp.isfinite(length)
     scaled = x / jnp.where(alive, length, 1.0)[:, None]
     return jnp.where(alive[:, None], scaled, 0.0), jnp.where(alive, length, 0.0)
@@ -132,10 +141,11 @@ class Found(NamedTuple):
     """The k best values of each map so far.
 
     Attributes:
-      keys: ``(B, k)``, what is wanted largest, in descending order; -inf for none.
+      keys: ``(B, k)`` in descending order; the value with the largest key is wanted
+        most, and a key of -inf marks a missing value.
       values: ``(B, k)``.
-      residual: ``(B, k)``, their error bars.
-      vectors: arrays ``(B, k, ...)`` that belong to the values; may be none.
+      residual: ``(B, k)``, the error bars of the values.
+      vectors: arrays ``(B, k, ...)``, the vectors of the values; may be empty.
     """
 
     keys: jax.Array
@@ -144,18 +154,33 @@ class Found(NamedTuple):
     vectors: tuple[jax.Array, ...]
 
 
-def nothing(linear_map: Any, k: int, sizes: Sequence[int], dtype: Any) -> Found:
+def nothing(
+    linear_map: LinearMap, k: int, sizes: Sequence[int], dtype: DTypeLike
+) -> Found:
     """Returns the first state of :func:`sweep`, for vectors of the given sizes."""
     unknown = jnp.full((linear_map.batch_size, k), jnp.nan, dtype)
     vectors = tuple(
         jnp.zeros((linear_map.batch_size, k, size), dtype) for size in sizes
     )
     found = Found(jnp.full_like(unknown, -jnp.inf), unknown, unknown, vectors)
-    return jax.tree.map(linear_map.spread, found)
+    spread: Found = jax.tree.map(linear_map.spread, found)
+    return spread
 
 
-class _Sweeps(NamedTuple):
-    state: Any
+class Process(Protocol):
+    """The state of a process that counts its steps."""
+
+    @property
+    def step(self) -> jax.Array:
+        """The steps that were taken, an int32 scalar."""
+
+
+State = TypeVar("State", bound=Process)
+Small = TypeVar("Small")
+
+
+class _Sweeps(NamedTuple, Generic[State]):
+    state: State
     found: Found
     first: jax.Array
     number: jax.Array
@@ -164,46 +189,47 @@ class _Sweeps(NamedTuple):
 
 
 def sweep(
-    state: Any,
+    state: State,
     found: Found,
     *,
-    begin: Callable[[Found, Any, jax.Array], Any],
-    advance: Callable[[Any, jax.Array], Any],
-    read: Callable[[Any], tuple[Found, Any]],
-    lift: Callable[[Any, Any], tuple[jax.Array, ...]],
+    begin: Callable[[Found, State, jax.Array], State],
+    advance: Callable[[State, jax.Array], State],
+    read: Callable[[State], tuple[Found, Small]],
+    lift: Callable[[State, Small], tuple[jax.Array, ...]],
     room: int,
     num_steps: int,
     tolerance: float,
 ) -> tuple[Found, jax.Array]:
-    """Grows Krylov spaces until a new one adds nothing to the k best values.
+    """Searches Krylov spaces until a new one does not change the k best values.
 
-    A Krylov space holds one vector of each eigenspace, so a single one gives a repeated
-    value once. After each converged space, a process begins from a random direction
-    orthogonal to the k best vectors. It would find a missing copy of a value in as many
-    steps as the first process took for that value, so it takes at least that many. The
-    spaces end with one whose values change none of the k by more than the tolerance.
+    A Krylov space contains one vector of each eigenspace, so one space gives a repeated
+    value once. After each converged space, a process starts from a random direction
+    orthogonal to the k best vectors. It takes at least as many steps as the first
+    process, since it finds a missing copy of a value in about as many steps as the
+    first process needed for that value. The search ends with a space that changes none
+    of the k values by more than the tolerance.
 
     Args:
-      state: of the first process, with its number of steps as ``step``.
-      found: of :func:`nothing`.
-      begin: ``(found, state, number) -> state`` of a process orthogonal to the vectors
-        of ``found``.
-      advance: ``(state, number) -> state`` after one more step.
-      read: ``state ->`` the k best values of its space, without vectors, and whatever
-        ``lift`` needs.
-      lift: ``(state, what read returned) ->`` the vectors.
-      room: most steps of a process after the first.
-      num_steps: most steps of all together.
-      tolerance: error bars of the k values are at most this times their modulus.
+      state: the state of the first process.
+      found: the result of :func:`nothing`.
+      begin: ``(found, state, number) -> state``, the first state of a process that is
+        orthogonal to the vectors of ``found``.
+      advance: ``(state, number) -> state``, the state after one more step.
+      read: ``state -> (found, small)``, the k best values of the space, without
+        vectors, and the decomposition that ``lift`` needs.
+      lift: ``(state, small) -> vectors``.
+      room: largest number of steps of each process after the first.
+      num_steps: largest number of steps of all processes together.
+      tolerance: the error bars of the k values are at most this times their modulus.
 
     Returns:
-      The k best values with vectors, and how many steps were taken.
+      The k best values with vectors, and the number of steps that were taken.
     """
 
-    def unfinished(carry: _Sweeps) -> jax.Array:
+    def unfinished(carry: _Sweeps[State]) -> jax.Array:
         return ~carry.done & (carry.taken < num_steps)
 
-    def body(carry: _Sweeps) -> _Sweeps:
+    def body(carry: _Sweeps[State]) -> _Sweeps[State]:
         state = advance(carry.state, carry.number)
         current, small = read(state)
         best = _merge(carry.found._replace(vectors=()), current)
@@ -216,14 +242,14 @@ def sweep(
         over |= (carry.number > 0) & (state.step >= room)
         changed = jnp.any(best.keys > carry.found.keys + tolerance * size)
 
-        def again() -> Any:
+        def again() -> tuple[State, Found, jax.Array, jax.Array]:
             vectors = lift(state, small)
             found = _merge(carry.found, current._replace(vectors=vectors))
             number = carry.number + 1
             first = jnp.where(number > 1, carry.first, state.step)
             return begin(found, state, number), found, first, number
 
-        def stay() -> Any:
+        def stay() -> tuple[State, Found, jax.Array, jax.Array]:
             return state, carry.found, carry.first, carry.number
 
         more = over & changed & (room > 0)
@@ -239,7 +265,7 @@ def sweep(
 
 
 def _merge(first: Found, second: Found) -> Found:
-    """The k best of both."""
+    """The k best values of both."""
     k = first.keys.shape[1]
     keys = jnp.concatenate([first.keys, second.keys], axis=1)
     order = jnp.argsort(-keys, axis=1)[:, :k]
@@ -249,4 +275,5 @@ def _merge(first: Found, second: Found) -> Found:
         index = order.reshape(*order.shape, *(1,) * (joined.ndim - 2))
         return jnp.take_along_axis(joined, index, axis=1)
 
-    return jax.tree.map(pick, first, second)
+    merged: Found = jax.tree.map(pick, first, second)
+    return merged

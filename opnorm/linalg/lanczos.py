@@ -1,26 +1,32 @@
-"""linalg: extreme eigenvalues of symmetric maps by the Lanczos process."""
+"""Extreme eigenvalues of symmetric maps by the Lanczos process."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from opnorm.linalg import checks, krylov, loops, norms
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.linear_map import LinearMap
+from opnorm.linalg.typed import machine_epsilon
 
 ENDS = ("largest", "smallest", "magnitude")
 
 
 class Tridiagonal(NamedTuple):
-    """A symmetric map restricted to a Krylov space: ``A Q = Q T + beta_m q e_m^T``.
+    """A symmetric map restricted to a Krylov space.
+
+    The restriction is a tridiagonal matrix T with ``A Q = Q T + beta_m q e_m^T``.
 
     Attributes:
-      diagonal: ``(B, m)``, of T.
-      off_diagonal: ``(B, m)``: beside the diagonal of T; the last is ``beta_m``.
-      basis: ``(B, m, *shape)``, orthonormal rows of Q; None if they were not kept.
-      removed: ``(B, m)``, bounds of what the columns of T are wrong by, from what
-        orthogonalisation took out of A Q: rounding, unless the map is not symmetric or
-        multiplies with fewer digits. None without a basis.
+      diagonal: ``(B, m)``, the diagonal of T.
+      off_diagonal: ``(B, m)``, the entries beside the diagonal of T, then ``beta_m``.
+      basis: ``(B, m, *shape)``, the orthonormal columns of Q; None if they were not
+        kept.
+      removed: ``(B, m)``, bounds of the errors of the columns of T, from the components
+        that orthogonalisation removed from A Q. They are rounding, unless the map is
+        not symmetric or multiplies in a narrower dtype. None without a basis.
       num_steps: int32 scalar, how many of the m columns were computed.
     """
 
@@ -35,12 +41,12 @@ class Eigenpairs(NamedTuple):
     """k eigenpairs of each map.
 
     Attributes:
-      values: ``(B, k)``, in the order that was asked for.
+      values: ``(B, k)``, in the order of the argument ``which``.
       vectors: ``(B, k, *shape)``, orthonormal.
       residual: ``(B, k)``, a bound of ``||A v - lambda v||`` with an allowance for
-        rounding: a symmetric map has an eigenvalue within this of each value. It is
-        large for a map that is not symmetric.
-      num_steps: int32 scalar, products with the map.
+        rounding. A symmetric map has an eigenvalue within this distance of each value.
+        The residual is large for a map that is not symmetric.
+      num_steps: int32 scalar, the number of products with the map.
     """
 
     values: jax.Array
@@ -59,27 +65,27 @@ def lanczos(
 ) -> Tridiagonal:
     """Runs the Lanczos process on a batch of symmetric maps, one product a step.
 
-    With ``reorthogonalize`` every vector is made orthogonal to all before it (twice
-    classical Gram-Schmidt, in float32 or wider): nothing is found twice. It holds m
-    vectors. A Krylov space holds one vector of each eigenspace, so a repeated
-    eigenvalue is found once before the space is exhausted. Then (repeated eigenvalues,
-    low rank, zero map) the process continues from a random direction: n steps find
-    every eigenvalue as often as it occurs.
+    With ``reorthogonalize``, every vector is made orthogonal to all vectors before it
+    (classical Gram-Schmidt, twice, in float32 or wider), and the m vectors are kept. No
+    eigenpair is found twice. A Krylov space contains one vector of each eigenspace, so
+    a repeated eigenvalue is found once until the space is exhausted. Then the process
+    continues from a random direction (repeated eigenvalues, low rank, zero map), and n
+    steps find every eigenvalue with its multiplicity.
 
-    Without, three vectors are held, whatever m. Extreme eigenvalues stay right, but
-    appear again as copies once they have converged; that does not harm
-    :func:`spectral_density`, which is what this variant is for. An exhausted space
-    leaves zeros in T.
+    Without it, three vectors are held for every m. Extreme eigenvalues are still right,
+    but copies of them appear after they have converged. Copies do not change
+    :func:`spectral_density`, which uses this variant. An exhausted space leaves zeros
+    in T.
 
-    There is no block variant: on the spectra of networks it took more products for
-    each eigenvalue than single vectors do.
+    There is no block variant, since on the spectra of networks it took more products
+    for each eigenvalue than single vectors do.
 
     Args:
       linear_map: B symmetric maps; ``rmatvec`` is not used.
       num_steps: m, from 1 to n.
-      init: ``(B, *shape)``, where to start; random if None.
+      init: ``(B, *shape)``, the first vectors; random if None.
       key: typed key of a random start and of restarts; needed without ``init``.
-      reorthogonalize: as above.
+      reorthogonalize: whether the basis is orthogonalised and kept.
 
     Returns:
       The tridiagonal matrices, with the basis if it was orthogonalised.
@@ -89,6 +95,20 @@ def lanczos(
         of another shape, or a key that is not typed.
 
     Source: Lanczos 1950; Paige 1972.
+
+    Example:
+      Three steps find all eigenvalues of a symmetric 3 x 3 matrix.
+
+      >>> import jax
+      >>> import numpy as np
+      >>> from opnorm import linalg
+      >>> @jax.jit
+      ... def pairs(matrix, key):
+      ...     tridiagonal = linalg.lanczos(linalg.from_matrix(matrix), 3, key=key)
+      ...     return linalg.ritz_pairs(tridiagonal, k=2, which="magnitude")
+      >>> found = pairs(np.diag([1.0, 2.0, -4.0]), jax.random.key(0))
+      >>> print(np.asarray(found.values).round(4))
+      [[-4.  2.]]
     """
     state = _start(linear_map, num_steps, init, key, reorthogonalize)
     body = _step(linear_map, reorthogonalize, key)
@@ -108,26 +128,28 @@ def eigenpairs(
 ) -> Eigenpairs:
     """Computes k extreme eigenpairs of each symmetric map, with error bars.
 
-    With a tolerance, repeated eigenvalues are found as often as they occur: for k of 2
-    or more, further processes begin from random directions orthogonal to the pairs that
-    have converged, until one changes no value by more than the tolerance. That at
-    least doubles the number of products. Copies may be missing where ``num_steps`` is
-    reached before, and without a tolerance: then all steps are of one process, which
-    finds a repeated eigenvalue once unless its Krylov space is exhausted (at the latest
-    after n steps).
+    A process finds a repeated eigenvalue once, unless its Krylov space is exhausted,
+    which happens after n steps at the latest. With a tolerance and k of 2 or more,
+    repeated eigenvalues are found with their multiplicity: further processes start
+    from random directions orthogonal to the pairs that have converged, until a process
+    changes no value by more than the tolerance. This at least doubles the number of
+    products. Copies may be missing if ``num_steps`` is reached before, and without a
+    tolerance.
 
-    For both ends of a spectrum from one run, call :func:`lanczos` once and
+    To get both ends of a spectrum from one process, call :func:`lanczos` once and
     :func:`ritz_pairs` twice. Derivatives through the process are NaN at repeated
     values.
 
     Args:
       linear_map: B symmetric maps.
-      k: how many.
+      k: number of pairs.
       which: "largest", "smallest" or "magnitude" (largest in absolute value).
-      num_steps: most products with the map; None for ``min(n, 2 k + 20)``.
-      tolerance: stop once every residual is at most this times its eigenvalue's
-        absolute value; None takes every step. A zero eigenvalue never satisfies it.
-      init: ``(B, *shape)``, where to start, such as an earlier eigenvector. With
+      num_steps: largest number of products with the map; None for
+        ``min(n, 2 k + 20)``.
+      tolerance: the process stops when every residual is at most this times the
+        absolute value of its eigenvalue; with None it takes every step. A zero
+        eigenvalue never satisfies a tolerance.
+      init: ``(B, *shape)``, the first vectors, such as earlier eigenvectors. With
         ``k=1`` and a tolerance, the process stops at an eigenvector of any eigenvalue.
       key: typed key; needed without ``init``.
 
@@ -151,11 +173,11 @@ def eigenpairs(
         state = loops.fori_loop(steps, lambda _, s: body(s), state)
     else:
 
-        def unfinished(carry: Any) -> jax.Array:
+        def unfinished(carry: tuple[_State, jax.Array]) -> jax.Array:
             state, done = carry
             return ~done & (state.step < steps)
 
-        def advance(carry: Any) -> Any:
+        def advance(carry: tuple[_State, jax.Array]) -> tuple[_State, jax.Array]:
             state = body(carry[0])
             values, _, residual = _ritz(_numbers(state), k, which)
             return state, jnp.all(residual <= tolerance * jnp.abs(values))
@@ -169,23 +191,23 @@ def eigenpairs(
 def ritz_pairs(
     tridiagonal: Tridiagonal, k: int = 1, *, which: str = "magnitude"
 ) -> Eigenpairs:
-    """Reads k eigenpairs out of a Krylov space, at no product with the map.
+    """Computes k eigenpairs from a Krylov space, without a product with the map.
 
     Args:
-      tridiagonal: from :func:`lanczos` with ``reorthogonalize``, m columns.
-      k: how many, from 1 to m.
+      tridiagonal: m columns from :func:`lanczos` with ``reorthogonalize``.
+      k: number of pairs, from 1 to m.
       which: "largest", "smallest" or "magnitude".
 
     Returns:
       The pairs, best first: ``(B, k)`` values and residuals.
 
     Raises:
-      ValueError: for k or which out of range, or a process that kept no basis.
+      ValueError: for k or which out of range, or without a basis.
     """
     _check_wanted(k, which, tridiagonal.diagonal.shape[1])
     if tridiagonal.basis is None or tridiagonal.removed is None:
         raise ValueError("tridiagonal has no basis; it needs reorthogonalize=True.")
-    numbers = (
+    numbers = _Numbers(
         tridiagonal.diagonal,
         tridiagonal.off_diagonal,
         tridiagonal.removed,
@@ -202,8 +224,9 @@ def ritz_pairs(
 class _State(NamedTuple):
     """The state of a process.
 
-    ``vectors`` are the locked vectors that the basis is orthogonal to, the whole basis
-    and the next vector; without orthogonalisation, the last vector and the next.
+    ``vectors`` holds the locked vectors, to which the basis is orthogonal, the whole
+    basis and the next vector. Without orthogonalisation it holds the last vector and
+    the next.
     """
 
     vectors: jax.Array
@@ -211,6 +234,20 @@ class _State(NamedTuple):
     off_diagonal: jax.Array
     removed: jax.Array
     size: jax.Array
+    step: jax.Array
+
+
+class _Numbers(NamedTuple):
+    """The numbers that give eigenvalues and residuals.
+
+    ``least`` is a lower bound of the norm of the map, which may exceed the norm of T.
+    ``step`` counts the columns that were computed.
+    """
+
+    diagonal: jax.Array
+    off_diagonal: jax.Array
+    removed: jax.Array
+    least: jax.Array | float
     step: jax.Array
 
 
@@ -225,7 +262,7 @@ def _start(
     batch, n = linear_map.batch_size, linear_map.in_size
     check_steps(linear_map, num_steps)
     shape = (batch, *linear_map.in_shape)
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    wide = at_least_single(linear_map.dtype)
     start = krylov.start(init, key, shape, wide).reshape(batch, n).astype(wide)
     empty = jnp.zeros((batch, 1, n), wide)
     first, _, _ = krylov.extend(start, empty, jnp.zeros((), wide), _restart(key, n))
@@ -239,16 +276,16 @@ def _start(
         spread(numbers),
         spread(numbers),
         spread(jnp.zeros((batch,), wide)),
-        # Differs between devices that stop on their own.
+        # Devices that stop on their own count their own steps.
         spread(jnp.int32(0)) if num_locked else jnp.int32(0),
     )
 
 
 def _step(
     linear_map: LinearMap, keep: bool, key: jax.Array | None, num_locked: int = 0
-) -> Any:
+) -> Callable[[_State], _State]:
     batch, n = linear_map.batch_size, linear_map.in_size
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    wide = at_least_single(linear_map.dtype)
     narrowing = krylov.narrowing(wide, linear_map.dtype)
 
     def advance(state: _State) -> _State:
@@ -295,7 +332,7 @@ def _sweep(
     init: jax.Array | None,
     key: jax.Array | None,
 ) -> Eigenpairs:
-    """The k eigenpairs of :func:`krylov.sweep`."""
+    """The k eigenpairs that :func:`krylov.sweep` finds."""
     batch, n = linear_map.batch_size, linear_map.in_size
 
     def begin(found: krylov.Found, state: _State, number: jax.Array) -> _State:
@@ -303,12 +340,12 @@ def _sweep(
         fresh = _restart(_restart(key, n + number), n)
         start = jax.random.normal(fresh, (batch, n), locked.dtype)
         first, _, _ = krylov.extend(start, locked, jnp.zeros((), start.dtype), fresh)
-        empty = jax.tree.map(jnp.zeros_like, state)
+        empty: _State = jax.tree.map(jnp.zeros_like, state)
         vectors = empty.vectors.at[:, :k].set(locked).at[:, k].set(first)
         return empty._replace(vectors=vectors, size=state.size)
 
     def advance(state: _State, number: jax.Array) -> _State:
-        # The first process draws what it draws without a tolerance.
+        # The first process uses the same keys as a process without a tolerance.
         later = _restart(key, n + number)
         own = later if key is None else jnp.where(number > 0, later, key)
         return _step(linear_map, True, own, k)(state)
@@ -351,7 +388,7 @@ def _finish(
     return Tridiagonal(state.diagonal, state.off_diagonal, basis, removed, state.step)
 
 
-def _restart(key: jax.Array | None, number: Any) -> jax.Array:
+def _restart(key: jax.Array | None, number: int | jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.key(0) if key is None else key, number)
 
 
@@ -374,11 +411,12 @@ def _check_wanted(k: int, which: str, num_steps: int) -> None:
 def tridiagonal_eigh(
     diagonal: jax.Array, off_diagonal: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues ``(..., m)`` ascending and eigenvectors ``(..., m, m)`` of T.
+    """Computes eigenvalues ``(..., m)``, ascending, and eigenvectors ``(..., m, m)``.
 
     Args:
-      diagonal: ``(..., m)``.
-      off_diagonal: ``(..., m)``, the last of which is outside T.
+      diagonal: ``(..., m)``, the diagonal of T.
+      off_diagonal: ``(..., m)``, the entries beside it; the last entry is not a part of
+        T.
     """
     m = diagonal.shape[-1]
     rows = jnp.arange(m)
@@ -393,33 +431,28 @@ def tridiagonal_eigh(
     return size[..., 0] * values, vectors
 
 
-def _numbers(state: _State) -> tuple[Any, ...]:
-    """The fields that :func:`_ritz` reads."""
-    return state.diagonal, state.off_diagonal, state.removed, state.size, state.step
+def _numbers(state: _State) -> _Numbers:
+    return _Numbers(
+        state.diagonal, state.off_diagonal, state.removed, state.size, state.step
+    )
 
 
 def _order(values: jax.Array, which: str) -> jax.Array:
-    """Maps values to keys, the largest for those that are wanted first."""
+    """Keys of values; the value with the largest key is wanted first."""
     if which == "magnitude":
         return jnp.abs(values)
     return values if which == "largest" else -values
 
 
 def _ritz(
-    numbers: tuple[Any, ...], k: int, which: str
+    numbers: _Numbers, k: int, which: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The k wanted Ritz values, their vectors ``(B, m, k)`` in T, and residuals.
-
-    Args:
-      numbers: both diagonals of T, what was removed, a lower bound of the map's norm,
-        which may exceed that of T, and how many columns were computed.
-      k: how many.
-      which: "largest", "smallest" or "magnitude".
-    """
+    """The k wanted Ritz values, eigenvectors ``(B, m, k)`` of T, and residuals."""
     diagonal, off_diagonal, removed, least, step = numbers
     m = diagonal.shape[1]
-    done = jnp.arange(m) < step
-    # |T| row by row bounds its spectrum; columns to come are put outside of it.
+    done = jnp.arange(m, dtype=step.dtype) < step
+    # The largest row sum of |T| bounds the spectrum. Columns that are not computed get
+    # an eigenvalue outside this bound.
     rows = jnp.abs(diagonal) + off_diagonal + jnp.roll(off_diagonal, 1, axis=1)
     size = jnp.max(jnp.where(done, rows, 0.0), axis=1, keepdims=True)
     last = jnp.sum(jnp.where(jnp.arange(m) == step - 1, off_diagonal, 0.0), axis=1)
@@ -434,7 +467,7 @@ def _ritz(
         "bm,bmk->bk", removed, jnp.abs(vectors), precision="highest"
     )
     norm = jnp.maximum(size, jnp.reshape(least, (-1, 1)))
-    residual = residual + krylov.ROUNDING * jnp.finfo(values.dtype).eps * norm
+    residual = residual + krylov.ROUNDING * machine_epsilon(values.dtype) * norm
     order = jnp.where(values > 2 * size, -jnp.inf, _order(values, which))
     chosen = jnp.argsort(-order, axis=1)[:, :k]
     return (

@@ -1,45 +1,67 @@
-"""linalg: a batch of linear maps, given by its products with vectors."""
+"""A batch of linear maps, given by its products with vectors."""
 
 import math
 import numbers
-from collections.abc import Callable
-from typing import Any, NamedTuple, overload
+from types import NotImplementedType
+from typing import NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
 from opnorm.linalg import checks, norms
+from opnorm.linalg.dtypes import at_least_single
+from opnorm.linalg.types import Product
 
 
 class LinearMap(NamedTuple):
     """B linear maps, one per example, as one block-diagonal map.
 
-    With maps A and B of the same shapes, numbers c (one, or ``(B,)`` of them, one for
-    each map) and vectors v, ``A + B``, ``A - B``, ``-A`` and ``c * A`` are maps,
-    ``A @ B`` is their composition and ``A @ v`` is ``A.matvec(v)``; a shifted map is
-    ``A + c * identity(shape, dtype)``. A map of trees becomes one of vectors by
-    ``jax.flatten_util.ravel_pytree``, as in
-    :func:`opnorm.operators.parameter_hessian`. One written by hand should pass
-    :func:`adjoint_error`.
+    Let M and N be maps of the same shapes, v a batch of vectors, and c a number or
+    ``(B,)`` numbers, one for each map. Then ``M + N``, ``M - N``, ``-M`` and ``c * M``
+    are maps, ``M @ N`` is the composition and ``M @ v`` is ``M.matvec(v)``. The sum
+    ``M + c * identity(shape, dtype)`` is a shifted map.
+
+    ``jax.flatten_util.ravel_pytree`` turns a map of trees into a map of vectors; see
+    :func:`opnorm.operators.parameter_hessian`. A map that is written by hand should
+    pass :func:`adjoint_error`.
 
     Attributes:
-      matvec: ``(B, *in_shape) -> (B, *out_shape)``, v -> A v.
-      rmatvec: ``(B, *out_shape) -> (B, *in_shape)``, u -> A^T u.
+      matvec: ``(B, *in_shape) -> (B, *out_shape)``, the products A v.
+      rmatvec: ``(B, *out_shape) -> (B, *in_shape)``, the products A^T u.
       batch_size: B.
       in_shape: shape of one input, without the batch.
       out_shape: shape of one output, without the batch.
-      dtype: of vectors on both sides.
+      dtype: dtype of the vectors on both sides.
       axes: mesh axes along which the maps differ, inside ``shard_map``.
+
+    Example:
+      Differences of neighbouring entries, as a batch of two maps from 3 to 2 numbers:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import linalg
+      >>> def matvec(v):
+      ...     return jnp.diff(v, axis=1)
+      >>> def rmatvec(u):
+      ...     return -jnp.diff(u, axis=1, prepend=0.0, append=0.0)
+      >>> A = linalg.LinearMap(matvec, rmatvec, 2, (3,), (2,), jnp.float32)
+      >>> print(A @ jnp.array([[0.0, 1.0, 4.0], [0.0, 2.0, 3.0]]))
+      [[1. 3.]
+       [2. 1.]]
+      >>> error = linalg.adjoint_error(A, jax.random.key(0))
+      >>> bool((error < 1e-6).all())
+      True
     """
 
-    matvec: Callable[[jax.Array], jax.Array]
-    rmatvec: Callable[[jax.Array], jax.Array]
+    matvec: Product
+    rmatvec: Product
     batch_size: int
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
-    dtype: Any
+    dtype: DTypeLike
     axes: frozenset[str] = frozenset()
 
     @property
@@ -66,10 +88,10 @@ class LinearMap(NamedTuple):
         return math.prod(self.out_shape)
 
     def spread(self, array: jax.Array) -> jax.Array:
-        """``array``, marked as differing along the mesh axes of the maps.
+        """Marks ``array`` as differing along the mesh axes of the maps.
 
-        ``shard_map`` tells shared values from those of each device by their type, and
-        a loop over a map has to start from the type that its body returns.
+        The types of ``shard_map`` distinguish values that all devices share from values
+        that differ. A loop over a map must start with the type that its body returns.
         """
         missing = tuple(self.axes - varying_axes(array))
         return lax.pcast(array, missing, to="varying") if missing else array
@@ -84,8 +106,8 @@ class LinearMap(NamedTuple):
     @overload
     def __matmul__(self, other: jax.Array) -> jax.Array: ...
 
-    def __matmul__(self, other: Any) -> Any:
-        """``self @ other``: first the other map, then self; or self of vectors.
+    def __matmul__(self, other: object) -> "LinearMap | jax.Array | NotImplementedType":
+        """Composes two maps, the other one first, or multiplies vectors by this map.
 
         Raises:
           ValueError: for shapes that do not fit.
@@ -99,9 +121,10 @@ class LinearMap(NamedTuple):
             raise ValueError(f"v has shape {other.shape}; it must be {shape}.")
         return self.matvec(jnp.asarray(other))
 
-    # A tuple would chain and repeat itself, also after NotImplemented: hence TypeError.
+    # The + and * of a tuple chain and repeat it, and Python would call them after
+    # NotImplemented. So a TypeError is raised.
     def __add__(self, other: "LinearMap") -> "LinearMap":  # type: ignore[override]
-        """The sum of maps, in the dtype that theirs promote to.
+        """Adds two maps; the dtypes are promoted.
 
         Raises:
           ValueError: for maps of other shapes.
@@ -126,15 +149,17 @@ class LinearMap(NamedTuple):
         )
 
     def __neg__(self) -> "LinearMap":
-        """-A."""
+        """Returns -A."""
         return -1 * self
 
     def __sub__(self, other: "LinearMap") -> "LinearMap":
-        """The difference of maps; raises as their sum."""
+        """Subtracts a map; raises what the sum raises."""
         return self + (-other)
 
-    def __mul__(self, factor: Any) -> "LinearMap":
-        """The maps times a real number, or ``(B,)`` numbers, one for each map.
+    def __mul__(  # type: ignore[override]
+        self, factor: ArrayLike
+    ) -> "LinearMap":
+        """Multiplies the maps by a real number, or by ``(B,)`` numbers.
 
         Raises:
           ValueError: for a factor of another shape or a complex one.
@@ -156,17 +181,19 @@ class LinearMap(NamedTuple):
             axes=self.axes | varying_axes(scale),
         )
 
-    def __rmul__(self, factor: Any) -> "LinearMap":
-        """As :meth:`__mul__`."""
+    def __rmul__(  # type: ignore[override]
+        self, factor: ArrayLike
+    ) -> "LinearMap":
+        """Multiplies the maps as :meth:`__mul__` does."""
         return self * factor
 
 
-# Has NumPy's numbers and arrays leave their products with a map to the map.
+# With this, NumPy's numbers and arrays let the map compute a product with it.
 LinearMap.__array_ufunc__ = None  # type: ignore[attr-defined]
 
 
 def compose(outer: LinearMap, inner: LinearMap) -> LinearMap:
-    """Returns v -> outer(inner(v)), example by example.
+    """Composes two maps: ``v -> outer(inner(v))`` for each example.
 
     Raises:
       ValueError: if the shapes or batches do not fit.
@@ -210,12 +237,12 @@ def from_matrix(matrix: jax.Array) -> LinearMap:
     )
 
 
-def identity(shape: tuple[int, ...], dtype: Any) -> LinearMap:
-    """Returns the identity, such as to shift a map: ``A + 0.1 * identity(...)``.
+def identity(shape: tuple[int, ...], dtype: DTypeLike) -> LinearMap:
+    """Returns the identity, for instance to shift a map: ``A + 0.1 * identity(...)``.
 
     Args:
-      shape: ``(B, ...)`` of the vectors.
-      dtype: of the vectors.
+      shape: ``(B, ...)``, the shape of the vectors.
+      dtype: the dtype of the vectors.
 
     Raises:
       ValueError: for a shape without a batch, or a dtype that is not float.
@@ -232,20 +259,23 @@ def identity(shape: tuple[int, ...], dtype: Any) -> LinearMap:
 
 
 def adjoint_error(linear_map: LinearMap, key: jax.Array) -> jax.Array:
-    """Measures how far ``rmatvec`` is from the adjoint of ``matvec``: a dot test.
+    """Measures how far ``rmatvec`` is from the adjoint of ``matvec`` (dot test).
 
-    ``|<u, A v> - <A^T u, v>| / max(||A v||, ||A^T u||)`` for normal random u and v. If
-    ``rmatvec`` belongs to another matrix B, its root mean square over keys is about
-    ``||A - B||_F`` in units of the larger of ``||A||_F`` and ``||B||_F``; for an
-    adjoint it is rounding, some eps of the dtype.
+    The error for random normal u and v is
+
+        |<u, A v> - <A^T u, v>| / max(||A v||, ||A^T u||).
+
+    If ``rmatvec`` multiplies by B^T for another matrix B, the root mean square of the
+    error over keys is about ``||A - B||_F / max(||A||_F, ||B||_F)``. For an adjoint the
+    error is rounding, a few times the machine epsilon.
 
     Args:
-      linear_map: B maps. A map that is said to be symmetric is tested for that if
-        ``rmatvec`` is its ``matvec``.
+      linear_map: B maps. If ``rmatvec`` is ``matvec``, this tests whether the map is
+        symmetric.
       key: typed key.
 
     Returns:
-      ``(B,)``, at least float32: at least 0, 0 for a zero map, NaN for one with NaN.
+      ``(B,)``, at least float32: at least 0, 0 for a zero map, NaN for a map with NaN.
 
     Raises:
       ValueError: for products of a wrong shape, or a key that is not typed.
@@ -258,7 +288,7 @@ def adjoint_error(linear_map: LinearMap, key: jax.Array) -> jax.Array:
         (linear_map.batch_size, *shape)
         for shape in (linear_map.in_shape, linear_map.out_shape)
     )
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    wide = at_least_single(linear_map.dtype)
     v, u = (
         linear_map.spread(jax.random.normal(k, shape, wide).astype(linear_map.dtype))
         for k, shape in zip(jax.random.split(key), (into, out), strict=True)
@@ -273,8 +303,8 @@ def adjoint_error(linear_map: LinearMap, key: jax.Array) -> jax.Array:
 
 
 def varying_axes(array: jax.Array) -> frozenset[str]:
-    """The mesh axes along which an array differs, inside ``shard_map``."""
-    # Not in the documented interface: absent, loops outside shard_map still work.
+    """Returns the mesh axes along which an array differs, inside ``shard_map``."""
+    # The attributes are not documented. Without them, loops outside shard_map work.
     kind = getattr(jax.typeof(array), "manual_axis_type", None)
     return frozenset(getattr(kind, "varying", ()))
 

@@ -1,23 +1,29 @@
-"""linalg: loops over a network that stay fast on every backend.
+"""Loops over a network that are fast on every backend.
 
-Every loop whose body evaluates a network goes through this module.
+Every loop whose body evaluates a network uses this module.
 
-On CPU, XLA brings a convolution into its fast form only in the entry computation of
-a program, so the same convolution inside ``fori_loop`` or ``while_loop`` is tens of
-times slower (jax issue 12868); the convolutions of a derivative suffer most, because
-they are never in the fast layout to begin with. Here the body is traced, every
-convolution in it is rewritten into the fast layout (NHWC images, HWIO kernel) between
-explicit transposes, and the loop runs over that: as fast as unrolled code, with the
-compile time of one step. The convolutions that XLA's fast form is slow at, those whose
-output is much larger than their input (the input gradient of a convolution without
-padding, or with a stride) or has few channels (that of the first layer), become one
-matrix product and a sum of shifted results: measured 35 and 3.5 times faster. A few
-groups are convolved one by one: a train step of ResNeXt34 is six times faster. Other
-backends accept any layout: there the loop is plain.
+On CPU, XLA brings a convolution into its fast form only in the entry computation of a
+program. The same convolution inside ``fori_loop`` or ``while_loop`` is tens of times
+slower (jax issue 12868). The convolutions of a derivative are the slowest, because they
+never have the fast layout.
 
-The rewriting walks a jaxpr through ``jax.extend``, which is not covered by JAX's
-compatibility policy. ``OPNORM_LOOPS=unroll`` avoids it (static loops are unrolled
-instead, dynamic ones left alone), ``OPNORM_LOOPS=plain`` does nothing at all.
+Here the body is traced, and every convolution in it is rewritten into the fast layout
+(NHWC images, HWIO kernel) between explicit transposes. The loop over the rewritten body
+is as fast as unrolled code and has the compile time of one step.
+
+- XLA's fast form is slow if the output is much larger than the input (the input
+  gradient of a convolution without padding or with a stride) or has few channels (the
+  input gradient of the first layer). Such a convolution becomes one matrix product and
+  a sum of shifted results, which is 35 and 3.5 times faster.
+- A few groups are convolved one after the other. A train step of ResNeXt34 is six times
+  faster.
+
+Other backends accept any layout; loops are not rewritten there.
+
+The rewriting reads a jaxpr through ``jax.extend``, which JAX's compatibility policy
+does not cover. With ``OPNORM_LOOPS=unroll`` nothing is rewritten: static loops are
+unrolled and dynamic loops stay as they are. With ``OPNORM_LOOPS=plain`` all loops stay
+as they are.
 """
 
 import math
@@ -30,13 +36,18 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex_core
 
-Carry = TypeVar("Carry")
+from opnorm.linalg.types import Options, PyTree
 
-# Outputs with fewer channels leave the vector units of the fast form idle.
+Carry = TypeVar("Carry")
+R = TypeVar("R")
+# A jaxpr, closed or not; JAX gives no public type to both.
+Jaxpr = Any
+
+# With fewer output channels, the fast form does not fill the vector units.
 _FEW_CHANNELS = 8
-# So many times more places than the input means mostly products with zeros.
+# An output with this many times the places of the input is mostly products with zeros.
 _SPREAD = 2
-# Up to so many groups are convolved one by one: the fast form knows no groups.
+# Up to this many groups are convolved one by one, since the fast form has no groups.
 _FEW_GROUPS = 8
 _GROUPS = ("feature_group_count", "batch_group_count")
 
@@ -48,7 +59,7 @@ _CALLS |= {"checkpoint": "jaxpr", "remat2": "jaxpr", "closed_call": "call_jaxpr"
 def fori_loop(
     num_steps: int, body: Callable[[jax.Array, Carry], Carry], init: Carry
 ) -> Carry:
-    """Computes ``body(num_steps - 1, ... body(1, body(0, init)))``.
+    """Applies ``carry = body(step, carry)`` for the steps 0 to ``num_steps - 1``.
 
     Args:
       num_steps: how often the body runs; a Python int, at least 0.
@@ -62,7 +73,10 @@ def fori_loop(
     if num_steps == 0:
         return init
     unroll = num_steps if _mode() == "unroll" else 1
-    return lax.fori_loop(0, num_steps, fast_convolutions(body), init, unroll=unroll)
+    last: Carry = lax.fori_loop(
+        0, num_steps, fast_convolutions(body), init, unroll=unroll
+    )
+    return last
 
 
 def while_loop(
@@ -81,11 +95,11 @@ def while_loop(
     return lax.while_loop(cond, fast_convolutions(body), init)
 
 
-def canonicalize_convolutions(fun: Callable[..., Any]) -> Callable[..., Any]:
+def canonicalize_convolutions(fun: Callable[..., R]) -> Callable[..., R]:
     """Returns ``fun`` with every convolution written as NHWC x HWIO -> NHWC.
 
-    Values are the same; the transposes are explicit operations. Apply it after
-    differentiation: the convolutions that need it are those of derivatives.
+    The values are the same, and the transposes are explicit operations. Apply it after
+    differentiation, since the convolutions of derivatives need it.
 
     Args:
       fun: a function of pytrees of arrays that can be traced.
@@ -94,23 +108,24 @@ def canonicalize_convolutions(fun: Callable[..., Any]) -> Callable[..., Any]:
       A function with the arguments and results of ``fun``.
     """
 
-    def canonical(*args: Any) -> Any:
-        # A function of our own, as in detach: JAX would not trace fun again.
+    def canonical(*args: PyTree) -> R:
+        # A new function, as in detach: JAX would not trace fun again.
         traced, shapes = jax.make_jaxpr(lambda *a: fun(*a), return_shape=True)(*args)
         if not _has_convolution(traced):
             return fun(*args)
         outputs = _evaluate(traced, jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+        result: R = jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+        return result
 
     return canonical
 
 
-def fast_convolutions(fun: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns ``fun`` with convolutions that this backend is fast at.
+def fast_convolutions(fun: Callable[..., R]) -> Callable[..., R]:
+    """Returns ``fun`` with convolutions that are fast on this backend.
 
-    :func:`canonicalize_convolutions` on CPU, unless ``OPNORM_LOOPS`` says otherwise;
-    elsewhere ``fun`` itself. Loops apply it to their bodies; outside of loops it pays
-    for derivatives.
+    The result is :func:`canonicalize_convolutions` of ``fun`` on CPU, unless
+    ``OPNORM_LOOPS`` turns that off, and ``fun`` itself on other backends. Loops apply
+    this function to their bodies. Outside of loops it makes derivatives faster.
 
     Args:
       fun: a function of pytrees of arrays that can be traced.
@@ -127,28 +142,33 @@ def _mode() -> str:
     return mode if jax.default_backend() == "cpu" else "plain"
 
 
-def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    """A jaxpr and its constants, whether closed or not."""
+def _open(jaxpr: Jaxpr) -> tuple[Jaxpr, Sequence[jax.Array]]:
+    """The open jaxpr and its constants; ``jaxpr`` may be closed or open."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
-def _has_convolution(jaxpr: Any) -> bool:
+def _has_convolution(jaxpr: Jaxpr) -> bool:
     opened, _ = _open(jaxpr)
     return any(
         eqn.primitive is jex_core.primitives.conv_general_dilated_p
-        or (name := _CALLS.get(eqn.primitive.name)) is not None
-        and _has_convolution(eqn.params[name])
+        or (
+            (name := _CALLS.get(eqn.primitive.name)) is not None
+            and _has_convolution(eqn.params[name])
+        )
         for eqn in opened.eqns
     )
 
 
-def _evaluate(jaxpr: Any, args: Sequence[Any]) -> list[Any]:
+def _evaluate(jaxpr: Jaxpr, args: Sequence[jax.Array]) -> list[jax.Array]:
     opened, consts = _open(jaxpr)
     values = dict(zip(opened.constvars, consts, strict=True))
     values |= dict(zip(opened.invars, args, strict=True))
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, jex_core.Literal) else values[atom]
+    def read(atom: jex_core.Var | jex_core.Literal) -> jax.Array:
+        found: jax.Array = (
+            atom.val if isinstance(atom, jex_core.Literal) else values[atom]
+        )
+        return found
 
     for eqn in opened.eqns:
         inputs = [read(atom) for atom in eqn.invars]
@@ -169,11 +189,15 @@ def _evaluate(jaxpr: Any, args: Sequence[Any]) -> list[Any]:
 
 
 def _convolve(
-    lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Any, **params: Any
+    lhs: jax.Array,
+    rhs: jax.Array,
+    *,
+    dimension_numbers: lax.ConvDimensionNumbers,
+    **params: PyTree,
 ) -> jax.Array:
     lhs_spec, rhs_spec, out_spec = dimension_numbers
     rank = lhs.ndim
-    # Specs list the dimensions of (N, C, spatial) and (O, I, spatial).
+    # Each spec lists the dimensions of (N, C, spatial) or (O, I, spatial).
     last_channel = (0, rank - 1, *range(1, rank - 1))
     kernel_last = (rank - 1, rank - 2, *range(rank - 2))
     canonical = lax.ConvDimensionNumbers(last_channel, kernel_last, last_channel)
@@ -184,7 +208,7 @@ def _convolve(
     parts = [(images, kernel)]
     groups = {name: params[name] for name in _GROUPS}
     if 1 < max(groups.values()) <= _FEW_GROUPS:
-        # One of them is 1: channels are split, or the batch is.
+        # One of the two counts is 1: either channels or the batch is split.
         count = max(groups.values())
         axis = -1 if groups["feature_group_count"] > 1 else 0
         parts = list(
@@ -209,9 +233,7 @@ def _convolve(
     return lax.transpose(out, _inverse_gather(last_channel, out_spec))
 
 
-def _output_sizes(
-    images: jax.Array, kernel: jax.Array, params: dict[str, Any]
-) -> list[int]:
+def _output_sizes(images: jax.Array, kernel: jax.Array, params: Options) -> list[int]:
     """The spatial sizes of the result, for stride 1."""
     return [
         low + high + (size - 1) * spread + 1 - (taps - 1) * step
@@ -227,7 +249,7 @@ def _output_sizes(
 
 
 def _spreads(
-    images: jax.Array, kernel: jax.Array, sizes: list[int], params: dict[str, Any]
+    images: jax.Array, kernel: jax.Array, sizes: list[int], params: Options
 ) -> bool:
     """Whether a product and shifts do less work, or run faster, than a convolution."""
     if any(params[name] > 1 for name in _GROUPS):
@@ -240,9 +262,9 @@ def _spreads(
 
 
 def _product_and_shifts(
-    images: jax.Array, kernel: jax.Array, sizes: list[int], params: dict[str, Any]
+    images: jax.Array, kernel: jax.Array, sizes: list[int], params: Options
 ) -> jax.Array:
-    """Every tap's contribution in one product, then each added where it belongs."""
+    """A convolution as one product for all taps, whose parts are shifted and added."""
     spatial = images.ndim - 2
     contract = (((spatial + 1,), (spatial,)), ((), ()))
     taps = lax.dot_general(
@@ -252,8 +274,8 @@ def _product_and_shifts(
         precision=params["precision"],
         preferred_element_type=params["preferred_element_type"],
     )
-    # One axis after another: few and simple additions, which compile several times
-    # faster than one sum over all taps.
+    # The parts are added along one axis after the other. These additions are few and
+    # simple, and compile several times faster than one sum over all taps.
     for axis in reversed(range(spatial)):
         total = None
         for place in range(kernel.shape[axis]):

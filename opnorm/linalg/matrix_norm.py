@@ -1,6 +1,5 @@
-"""linalg: (p, q) norms of dense matrices, exactly where that is feasible."""
+"""(p, q) norms of dense matrices, exact where that is feasible."""
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -10,15 +9,17 @@ import numpy as np
 from jax import lax
 
 from opnorm.linalg import norms
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.linear_map import as_batch, from_matrix
 from opnorm.linalg.operator_norm import check_options, operator_norm
+from opnorm.linalg.typed import jit
 
-# Sign vectors evaluated at once: bounds the memory of an enumeration.
+# The number of sign vectors that are evaluated at once bounds the memory.
 _CHUNK = 512
 
 
 class MatrixNorm(NamedTuple):
-    """A (p, q) norm per matrix, how it was found, and the vectors that attain it.
+    """A (p, q) norm per matrix, the vectors that attain it, and how it was computed.
 
     Attributes:
       value: ``(B,)``, or a scalar for one matrix.
@@ -26,7 +27,7 @@ class MatrixNorm(NamedTuple):
       left: ``(B, d)`` or ``(d,)``, ``T_q(A v)``.
       method: "column" (p = 1), "row" (q = inf), "singular_value" (p = q = 2),
         "enumeration" of sign vectors (p = inf or q = 1), or "iteration".
-      exact: False for "iteration", whose value is a lower bound.
+      exact: False for the method "iteration", whose value is a lower bound.
     """
 
     value: jax.Array
@@ -48,39 +49,48 @@ def matrix_norm(
 ) -> MatrixNorm:
     """Computes ``||A||_{p,q} = max ||A v||_q over ||v||_p = 1`` of dense matrices.
 
-    For p = 1 it is the largest q-norm of a column, for q = inf the largest p*-norm of a
-    row, for p = q = 2 the largest singular value. For p = inf the maximum of a convex
-    function over a cube is at one of its 2^n corners, and for q = 1 it is
-    ``max ||A^T s||_{p*}`` over the 2^d sign vectors s: NP-hard, but enumerated while
-    the corners are few. Every other case is iterated from several starts.
+    - p = 1: the norm is the largest q-norm of a column.
+    - q = inf: the norm is the largest p*-norm of a row.
+    - p = q = 2: the norm is the largest singular value.
+    - p = inf: the maximum over a cube is at one of its 2^n corners. For q = 1 the norm
+      is ``max ||A^T s||_{p*}`` over the 2^d sign vectors s. Both problems are NP-hard;
+      the sign vectors are enumerated if they are few.
+    - In every other case the norm is iterated from several starts.
 
     The value can be differentiated: it is ``<left, A right>`` with both vectors held
-    constant, whose gradient is a subgradient of the norm where several vectors attain
-    it, and 0 at zero. The vectors carry no gradient, and second derivatives of the
-    value are wrong.
+    constant. Its gradient is a subgradient of the norm where several vectors attain
+    the norm, and 0 at zero. The vectors carry no gradient, and second derivatives of
+    the value are wrong.
 
     Args:
       matrix: ``(d, n)`` or ``(B, d, n)`` float.
       p: exponent of the input norm, in [1, inf].
       q: exponent of the output norm, in [1, inf].
-      num_restarts: starts of an iteration.
-      num_steps: power steps of an iteration.
-      key: typed key of an iteration's starts; None for a fixed one.
-      max_enumeration: most sign vectors (counting s and -s once) to enumerate.
+      num_restarts: number of starts of an iteration.
+      num_steps: number of power steps of an iteration.
+      key: typed key of the starts of an iteration; None for a fixed key.
+      max_enumeration: largest number of sign vectors to enumerate; s and -s count once.
 
     Returns:
-      The norm, its vectors, and how it was found.
+      The norm, its vectors, and the method.
 
     Raises:
       ValueError: for a matrix of another rank, exponents outside [1, inf], or
         iteration options out of range.
 
     Source: Roth et al. 2020, Table 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from opnorm import linalg
+      >>> found = linalg.matrix_norm(jnp.array([[1.0, 2.0], [3.0, -4.0]]), jnp.inf, 1)
+      >>> print(found.value, found.right, found.method)
+      8.0 [ 1. -1.] enumeration
     """
     p, q = norms.check_exponent("p", p), norms.check_exponent("q", q)
     check_options(num_steps, None, math.inf, num_restarts)
     batch = as_batch(matrix)
-    batch = batch.astype(jnp.promote_types(batch.dtype, jnp.float32))
+    batch = batch.astype(at_least_single(batch.dtype))
     _, d, n = batch.shape
     if p == 1:
         method = "column"
@@ -108,7 +118,7 @@ def matrix_norm(
     return MatrixNorm(value, right, left, method, method != "iteration")
 
 
-@functools.partial(jax.jit, static_argnums=range(2, 7))
+@jit(static_argnums=range(2, 7))
 def _compute(
     batch: jax.Array,
     key: jax.Array,
@@ -137,7 +147,8 @@ def _compute(
             num_restarts=num_restarts,
             key=key,
         ).right
-    # A zero matrix prefers no direction; the first axis has norm 1 for every p.
+    # Every direction attains the norm of a zero matrix. The first axis has norm 1 for
+    # every p.
     alive = norms.norm(right, math.inf)[:, None] > 0
     first = jnp.zeros_like(right).at[:, 0].set(1.0)
     right = jnp.where(alive, right, first)
@@ -148,7 +159,7 @@ def _compute(
 
 
 def _enumerate(batch: jax.Array, p: float, q: float) -> jax.Array:
-    """The sign vectors of whichever side has to be, and has fewer of them."""
+    """The right vectors; sign vectors are enumerated on the side that has fewer."""
     _, d, n = batch.shape
     if p == math.inf and (q != 1 or n <= d):
         return _corner(batch, q)

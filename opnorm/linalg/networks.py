@@ -1,10 +1,11 @@
 """Networks as arguments of compiled programs.
 
-A network is any callable ``f(x)``. One that is also a JAX pytree, such as
-``jax.tree_util.Partial(apply, variables)``, a Flax NNX module or an Equinox module,
-shows its arrays: they become arguments of a compiled program, and the program is used
-again for every network of the same structure. A plain function hides the arrays that it
-closes over, and they may change between two calls, so it is traced again each time.
+A network is any callable ``f(x)``. It may also be a JAX pytree, such as
+``jax.tree_util.Partial(apply, variables)``, a Flax NNX module or an Equinox module. The
+arrays of a callable pytree become arguments of a compiled program, and the program is
+used again for every network of the same structure. The arrays that a plain function
+closes over are unknown and may change between two calls, so a plain function is traced
+again in each call.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ Ordered = tuple[tuple[str, Hashable], ...]
 
 
 class Prepared:
-    """A plain function for the length of one measurement, which calls it often.
+    """A plain function whose programs are kept during one measurement.
 
     Programs of the function are compiled once and released with this object, so that
     neither they nor the arrays in the function outlive the measurement.
@@ -72,9 +73,10 @@ def prepare_network(f: Network) -> Network:
 
 
 def keeps_programs(f: Network, *args: PyTree) -> bool:
-    """Whether programs of f with these arguments are kept for later calls.
+    """Tells whether programs of f with these arguments are kept for later calls.
 
-    They are for a callable pytree, unless a program around the call is being traced.
+    Programs of a callable pytree are kept, unless a program around the call is being
+    traced.
     """
     parts = None if isinstance(f, Prepared) else _split(f)
     return parts is not None and not _is_traced((parts.arrays, args))
@@ -96,10 +98,10 @@ def place_network(f: Network, put: Callable[[Arrays], Arrays]) -> Network:
 class NetworkProgram(Generic[R]):
     """A compiled function of a network, of arrays and of options.
 
-    The compiled program is kept where f is a callable pytree: for all networks of the
-    same structure, arrays of the same shapes, and equal options. It is traced anew in
-    each call where f is a plain function that :func:`prepare_network` has not seen, and
-    where an argument is traced, since a program around this one is compiled then.
+    The program of a callable pytree is kept for all networks of the same structure,
+    arrays of the same shapes, and equal options. The program of a plain function is
+    traced in each call, unless :func:`prepare_network` returned the function. A program
+    with a traced argument is a part of the program around it and is not kept.
 
     Args:
       fun: a pure function ``fun(f, *arrays, **options)``. Its options must be hashable,
@@ -150,8 +152,27 @@ def network_program(fun: Callable[..., R]) -> NetworkProgram[R]:
       fun: a pure function. Its options must be hashable, and are compared with ``==``.
 
     Returns:
-      A function of the same arguments, in which options are given by keyword: see
-      :class:`NetworkProgram`.
+      A function of the same arguments, whose options are given by keyword. See
+      :class:`NetworkProgram` for the programs that are kept.
+
+    Example:
+      The arrays of a callable pytree are arguments, so a network with other weights
+      uses the program that was compiled before.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import linalg
+      >>> @linalg.network_program
+      ... def largest_output(f, x, *, sign):
+      ...     print("traced")
+      ...     return (sign * f(x)).max()
+      >>> x = jnp.ones((2, 3))
+      >>> for weight in (1.0, 2.0):
+      ...     f = jax.tree_util.Partial(jnp.multiply, weight * jnp.arange(3.0))
+      ...     print(largest_output(f, x, sign=1))
+      traced
+      2.0
+      4.0
     """
     return NetworkProgram(fun)
 
@@ -181,10 +202,10 @@ class _Compiled(Protocol[Result]):
 
 @dataclasses.dataclass(frozen=True)
 class _Structure:
-    """All of a callable pytree but its arrays; hashable.
+    """A callable pytree without its arrays; hashable.
 
     Attributes:
-      treedef: of the pytree.
+      treedef: the structure of the pytree.
       others: the leaves that are not arrays, such as an activation function, by their
         position.
     """
@@ -232,7 +253,7 @@ def _split(f: Network) -> _Parts | None:
 def _fresh(
     fun: Callable[..., R], f: Network, options: Mapping[str, Hashable]
 ) -> _Compiled[R]:
-    """A program that nothing else shares: JAX knows functions by their identity."""
+    """A program of its own, since JAX keeps programs by the identity of a function."""
     compiled: _Compiled[R] = jax.jit(lambda *args: fun(f, *args, **options))
     return compiled
 
@@ -240,8 +261,8 @@ def _fresh(
 def _is_traced(tree: PyTree) -> bool:
     """Whether a program around this one is being traced.
 
-    An option may hold a traced array where no argument is one, such as the epsilon of
-    an attack; then every operation is traced.
+    An option may hold a traced array, such as the epsilon of an attack, where no
+    argument is traced. Every operation is traced then, and the last leaf shows that.
     """
     leaves = (*jax.tree.leaves(tree), lax.full((), 0))
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)

@@ -1,4 +1,4 @@
-"""linalg: Lp norms of batches, and the maps between an Lp space and its dual.
+"""Lp norms of batches, and the maps between an Lp space and its dual.
 
 The leading axis of an array is the batch; the rest of each example is one vector.
 """
@@ -6,36 +6,37 @@ The leading axis of an array is the batch; the rest of each example is one vecto
 import functools
 import math
 import numbers
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from opnorm.linalg.dtypes import at_least_single
+from opnorm.linalg.typed import jit
 
-def check_exponent(name: str, p: Any) -> float:
+
+def check_exponent(name: str, p: object) -> float:
     """Returns ``p`` as a float, or raises ValueError unless it is in [1, inf].
 
     Args:
-      name: what the error calls the argument.
+      name: the name of the argument in the error.
       p: a number of Python or NumPy, not an array; exponents are static under
         ``jit``.
     """
-    is_number = isinstance(p, numbers.Real) and not isinstance(p, bool)
-    if not is_number or not p >= 1:
+    if isinstance(p, bool) or not isinstance(p, numbers.Real) or not float(p) >= 1:
         raise ValueError(f"{name} is {p!r}; it must be a number in [1, inf].")
     return float(p)
 
 
-def check_length(name: str, value: Any, *, positive: bool = False) -> None:
-    """Raises ValueError unless every length is finite and at least, or above, zero.
+def check_length(name: str, value: object, *, positive: bool = False) -> None:
+    """Raises ValueError unless every length is finite and at least 0.
 
-    With ``positive``, infinity is allowed: a step has no greatest length. A traced
-    value is not known yet, and is not checked.
+    With ``positive``, zero is refused and infinity is allowed, since a step may have
+    any length. A traced value is not known yet, and is not checked.
 
     Args:
-      name: what the error calls the argument.
+      name: the name of the argument in the error.
       value: a number or an array.
       positive: whether zero is refused.
     """
@@ -57,7 +58,7 @@ def conjugate_exponent(p: float) -> float:
       p: exponent in [1, inf].
 
     Returns:
-      The conjugate: 1 and inf are each other's, 2 is its own.
+      The conjugate: inf for 1, 1 for inf, 2 for 2.
 
     Raises:
       ValueError: for p outside [1, inf].
@@ -69,14 +70,14 @@ def conjugate_exponent(p: float) -> float:
 
 
 def scale(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """Multiplies each example by a number of its own.
+    """Multiplies each example by its own factor.
 
     Args:
       x: ``(B, ...)`` float.
       factor: ``(B,)`` or scalar.
 
     Returns:
-      Shape and dtype of ``x``.
+      An array with the shape and dtype of ``x``.
     """
     factor = jnp.asarray(factor)
     if factor.ndim:
@@ -85,18 +86,18 @@ def scale(x: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def rescale(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Divides by the largest modulus along some axes, and returns that, too.
+    """Divides by the largest modulus along some axes, and returns the divisor, too.
 
     Squares of the entries then neither overflow nor vanish. The divisor carries no
     gradient.
 
     Args:
-      x: float.
-      axes: of ``x``.
+      x: a float array.
+      axes: axes of ``x``.
 
     Returns:
-      ``x`` divided, and the divisor, of size 1 along the axes: 1 where all entries are
-      zero or some are not finite.
+      The quotient, and the divisor with size 1 along the axes. The divisor is 1 where
+      all entries are zero or some are not finite.
     """
     largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
     size = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
@@ -108,7 +109,7 @@ def inner(x: jax.Array, y: jax.Array) -> jax.Array:
 
     Args:
       x: ``(B, ...)`` float.
-      y: shape of ``x``.
+      y: an array with the shape of ``x``.
 
     Returns:
       ``(B,)``, accumulated in at least float32.
@@ -125,8 +126,8 @@ def inner(x: jax.Array, y: jax.Array) -> jax.Array:
 def norm(x: jax.Array, p: float = 2.0) -> jax.Array:
     """Computes the Lp norm of each example, ``||x_i||_p``.
 
-    Scaled by the largest entry, so that neither huge nor tiny examples overflow. The
-    gradient is ``T_p(x)`` (:func:`dual_map`), zero at zero.
+    Examples are scaled by their largest entry, so that squares neither overflow nor
+    vanish. The gradient is ``T_p(x)`` (:func:`dual_map`), and zero at zero.
 
     Args:
       x: ``(B, ...)`` float.
@@ -144,25 +145,38 @@ def norm(x: jax.Array, p: float = 2.0) -> jax.Array:
 
 
 def dual_map(z: jax.Array, s: float) -> jax.Array:
-    """Computes ``T_s(z) = sign(z) |z|^(s-1) / ||z||_s^(s-1)`` for each example.
+    """Computes the dual map ``T_s`` of each example.
 
-    With ``s = p*`` it is the steepest direction: the maximiser of ``<v, z>`` over
-    ``||v||_p <= 1``, which has ``||v||_p = 1`` and ``<v, z> = ||z||_{p*}``. T_2
-    normalises, T_1 is the sign, and T_inf shares one unit equally between the entries
-    that are largest in modulus (to 1e-12 relative in float64, 1e-6 otherwise).
+        T_s(z) = sign(z) |z|^(s-1) / ||z||_s^(s-1)
+
+    With ``s = p*`` this is the steepest direction in Lp: the v that maximises
+    ``<v, z>`` over ``||v||_p <= 1``. It has ``||v||_p = 1`` and
+    ``<v, z> = ||z||_{p*}``. T_2 normalises, T_1 is the sign, and T_inf divides 1
+    equally between the entries with the largest modulus (to 1e-12 relative in float64,
+    1e-6 otherwise).
 
     Args:
       z: ``(B, ...)`` float.
       s: exponent in [1, inf].
 
     Returns:
-      Shape and dtype of ``z``; zero where ``z`` is zero or not finite. Derivatives
-      are finite; they are zero at zero.
+      An array with the shape and dtype of ``z``; zero for an example that is zero or
+      not finite. Derivatives are finite, and zero at zero.
 
     Raises:
       ValueError: for s outside [1, inf], no batch axis, or a dtype that is not float.
 
     Source: Roth et al. 2020, Lemma 1 (Eqs. 16 and 35).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from opnorm import linalg
+      >>> z = jnp.array([[3.0, -4.0]])
+      >>> for s in (1, 2, jnp.inf):
+      ...     print(linalg.dual_map(z, s))
+      [[ 1. -1.]]
+      [[ 0.6 -0.8]]
+      [[ 0. -1.]]
     """
     s = check_exponent("s", s)
     return _compiled_dual_map(_flatten(z), s).reshape(z.shape).astype(z.dtype)
@@ -174,12 +188,12 @@ def _flatten(x: jax.Array) -> jax.Array:
             f"an array of shape {x.shape} and dtype {x.dtype} was given; it must be "
             "floating point with a leading batch axis."
         )
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_single(x.dtype)
     return x.astype(wide).reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def _largest(flat: jax.Array) -> jax.Array:
-    """Largest modulus of each row, with a leading axis kept; 0 for empty rows."""
+    """The largest modulus of each row, ``(B, 1)``; 0 for empty rows."""
     return jnp.max(jnp.abs(flat), axis=1, keepdims=True, initial=0.0)
 
 
@@ -198,7 +212,9 @@ def _norm(flat: jax.Array, p: float) -> jax.Array:
 
 
 @_norm.defjvp
-def _norm_jvp(p: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _norm_jvp(
+    p: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     (flat,), (tangent,) = primals, tangents
     return _norm(flat, p), jnp.sum(_dual_map(flat, p) * tangent, axis=1)
 
@@ -213,13 +229,13 @@ def _dual_map(flat: jax.Array, s: float) -> jax.Array:
         tolerance = 1e-12 if flat.dtype == jnp.float64 else 1e-6
         winners = usable & (jnp.abs(ratio) >= 1 - tolerance)
         count = jnp.maximum(jnp.sum(winners, axis=1, keepdims=True), 1)
-        return jnp.where(winners, jnp.sign(ratio), 0.0) / count
+        return jnp.where(winners, jnp.sign(ratio), 0.0) / count.astype(flat.dtype)
     if s == 2:
         squares = jnp.sum(ratio * ratio, axis=1, keepdims=True)
-        # Where nothing is usable, nothing infinite may enter the derivative.
+        # The derivative must be finite where no entry is usable.
         return ratio / jnp.sqrt(jnp.where(usable, squares, 1.0))
     modulus = jnp.abs(ratio)
-    # For s < 2 the slope at zero is infinite; it counts as zero.
+    # For s < 2 the slope at zero is infinite. It is set to zero.
     base = jnp.where(modulus > 0, modulus, 1.0)
     power = base ** (s - 1)
     total = jnp.sum(base**s, axis=1, keepdims=True, where=modulus > 0)
@@ -227,6 +243,6 @@ def _dual_map(flat: jax.Array, s: float) -> jax.Array:
     return jnp.sign(ratio) * power / length
 
 
-# Called eagerly they are one program instead of ten, and traced they are traced once.
-_compiled_norm = jax.jit(_norm, static_argnums=1)
-_compiled_dual_map = jax.jit(_dual_map, static_argnums=1)
+# An eager call runs one program instead of ten, and a trace is kept for each shape.
+_compiled_norm = jit(static_argnums=1)(_norm)
+_compiled_dual_map = jit(static_argnums=1)(_dual_map)

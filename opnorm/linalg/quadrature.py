@@ -1,13 +1,14 @@
-"""linalg: spectral densities and traces of symmetric maps, from random probes."""
+"""Spectral densities and traces of symmetric maps, from random probes."""
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from opnorm.linalg import checks, loops, norms
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.lanczos import check_steps, lanczos, tridiagonal_eigh
 from opnorm.linalg.linear_map import LinearMap
 
@@ -17,7 +18,7 @@ class Estimate(NamedTuple):
 
     Attributes:
       mean: ``(B,)``.
-      standard_error: ``(B,)``, of the mean; NaN for a single probe.
+      standard_error: ``(B,)``, the standard error of the mean; NaN for one probe.
     """
 
     mean: jax.Array
@@ -25,34 +26,36 @@ class Estimate(NamedTuple):
 
 
 class SpectralDensity(NamedTuple):
-    """The distribution of the n eigenvalues of each map, as one sum of points a probe.
+    """The distribution of the n eigenvalues of each map, seen by P probes.
+
+    The distribution that a probe sees is a weighted sum of m points.
 
     Attributes:
-      nodes: ``(B, P, m)``, Ritz values, ascending. An increasing function of them gives
-        the distribution of that function of the eigenvalues.
-      weights: ``(B, P, m)``, at least 0, of sum 1 for each probe.
+      nodes: ``(B, P, m)``, Ritz values, ascending. An increasing function of the nodes
+        gives the distribution of that function of the eigenvalues.
+      weights: ``(B, P, m)``, at least 0; their sum is 1 for each probe.
     """
 
     nodes: jax.Array
     weights: jax.Array
 
     def at(self, grid: jax.Array, width: float | jax.Array) -> Estimate:
-        """Evaluates the density, each eigenvalue blurred to a Gaussian.
+        """Evaluates the density, with each eigenvalue blurred to a Gaussian.
 
-        The error has two parts. One is the standard error over the probes. The other is
-        a bound of the error of the quadrature: the spectrum that a probe sees may have
-        its weight anywhere between the nodes beside it (inequalities of Chebyshev,
-        Markov and Stieltjes). The second part is large where ``width`` is less than the
-        distance between nodes; a greater width or more steps make it smaller. It may be
-        many times the true error where the width is several distances.
+        The error has two parts. The first is the standard error over the probes. The
+        second is a bound of the error of the quadrature: the weight of the spectrum
+        that a probe sees may lie anywhere between the neighbouring nodes (inequalities
+        of Chebyshev, Markov and Stieltjes). The second part is large where ``width`` is
+        less than the distance between nodes, and smaller with a greater width or more
+        steps. It may be many times the true error where the width is several distances.
 
         Args:
-          grid: ``(G,)``, where.
+          grid: ``(G,)``, the points at which the density is evaluated.
           width: standard deviation of the Gaussians, in units of the nodes.
 
         Returns:
-          ``(B, G)`` means, and as ``standard_error`` the sum of both parts; the mean
-          integrates to 1.
+          ``(B, G)`` means, which integrate to 1, and as ``standard_error`` the sum of
+          both parts.
 
         Raises:
           ValueError: for a width that is not positive.
@@ -60,17 +63,17 @@ class SpectralDensity(NamedTuple):
         Source: Akhiezer 1965, The Classical Moment Problem, for the inequalities.
         """
         norms.check_length("width", width, positive=True)
-        away = (grid[:, None] - self.nodes[..., None, :]) / width
+        away = (grid[None, None, :, None] - self.nodes[..., None, :]) / width
         mean, error, doubt = _blur(away, self.weights)
-        # The peak of each bell, by which everything is divided until here.
+        # Until here all values are in units of the peak of each bell.
         peak = 1 / (width * math.sqrt(2 * math.pi))
         return Estimate(peak * mean, peak * (error + doubt))
 
     def moment(self, power: int) -> Estimate:
         """Estimates the mean of the eigenvalues' powers, ``tr(A^power) / n``.
 
-        Exact for each probe while ``power < 2 m``. For greater powers it is an
-        approximation, and its error is not in the standard error.
+        The estimate is exact for each probe if ``power < 2 m``. For greater powers it
+        is an approximation, whose error is not a part of the standard error.
 
         Args:
           power: an int, at least 0.
@@ -95,23 +98,24 @@ def spectral_density(
 ) -> SpectralDensity:
     """Estimates the eigenvalue density by stochastic Lanczos quadrature.
 
-    All probes see a diagonal map alike, since the weight of each of its eigenvalues is
-    1 / n for every vector of signs: the standard error over the probes is 0. The error
-    of :meth:`SpectralDensity.at` contains that of the quadrature, too.
+    Each probe is a random vector of signs z, normalised, and gives a Lanczos matrix T.
+    The nodes are the eigenvalues of T, and the weights are the squared first entries of
+    the eigenvectors of T. They are the Gauss quadrature of the spectrum that z sees.
+    Copies of an eigenvalue that appear without orthogonalisation share its weight.
 
-    Each probe is a random vector of signs z, normalised. The nodes of its Lanczos
-    matrix T are the eigenvalues of T, their weights the squared first entries of T's
-    eigenvectors: Gauss quadrature of the spectrum as z sees it. Eigenvalues that are
-    found twice without orthogonalisation share their weight.
+    All probes see the same spectrum of a diagonal map, since each eigenvalue has the
+    weight 1 / n for every vector of signs. The standard error over the probes is then
+    0. The error of :meth:`SpectralDensity.at` also contains the error of the
+    quadrature.
 
-    Costs ``num_probes * num_steps`` products with the map.
+    The cost is ``num_probes * num_steps`` products with the map.
 
     Args:
       linear_map: B symmetric maps.
       num_steps: m, from 1 to n.
-      num_probes: P, at least 1; 2 for error bars.
+      num_probes: P, at least 1; error bars need 2 or more.
       key: typed key of the probes.
-      reorthogonalize: holds m vectors instead of three, for sharper nodes.
+      reorthogonalize: whether m vectors are held instead of three, for sharper nodes.
 
     Returns:
       Nodes and weights of every probe.
@@ -121,6 +125,20 @@ def spectral_density(
         :func:`lanczos`.
 
     Source: Golub & Welsch 1969; Ubaru, Chen & Saad 2017.
+
+    Example:
+      Means of powers of the eigenvalues 1, 2, 3 and 6:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from opnorm import linalg
+      >>> A = linalg.from_matrix(jnp.diag(jnp.array([1.0, 2.0, 3.0, 6.0])))
+      >>> density = linalg.spectral_density(
+      ...     A, num_steps=4, num_probes=2, key=jax.random.key(0)
+      ... )
+      >>> print(*(np.asarray(density.moment(k).mean).round(3) for k in (1, 2)))
+      [3.] [12.5]
     """
     num_probes = checks.check_count("num_probes", num_probes, 1)
     num_steps = checks.check_count("num_steps", num_steps, 1)
@@ -128,9 +146,11 @@ def spectral_density(
     keys = jax.random.split(key, num_probes)
     batch = linear_map.batch_size
     check_steps(linear_map, num_steps)
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    wide = at_least_single(linear_map.dtype)
 
-    def probe(number: jax.Array, found: Any) -> Any:
+    def probe(
+        number: jax.Array, found: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         nodes, weights = found
         process = lanczos(
             linear_map,
@@ -152,11 +172,11 @@ def trace(linear_map: LinearMap, *, num_probes: int = 10, key: jax.Array) -> Est
 
     Args:
       linear_map: B square maps.
-      num_probes: vectors z of random signs, one product each.
+      num_probes: number of vectors z of random signs, one product each.
       key: typed key.
 
     Returns:
-      ``(B,)`` estimates without bias; exact for diagonal maps.
+      ``(B,)`` unbiased estimates, exact for diagonal maps.
 
     Raises:
       ValueError: for maps that are not square, num_probes below 1, or a key that is
@@ -177,15 +197,16 @@ def squared_frobenius_norm(
 ) -> Estimate:
     """Estimates ``||A||_F^2``, the sum of the squared singular values of each map.
 
-    It is the mean of ``||A z||^2``, or of ``||A^T z||^2`` if there are fewer outputs.
+    The estimate is the mean of ``||A z||^2``, or of ``||A^T z||^2`` if A has fewer
+    outputs than inputs.
 
     Args:
       linear_map: B maps.
-      num_probes: vectors z of random signs, one product each.
+      num_probes: number of vectors z of random signs, one product each.
       key: typed key.
 
     Returns:
-      ``(B,)`` estimates without bias.
+      ``(B,)`` unbiased estimates.
 
     Raises:
       ValueError: for num_probes below 1, or a key that is not typed.
@@ -214,13 +235,13 @@ def _probe(
         image = linear_map.matvec(signs.astype(linear_map.dtype))
         return found.at[:, number].set(measure(signs, image.astype(found.dtype)))
 
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    wide = at_least_single(linear_map.dtype)
     empty = jnp.zeros((linear_map.batch_size, num_probes), wide)
     return _average(loops.fori_loop(num_probes, probe, linear_map.spread(empty)))
 
 
 def _signs(linear_map: LinearMap, key: jax.Array) -> jax.Array:
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    wide = at_least_single(linear_map.dtype)
     shape = (linear_map.batch_size, *linear_map.in_shape)
     return jax.random.rademacher(key, shape, wide)
 
@@ -232,16 +253,17 @@ def _blur(
     """Means of bells of height 1, their standard errors, and bounds of their errors.
 
     Args:
-      away: ``(B, P, G, m)``, how far the grid is above each node, in widths.
+      away: ``(B, P, G, m)``, the grid minus each node, in widths.
       weights: ``(B, P, m)``.
     """
     bells = jnp.exp(-0.5 * away**2)
     mean, error = _average(
         jnp.einsum("bpgm,bpm->bpg", bells, weights, precision="highest")
     )
-    # In the m + 1 intervals between nodes, the distribution function exceeds that of
-    # the nodes by at most the weight on the right, and falls short of it by at most
-    # the weight on the left. Its difference times the slope of the bell is the error.
+    # In each of the m + 1 intervals between nodes, the distribution function is at most
+    # that of the nodes plus the weight on the right, and at least that of the nodes
+    # minus the weight on the left. The error is the integral of this difference times
+    # the slope of the bell.
     one = ((0, 0),) * 3
     low = jnp.pad(bells, (*one, (1, 0)))
     high = jnp.pad(bells, (*one, (0, 1)))
@@ -258,12 +280,12 @@ def _blur(
 
 
 def _average(samples: jax.Array) -> Estimate:
-    """Means over axis 1, that of the probes."""
+    """Means and standard errors over axis 1, the axis of the probes."""
     count = samples.shape[1]
     mean = jnp.mean(samples, axis=1)
     if count == 1:
         return Estimate(mean, jnp.full_like(mean, jnp.nan))
-    # By a norm, which squares nothing that overflows or vanishes.
+    # The norm scales its argument, so that no square overflows or vanishes.
     away = jnp.moveaxis(samples - mean[:, None], 1, -1).reshape(mean.size, count)
     spread = norms.norm(away, 2.0).reshape(mean.shape)
     return Estimate(mean, spread / math.sqrt(count * (count - 1)))

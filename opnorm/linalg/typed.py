@@ -10,6 +10,8 @@ from jax.typing import DTypeLike
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_finfo: Callable[[DTypeLike], Any] = jnp.finfo
+
 
 def jit(
     *, static_argnums: int | Sequence[int] = (), **options: Any
@@ -31,10 +33,10 @@ def jit(
 
 
 def machine_epsilon(dtype: DTypeLike) -> float:
-    """The distance from 1 to the next larger number of a floating point type."""
-    return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    """Returns the distance from 1 to the next larger number of a dtype."""
+    return float(_finfo(dtype).eps)
 
 
 def smallest_normal(dtype: DTypeLike) -> float:
-    """The smallest positive number of a floating point type with all its digits."""
-    return float(jnp.finfo(dtype).tiny)  # type: ignore[no-untyped-call]
+    """Returns the smallest positive number of a dtype that has full precision."""
+    return float(_finfo(dtype).tiny)

@@ -1,7 +1,7 @@
-"""models: Flax networks that also return their features and pre-activations.
+"""Flax networks that also return their features and pre-activations.
 
-A model takes pictures (B, H, W, C) with pixels in [0, 1], normalises them inside and
-returns logits. Imports nothing of ours.
+A model takes images ``(B, H, W, C)`` with pixels in [0, 1], normalises them inside and
+returns logits ``(B, K)``. This room imports no other room.
 """
 
 from opnorm.models.activations import ACTIVATIONS, smooth_relu
@@ -12,7 +12,7 @@ from opnorm.models.fixup import FixupResNet
 from opnorm.models.inception import Inception
 from opnorm.models.mlp import MLP
 from opnorm.models.network import Network, network
-from opnorm.models.normalization import STATISTICS
+from opnorm.models.normalization import STATISTICS, normalize
 from opnorm.models.outputs import Outputs
 from opnorm.models.registry import NAMES, create
 from opnorm.models.resnet import ResNet50
@@ -23,15 +23,15 @@ from opnorm.models.wide_resnet50 import WideResNet50
 
 __all__ = [
     "ACTIVATIONS",
-    "AlexNet",
     "CNN7",
+    "MLP",
+    "NAMES",
+    "STATISTICS",
+    "AlexNet",
     "ELUNet",
     "FixupResNet",
     "Inception",
-    "MLP",
-    "NAMES",
     "Network",
-    "STATISTICS",
     "Outputs",
     "ResNeXt34",
     "ResNet32",
@@ -40,5 +40,6 @@ __all__ = [
     "WideResNet50",
     "create",
     "network",
+    "normalize",
     "smooth_relu",
 ]

@@ -1,4 +1,4 @@
-"""models: the activations that networks are built with."""
+"""The activations that networks are built with."""
 
 from collections.abc import Callable
 
@@ -10,16 +10,20 @@ import jax.numpy as jnp
 def smooth_relu(x: jax.Array) -> jax.Array:
     """Computes a ReLU whose corner is rounded by a polynomial, twice differentiable.
 
-    ``max(x, 0)`` where ``|x| >= 1/2``, else ``(x + 1/2)^3 - (x + 1/2)^4 / 2``. Slope
-    and curvature agree where the pieces meet; the curvature is at most 3/2 (at 0), the
-    slope grows from 0 to 1, and the value exceeds ReLU's by at most 3/32 (at 0). The
-    third derivative jumps at +-1/2.
+    The function is::
+
+        max(x, 0)                          where |x| >= 1/2
+        (x + 1/2)^3 - (x + 1/2)^4 / 2      elsewhere
+
+    Slope and curvature agree where the pieces meet. The curvature is at most 3/2 (at
+    0), the slope grows from 0 to 1, and the value exceeds that of ReLU by at most 3/32
+    (at 0). The third derivative jumps at +-1/2.
 
     Args:
       x: floating, any shape.
 
     Returns:
-      Of the shape and dtype of ``x``.
+      An array with the shape and dtype of ``x``.
 
     Source: Finlay & Oberman 2019, Remark 2.2.
     """
@@ -29,8 +33,8 @@ def smooth_relu(x: jax.Array) -> jax.Array:
     return jnp.where(inside, z * z * z * (1 - 0.5 * z), nn.relu(x))
 
 
-# ELU (Clevert et al. 2016) is x above 0 and exp(x) - 1 below: its slope is continuous,
-# at most 1 and 1-Lipschitz.
+# ELU (Clevert et al. 2016) is x above 0 and exp(x) - 1 below. Its slope is continuous,
+# at most 1, and 1-Lipschitz.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "smooth_relu": smooth_relu,

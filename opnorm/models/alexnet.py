@@ -1,16 +1,16 @@
-"""models: AlexNet, the small one for 28x28 pictures of Zhang et al. 2017."""
+"""The small AlexNet of Zhang et al. 2017 for 28x28 images."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
-# Of 7 places the two poolings leave 3 and 1.
+# The two poolings leave 3 and 1 of 7 places.
 MIN_SIZE = 7
 
 
@@ -21,12 +21,13 @@ class AlexNet(nn.Module):
     dense(4w), act, dense(2w), act, linear]``. Convolutions keep the size of the map;
     ``pool`` is 3x3 max-pooling with stride 2 and no padding, which drops the last row
     and column of an even map; LRN is ``layers.local_response_normalization``, over
-    nine channels. All layers have biases. 28x28 pictures end in a map of 6x6, as in the
-    paper; larger ones in a larger map. At width 96, 28x28x3 and 10 classes: 4,237,130
-    parameters.
+    nine channels. All layers have biases. The last map of 28x28 images is 6x6, as in
+    the paper, and that of larger images is larger. The network has 4,237,130 parameters
+    at width 96 with 28x28x3 images and 10 classes.
 
-    Its pooling overlaps and has the l2 Lipschitz constant 2, so the product of the
-    layers' norms does not bound the network's: two poolings can amplify by another 4.
+    The pooling overlaps and has the l2 Lipschitz constant 2, so the product of the
+    layers' norms does not bound the norm of the network: the two poolings can amplify
+    by another factor of 4.
 
     Kernels start from Xavier's uniform distribution, biases from zero.
 
@@ -35,11 +36,11 @@ class AlexNet(nn.Module):
       num_classes: number of logits.
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
       std: the pixels are then divided by it; one number or one per channel.
-      dtype: what the network computes in. Parameters and logits are at least float32.
+      dtype: dtype of the computation. Parameters and logits are at least float32.
       activation: a name in ``ACTIVATIONS``; "elu" makes it the ELU-AlexNet of Farnia et
         al. 2019.
       rematerialize: if true, derivatives compute each convolution with its activation,
-        pooling and LRN again instead of storing what happens in them.
+        pooling and LRN again instead of storing the values inside them.
 
     Source: Zhang et al. 2017, Appendix A (their Small AlexNet); used by Farnia et al.
     2019.
@@ -49,19 +50,19 @@ class AlexNet(nn.Module):
     num_classes: int = 10
     mean: normalization.ChannelStatistic = 0.5
     std: normalization.ChannelStatistic = 0.5
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     activation: str = "relu"
     rematerialize: bool = False
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
-    ) -> Any:
-        """Computes the logits of a batch of pictures.
+    ) -> jax.Array | outputs_lib.Outputs:
+        """Computes the logits of a batch of images.
 
         Args:
           x: (B, H, W, C), floating, pixels in [0, 1]; H and W at least 7.
-          train: every model takes it; this one behaves alike in both modes.
+          train: ignored, since the network is the same in training and inference.
           outputs: "logits", or "all" for features and pre-activations as well.
 
         Returns:

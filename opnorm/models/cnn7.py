@@ -1,16 +1,16 @@
-"""models: CNN7, the convolutional network of Roth et al. 2020."""
+"""CNN7, the convolutional network of Roth et al. 2020."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
-# Three poolings leave a map of a third of these or more for the last 3x3 kernel.
+# Three poolings leave 3 of 24 places, as many as the last 3x3 kernel needs.
 MIN_SIZE = 24
 
 
@@ -21,9 +21,10 @@ class CNN7(nn.Module):
     The first six convolutions keep the size of the map, the last has no padding;
     ``pool`` is 2x2 max-pooling that drops an odd last row or column. Convolutions have
     biases; BatchNorm has no learned scale or shift, epsilon 1e-5 and momentum 0.9
-    (PyTorch's 0.1). 32x32 pictures end in 8w features, as in the paper; 28x28 ones too:
-    their last map is 1x1 already and is not pooled. Larger ones end in more features.
-    At width 128, 32x32x3 and 10 classes: 9,306,250 parameters, 462,848 ReLU units.
+    (PyTorch's 0.1). Images of 32x32 give 8w features, as in the paper. Images of 28x28
+    give as many, since their last map is 1x1 already and is not pooled; larger images
+    give more. At width 128, with 32x32x3 images and 10 classes, the network has
+    9,306,250 parameters and 462,848 ReLU units.
 
     Kernels start from Flax's default (LeCun normal), biases from zero.
 
@@ -33,11 +34,11 @@ class CNN7(nn.Module):
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
       std: the pixels are then divided by it; one number or one per channel. The
         defaults map [0, 1] to [-1, 1], as Roth et al. 2020 do.
-      dtype: what the network computes in. Parameters, BatchNorm statistics and logits
-        are at least float32.
+      dtype: dtype of the computation. Parameters, BatchNorm statistics and logits are
+        at least float32.
       activation: a name in ``ACTIVATIONS``; the paper's is "relu".
       rematerialize: if true, derivatives compute each convolution, BatchNorm,
-        activation and pooling again instead of storing what happens in them.
+        activation and pooling again instead of storing the values inside them.
 
     Source: Roth et al. 2020, experimental set-up (CNN7).
     """
@@ -46,15 +47,15 @@ class CNN7(nn.Module):
     num_classes: int = 10
     mean: normalization.ChannelStatistic = 0.5
     std: normalization.ChannelStatistic = 0.5
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     activation: str = "relu"
     rematerialize: bool = False
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
-    ) -> Any:
-        """Computes the logits of a batch of pictures.
+    ) -> jax.Array | outputs_lib.Outputs:
+        """Computes the logits of a batch of images.
 
         Args:
           x: (B, H, W, C), floating, pixels in [0, 1]; H and W at least 24.

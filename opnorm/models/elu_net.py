@@ -1,10 +1,9 @@
-"""models: ELUNet, the convolutional network for MNIST of Sinha et al. 2018."""
-
-from typing import Any
+"""ELUNet, the convolutional network of Sinha et al. 2018 for MNIST."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
@@ -18,12 +17,13 @@ class ELUNet(nn.Module):
 
     With w the width: ``[conv8x8(w) with stride 2, act, conv6x6(2w) with stride 2, act,
     conv5x5(2w), act, linear]``. The first convolution is padded as TensorFlow's SAME,
-    the others not at all; all have biases. 28x28 pictures end in 2w features, as in the
-    paper; larger ones in more. At width 64, 28x28x1 and 10 classes: 710,218 parameters.
+    the others not at all; all have biases. Images of 28x28 give 2w features, as in the
+    paper; larger images give more. At width 64, with 28x28x1 images and 10 classes, the
+    network has 710,218 parameters.
 
-    It is a chain of linear layers and functions that are 1-Lipschitz, so the product of
-    the layers' norms bounds its Lipschitz constant; with ELU it has a Lipschitz
-    gradient, too, as Sinha et al. and Farnia et al. suppose.
+    The network is a chain of linear layers and functions that are 1-Lipschitz, so the
+    product of the layers' norms bounds its Lipschitz constant. With ELU its gradient is
+    Lipschitz too, as Sinha et al. and Farnia et al. suppose.
 
     Kernels start from Xavier's uniform distribution, biases from zero.
 
@@ -33,9 +33,9 @@ class ELUNet(nn.Module):
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
         The papers do not normalise MNIST: mean 0 and std 1.
       std: the pixels are then divided by it; one number or one per channel.
-      dtype: what the network computes in. Parameters and logits are at least float32.
-      activation: a name in ``ACTIVATIONS``; ``models.create`` has "relu" as its default
-        here as for all.
+      dtype: dtype of the computation. Parameters and logits are at least float32.
+      activation: a name in ``ACTIVATIONS``. The default of ``models.create`` is "relu",
+        as for every network.
 
     Source: Sinha et al. 2018, Section 4.2; used by Farnia et al. 2019.
     """
@@ -44,18 +44,18 @@ class ELUNet(nn.Module):
     num_classes: int = 10
     mean: normalization.ChannelStatistic = 0.5
     std: normalization.ChannelStatistic = 0.5
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     activation: str = "elu"
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
-    ) -> Any:
-        """Computes the logits of a batch of pictures.
+    ) -> jax.Array | outputs_lib.Outputs:
+        """Computes the logits of a batch of images.
 
         Args:
           x: (B, H, W, C), floating, pixels in [0, 1]; H and W at least 27.
-          train: every model takes it; this one behaves alike in both modes.
+          train: ignored, since the network is the same in training and inference.
           outputs: "logits", or "all" for features and pre-activations as well.
 
         Returns:

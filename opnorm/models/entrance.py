@@ -1,28 +1,40 @@
-"""models: how every network begins: its checks, and pictures normalised."""
+"""The checks and the normalisation that every network begins with."""
 
-from typing import Any
+from typing import Protocol
 
 import jax
+from jax.typing import DTypeLike
 
 from opnorm.models import activations, normalization
 from opnorm.models import outputs as outputs_lib
 
 
-def enter(network: Any, x: jax.Array, outputs: str, *, min_size: int = 1) -> jax.Array:
-    """Checks what every network has and is given, and normalises its pictures.
+class Model(Protocol):
+    """The attributes that every network has."""
+
+    num_classes: int
+    mean: normalization.ChannelStatistic
+    std: normalization.ChannelStatistic
+    dtype: DTypeLike
+    activation: str
+
+
+def enter(
+    network: Model, x: jax.Array, outputs: str, *, min_size: int = 1
+) -> jax.Array:
+    """Checks a network's attributes and arguments, and normalises its images.
 
     Args:
-      network: with the attributes ``num_classes``, ``activation``, ``mean``, ``std``,
-        ``dtype`` and, but for the MLP, ``width``.
+      network: a network, which also has ``width``, unless it is an MLP.
       x: (B, H, W, C), floating, pixels in [0, 1].
       outputs: a name in ``OUTPUTS``.
-      min_size: the least height and width that the network can take.
+      min_size: smallest height and width that the network can take.
 
     Returns:
       ``(x - mean) / std`` in the network's dtype.
 
     Raises:
-      ValueError: if one of them cannot be used.
+      ValueError: if an attribute or argument cannot be used.
     """
     outputs_lib.check_outputs(outputs)
     for name in ("width", "num_classes"):

@@ -1,29 +1,28 @@
-"""models: FixupResNet, residual networks without BatchNorm."""
-
-from typing import Any
+"""FixupResNet, residual networks without BatchNorm."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 
 class FixupResNet(nn.Module):
-    """ResNet-56 or ResNet-110 for 32x32 pictures, initialised so that it needs no norm.
+    """ResNet-56 or ResNet-110 for 32x32 images, initialised so that it needs no norm.
 
     ``conv3x3(16), act``, three stages of n basic blocks with 16, 32 and 64 channels (at
     width 16) and strides 1, 2, 2, the average over all places, linear; depth = 6 n + 2.
     A block is ``act(conv3x3(act(conv3x3_stride(x))) + shortcut)``; where the channels
-    double, the shortcut is every second place, with zeros for the new channels. There
-    are no biases but the last layer's, and none of the scalar layers of Zhang et al.,
-    which the regularisation view leaves out. At depths 56 and 110 and 10 classes:
-    848,954 and 1,719,866 parameters.
+    double, the shortcut is every second place, with zeros for the new channels. Only
+    the last layer has a bias. The scalar layers of Zhang et al. are left out, as in the
+    paper on the regularisation view. With 10 classes the network has 848,954 parameters
+    at depth 56 and 1,719,866 at depth 110.
 
-    A block's first convolution starts from N(0, 2 / (9 C_out)) / sqrt(number of
-    blocks), its second from zero, and so does the linear layer: at the start logits are
-    zero, and so is every gradient in the input.
+    The first convolution of a block starts from N(0, 2 / (9 C_out)) / sqrt(number of
+    blocks); its second one and the linear layer start from zero. Therefore the logits
+    and every gradient in the input are zero at the start.
 
     Attributes:
       depth: 6 n + 2, such as 56 or 110.
@@ -31,10 +30,10 @@ class FixupResNet(nn.Module):
       num_classes: number of logits.
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
       std: the pixels are then divided by it; one number or one per channel.
-      dtype: what the network computes in. Parameters and logits are at least float32.
+      dtype: dtype of the computation. Parameters and logits are at least float32.
       activation: a name in ``ACTIVATIONS``.
       rematerialize: if true, derivatives compute each block again instead of storing
-        what happens in it.
+        the values inside it.
 
     Source: Zhang, Dauphin & Ma 2019 (Fixup); "Towards Understanding the Regularization
     of Adversarial Robustness on Neural Networks" 2020, Appendix D (nets A and B).
@@ -45,19 +44,19 @@ class FixupResNet(nn.Module):
     num_classes: int = 10
     mean: normalization.ChannelStatistic = 0.5
     std: normalization.ChannelStatistic = 0.5
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     activation: str = "relu"
     rematerialize: bool = False
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
-    ) -> Any:
-        """Computes the logits of a batch of pictures.
+    ) -> jax.Array | outputs_lib.Outputs:
+        """Computes the logits of a batch of images.
 
         Args:
           x: (B, H, W, C), floating, pixels in [0, 1]; H and W at least 4.
-          train: every model takes it; this one behaves alike in both modes.
+          train: ignored, since the network is the same in training and inference.
           outputs: "logits", or "all" for features and pre-activations as well.
 
         Returns:
@@ -105,16 +104,16 @@ class FixupBlock(nn.Module):
     """A block of two 3x3 convolutions.
 
     Attributes:
-      channels: of both.
-      stride: of the first.
-      num_blocks: in the network.
-      dtype, activation: as of the network.
+      channels: number of output channels of both convolutions.
+      stride: stride of the first convolution.
+      num_blocks: number of blocks in the network.
+      dtype, activation: those of the network.
     """
 
     channels: int
     stride: int
     num_blocks: int
-    dtype: Any
+    dtype: DTypeLike
     activation: str
 
     @nn.compact

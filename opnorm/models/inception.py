@@ -1,16 +1,15 @@
-"""models: Inception, the small one for 28x28 pictures of Zhang et al. 2017."""
-
-from typing import Any
+"""The small Inception network of Zhang et al. 2017 for 28x28 images."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
-# Of each stage: channels of the convolution that halves the map before it, and those of
-# the 1x1 and the 3x3 convolution of every block, all at width 96.
+# Each stage has the number of channels of the convolution that halves the map before
+# it, and those of the 1x1 and the 3x3 convolution of each of its blocks, at width 96.
 STAGES: tuple[tuple[int | None, tuple[tuple[int, int], ...]], ...] = (
     (None, ((32, 32), (32, 48))),
     (80, ((112, 48), (96, 64), (80, 80), (48, 96))),
@@ -26,20 +25,20 @@ class Inception(nn.Module):
     ``conv3x3(96), act``, the stages, a 7x7 average around every place, linear. A block
     of (a, b) channels lays the outputs of ``conv1x1(a), act`` and ``conv3x3(b), act``
     side by side; the stages have blocks of (32, 32), (32, 48), then (112, 48),
-    (96, 64), (80, 80), (48, 96), then (176, 160) twice. The second and third begin by
-    halving the map: ``conv3x3(80)`` or ``conv3x3(96)`` with stride 2 and the activation
-    beside 3x3 max-pooling with stride 2. Convolutions have biases; all padding is
-    TensorFlow's SAME. With another width than 96 all numbers of channels are scaled in
-    proportion, rounded, at least to 1.
+    (96, 64), (80, 80), (48, 96), then (176, 160) twice. The second and the third stage
+    begin by halving the map: ``conv3x3(80)`` or ``conv3x3(96)`` with stride 2 and the
+    activation beside 3x3 max-pooling with stride 2. Convolutions have biases; all
+    padding is TensorFlow's SAME. At other widths than 96, all numbers of channels are
+    scaled in proportion and rounded to at least 1.
 
-    The average keeps the size of the map (its windows end at the border, and what is
-    outside does not count), so that the linear layer sees every place: 7x7x336 = 16,464
-    features of a 28x28 picture. With three channels and 10 classes: 1,810,682
-    parameters.
+    The average keeps the size of the map (its windows end at the border, and places
+    outside do not count), so that the linear layer sees every place: a 28x28 image
+    has 7x7x336 = 16,464 features. With three channels and 10 classes the network has
+    1,810,682 parameters.
 
-    The product of the layers' norms bounds nothing here: max-pooling that overlaps has
-    the l2 Lipschitz constant 2, the average around every place slightly more than 1,
-    and two parallel layers together up to the root of the sum of their squared norms.
+    The product of the layers' norms is no bound here. Max-pooling that overlaps has the
+    l2 Lipschitz constant 2, the average around every place slightly more than 1, and
+    two parallel layers have up to the root of the sum of their squared norms.
 
     Kernels start from Xavier's uniform distribution, biases from zero.
 
@@ -48,10 +47,10 @@ class Inception(nn.Module):
       num_classes: number of logits.
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
       std: the pixels are then divided by it; one number or one per channel.
-      dtype: what the network computes in. Parameters and logits are at least float32.
+      dtype: dtype of the computation. Parameters and logits are at least float32.
       activation: a name in ``ACTIVATIONS``.
       rematerialize: if true, derivatives compute each block again instead of storing
-        what happens in it.
+        the values inside it.
 
     Source: Zhang et al. 2017, Appendix A (Small Inception, there with BatchNorm); used
     by Farnia et al. 2019.
@@ -61,19 +60,19 @@ class Inception(nn.Module):
     num_classes: int = 10
     mean: normalization.ChannelStatistic = 0.5
     std: normalization.ChannelStatistic = 0.5
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     activation: str = "relu"
     rematerialize: bool = False
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
-    ) -> Any:
-        """Computes the logits of a batch of pictures.
+    ) -> jax.Array | outputs_lib.Outputs:
+        """Computes the logits of a batch of images.
 
         Args:
           x: (B, H, W, C), floating, pixels in [0, 1].
-          train: every model takes it; this one behaves alike in both modes.
+          train: ignored, since the network is the same in training and inference.
           outputs: "logits", or "all" for features and pre-activations as well.
 
         Returns:
@@ -122,12 +121,12 @@ class ParallelBlock(nn.Module):
     """A 1x1 and a 3x3 convolution of the same input, their outputs side by side.
 
     Attributes:
-      channels: of the 1x1 and of the 3x3 convolution.
-      dtype, activation: as of the network.
+      channels: number of output channels of the 1x1 and of the 3x3 convolution.
+      dtype, activation: those of the network.
     """
 
     channels: tuple[int, int]
-    dtype: Any
+    dtype: DTypeLike
     activation: str
 
     @nn.compact
@@ -147,12 +146,12 @@ class HalvingBlock(nn.Module):
     """A 3x3 convolution and max-pooling, both with stride 2, outputs side by side.
 
     Attributes:
-      channels: of the convolution.
-      dtype, activation: as of the network.
+      channels: number of output channels of the convolution.
+      dtype, activation: those of the network.
     """
 
     channels: int
-    dtype: Any
+    dtype: DTypeLike
     activation: str
 
     @nn.compact

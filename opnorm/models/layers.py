@@ -1,22 +1,22 @@
-"""models: what the convolutional networks share, each piece written once.
+"""Layers that the convolutional networks share.
 
-Functions that build a Flax layer are called inside a compact module and name it, so
-that parameter trees depend on nothing but the names.
+Functions that build a Flax layer are called inside a compact module and name the layer,
+so that parameter trees depend on the names alone.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from opnorm.models import outputs as outputs_lib
 
-# Flax's default.
+# The default of Flax.
 LECUN_NORMAL = nn.initializers.lecun_normal()
-# TensorFlow's, which calls it Glorot's.
+# The default of TensorFlow, which calls it Glorot's.
 XAVIER_UNIFORM = nn.initializers.xavier_uniform()
 
 
@@ -24,18 +24,18 @@ def batch_norm(
     name: str,
     *,
     train: bool,
-    dtype: Any,
+    dtype: DTypeLike,
     affine: bool = True,
     scale_init: Callable[..., jax.Array] = nn.initializers.ones,
 ) -> nn.BatchNorm:
     """Builds BatchNorm with epsilon 1e-5 and momentum 0.9 (PyTorch's 0.1).
 
     Args:
-      name: of the module.
-      train: if true, it uses the statistics of the batch and updates the running ones.
-      dtype: what the network computes in; statistics and what normalises are at least
-        float32.
-      affine: if true, it has a learned scale and shift.
+      name: name of the module.
+      train: if true, the layer uses the statistics of the batch and updates the running
+        ones.
+      dtype: dtype of the computation; statistics, scale and shift are at least float32.
+      affine: if true, the layer has a learned scale and shift.
       scale_init: initialises the scale.
     """
     param_dtype = outputs_lib.parameter_dtype(dtype)
@@ -46,9 +46,9 @@ def batch_norm(
         use_bias=affine,
         use_scale=affine,
         scale_init=scale_init,
-        # One pass over the activations in place of two loses digits by cancellation,
-        # fewer than half precision has lost already, and spares a GPU one of the passes
-        # over its memory that ResNet-50's step is bound by.
+        # A variance in one pass loses digits by cancellation, but fewer than half
+        # precision has lost already. It saves one of the passes over a GPU's memory,
+        # which bound the time of a step of ResNet-50.
         use_fast_variance=jnp.dtype(dtype).itemsize < 4,
         dtype=dtype,
         param_dtype=param_dtype,
@@ -65,22 +65,22 @@ def convolution(
     size: int,
     *,
     kernel_init: Callable[..., jax.Array],
-    dtype: Any,
+    dtype: DTypeLike,
     stride: int = 1,
     groups: int = 1,
 ) -> nn.Conv:
     """Builds a convolution without bias, padded by ``size // 2`` on every side.
 
-    The padding is in numbers: SAME pads an even picture by one place less on top and
-    left where the stride is 2, and is another map than PyTorch's.
+    The padding is given in numbers, since SAME is not PyTorch's padding: it pads an
+    even image by one place less on top and left where the stride is 2.
 
     Args:
-      name: of the module.
-      channels: of the output.
-      size: of the square kernel, odd.
+      name: name of the module.
+      channels: number of output channels.
+      size: height and width of the kernel, odd.
       kernel_init: initialises the kernel.
-      dtype: what the network computes in; the kernel is at least float32.
-      stride: in both directions.
+      dtype: dtype of the computation; the kernel is at least float32.
+      stride: stride in both directions.
       groups: number of groups of channels.
     """
     return nn.Conv(
@@ -102,21 +102,21 @@ def biased_convolution(
     channels: int,
     size: int,
     *,
-    dtype: Any,
+    dtype: DTypeLike,
     stride: int = 1,
     padding: str = "SAME",
     kernel_init: Callable[..., jax.Array] = XAVIER_UNIFORM,
 ) -> nn.Conv:
-    """Builds a convolution with a bias, which starts from zero, padded as TensorFlow's.
+    """Builds a convolution with a bias that starts from zero and TensorFlow's padding.
 
     Args:
-      name: of the module.
-      channels: of the output.
-      size: of the square kernel.
-      dtype: what the network computes in; kernel and bias are at least float32.
-      stride: in both directions.
-      padding: "SAME", where an odd place more is added below and to the right, or
-        "VALID", none.
+      name: name of the module.
+      channels: number of output channels.
+      size: height and width of the kernel.
+      dtype: dtype of the computation; kernel and bias are at least float32.
+      stride: stride in both directions.
+      padding: "SAME", which adds an odd place below and to the right, or "VALID", which
+        adds none.
       kernel_init: initialises the kernel.
     """
     return nn.Conv(
@@ -134,7 +134,7 @@ def biased_convolution(
 def linear(
     features: jax.Array,
     num_classes: int,
-    dtype: Any,
+    dtype: DTypeLike,
     *,
     kernel_init: Callable[..., jax.Array] = LECUN_NORMAL,
     use_bias: bool = True,
@@ -144,9 +144,9 @@ def linear(
     Args:
       features: (B, F).
       num_classes: number of logits.
-      dtype: what the network computes in.
+      dtype: dtype of the computation.
       kernel_init: initialises the kernel.
-      use_bias: if true, it has a bias.
+      use_bias: if true, the layer has a bias.
 
     Returns:
       (B, num_classes), at least float32.
@@ -165,8 +165,7 @@ def linear(
 def max_pool(x: jax.Array) -> jax.Array:
     """Computes 2x2 max-pooling with stride 2; an odd last row or column is dropped.
 
-    Of equal largest entries one is chosen, forwards as backwards: derivatives go to
-    that one alone.
+    Derivatives go to one entry of each window, also where several are the largest.
 
     Args:
       x: (B, H, W, C), H and W at least 2.
@@ -174,7 +173,7 @@ def max_pool(x: jax.Array) -> jax.Array:
     Returns:
       (B, H // 2, W // 2, C), like ``x``.
     """
-    # Backwards several times faster on CPU than reduce_window.
+    # The backward pass is several times faster on CPU than that of reduce_window.
     windows = _windows(x)
     rows = _larger(windows[:, :, 0], windows[:, :, 1])
     return _larger(rows[:, :, :, 0], rows[:, :, :, 1])
@@ -195,35 +194,36 @@ def average_pool(x: jax.Array) -> jax.Array:
 def overlapping_max_pool(x: jax.Array, *, padding: int | str = 1) -> jax.Array:
     """Computes 3x3 max-pooling with stride 2.
 
-    Of equal largest entries one is chosen, forwards as backwards: derivatives go to
-    that one alone.
+    Derivatives go to one entry of each window, also where several are the largest.
 
-    An entry can be the largest of four windows at once, so that the l2 Lipschitz
-    constant is 2, where that of pooling without overlap is 1.
+    One entry can be the largest of four windows, so the l2 Lipschitz constant is 2;
+    that of pooling without overlap is 1.
 
     Args:
       x: (B, H, W, C).
-      padding: with -inf, by 1 on every side (PyTorch's networks), "SAME" (TensorFlow's:
-        where H is even, none on top and 1 below, and likewise for W) or "VALID" (none;
-        H and W at least 3, and where they are even the last row or column is dropped).
+      padding: 1 for a border of one place on every side, as in PyTorch's networks;
+        "SAME", TensorFlow's: where H is even, none on top and 1 below, and likewise for
+        W; or "VALID" for none: H and W are at least 3, and where they are even the last
+        row or column is dropped. The border is -inf.
 
     Returns:
       (B, (H + 1) // 2, (W + 1) // 2, C), with "VALID" (B, (H - 1) // 2, (W - 1) // 2,
       C); like ``x``.
     """
-    # Backwards 11 times faster on CPU than reduce_window, 6 times under vmap.
+    # The backward pass is 11 times faster on CPU than that of reduce_window, and 6
+    # times under vmap.
     return _pool_axis(_pool_axis(x, 1, padding), 2, padding)
 
 
 def local_average(x: jax.Array, size: int) -> jax.Array:
     """Computes averages over size x size windows with stride 1 around every place.
 
-    The part of a window that lies outside of the picture does not count, in the sum or
-    in the number that it is divided by: SAME average-pooling as TensorFlow has it.
+    The part of a window that lies outside of the image counts neither in the sum nor in
+    the number that divides it, as in TensorFlow's average-pooling with SAME.
 
     Args:
       x: (B, H, W, C).
-      size: of the square window, odd.
+      size: height and width of the window, odd.
 
     Returns:
       Like ``x``; sums are accumulated in at least float32.
@@ -234,8 +234,8 @@ def local_average(x: jax.Array, size: int) -> jax.Array:
         inside = distances <= size // 2
         return jnp.asarray(inside / inside.sum(axis=1, keepdims=True), wide)
 
-    # Windows and their sizes are products of those of the two axes. With all its
-    # derivatives half the time of reduce_window on CPU.
+    # Windows and their sizes are products of those of the two axes. With derivatives
+    # this takes half the time of reduce_window on CPU.
     wide = outputs_lib.parameter_dtype(x.dtype)
     rows, columns = averages(x.shape[1]), averages(x.shape[2])
     h = jnp.einsum("ih,bhwc->biwc", rows, x.astype(wide), precision="highest")
@@ -253,29 +253,32 @@ def local_response_normalization(
 ) -> jax.Array:
     """Divides entries by a power of the sum of squares over neighbouring channels.
 
-    ``y_c = x_c / (bias + alpha sum_{|k - c| <= depth_radius} x_k^2)^beta``, at the same
-    place; channels that do not exist count nothing. (PyTorch divides its alpha by the
-    number of channels in the window.) The base is at least ``bias``, so that it is
+    At each place::
+
+        y_c = x_c / (bias + alpha sum_{|k - c| <= depth_radius} x_k^2)^beta
+
+    where channels that do not exist count as zero. (PyTorch divides its alpha by the
+    number of channels in the window.) The base is at least ``bias``, so the function is
     smooth everywhere. With bias 1 its Jacobian is the identity at 0; gradient ascent
-    found none of a larger norm.
+    found no Jacobian of a larger norm.
 
     Args:
       x: (..., C), floating.
-      depth_radius: channels on either side; the window has twice as many, and one.
+      depth_radius: r, channels on either side; the window has 2 r + 1 channels.
       bias: positive.
       alpha: at least 0.
       beta: the exponent.
 
     Returns:
-      Like ``x``; computed in at least float32, in which squares do not overflow where
-      those of half precision would.
+      An array like ``x``; computed in at least float32, since squares overflow in half
+      precision.
 
-    Source: Krizhevsky et al. 2012, Section 3.3, as TensorFlow's function of this name
-    has it; the defaults are those of the AlexNet in the code of Farnia et al. 2019.
+    Source: Krizhevsky et al. 2012, Section 3.3, in the form of TensorFlow's function of
+    this name; the defaults are those of the AlexNet in the code of Farnia et al. 2019.
     """
     wide = x.astype(outputs_lib.parameter_dtype(x.dtype))
     ones = (1,) * (x.ndim - 1)
-    # On CPU up to 15 times faster backwards than a sum of slices.
+    # The backward pass is up to 15 times faster on CPU than that of a sum of slices.
     squares = jax.lax.reduce_window(
         wide * wide,
         0.0,
@@ -284,7 +287,8 @@ def local_response_normalization(
         window_strides=(*ones, 1),
         padding=[(0, 0)] * len(ones) + [(depth_radius, depth_radius)],
     )
-    return (wide * (bias + alpha * squares) ** -beta).astype(x.dtype)
+    scale: jax.Array = (bias + alpha * squares) ** -beta
+    return (wide * scale).astype(x.dtype)
 
 
 def _windows(x: jax.Array) -> jax.Array:
@@ -297,7 +301,7 @@ def _windows(x: jax.Array) -> jax.Array:
 def _pool_axis(x: jax.Array, axis: int, padding: int | str) -> jax.Array:
     """Maxima over every second three neighbouring places of one axis."""
     odd = x.shape[axis] % 2
-    # What no window takes is not padded.
+    # Places that no window reads are not padded.
     widths = [(0, 0)] * x.ndim
     widths[axis] = {1: (1, odd), "SAME": (odd, 1), "VALID": (0, 0)}[padding]
     x = jnp.pad(x, widths, constant_values=-jnp.inf)
@@ -319,6 +323,6 @@ def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
 def _larger_jvp(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    # jnp.maximum keeps numbers for the derivatives, four times what a comparison takes.
+    # The derivatives of jnp.maximum need four times the memory of a comparison.
     a, b = primals
     return _larger(a, b), jnp.where(a >= b, *tangents)

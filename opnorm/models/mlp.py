@@ -1,27 +1,26 @@
-"""models: a multilayer perceptron."""
-
-from typing import Any
+"""A multilayer perceptron."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 
 class MLP(nn.Module):
-    """Linear layers with an activation between them, on flattened pictures.
+    """Linear layers with an activation between them, on flattened images.
 
-    It has no BatchNorm, so it is the same function in training and inference. Kernels
-    start from Flax's default (LeCun normal), biases from zero.
+    The network has no BatchNorm, so it is the same function in training and inference.
+    Kernels start from Flax's default (LeCun normal), biases from zero.
 
     Attributes:
       hidden: width of each hidden layer; the empty tuple gives a linear model.
       num_classes: number of logits.
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
       std: the pixels are then divided by it; one number or one per channel.
-      dtype: what the network computes in. Parameters and logits are at least float32.
+      dtype: dtype of the computation. Parameters and logits are at least float32.
       activation: a name in ``ACTIVATIONS``.
     """
 
@@ -29,18 +28,18 @@ class MLP(nn.Module):
     num_classes: int = 10
     mean: normalization.ChannelStatistic = 0.5
     std: normalization.ChannelStatistic = 0.5
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     activation: str = "relu"
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
-    ) -> Any:
-        """Computes the logits of a batch of pictures.
+    ) -> jax.Array | outputs_lib.Outputs:
+        """Computes the logits of a batch of images.
 
         Args:
           x: (B, H, W, C), floating, pixels in [0, 1].
-          train: every model takes it; this one behaves alike in both modes.
+          train: ignored, since the network is the same in training and inference.
           outputs: "logits", or "all" for features and pre-activations as well.
 
         Returns:

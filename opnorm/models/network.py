@@ -1,12 +1,21 @@
 """A Flax module with its variables as one callable pytree."""
 
 import dataclasses
-from typing import Any
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar, overload
 
 import flax
 import flax.linen as nn
 import jax
 from flax import nnx
+
+# One collection of variables: nested dictionaries of arrays.
+Collection = Mapping[str, Any]
+Module = TypeVar("Module", bound=nnx.Module)
+
+# Fields that are no leaves of the pytree.
+_static: Callable[..., Any] = functools.partial(flax.struct.field, pytree_node=False)
 
 
 @flax.struct.dataclass
@@ -26,25 +35,24 @@ class Network:
         outputs as they are.
     """
 
-    variables: Any
-    module: nn.Module = flax.struct.field(pytree_node=False)
-    options: tuple[tuple[str, Any], ...] = flax.struct.field(
-        pytree_node=False, default=()
-    )
-    field: str | None = flax.struct.field(pytree_node=False, default=None)
+    variables: Mapping[str, Collection]
+    module: nn.Module = _static()
+    options: tuple[tuple[str, Hashable], ...] = _static(default=())
+    field: str | None = _static(default=None)
 
     def __call__(self, x: jax.Array) -> Any:
-        """Applies the module to a batch ``(B, ...)``."""
-        outputs: Any = self.module.apply(self.variables, x, **dict(self.options))
+        """Applies the module to a batch ``(B, ...)``; returns the module's outputs."""
+        options: dict[str, Any] = dict(self.options)
+        outputs = self.module.apply(self.variables, x, **options)
         return outputs if self.field is None else getattr(outputs, self.field)
 
     @property
-    def params(self) -> Any:
+    def params(self) -> Collection:
         """The trainable parameters."""
         return self.variables["params"]
 
     @property
-    def batch_stats(self) -> Any:
+    def batch_stats(self) -> Collection:
         """The running statistics of BatchNorm; empty if there are none."""
         return self.variables.get("batch_stats", {})
 
@@ -71,7 +79,21 @@ class Network:
         )
 
 
-def network(module: Any, variables: Any = None, **options: Any) -> Any:
+@overload
+def network(
+    module: nn.Module, variables: Mapping[str, Collection], **options: Hashable
+) -> Network: ...
+
+
+@overload
+def network(module: Module) -> Module: ...
+
+
+def network(
+    module: nn.Module | nnx.Module,
+    variables: Mapping[str, Collection] | None = None,
+    **options: Hashable,
+) -> Network | nnx.Module:
     """Returns a Flax module as a network ``f(x)`` that is also a pytree.
 
     Every function of the library takes such a network as ``f``, and compiles once for
@@ -96,6 +118,18 @@ def network(module: Any, variables: Any = None, **options: Any) -> Any:
     Raises:
       ValueError: for another kind of module, a Linen module without variables, or an
         NNX module with variables or options.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> import jax.numpy as jnp
+      >>> import opnorm
+      >>> kernel = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+      >>> module = nn.Dense(2, use_bias=False)
+      >>> f = opnorm.network(module, {"params": {"kernel": kernel}})
+      >>> f(jnp.array([[1.0, 10.0]])).tolist()
+      [[31.0, 42.0]]
+      >>> f.params["kernel"].shape
+      (2, 2)
     """
     if isinstance(module, nnx.Module):
         if variables is not None or options:
@@ -105,7 +139,8 @@ def network(module: Any, variables: Any = None, **options: Any) -> Any:
                 "options."
             )
         copy = nnx.clone(module)
-        copy.eval()
+        evaluate: Callable[[], None] = copy.eval
+        evaluate()
         return copy
     if not isinstance(module, nn.Module):
         raise ValueError(
@@ -113,8 +148,8 @@ def network(module: Any, variables: Any = None, **options: Any) -> Any:
             "function of parameters and a batch becomes a network by "
             "jax.tree_util.Partial(apply, parameters)."
         )
-    if not hasattr(variables, "items") or not all(
-        hasattr(collection, "items") for collection in variables.values()
+    if not isinstance(variables, Mapping) or not all(
+        isinstance(collection, Mapping) for collection in variables.values()
     ):
         raise ValueError(
             f"variables is a {type(variables).__name__}; it must be a dictionary of "

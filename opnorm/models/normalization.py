@@ -1,20 +1,20 @@
-"""models: what a network does to pictures before its first layer.
+"""Normalisation of images before the first layer, and checks of images.
 
-Networks take pixels in [0, 1] and normalise inside, so that epsilon, steps and
-gradients are in pixel units everywhere outside. The checks of the input live here too.
+Networks take pixels in [0, 1] and normalise inside, so epsilon, steps and gradients are
+in pixel units everywhere outside.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 ChannelStatistic = float | tuple[float, ...]
 
-# Means and standard deviations of pixels in [0, 1] that networks are trained with:
-# "half" maps them to [-1, 1] (Roth et al. 2020), "none" leaves them (Finlay & Oberman
-# 2019), "cifar10" is Zagoruyko & Komodakis 2016's, "imagenet" torchvision's.
+# Means and standard deviations of pixels in [0, 1]. "half" maps pixels to [-1, 1] (Roth
+# et al. 2020), "none" leaves them as they are (Finlay & Oberman 2019), "cifar10"
+# is from Zagoruyko & Komodakis 2016, and "imagenet" from torchvision.
 STATISTICS: dict[str, tuple[ChannelStatistic, ChannelStatistic]] = {
     "half": (0.5, 0.5),
     "none": (0.0, 1.0),
@@ -30,7 +30,7 @@ def normalize(
     images: jax.Array,
     mean: ChannelStatistic | Sequence[float],
     std: ChannelStatistic | Sequence[float],
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
     """Computes ``(images - mean) / std``, channel by channel.
 
@@ -57,11 +57,11 @@ def normalize(
 
 
 def check_images(images: jax.Array, *, min_size: int = 1) -> None:
-    """Raises a ValueError unless ``images`` can go into a network.
+    """Raises a ValueError unless a network can take the images.
 
     Args:
-      images: anything with a shape and a dtype.
-      min_size: the least height and width that the network can take.
+      images: an object with a shape and a dtype.
+      min_size: smallest height and width that the network can take.
 
     Raises:
       ValueError: unless ``images`` is floating, of shape (B, H, W, C) without an empty
@@ -70,7 +70,7 @@ def check_images(images: jax.Array, *, min_size: int = 1) -> None:
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"images has dtype {images.dtype}; it must be floating with pixels in"
-            " [0, 1] (opnorm.data.to_float converts uint8 pictures)."
+            " [0, 1] (opnorm.data.to_float converts uint8 images)."
         )
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(

@@ -1,16 +1,17 @@
-"""models: what a network returns besides its logits."""
+"""The outputs of networks, which are the logits alone unless more are asked for."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 OUTPUTS = ("logits", "all")
 
 
 class Outputs(NamedTuple):
-    """Logits and what led to them.
+    """Logits with the arrays that lead to them.
 
     Attributes:
       logits: (B, num_classes), at least float32.
@@ -31,7 +32,7 @@ def select(
     features: jax.Array,
     preactivations: Sequence[jax.Array],
 ) -> jax.Array | Outputs:
-    """Returns what a network was asked for by ``outputs``, a name in ``OUTPUTS``."""
+    """Returns the logits or all outputs, as ``outputs`` names them."""
     if outputs == "logits":
         return logits
     return Outputs(logits, features, tuple(preactivations))
@@ -44,7 +45,7 @@ def check_outputs(outputs: str) -> None:
 
 
 def check_size(name: str, value: int) -> None:
-    """Raises a ValueError unless ``value``, called ``name``, is an int of 1 or more."""
+    """Raises a ValueError, with the name, unless ``value`` is an int of 1 or more."""
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1.")
 
@@ -57,6 +58,6 @@ def check_stage_sizes(stage_sizes: tuple[int, ...]) -> None:
         check_size("stage_sizes", size)
 
 
-def parameter_dtype(dtype: Any) -> Any:
-    """The dtype of parameters and logits of a network that computes in ``dtype``."""
+def parameter_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """Returns the dtype of parameters and logits for a computation in ``dtype``."""
     return jnp.promote_types(dtype, jnp.float32)

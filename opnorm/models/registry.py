@@ -1,10 +1,12 @@
-"""models: networks by name."""
+"""Networks by name."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from opnorm.models.activations import check_activation
 from opnorm.models.alexnet import AlexNet
@@ -21,7 +23,7 @@ from opnorm.models.resnext import ResNeXt34
 from opnorm.models.wide_resnet import WideResNet
 from opnorm.models.wide_resnet50 import WideResNet50
 
-_MODELS: dict[str, Any] = {
+_MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn7": CNN7,
     "mlp": MLP,
     "wrn28": WideResNet,
@@ -48,7 +50,7 @@ def create(
     width: int | None = None,
     mean: ChannelStatistic = 0.5,
     std: ChannelStatistic = 0.5,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     activation: str = "relu",
     rematerialize: bool = False,
     logit_activation: bool = False,
@@ -57,7 +59,7 @@ def create(
 
     Args:
       name: one of ``NAMES``.
-      num_classes: number of logits.
+      num_classes: K, number of logits.
       width: channels of the first convolution (cnn7: 128; alexnet and inception: 96;
         wrn50_2 and elu_net: 64), size of the hidden layers (mlp, which has two, and
         mlp1, which has one: 512), widening factor (wrn28: 10), or channels of the first
@@ -66,19 +68,32 @@ def create(
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units
         (``STATISTICS`` has common ones).
       std: the pixels are then divided by it; one number or one per channel.
-      dtype: what the network computes in.
-      activation: a name in ``ACTIVATIONS``. The default is "relu" for every model,
-        elu_net included, which its authors have with "elu".
+      dtype: dtype of the computation.
+      activation: a name in ``ACTIVATIONS``. The default is "relu" for every network,
+        also for elu_net, whose authors use "elu".
       rematerialize: if true, derivatives compute each block again instead of storing
-        what happens in it; not of mlp, mlp1 and elu_net, which have no blocks.
-      logit_activation: if true, logits go through the activation; resnext34 only.
+        the values inside it; mlp, mlp1 and elu_net have no blocks and do not take it.
+      logit_activation: if true, logits go through the activation; only resnext34 takes
+        it.
 
     Returns:
       A Flax module ``model.apply(variables, x, train=False, outputs="logits")``.
 
     Raises:
       ValueError: for an unknown name or activation, a size below 1, or an option that
-        the model does not have.
+        the network does not have.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import models
+      >>> module = models.create("mlp1", width=8, num_classes=3)
+      >>> images = jnp.zeros((2, 4, 4, 1))
+      >>> variables = module.init(jax.random.key(0), images)
+      >>> jax.tree.map(jnp.shape, variables["params"]["dense1"])
+      {'bias': (8,), 'kernel': (16, 8)}
+      >>> module.apply(variables, images, outputs="all").features.shape
+      (2, 8)
     """
     if name not in NAMES:
         raise ValueError(f"name is {name!r}; it may be one of {', '.join(NAMES)}.")

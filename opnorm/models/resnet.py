@@ -1,4 +1,4 @@
-"""models: ResNet50, the residual network of bottlenecks."""
+"""ResNet50, a residual network of bottlenecks."""
 
 import functools
 from collections.abc import Callable
@@ -7,14 +7,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
-# Below, the maps of the last stage but one are single places, where all taps of a
-# kernel but the central one see padding.
+# Smaller images have maps of a single place in the last stage but one, where only the
+# central tap of a kernel does not see padding.
 MIN_SIZE = 17
-# A bottleneck's output has so many times the channels of its 3x3 convolution.
+# The output of a bottleneck has this many times the channels of its 3x3 convolution.
 EXPANSION = 4
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -27,14 +28,14 @@ class ResNet50(nn.Module):
     bottleneck is ``act(BN(conv1x1(act(BN(conv3x3_stride(act(BN(conv1x1(x)))))))) +
     shortcut)``; the first one of a stage has the shortcut ``BN(conv1x1_stride(x))``.
     The stride is that of the 3x3 convolution. Convolutions have no bias, BatchNorm a
-    scale and a shift, epsilon 1e-5 and momentum 0.9 (PyTorch's 0.1). With 1000 classes:
-    25,557,032 parameters and 2048 features.
+    scale and a shift, epsilon 1e-5 and momentum 0.9 (PyTorch's 0.1). With 1000 classes
+    the network has 25,557,032 parameters and 2048 features.
 
     Convolutions start from N(0, 2 / (taps C_out)) (He et al., fan-out), the scale of
     each block's last BatchNorm from zero, the linear layer from N(0, 0.01^2) and biases
     from zero.
 
-    With ``activation="smooth_relu"`` max-pooling remains, so that the network is not
+    With ``activation="smooth_relu"`` the network still has max-pooling, so it is not
     twice differentiable everywhere.
 
     Attributes:
@@ -42,11 +43,11 @@ class ResNet50(nn.Module):
       num_classes: number of logits.
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
       std: the pixels are then divided by it; one number or one per channel.
-      dtype: what the network computes in. Parameters, BatchNorm statistics and logits
-        are at least float32.
+      dtype: dtype of the computation. Parameters, BatchNorm statistics and logits are
+        at least float32.
       activation: a name in ``ACTIVATIONS``.
       rematerialize: if true, derivatives compute each block again instead of storing
-        what happens in it.
+        the values inside it.
       stage_sizes: number of bottlenecks in each stage; four for ResNet-50.
 
     Source: He et al. 2016; Goyal et al. 2017 for the stride and the initial scales;
@@ -57,7 +58,7 @@ class ResNet50(nn.Module):
     num_classes: int = 1000
     mean: normalization.ChannelStatistic = 0.5
     std: normalization.ChannelStatistic = 0.5
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     activation: str = "relu"
     rematerialize: bool = False
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
@@ -65,8 +66,8 @@ class ResNet50(nn.Module):
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
-    ) -> Any:
-        """Computes the logits of a batch of pictures.
+    ) -> jax.Array | outputs_lib.Outputs:
+        """Computes the logits of a batch of images.
 
         Args:
           x: (B, H, W, C), floating, pixels in [0, 1]; H and W at least 17.
@@ -104,12 +105,12 @@ class ResNet50(nn.Module):
         )
         return outputs_lib.select(outputs, logits, features, preactivations)
 
-    # What networks of the same plan do in another way.
+    # The parts that subclasses replace.
 
     _min_size = MIN_SIZE
 
     def _stem(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """The first pre-activation, and what the first stage takes."""
+        """Returns the first pre-activation and the input of the first stage."""
         h = layers.convolution(
             "conv", self.width, 7, stride=2, kernel_init=KERNEL_INIT, dtype=self.dtype
         )(x)
@@ -118,7 +119,7 @@ class ResNet50(nn.Module):
         return h, layers.overlapping_max_pool(act(h))
 
     def _bottleneck(self, stage: int) -> dict[str, Any]:
-        """Attributes of the bottlenecks of a stage, from 1."""
+        """Returns the attributes of the bottlenecks of a stage, counted from 1."""
         return {"channels": self.width * 2 ** (stage - 1)}
 
     def _linear_init(self) -> Callable[..., jax.Array]:
@@ -129,10 +130,10 @@ class Bottleneck(nn.Module):
     """A block of a 1x1, a 3x3 and a 1x1 convolution.
 
     Attributes:
-      channels: of the 3x3 convolution.
-      stride: of the 3x3 convolution.
-      train, dtype, activation: as of the network.
-      expansion: how many times as many channels the output has.
+      channels: number of output channels of the 3x3 convolution.
+      stride: stride of the 3x3 convolution.
+      train, dtype, activation: those of the network.
+      expansion: number of output channels, in units of ``channels``.
       kernel_init: initialises the kernels.
       last_scale_init: initialises the scale of the last BatchNorm.
     """
@@ -140,7 +141,7 @@ class Bottleneck(nn.Module):
     channels: int
     stride: int
     train: bool
-    dtype: Any
+    dtype: DTypeLike
     activation: str
     expansion: int = EXPANSION
     kernel_init: Callable[..., jax.Array] = KERNEL_INIT

@@ -1,45 +1,45 @@
-"""models: ResNet32, pre-activation residual networks without BatchNorm or biases."""
+"""ResNet32, pre-activation residual networks without BatchNorm or biases."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
 
 
 class ResNet32(nn.Module):
-    """TensorFlow's official ResNet v2 of size 32 for small pictures, without BatchNorm.
+    """TensorFlow's official ResNet v2 of size 32 for small images, without BatchNorm.
 
     ``conv3x3(16)``, three stages of five pre-activation blocks with 16, 32 and 128
     channels (at width 16) and strides 1, 2, 2, activation, the average over all places,
     linear. A block is ``h = act(x); conv3x3(act(conv3x3_stride(h))) + shortcut``; the
     shortcut is ``conv1x1_stride(h)`` in the first block of every stage, also where
     nothing changes its shape, and x in the others. Convolutions have no biases and are
-    padded by one place on every side, the linear layer has a bias. With 10 classes:
-    1,481,146 parameters.
+    padded by one place on every side, the linear layer has a bias. With 10 classes the
+    network has 1,481,146 parameters.
 
-    128 channels in the last stage are a mistake of the code that Farnia et al. released
-    and measured with: where 16 is to be doubled from stage to stage, it multiplies the
-    last stage's number by 2 to the power of the stage, 16 * 1 * 2 * 4. What was meant
-    is ``multipliers=(1, 2, 4)``, with 464,698 parameters.
+    The 128 channels of the last stage are a mistake in the code that Farnia et al.
+    released and measured with: it should double 16 from stage to stage, but multiplies
+    the number of the stage before by 2 to the power of the stage, 16 * 1 * 2 * 4. The
+    intended network has ``multipliers=(1, 2, 4)`` and 464,698 parameters.
 
     Convolutions start from a truncated normal distribution of variance 1 / fan-in, the
     linear layer from Xavier's uniform one, its bias from zero.
 
     Attributes:
-      width: what the stages' multipliers multiply; channels of the first convolution.
+      width: channels of the first convolution, the unit of ``multipliers``.
       num_classes: number of logits.
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
       std: the pixels are then divided by it; one number or one per channel.
-      dtype: what the network computes in. Parameters and logits are at least float32.
+      dtype: dtype of the computation. Parameters and logits are at least float32.
       activation: a name in ``ACTIVATIONS``.
       rematerialize: if true, derivatives compute each block again instead of storing
-        what happens in it.
-      multipliers: of each stage, its channels in units of ``width``.
+        the values inside it.
+      multipliers: number of channels of each stage, in units of ``width``.
       stage_sizes: number of blocks in each stage.
 
     Source: He et al. 2016 (identity mappings); the code of Farnia et al. 2019.
@@ -49,7 +49,7 @@ class ResNet32(nn.Module):
     num_classes: int = 10
     mean: normalization.ChannelStatistic = 0.5
     std: normalization.ChannelStatistic = 0.5
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     activation: str = "relu"
     rematerialize: bool = False
     multipliers: tuple[int, ...] = (1, 2, 8)
@@ -58,12 +58,12 @@ class ResNet32(nn.Module):
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
-    ) -> Any:
-        """Computes the logits of a batch of pictures.
+    ) -> jax.Array | outputs_lib.Outputs:
+        """Computes the logits of a batch of images.
 
         Args:
           x: (B, H, W, C), floating, pixels in [0, 1].
-          train: every model takes it; this one behaves alike in both modes.
+          train: ignored, since the network is the same in training and inference.
           outputs: "logits", or "all" for features and pre-activations as well.
 
         Returns:
@@ -113,16 +113,16 @@ class PlainBlock(nn.Module):
     """A pre-activation block of two 3x3 convolutions.
 
     Attributes:
-      channels: of the output.
-      stride: of the first convolution.
+      channels: number of output channels.
+      stride: stride of the first convolution.
       project: if true, the shortcut is a 1x1 convolution.
-      dtype, activation: as of the network.
+      dtype, activation: those of the network.
     """
 
     channels: int
     stride: int
     project: bool
-    dtype: Any
+    dtype: DTypeLike
     activation: str
 
     @nn.compact

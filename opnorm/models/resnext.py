@@ -1,11 +1,11 @@
-"""models: ResNeXt34, the residual network of two branches of Finlay & Oberman."""
+"""ResNeXt34, the residual network of Finlay & Oberman with two branches."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
@@ -26,14 +26,14 @@ class ResNeXt34(nn.Module):
     such a BatchNorm and a bias. A block of c channels is ``conv3x3(2c), BN, activation,
     conv3x3(2c) in two groups, BN``, the mean of the first and the last c channels, plus
     its input, activation; its BatchNorms have a scale and a shift. Epsilon is 1e-5 and
-    momentum 0.9 (PyTorch's 0.1). 3,892,298 parameters at width 32 with 10 classes,
-    15,569,636 at width 64 (2x64) with 100.
+    momentum 0.9 (PyTorch's 0.1). The network has 3,892,298 parameters at width 32 with
+    10 classes, and 15,569,636 at width 64 (2x64) with 100 classes.
 
-    The official network applies the activation to its logits, too, which are then at
-    least 0: ``logit_activation=True``. Without it logits can have either sign, as a
-    loss on them supposes.
+    The official network also applies the activation to its logits, which are then at
+    least 0; ``logit_activation=True`` does so. Without it logits can have either sign,
+    as losses suppose.
 
-    Kernels and those biases start from U(-1, 1) / sqrt(fan-in).
+    Kernels and these biases start from U(-1, 1) / sqrt(fan-in).
 
     Attributes:
       width: w, channels of the first convolution.
@@ -41,23 +41,24 @@ class ResNeXt34(nn.Module):
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
         Finlay & Oberman do not normalise: mean 0 and std 1.
       std: the pixels are then divided by it; one number or one per channel.
-      dtype: what the network computes in. Parameters, BatchNorm statistics and logits
-        are at least float32.
+      dtype: dtype of the computation. Parameters, BatchNorm statistics and logits are
+        at least float32.
       activation: a name in ``ACTIVATIONS``; "smooth_relu" makes the network twice
         differentiable.
       rematerialize: if true, derivatives compute each block again instead of storing
-        what happens in it.
+        the values inside it.
       logit_activation: if true, the activation is applied to the logits as well.
       stage_sizes: number of blocks in each stage.
 
-    Source: Finlay & Oberman 2019, Section 5, and its code for what the text leaves out.
+    Source: Finlay & Oberman 2019, Section 5, and its code for details that the text
+    leaves out.
     """
 
     width: int = 32
     num_classes: int = 10
     mean: normalization.ChannelStatistic = 0.5
     std: normalization.ChannelStatistic = 0.5
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     activation: str = "relu"
     rematerialize: bool = False
     logit_activation: bool = False
@@ -66,8 +67,8 @@ class ResNeXt34(nn.Module):
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
-    ) -> Any:
-        """Computes the logits of a batch of pictures.
+    ) -> jax.Array | outputs_lib.Outputs:
+        """Computes the logits of a batch of images.
 
         Args:
           x: (B, H, W, C), floating, pixels in [0, 1]; H and W at least 4.
@@ -132,19 +133,19 @@ class BiasedNorm(nn.Module):
     The bias starts like that of the layer before it, from U(-1, 1) / sqrt(fan_in).
 
     Attributes:
-      fan_in: of the layer before it.
-      train, dtype: as of the network.
+      fan_in: fan-in of the layer before it.
+      train, dtype: those of the network.
     """
 
     fan_in: int
     train: bool
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns an array like ``x``, (B, ..., C)."""
 
-        def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
             bound = self.fan_in**-0.5
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -153,18 +154,19 @@ class BiasedNorm(nn.Module):
         )
         dtype = outputs_lib.parameter_dtype(self.dtype)
         bias = self.param("bias", init, x.shape[-1:], dtype)
-        return norm(x) + bias.astype(self.dtype)
+        shifted: jax.Array = norm(x) + bias.astype(self.dtype)
+        return shifted
 
 
 class BranchBlock(nn.Module):
     """A residual block whose two branches are the groups of its second convolution.
 
     Attributes:
-      train, dtype, activation: as of the network.
+      train, dtype, activation: those of the network.
     """
 
     train: bool
-    dtype: Any
+    dtype: DTypeLike
     activation: str
 
     @nn.compact

@@ -1,11 +1,11 @@
-"""models: WideResNet, pre-activation residual networks of Zagoruyko & Komodakis."""
+"""WideResNet, the pre-activation residual networks of Zagoruyko & Komodakis."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from opnorm.models import activations, entrance, layers, normalization
 from opnorm.models import outputs as outputs_lib
@@ -14,10 +14,10 @@ KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class WideResNet(nn.Module):
-    """Three groups of (depth - 4) / 6 pre-activation blocks, 16, 32 and 64 times width.
+    """Three groups of (depth - 4) / 6 pre-activation blocks.
 
-    ``conv3x3(16)``, the groups with strides 1, 2, 2, BatchNorm, activation, the average
-    over all places, linear. A block is
+    ``conv3x3(16)``, the groups with 16, 32 and 64 times ``width`` channels and strides
+    1, 2, 2, BatchNorm, activation, the average over all places, linear. A block is
     ``h = act(BN(x)); conv3x3(act(BN(conv3x3_stride(h)))) + shortcut``; the shortcut is
     x where the channels stay the same, else ``conv1x1_stride(h)``. Convolutions have no
     bias, BatchNorm a scale and a shift, epsilon 1e-5 and momentum 0.9 (PyTorch's 0.1).
@@ -27,17 +27,17 @@ class WideResNet(nn.Module):
     Flax's default (LeCun normal), biases from zero.
 
     Attributes:
-      depth: number of convolutions, ``6 n + 4``, those of the three shortcuts included
-        (two where width is 1).
+      depth: number of convolutions, ``6 n + 4``, with those of the three shortcuts (two
+        where width is 1).
       width: the widening factor.
       num_classes: number of logits.
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units.
       std: the pixels are then divided by it; one number or one per channel.
-      dtype: what the network computes in. Parameters, BatchNorm statistics and logits
-        are at least float32.
+      dtype: dtype of the computation. Parameters, BatchNorm statistics and logits are
+        at least float32.
       activation: a name in ``ACTIVATIONS``.
       rematerialize: if true, derivatives compute each block again instead of storing
-        what happens in it.
+        the values inside it.
 
     Source: Zagoruyko & Komodakis 2016; used by Roth et al. 2020.
     """
@@ -47,15 +47,15 @@ class WideResNet(nn.Module):
     num_classes: int = 10
     mean: normalization.ChannelStatistic = 0.5
     std: normalization.ChannelStatistic = 0.5
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     activation: str = "relu"
     rematerialize: bool = False
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, outputs: str = "logits"
-    ) -> Any:
-        """Computes the logits of a batch of pictures.
+    ) -> jax.Array | outputs_lib.Outputs:
+        """Computes the logits of a batch of images.
 
         Args:
           x: (B, H, W, C), floating, pixels in [0, 1].
@@ -101,15 +101,15 @@ class Block(nn.Module):
     """A pre-activation block of two 3x3 convolutions.
 
     Attributes:
-      channels: of the output.
-      stride: of the first convolution.
-      train, dtype, activation: as of the network.
+      channels: number of output channels.
+      stride: stride of the first convolution.
+      train, dtype, activation: those of the network.
     """
 
     channels: int
     stride: int
     train: bool
-    dtype: Any
+    dtype: DTypeLike
     activation: str
 
     @nn.compact

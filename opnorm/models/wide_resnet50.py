@@ -1,4 +1,4 @@
-"""models: WideResNet50, wide bottlenecks for pictures of about 56x56."""
+"""WideResNet50, a residual network of wide bottlenecks for images of about 56x56."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,23 +10,24 @@ from opnorm.models import activations, layers
 from opnorm.models.resnet import ResNet50
 
 KERNEL_INIT = nn.initializers.xavier_uniform()
-# 3x3 convolutions of twice the usual width, so outputs of twice theirs, not four times.
+# The 3x3 convolutions have twice the usual width, so outputs have twice their channels
+# in place of four times.
 EXPANSION = 2
 
 
 class WideResNet50(ResNet50):
     """WRN-50-2 with bottlenecks, for Tiny-ImageNet: no stride or pooling at the start.
 
-    ``conv3x3(64), BN, act``, then what ``ResNet50`` does, with 3x3 convolutions of 128,
-    256, 512 and 1024 channels (at width 64), whose blocks' outputs have twice as many.
-    Convolutions start from Xavier's uniform distribution, BatchNorm's scales from one.
-    Pictures have height and width of at least 8. With 200 classes: 67,236,360
-    parameters.
+    ``conv3x3(64), BN, act``, then the stages of ``ResNet50``, with 3x3 convolutions of
+    128, 256, 512 and 1024 channels (at width 64); outputs of their blocks have twice as
+    many. Convolutions start from Xavier's uniform distribution, the scales of BatchNorm
+    from one. Images have a height and width of at least 8. With 200 classes the network
+    has 67,236,360 parameters.
 
     Attributes:
       width: channels of the first convolution.
       num_classes: number of logits.
-      mean, std, dtype, activation, rematerialize, stage_sizes: as of ``ResNet50``.
+      mean, std, dtype, activation, rematerialize, stage_sizes: see ``ResNet50``.
 
     Source: Zagoruyko & Komodakis 2016; "Towards Understanding the Regularization of
     Adversarial Robustness on Neural Networks" 2020, Appendix D.

@@ -1,4 +1,7 @@
-"""operators: a network's linear maps. Imports linalg."""
+"""Jacobians, Hessians and layers of a network as linear maps.
+
+This room imports linalg.
+"""
 
 from opnorm.operators.capacity import (
     Capacity,

@@ -1,11 +1,11 @@
-"""operators: capacity norms of a chain of layers, which bound its generalisation.
+"""Capacity norms of a chain of layers, which bound its generalisation.
 
-In logarithms throughout: the products of fifty layers' norms overflow.
+All quantities are logarithms, since products of the norms of fifty layers overflow.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from opnorm.operators.layers import (
     stack,
 )
 
-# The options that each scheme takes; wrm takes one of its two.
+# The options that each scheme takes; the scheme wrm takes one of two.
 OPTIONS = {
     "erm": (),
     "fgm": ("epsilon", "kappa"),
@@ -33,9 +33,10 @@ class SpectralComplexity(NamedTuple):
 
     Attributes:
       log_complexity: ``2 log Q + log S``.
-      log_product: log Q, of the product of the spectral norms; Q alone is the spectral
-        complexity of the regularisation view (its Definition 7).
-      log_ratio: log S, ``S = sum_l ||W_l||_F^2 / ||W_l||_2^2``, of the stable ranks.
+      log_product: log Q, where Q is the product of the spectral norms. Q is the
+        spectral complexity in Definition 7 of the paper on the regularisation view.
+      log_ratio: log S, where ``S = sum_l ||W_l||_F^2 / ||W_l||_2^2`` is the sum of the
+        stable ranks.
     """
 
     log_complexity: jax.Array
@@ -50,10 +51,11 @@ class Capacity(NamedTuple):
       log_capacity: ``2 (log Q + log F) + log S``.
       log_product: log Q, ``Q = prod_l ||W_l||_2``.
       log_sum: log R, ``R = sum_l prod_(j <= l) ||W_j||_2``.
-      log_ratio: log S, ``S = sum_l ||W_l||_F^2 / ||W_l||_2^2``, of the stable ranks.
-      log_smoothness: log QR, the bound of the Lipschitz constant of the loss's gradient
-        in the input.
-      log_factor: log F, what the attack adds; 0 without one.
+      log_ratio: log S, where ``S = sum_l ||W_l||_F^2 / ||W_l||_2^2`` is the sum of the
+        stable ranks.
+      log_smoothness: log QR, where QR bounds the Lipschitz constant of the gradient of
+        the loss in the input.
+      log_factor: log F, the factor of the attack; 0 without an attack.
     """
 
     log_capacity: jax.Array
@@ -69,19 +71,18 @@ def log_spectral_complexity(
 ) -> SpectralComplexity:
     """Computes ``log Phi``, ``Phi = prod ||W||_2^2 sum ||W||_F^2 / ||W||_2^2``.
 
-    In logarithms, since the product of many norms overflows.
-
     Args:
-      layers: of :func:`layers`; with ``batch_norm="ignore"`` for weights alone.
-      form: which matrices W: "operator", that of each layer's map on a whole example,
-        as in the theorem (a convolution's Frobenius norm counts each tap as often as a
-        window has it on the picture); "kernel", kernel matrices, whose Frobenius and
-        spectral norms are both smaller.
-      num_steps: Golub-Kahan steps of a convolution's norm.
+      layers: the layers from :func:`layers`; with ``batch_norm="ignore"`` for the
+        weights alone.
+      form: "operator" takes as W the map of each layer on a whole example, as in the
+        theorem; the Frobenius norm of a convolution counts each tap once for every
+        window in which it lies on the image. "kernel" takes kernel matrices, whose
+        Frobenius and spectral norms are smaller.
+      num_steps: Golub-Kahan steps for the norm of a convolution.
 
     Returns:
-      log Phi and its two terms; all are -inf where some layer is zero, but for S, in
-      which that layer counts nothing.
+      log Phi and its two terms. If a layer is zero, log Phi and log Q are -inf, and the
+      layer adds nothing to S.
 
     Raises:
       ValueError: for an unknown form, or a network that multiplies by parameters that
@@ -110,49 +111,55 @@ def log_capacity(
 ) -> Capacity:
     """Computes the log of the capacity norm of a network under an attack.
 
-    ``Phi = (Q F)^2 S`` with Q, R and S of :class:`Capacity` and
+    The capacity norm is ``Phi = (Q F)^2 S`` with Q, R and S of :class:`Capacity`. The
+    factor F depends on the scheme:
 
     - "erm", no attack: ``F = 1``;
     - "fgm", one step of length epsilon: ``F = 1 + epsilon / kappa QR``;
-    - "pgm", r steps of length alpha:
-      ``F = 1 + alpha / kappa (1 + a + ... + a^(r - 1)) QR``, ``a = 2 alpha / kappa
-      QR``, a sum that needs no ``a != 1`` and, in logarithms, overflows nowhere;
+    - "pgm", r steps of length alpha, with ``a = 2 alpha / kappa QR``:
+      ``F = 1 + alpha / kappa (1 + a + ... + a^(r - 1)) QR``. The sum is also right for
+      ``a = 1``, and its logarithm does not overflow;
     - "wrm": ``F = 1 + QR / (penalty - QR)``, inf where ``QR >= penalty``.
 
-    How much the error under the attack may exceed the margin loss under it on n
-    training examples (:func:`opnorm.analysis.margin_loss`, of margin m) grows with
-    ``sqrt(Phi / (m^2 n))``, so margins are compared in units of sqrt(Phi). The theorems
-    are for chains of layers without biases, 1-Lipschitz functions between them, and a
-    loss whose value and gradient are 1-Lipschitz; except for "erm" the functions'
-    derivatives must be 1-Lipschitz, too, which excludes ReLU. Their constants are not
-    known: this is a number to compare networks by, no bound.
+    The difference between the error under the attack and the margin loss under the
+    attack on n training examples (:func:`opnorm.analysis.margin_loss` with margin m) is
+    bounded by a multiple of ``sqrt(Phi / (m^2 n))``. So margins are compared in units
+    of sqrt(Phi). The theorems hold for chains of layers without biases, with
+    1-Lipschitz functions between them, and for a loss whose value and gradient are
+    1-Lipschitz. Except for "erm", the derivatives of the functions must be 1-Lipschitz,
+    too, which excludes ReLU. The constants of the theorems are not known, so Phi
+    compares networks and is not a bound.
 
     **"wrm" is inf for trained networks**: the theorem needs ``QR < penalty``, and five
-    layers of norm 1.3 have QR = 44, for a penalty of 0.1 or 0.2 in the paper.
+    layers of norm 1.3 have QR = 44, while the penalty is 0.1 or 0.2 in the paper.
 
     Args:
-      layers: all of the chain, of :func:`layers`.
-      scheme: "erm", "fgm", "pgm" or "wrm". It takes the options below that its formula
-        names, each a scalar that may be traced but for ``attack_steps``, and refuses
-        the others. Under ``jax.vmap`` over one of them, the norms are computed once.
-      epsilon: of "fgm", in [0, 1] pixel units; at 0 it is "erm".
-      step_size: alpha of "pgm", in [0, 1] pixel units; the paper's is ``2 epsilon /
-        r``.
+      layers: all layers of the chain, from :func:`layers`.
+      scheme: "erm", "fgm", "pgm" or "wrm". A scheme takes the options in its formula
+        and refuses the others. All options are scalars that may be traced, except
+        ``attack_steps``. Under ``jax.vmap`` over an option, the norms are computed
+        once.
+      epsilon: length of the step of "fgm", in [0, 1] pixel units; 0 gives "erm".
+      step_size: alpha of "pgm", in [0, 1] pixel units; the paper uses
+        ``2 epsilon / r``.
       attack_steps: r of "pgm", at least 1.
-      kappa: of "fgm" and "pgm", at least 0: the smallest L2 norm of the loss's gradient
-        in the input within epsilon of the data, in loss per pixel unit. The smallest of
-        :func:`opnorm.analysis.gradient_norms` is above it. At 0 the capacity is inf.
-      gamma: of "wrm", the price of the squared length, as :func:`opnorm.attacks.wrm`.
-      penalty: the same price in the paper's convention (there lambda), ``penalty / 2
-        ||z - x||_2^2``: twice gamma. Exactly one of the two is given.
-      input_scale: what the network multiplies pixels by first, as for
-        :func:`log_lipschitz_bound`: taken into the first layer. Of one number per
-        channel the largest.
-      form: which matrices W, as :func:`log_spectral_complexity`.
-      num_steps: Golub-Kahan steps of a convolution's norm.
+      kappa: for "fgm" and "pgm", the smallest L2 norm of the gradient of the loss in
+        the input within epsilon of the data, in loss per pixel unit, at least 0. The
+        smallest of :func:`opnorm.analysis.gradient_norms` exceeds it. At 0 the capacity
+        is inf.
+      gamma: for "wrm", the price of the squared length, as in
+        :func:`opnorm.attacks.wrm`.
+      penalty: for "wrm", the same price in the convention of the paper (its lambda),
+        ``penalty / 2 ||z - x||_2^2``, which is twice gamma. Exactly one of gamma and
+        penalty must be given.
+      input_scale: factor of the pixels at the input of the network, as in
+        :func:`log_lipschitz_bound`. It is multiplied into the first layer. With one
+        number per channel, the largest is used.
+      form: the matrices W, as in :func:`log_spectral_complexity`.
+      num_steps: Golub-Kahan steps for the norm of a convolution.
 
     Returns:
-      log Phi and its parts. Where some layer is zero, Phi is 0 (-inf), whatever kappa.
+      log Phi and its parts. If a layer is zero, log Phi is -inf for every kappa.
 
     Raises:
       ValueError: for an unknown scheme or form, an option that the scheme needs or does
@@ -161,7 +168,7 @@ def log_capacity(
 
     Source: Farnia et al. 2019, Theorems 1 to 4 and Lemma 7.
     """
-    given: dict[str, Any] = {
+    given = {
         "epsilon": epsilon,
         "step_size": step_size,
         "attack_steps": attack_steps,
@@ -177,7 +184,7 @@ def log_capacity(
     log_sum = jax.nn.logsumexp(jnp.cumsum(logs))
     smoothness = log_product + log_sum
 
-    def log(value: Any) -> jax.Array:
+    def log(value: float | jax.Array | None) -> jax.Array:
         return jnp.log(jnp.asarray(value, logs.dtype))
 
     if scheme == "fgm":
@@ -185,8 +192,8 @@ def log_capacity(
     elif scheme == "pgm":
         pace = _log_over(log(step_size), log(kappa))
         ratio = math.log(2) + pace + smoothness
-        steps = jnp.arange(1, attack_steps)
-        # a^0 is 1 for every a, its log 0 even where that of a is infinite.
+        steps = jnp.arange(1, attack_steps, dtype=ratio.dtype)
+        # The log of a^0 is 0 for every a, even where the log of a is infinite.
         powers = jnp.append(steps * ratio, 0.0)
         added = pace + jax.nn.logsumexp(powers) + smoothness
     elif scheme == "wrm":
@@ -203,7 +210,7 @@ def log_capacity(
 
 
 def _log_over(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """The log of a quotient, 0 / 0 being 0: an attack that goes nowhere."""
+    """The log of a quotient; 0 / 0 is 0, since an attack of length 0 adds nothing."""
     nothing = jnp.isneginf(numerator)
     return jnp.where(nothing, -jnp.inf, numerator - denominator)
 
@@ -211,7 +218,7 @@ def _log_over(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 def _log_norms(
     layers: Sequence[Layer], form: str, num_steps: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Logs of the spectral norms, ``(L,)``, and of the sum of the stable ranks."""
+    """The logs of the spectral norms, ``(L,)``, and of the sum of the stable ranks."""
     check_form(form)
     check_counted(layers)
     spectral, frobenius = [], []
@@ -236,7 +243,7 @@ def _log_norms(
     return jnp.log(norms), jnp.log(jnp.sum(ratio**2))
 
 
-def _check(scheme: str, given: dict[str, Any]) -> None:
+def _check(scheme: str, given: Mapping[str, object]) -> None:
     if scheme not in OPTIONS:
         raise ValueError(f"scheme is {scheme!r}; it may be {', '.join(OPTIONS)}.")
     for name, value in given.items():

@@ -1,7 +1,7 @@
-"""operators: Hessians of a loss, in the inputs and in the parameters."""
+"""Hessians of a loss, in the inputs and in the parameters."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.flatten_util
@@ -10,21 +10,23 @@ import numpy as np
 from jax import lax
 
 from opnorm import linalg
+from opnorm.linalg import BatchFunction, Params, PyTree
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.linear_map import varying_axes
 from opnorm.operators import jacobian
-from opnorm.operators.jacobian import BatchFunction
 
 
 def input_hessian_map(loss: BatchFunction, x: jax.Array) -> linalg.LinearMap:
-    """Returns the Hessians of each example's loss in its input, as one map.
+    """Returns the Hessian of the loss of each example in its input, as one map.
 
-    Forward over reverse: the gradient is linearised once; a product then costs about
-    two forward passes. For the cross-entropy of a piecewise linear network
-    :func:`cross_entropy_hessian` finds the whole spectrum for the price of a few.
+    The gradient is linearised once (forward over reverse mode). Each product then costs
+    about two forward passes. For the cross-entropy of a piecewise linear network,
+    :func:`cross_entropy_hessian` computes the whole spectrum at the cost of a few
+    products.
 
     Args:
       loss: batch function ``(B, ...) -> (B,)`` with independent rows, such as the
-        cross-entropy of a network with the labels bound.
+        cross-entropy of a network for given labels.
       x: ``(B, ...)`` float.
 
     Returns:
@@ -36,6 +38,16 @@ def input_hessian_map(loss: BatchFunction, x: jax.Array) -> linalg.LinearMap:
         loss that does not return ``(B,)`` float.
 
     Source: Finlay & Oberman, the curvature bounds; Pearlmutter 1994.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import operators
+      >>> def loss(x):
+      ...     return x[:, 0] ** 2 + 3 * x[:, 0] * x[:, 1]
+      >>> hessian = operators.input_hessian_map(loss, jnp.zeros((1, 2)))
+      >>> print(hessian.matvec(jnp.array([[1.0, 0.0]])))
+      [[2. 3.]]
     """
     jacobian.check_input(x)
     out = jax.eval_shape(lambda x: loss(x), x)
@@ -50,7 +62,8 @@ def input_hessian_map(loss: BatchFunction, x: jax.Array) -> linalg.LinearMap:
     _, push = jax.linearize(jax.grad(lambda x: jnp.sum(loss(x))), x)
 
     def product(v: jax.Array) -> jax.Array:
-        return push(linear_map.spread(v.astype(x.dtype)))
+        found: jax.Array = push(linear_map.spread(v.astype(x.dtype)))
+        return found
 
     shape = x.shape[1:]
     linear_map = linalg.LinearMap(product, product, len(x), shape, shape, x.dtype, axes)
@@ -58,12 +71,12 @@ def input_hessian_map(loss: BatchFunction, x: jax.Array) -> linalg.LinearMap:
 
 
 def is_curved(f: BatchFunction, x: jax.Array, *, key: jax.Array) -> jax.Array:
-    """Finds out at which examples a network is not piecewise linear.
+    """Tells at which examples a network is not piecewise linear.
 
     The second derivative of a random combination of the outputs along a random
-    direction is exactly zero where every output is linear around the example, and not
-    zero with probability one where an output is not. This takes one product with a
-    Hessian; XLA removes the product from the program of a piecewise linear network.
+    direction is exactly zero where every output is linear around the example. Where an
+    output is not linear, it is not zero, with probability one. This takes one product
+    with a Hessian, which XLA removes from the program of a piecewise linear network.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` with independent rows.
@@ -92,17 +105,20 @@ def is_curved(f: BatchFunction, x: jax.Array, *, key: jax.Array) -> jax.Array:
 
 
 def cross_entropy_hessian(f: BatchFunction, x: jax.Array) -> linalg.Eigenpairs:
-    """Computes the input Hessian of a piecewise linear network's cross-entropy, whole.
+    """Computes the spectrum of the input Hessian of the cross-entropy.
 
-    It is ``J^T (diag p - p p^T) J`` with the softmax p, whatever the label, so that d
-    transposed passes and one decomposition of a (d, n) matrix give every eigenvalue
-    that is not zero, at most d - 1. A network with smooth nonlinearities (ELU, a smooth
-    ReLU, response normalisation) has the further part ``sum_k (p_k - y_k) Hessian of
-    f_k``, which depends on the label. Such a network is refused: see
-    :func:`input_hessian_map` for its Hessian and :func:`cross_entropy_gauss_newton` for
-    the part above alone.
+    For a piecewise linear network with softmax p, the Hessian is
 
-    Calls outside ``jit`` compile as those of :func:`opnorm.operators.jacobian_norm`.
+        J^T (diag p - p p^T) J
+
+    for every label. So d transposed passes and one decomposition of a (d, n) matrix
+    give every eigenvalue that is not zero; there are at most d - 1. The Hessian of a
+    network with smooth nonlinearities (ELU, a smooth ReLU, response normalisation) also
+    has the part ``sum_k (p_k - y_k) Hessian(f_k)``, which depends on the label. Such a
+    network is refused: see :func:`input_hessian_map` for its Hessian and
+    :func:`cross_entropy_gauss_newton` for the displayed part alone.
+
+    Calls outside ``jit`` compile like those of :func:`opnorm.operators.jacobian_norm`.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` of logits, with independent rows,
@@ -111,7 +127,7 @@ def cross_entropy_hessian(f: BatchFunction, x: jax.Array) -> linalg.Eigenpairs:
 
     Returns:
       min(d, n) eigenpairs, largest first; the rest of the spectrum is zero. Under
-      ``jit``, where nothing can be refused, values and residuals are NaN at examples
+      ``jit`` no network can be refused. Values and residuals are then NaN at examples
       where ``f`` is not piecewise linear.
 
     Raises:
@@ -136,13 +152,14 @@ def cross_entropy_hessian(f: BatchFunction, x: jax.Array) -> linalg.Eigenpairs:
 
 
 def cross_entropy_gauss_newton(f: BatchFunction, x: jax.Array) -> linalg.Eigenpairs:
-    """Computes the Gauss-Newton part of the cross-entropy's input Hessian, whole.
+    """Computes the spectrum of the Gauss-Newton part of the cross-entropy's Hessian.
 
-    ``J^T (diag p - p p^T) J`` with the softmax p, positive semidefinite and the Fisher
-    matrix of each example. For a piecewise linear network it is the Hessian, see
-    :func:`cross_entropy_hessian`; for others it may be far from it.
+    The matrix is ``J^T (diag p - p p^T) J`` with the softmax p. It is positive
+    semidefinite and the Fisher matrix of each example. For a piecewise linear network
+    it is the Hessian (see :func:`cross_entropy_hessian`); for other networks it may be
+    far from the Hessian.
 
-    Calls outside ``jit`` compile as those of :func:`opnorm.operators.jacobian_norm`.
+    Calls outside ``jit`` compile like those of :func:`opnorm.operators.jacobian_norm`.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` of logits, with independent rows.
@@ -180,9 +197,9 @@ def _pairs_and_curved(
 def _gauss_newton_pairs(f: BatchFunction, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues ``(B, k)``, largest first, and vectors ``(B, k, ...)``."""
     matrix = jacobian.materialize(jacobian.jacobian_map(f, x))
-    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    matrix = matrix.astype(at_least_single(matrix.dtype))
     p = jax.nn.softmax(f(x).astype(matrix.dtype))
-    # diag p - p p^T = S S^T with S = (I - p 1^T) diag(sqrt p): centred rows.
+    # diag p - p p^T = S S^T with S = (I - p 1^T) diag(sqrt p), which centres the rows.
     mean = jnp.einsum("bd,bdn->bn", p, matrix, precision="highest")
     centred = jnp.sqrt(p)[..., None] * (matrix - mean[:, None])
     _, values, right = jnp.linalg.svd(centred, full_matrices=False)
@@ -192,7 +209,7 @@ def _gauss_newton_pairs(f: BatchFunction, x: jax.Array) -> tuple[jax.Array, jax.
 def _with_residuals(
     values: jax.Array, vectors: jax.Array, num_steps: int
 ) -> linalg.Eigenpairs:
-    rounding = 20 * jnp.finfo(values.dtype).eps * values[:, :1]
+    rounding = 20 * linalg.machine_epsilon(values.dtype) * values[:, :1]
     residual = jnp.broadcast_to(rounding, values.shape)
     return linalg.Eigenpairs(values, vectors, residual, jnp.int32(num_steps))
 
@@ -203,43 +220,43 @@ class ParameterMap(NamedTuple):
     Attributes:
       map: a batch of one map on vectors of all n parameters, for the functions of
         :mod:`opnorm.linalg`.
-      ravel: parameters, or a tree like them, to such a vector ``(1, n)``.
-      unravel: a vector ``(n,)`` to a tree like the parameters.
+      ravel: a function from a tree like the parameters to a vector ``(1, n)``.
+      unravel: a function from a vector ``(n,)`` to a tree like the parameters.
     """
 
     map: linalg.LinearMap
-    ravel: Callable[[Any], jax.Array]
-    unravel: Callable[[jax.Array], Any]
+    ravel: Callable[[Params], jax.Array]
+    unravel: Callable[[jax.Array], Params]
 
 
 def parameter_hessian(
-    loss: Callable[[Any, Any], jax.Array], params: Any, batches: Any
+    loss: Callable[[Params, PyTree], jax.Array], params: Params, batches: PyTree
 ) -> ParameterMap:
     """Returns the Hessian in the parameters of the mean loss over a data set.
 
-    Each product passes over all batches, one after another. To spread them over
+    Each product passes over all batches, one after the other. To spread the work over
     devices, put ``batches`` on a mesh with the second axis sharded and the parameters
-    replicated, and use the map under ``jit``. The axes of the mesh must be of the type
-    ``jax.sharding.AxisType.Auto``; :func:`jax.make_mesh` makes others unless it is told
-    so.
+    replicated, and use the map under ``jit``. The axes of the mesh must have the type
+    ``jax.sharding.AxisType.Auto``; pass ``axis_types`` to :func:`jax.make_mesh`.
 
     Args:
-      loss: ``(params, batch) -> scalar``, the mean over a batch. Rows have to be
-        independent for the result to be that of the data set: BatchNorm on running
-        statistics.
+      loss: ``(params, batch) -> scalar``, the mean over a batch. Its rows must be
+        independent (BatchNorm on running statistics), so that the mean over batches is
+        the mean over the data set.
       params: pytree of float arrays or numbers.
-      batches: pytree of arrays ``(S, b, ...)``: S batches of equal size.
+      batches: pytree of arrays ``(S, b, ...)``, S batches of equal size.
 
     Returns:
       The map; a product costs about four forward and backward passes of the data set.
 
     Raises:
-      ValueError: for batches without a common first axis, or parameters not float.
+      ValueError: for batches without a common first axis, or parameters that are not
+        float.
 
     Source: Pearlmutter 1994.
     """
 
-    def product(params: Any, batch: Any, v: Any) -> Any:
+    def product(params: Params, batch: PyTree, v: Params) -> Params:
         gradient = jax.grad(lambda params: loss(params, batch))
         return jax.jvp(gradient, (params,), (v,))[1]
 
@@ -247,25 +264,25 @@ def parameter_hessian(
 
 
 def gauss_newton(
-    f: Callable[[Any, Any], jax.Array],
-    loss: Callable[[jax.Array, Any], jax.Array],
-    params: Any,
-    batches: Any,
+    f: Callable[[Params, PyTree], jax.Array],
+    loss: Callable[[jax.Array, PyTree], jax.Array],
+    params: Params,
+    batches: PyTree,
 ) -> ParameterMap:
     """Returns the generalised Gauss-Newton matrix of the mean loss over a data set.
 
-    ``J^T H J`` with the Jacobian J of the logits in the parameters and the Hessian H
-    of the loss in the logits: positive semidefinite for a convex loss, and the Fisher
-    matrix for the cross-entropy.
+    The matrix is ``J^T H J`` with the Jacobian J of the logits in the parameters and
+    the Hessian H of the loss in the logits. It is positive semidefinite for a convex
+    loss, and the Fisher matrix for the cross-entropy.
 
     Args:
       f: ``(params, batch) -> logits``.
       loss: ``(logits, batch) -> scalar``, the mean over a batch.
       params: pytree of float arrays or numbers.
-      batches: pytree of arrays ``(S, b, ...)``: S batches of equal size.
+      batches: pytree of arrays ``(S, b, ...)``, S batches of equal size.
 
     Returns:
-      The map; a product costs about two thirds of one with the Hessian.
+      The map; a product costs about two thirds of a product with the Hessian.
 
     Raises:
       ValueError: as :func:`parameter_hessian`.
@@ -273,8 +290,8 @@ def gauss_newton(
     Source: Schraudolph 2002.
     """
 
-    def product(params: Any, batch: Any, v: Any) -> Any:
-        def network(params: Any) -> jax.Array:
+    def product(params: Params, batch: PyTree, v: Params) -> Params:
+        def network(params: Params) -> jax.Array:
             return f(params, batch)
 
         logits, push = jax.linearize(network, params)
@@ -286,7 +303,9 @@ def gauss_newton(
 
 
 def _over_batches(
-    product: Callable[[Any, Any, Any], Any], params: Any, batches: Any
+    product: Callable[[Params, PyTree, Params], Params],
+    params: Params,
+    batches: PyTree,
 ) -> ParameterMap:
     kinds = {
         a.dtype if hasattr(a, "dtype") else np.asarray(a).dtype
@@ -315,7 +334,7 @@ def _over_batches(
             found = jax.flatten_util.ravel_pytree(product(params, batch, v))[0]
             return total + found.astype(total.dtype)
 
-        wide = jnp.promote_types(flat.dtype, jnp.float32)
+        wide = at_least_single(flat.dtype)
         total = linalg.fori_loop(count, add, jnp.zeros(flat.shape, wide))
         return (total / count)[None]
 

@@ -1,16 +1,15 @@
-"""operators: the per-example Jacobian of a batch function, as a map and as a matrix."""
+"""The Jacobian of a batch function at each example, as a map and as a matrix."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg
+from opnorm.linalg import BatchFunction
 from opnorm.linalg.linear_map import varying_axes
-
-BatchFunction = Callable[[jax.Array], jax.Array]
 
 
 def jacobian_map(f: BatchFunction, x: jax.Array) -> linalg.LinearMap:
@@ -30,6 +29,19 @@ def jacobian_map(f: BatchFunction, x: jax.Array) -> linalg.LinearMap:
         that does not return ``(B, d)`` float with d at least 1.
 
     Source: Roth et al. 2020, Eqs. 1-2.
+
+    Example:
+      Products with the Jacobian of ``x -> relu(x W)`` at one example:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import operators
+      >>> weights = jnp.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+      >>> f = jax.tree_util.Partial(lambda w, x: jax.nn.relu(x @ w), weights)
+      >>> x = jnp.full((1, 3), 0.5)
+      >>> J = operators.jacobian_map(f, x)
+      >>> print(J.matvec(jnp.ones((1, 3))), J.in_shape, J.out_shape)
+      [[1. 2.]] (3,) (2,)
     """
     d = check(f, x)
     axes = varying_axes(x)
@@ -37,10 +49,12 @@ def jacobian_map(f: BatchFunction, x: jax.Array) -> linalg.LinearMap:
     pull = jax.linear_transpose(push, x)
 
     def matvec(v: jax.Array) -> jax.Array:
-        return push(linear_map.spread(v.astype(x.dtype)))
+        change: jax.Array = push(linear_map.spread(v.astype(x.dtype)))
+        return change
 
     def rmatvec(u: jax.Array) -> jax.Array:
-        return pull(linear_map.spread(u.astype(out.dtype)))[0]
+        gradient: jax.Array = pull(linear_map.spread(u.astype(out.dtype)))[0]
+        return gradient
 
     linear_map = linalg.LinearMap(
         matvec, rmatvec, x.shape[0], x.shape[1:], (d,), x.dtype, axes
@@ -54,7 +68,7 @@ def directional_derivative(f: BatchFunction, x: jax.Array, v: jax.Array) -> jax.
     Args:
       f: batch function ``(B, ...) -> (B, d)``.
       x: ``(B, ...)`` float.
-      v: shape of ``x``.
+      v: an array with the shape of ``x``.
 
     Returns:
       ``(B, d)``.
@@ -65,7 +79,8 @@ def directional_derivative(f: BatchFunction, x: jax.Array, v: jax.Array) -> jax.
     check(f, x)
     if v.shape != x.shape:
         raise ValueError(f"v has shape {v.shape}; it must have that of x, {x.shape}.")
-    return jax.jvp(f, (x,), (v.astype(x.dtype),))[1]
+    change: jax.Array = jax.jvp(f, (x,), (v.astype(x.dtype),))[1]
+    return change
 
 
 def dense_jacobian(
@@ -73,23 +88,33 @@ def dense_jacobian(
 ) -> jax.Array:
     """Computes the dense Jacobian of each example.
 
-    It takes d transposed passes, or n forward ones if n < d. The passes run one after
-    another, so the working memory is that of one pass beside the result.
+    The cost is d transposed passes, or n forward passes if n < d. The passes run one
+    after the other, so the working memory is the memory of one pass.
 
-    Where f is a callable pytree, such as :func:`opnorm.models.network` returns, it is
+    If f is a callable pytree, such as :func:`opnorm.models.network` returns, it is
     compiled once for all such networks. A plain function is compiled in each call.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` with independent rows.
       x: ``(B, ...)`` float.
-      max_bytes: most bytes that the result may have.
+      max_bytes: largest allowed size of the result.
 
     Returns:
-      ``(B, d, *x.shape[1:])``, dtype of x.
+      ``(B, d, *x.shape[1:])`` in the dtype of x.
 
     Raises:
-      ValueError: if the result would be larger (:func:`dense_jacobian_chunks` is for
-        that), and as :func:`jacobian_map`.
+      ValueError: if the result would be larger (use :func:`dense_jacobian_chunks`),
+        and as :func:`jacobian_map`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import operators
+      >>> weights = jnp.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+      >>> f = jax.tree_util.Partial(lambda w, x: jax.nn.relu(x @ w), weights)
+      >>> print(operators.dense_jacobian(f, jnp.full((1, 3), 0.5)))
+      [[[1. 0. 0.]
+        [0. 2. 0.]]]
     """
     d = check(f, x)
     needed = d * x.size * x.dtype.itemsize
@@ -111,19 +136,20 @@ def _dense(f: BatchFunction, x: jax.Array) -> jax.Array:
 def dense_jacobian_chunks(
     f: BatchFunction, x: jax.Array, *, max_bytes: int = 2**30
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Computes dense Jacobians some examples at a time, on the host.
+    """Computes dense Jacobians of a few examples at a time, on the host.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` with independent rows, for any B.
       x: ``(B, ...)`` float.
-      max_bytes: most bytes of one piece.
+      max_bytes: largest allowed size of one piece.
 
     Yields:
-      Examples (a slice of the batch) and their Jacobians, ``(b, d, *x.shape[1:])``.
-      All pieces but the last have the same size; one program is compiled.
+      A slice of the batch and the Jacobians of its examples, ``(b, d, *x.shape[1:])``.
+      All pieces except the last have the same size; one program is compiled.
 
     Raises:
-      ValueError: if one example alone needs more, and as :func:`jacobian_map`.
+      ValueError: if one example needs more than ``max_bytes``, and as
+        :func:`jacobian_map`.
     """
     d = check(f, x)
     one = d * math.prod(x.shape[1:]) * x.dtype.itemsize
@@ -137,7 +163,7 @@ def dense_jacobian_chunks(
     def pieces() -> Iterator[tuple[slice, np.ndarray]]:
         for start in range(0, len(x), size):
             stop = min(start + size, len(x))
-            # The last piece is filled up with its own examples, to keep its shape.
+            # The last piece is padded with its last example, to keep its shape.
             rows = np.minimum(np.arange(start, start + size), len(x) - 1)
             found = dense_jacobian(prepared, x[rows], max_bytes=max_bytes)
             yield slice(start, stop), np.asarray(found)[: stop - start]
@@ -146,7 +172,7 @@ def dense_jacobian_chunks(
 
 
 def materialize(linear_map: linalg.LinearMap) -> jax.Array:
-    """The matrices ``(B, d, n)`` of a batch of maps, one pass after another."""
+    """Computes the matrices ``(B, d, n)`` of a batch of maps, pass by pass."""
     batch, dtype = linear_map.batch_size, linear_map.dtype
     d, n = linear_map.out_size, linear_map.in_size
     backward = d <= n
@@ -157,7 +183,7 @@ def materialize(linear_map: linalg.LinearMap) -> jax.Array:
     def body(i: jax.Array, matrix: jax.Array) -> jax.Array:
         basis = jnp.broadcast_to(jax.nn.one_hot(i, count, dtype=dtype), (batch, count))
         line = apply(basis.reshape(batch, *shape)).reshape(batch, size).astype(dtype)
-        # In place: rearranging at the end would hold the matrix twice.
+        # Lines are set in place, since a transpose at the end would need a second copy.
         return matrix.at[(slice(None), i) if backward else (..., i)].set(line)
 
     empty = linear_map.spread(jnp.zeros((batch, d, n), dtype))
@@ -178,7 +204,7 @@ def check(f: BatchFunction, x: jax.Array) -> int:
             f"f returns {out}; it must return a floating point array of shape "
             f"({x.shape[0]}, d), d at least 1."
         )
-    return out.shape[1]
+    return int(out.shape[1])
 
 
 def check_input(x: jax.Array) -> None:

@@ -1,4 +1,4 @@
-"""operators: (p, q) norms and leading singular triplets of a network's Jacobian."""
+"""(p, q) norms and leading singular triplets of the Jacobian of a network."""
 
 import math
 
@@ -7,15 +7,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg
-from opnorm.linalg import krylov
+from opnorm.linalg import BatchFunction, krylov
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.norms import rescale
 from opnorm.linalg.operator_norm import check_options, evaluate
 from opnorm.operators import jacobian
-from opnorm.operators.jacobian import BatchFunction
 
 METHODS = ("auto", "dense", "iterative", "golub_kahan")
-# d transposed passes cost what 1.6 K passes of K two-pass steps do, K being 10: a
-# transposed pass of a convolution network costs more than a forward one.
+# For K = 10 steps of two passes each, 1.6 K transposed passes cost as much, since a
+# transposed pass of a convolutional network costs more than a forward pass.
 _ROWS_PER_STEP = 1.6
 
 
@@ -35,55 +35,67 @@ def jacobian_norm(
 ) -> linalg.OperatorNorm:
     """Computes ``||J_f(x)||_{p,q} = max ||J v||_q over ||v||_p = 1`` of each example.
 
-    Methods, with the passes through the network that they cost:
+    The methods and their costs in passes through the network are:
 
-    - "dense": the whole Jacobian, d transposed passes. Then p = q = 2 is exact (eigen-
-      vectors of the d x d Gram matrix), as is what :func:`opnorm.linalg.matrix_norm`
-      can do exactly; other norms are iterated on the (d, n) matrix from at least 10
-      starts, at next to no cost.
+    - "dense": the whole Jacobian, d transposed passes. The norm is exact for p = q = 2
+      (eigenvectors of the d x d Gram matrix) and where
+      :func:`opnorm.linalg.matrix_norm` is exact. Other norms are iterated on the (d, n)
+      matrix from at least 10 starts, at almost no cost.
     - "iterative": ``num_steps`` steps of the power method or of gradient ascent
       (:func:`opnorm.linalg.operator_norm`), two passes each.
-    - "golub_kahan": p = q = 2 only; ``num_steps`` steps, two passes each, far more
-      accurate than as many power steps.
-    - "auto": "dense" where min(d, n) is at most 1.6 num_steps, else "golub_kahan" for
-      p = q = 2 and "iterative" for other norms. A tolerance or a finite step_size asks
-      for "iterative".
+    - "golub_kahan": ``num_steps`` steps, two passes each, for p = q = 2 only. It is far
+      more accurate than the same number of power steps.
+    - "auto": "dense" if min(d, n) is at most 1.6 num_steps. Otherwise "golub_kahan" for
+      p = q = 2 and "iterative" for other norms. With a tolerance or a finite step_size
+      it is "iterative".
 
-    The value can be differentiated with respect to whatever ``f`` closes over: the
-    search is cut off from gradients, and the value is ``<u, J v>`` with u and v held
-    constant, whose gradient is that of the norm (envelope theorem). That costs one
-    more forward pass. Second derivatives of the value are wrong.
+    The value can be differentiated with respect to the arrays of ``f``. No gradient
+    flows through the search. The value is ``<u, J v>`` with u and v held constant, and
+    its gradient is that of the norm (envelope theorem). This costs one more forward
+    pass. Second derivatives of the value are wrong.
 
-    Where f is a callable pytree, such as :func:`opnorm.models.network` returns, a call
+    If f is a callable pytree, such as :func:`opnorm.models.network` returns, a call
     outside ``jit`` compiles once for all such networks. A plain function is compiled in
-    each call, since it may close over values that have changed. The axes of a mesh that
-    ``x`` is spread over must be of the type ``jax.sharding.AxisType.Auto``;
-    :func:`jax.make_mesh` makes others unless it is told so.
+    each call, since it may close over values that have changed. If ``x`` is spread over
+    a mesh, the axes of the mesh must have the type ``jax.sharding.AxisType.Auto``; pass
+    ``axis_types`` to :func:`jax.make_mesh`.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` with independent rows.
       x: ``(B, ...)`` float, in [0, 1] pixel units.
       p: exponent of the input norm, in [1, inf].
       q: exponent of the output norm, in [1, inf].
-      method: one of the above.
+      method: "dense", "iterative", "golub_kahan" or "auto".
       num_steps: steps of an iteration, at least 0.
-      tolerance: largest residual to stop an iteration at, or None.
-      step_size: inf for the power method, or that of projected gradient ascent.
-      num_restarts: starts of "iterative", and of "dense" where it iterates; the best
-        per example is kept. What is exact, and "golub_kahan", need one alone.
-      init: shape of ``x``: the first start, such as the ``right`` of an earlier call;
-        an exact "dense" norm has no use for it.
+      tolerance: an iteration stops when the residual is at most this; or None.
+      step_size: inf for the power method, or the step of projected gradient ascent.
+      num_restarts: number of starts of "iterative", and of "dense" where it iterates;
+        the best value of each example is kept. An exact norm and "golub_kahan" use one
+        start.
+      init: an array with the shape of ``x``, the first start, such as ``right`` of an
+        earlier call. An exact "dense" norm ignores it.
       key: typed key of random starts; "dense" needs none.
 
     Returns:
       Norms, vectors and residuals, and the number of steps (0 for "dense").
 
     Raises:
-      ValueError: for an unknown method, an option out of range or that the method does
-        not have, a missing start, a key that is not typed, and as
+      ValueError: for an unknown method, an option that is out of range or that the
+        method does not have, a missing start, a key that is not typed, and as
         :func:`opnorm.operators.jacobian_map`.
 
     Source: Roth et al. 2020, Eqs. 6-13.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from opnorm import operators
+      >>> weights = jnp.array([[3.0, 0.0], [4.0, 2.0]])
+      >>> f = jax.tree_util.Partial(lambda w, x: jnp.sin(x) @ w, weights)
+      >>> found = operators.jacobian_norm(f, jnp.zeros((1, 2)), p=jnp.inf, q=2)
+      >>> print(np.asarray(found.value).round(3), found.right)
+      [7.28] [[1. 1.]]
     """
     p, q = linalg.check_exponent("p", p), linalg.check_exponent("q", q)
     num_steps, num_restarts = check_options(
@@ -194,15 +206,15 @@ def singular_triplets(
     Args:
       f: batch function ``(B, ...) -> (B, d)`` with independent rows.
       x: ``(B, ...)`` float.
-      k: how many, from 1 to min(d, n).
+      k: number of triplets, from 1 to min(d, n).
       method: "dense" (all d rows, then a singular value decomposition), "golub_kahan"
-        (:func:`opnorm.linalg.golub_kahan`), or "auto" for the one with fewer passes.
-      num_steps: of "golub_kahan"; None for min(d, n, 2 k + 5).
-      key: typed key of its random start; None for a fixed one.
+        (:func:`opnorm.linalg.golub_kahan`), or "auto" for the method with fewer passes.
+      num_steps: steps of "golub_kahan"; None for min(d, n, 2 k + 5).
+      key: typed key of the random start of "golub_kahan"; None for a fixed key.
 
     Returns:
       ``values`` ``(B, k)``, ``right`` ``(B, k, *x.shape[1:])``, ``left`` ``(B, k, d)``,
-      ``residual`` ``(B, k)``. They carry no gradient.
+      and ``residual`` ``(B, k)``. They carry no gradient.
 
     Raises:
       ValueError: for an unknown method, k or num_steps out of range, a key that is not
@@ -241,13 +253,13 @@ def _triplets(
         found = linalg.golub_kahan(linear_map, k, num_steps=num_steps, key=key)
         return lax.stop_gradient(found)
     matrix = jacobian.materialize(linear_map)
-    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    matrix = matrix.astype(at_least_single(matrix.dtype))
     scaled, size = rescale(matrix, (1, 2))
     left, values, right = jnp.linalg.svd(scaled, full_matrices=False)
     values, left, right = values[:, :k], left[:, :, :k], right[:, :k]
     pulled = jnp.einsum("bdn,bdk->bkn", scaled, left, precision="highest")
     error = jnp.linalg.norm(pulled - values[:, :, None] * right, axis=-1)
-    rounding = krylov.ROUNDING * float(jnp.finfo(matrix.dtype).eps)
+    rounding = krylov.ROUNDING * linalg.machine_epsilon(matrix.dtype)
     residual = size[:, 0] * (error + rounding * values[:, :1])
     values = size[:, 0] * values
     found = linalg.SingularTriplets(
@@ -270,8 +282,9 @@ def _golub_kahan(
     start = None if init is None else linear_map.matvec(init)
     found = linalg.golub_kahan(linear_map, num_steps=steps, init=start, key=key)
     value, right, left = found.values[:, 0], found.right[:, 0], found.left[:, 0]
-    # ||J^T u||^2 = sigma^2 + error^2, since the error is orthogonal to v. In units of
-    # the larger, whose square neither overflows nor vanishes, and without a difference.
+    # ||J^T u||^2 = sigma^2 + error^2, since the error is orthogonal to v. The larger of
+    # the two is the unit, so that squares neither overflow nor vanish, and the residual
+    # is written without a difference.
     error = found.residual[:, 0]
     size = jnp.maximum(value, error)
     size = jnp.where(size == 0, 1.0, size)
@@ -282,10 +295,11 @@ def _golub_kahan(
 
 
 def _fix_sign(vectors: jax.Array) -> jax.Array:
-    """Vectors ``(B, d)``, turned so that the entry largest in modulus is positive.
+    """Vectors ``(B, d)`` with signs that make the entry of largest modulus positive.
 
-    A decomposition may return either sign, and rounding may decide which: then a
-    search along the vector would depend on the size of the batch, and so on devices.
+    A decomposition may return either sign, and rounding may decide which one. Without
+    this, a search along the vector would depend on the size of the batch, and so on the
+    number of devices.
     """
     largest = jnp.argmax(jnp.abs(vectors), axis=1, keepdims=True)
     entry = jnp.take_along_axis(vectors, largest, axis=1)
@@ -302,9 +316,9 @@ def _dense(
     key: jax.Array | None,
 ) -> linalg.OperatorNorm:
     matrix = jacobian.materialize(linear_map)
-    wide = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    wide = matrix.astype(at_least_single(matrix.dtype))
     if p == q == 2 and linear_map.out_size <= linear_map.in_size:
-        # Scaled, so that squares neither overflow nor vanish.
+        # The matrix is scaled, so that squares neither overflow nor vanish.
         scaled, _ = rescale(wide, (1, 2))
         gram = jnp.einsum("bdn,ben->bde", scaled, scaled, precision="highest")
         _, vectors = jnp.linalg.eigh(gram)
@@ -312,7 +326,7 @@ def _dense(
         pulled = jnp.einsum("bdn,bd->bn", scaled, top, precision="highest")
         right = linalg.dual_map(pulled, 2.0)
         fallback = jax.nn.one_hot(jnp.zeros(len(wide), int), wide.shape[2])
-        # Not zero and not NaN, either of which leaves no direction.
+        # A vector that is zero or NaN has no direction.
         alive = linalg.norm(right, 2.0) > 0
         right = jnp.where(alive[:, None], right, fallback.astype(wide.dtype))
     else:

@@ -1,21 +1,28 @@
-"""operators: runs a Flax network abstractly and notes its linear layers."""
+"""The linear layers of a Flax network, found by an abstract run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.core import tracers
 from flax.linen.linear import canonicalize_padding
 from jax import lax
 
+from opnorm import linalg
+from opnorm.linalg.dtypes import at_least_single
+
 KINDS = {nn.Conv: "convolution", nn.Dense: "dense", nn.BatchNorm: "batch_norm"}
-# They divide by what they find in the example, so no constant bounds their slope.
+# These layers divide by a statistic of the example, so no constant bounds their slope.
 NORMALIZATIONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm)
-# Operations in which a constant does not raise the slope in the other operand.
+# In these operations a constant does not raise the slope in the other operand.
 _ADDITIONS = {"add", "sub", "add_any", "max", "min", "concatenate", "clamp"}
 _LOOPS = {"scan", "while", "cond"}
+# A program of JAX, and a variable or literal of one. JAX makes neither type public.
+Jaxpr = Any
+Atom = Any
+# The trace of the current operations, which may be compared only.
+_current_trace: Callable[[], object] = tracers.current_trace
 
 
 class Call(NamedTuple):
@@ -23,43 +30,50 @@ class Call(NamedTuple):
 
     Attributes:
       kind: "convolution", "dense" or "batch_norm".
-      name: of the module, ``/`` between its parents' names and its own.
-      kernel: its kernel, of a BatchNorm what it multiplies the channels by, ``(C,)``;
-        while the network runs, a function that returns it.
-      input_shape: of one example.
-      options: of a convolution: strides, padding, kernel_dilation and groups.
-      input: what it was given, to be compared by identity only.
-      output: what it returned, likewise.
-      num_uses: how many operations take the output, the network's own result counted
-        as one.
+      name: name of the module after the names of its parents, joined by ``/``.
+      kernel: a function that returns the kernel, or the factors ``(C,)`` of the
+        channels for a BatchNorm. It must be called after the abstract run.
+      input_shape: shape of the input of one example.
+      options: strides, padding, kernel_dilation and groups of a convolution.
+      input: the input, which may be compared by identity only.
+      output: the output, which may be compared by identity only.
+      num_uses: number of operations that use the output; the result of the network
+        counts as one.
     """
 
     kind: str
     name: str
-    kernel: Any
+    kernel: Callable[[], jax.Array]
     input_shape: tuple[int, ...]
-    options: dict[str, Any]
-    input: Any
-    output: Any
+    options: linalg.Options
+    input: jax.Array
+    output: jax.Array
     num_uses: int = 0
 
 
 def search(
-    module: nn.Module, variables: Any, x: Any, call_options: dict[str, Any]
+    module: nn.Module,
+    variables: linalg.Variables,
+    x: linalg.ArrayShape,
+    call_options: linalg.Options,
 ) -> tuple[list[Call], tuple[str, ...]]:
     """Lists the calls of nn.Conv, nn.Dense and nn.BatchNorm in order.
 
-    Returns them and the names of the other factors in the network: parameters of fewer
-    than two dimensions that are not only added, and layers that normalise by the
-    example.
-
     Args:
-      module, variables, x, call_options: as :func:`opnorm.operators.layers`.
+      module: as in :func:`opnorm.operators.layers`.
+      variables: as in :func:`opnorm.operators.layers`.
+      x: as in :func:`opnorm.operators.layers`.
+      call_options: as in :func:`opnorm.operators.layers`.
+
+    Returns:
+      The calls, and the names of the other factors in the network: parameters of fewer
+      than two dimensions that are not only added, and layers that normalise by the
+      example.
 
     Raises:
       ValueError: for modules and options that cannot be written as a ``Call``, and for
-        parameters of two or more dimensions that are not only added, but are no call's
-        kernel.
+        parameters of two or more dimensions that are not only added and are not the
+        kernel of a call.
     """
     variables = nn.meta.unbox(variables)
     params = variables.get("params", {})
@@ -67,10 +81,17 @@ def search(
     counted: set[str] = set()
     normalizations: list[str] = []
 
-    def run(params: Any, batch: jax.Array) -> Any:
-        trace = tracers.current_trace()
+    def run(
+        params: linalg.Params, batch: jax.Array
+    ) -> tuple[list[jax.Array], linalg.PyTree]:
+        trace = _current_trace()
 
-        def note(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        def note(
+            next_fun: Callable[..., linalg.PyTree],
+            args: tuple[linalg.PyTree, ...],
+            kwargs: dict[str, linalg.PyTree],
+            context: nn.module.InterceptorContext,
+        ) -> linalg.PyTree:
             module = context.module
             base = next((of for of in KINDS if isinstance(module, of)), None)
             if isinstance(module, NORMALIZATIONS) and context.method_name == "__call__":
@@ -78,7 +99,7 @@ def search(
             if base is None or context.method_name != "__call__":
                 return next_fun(*args, **kwargs)
             kind = KINDS[base]
-            if tracers.current_trace() != trace:
+            if _current_trace() != trace:
                 raise ValueError(
                     f"module {_name(module)!r} is called in a transformation inside "
                     "the network (as nn.scan, nn.RNN, nn.cond, nn.remat, nn.vmap), "
@@ -107,7 +128,7 @@ def search(
         jaxpr.outvars[len(calls) :],
     ]
 
-    def num_uses(variable: Any) -> int:
+    def num_uses(variable: Atom) -> int:
         return sum(any(v is variable for v in taken) for taken in takers)
 
     uncounted = list(dict.fromkeys(normalizations))
@@ -129,31 +150,30 @@ def search(
             )
         uncounted.append(path)
     listed = [
-        # What is computed during the run must not leave it.
-        call._replace(kernel=call.kernel(), num_uses=num_uses(variable))
+        call._replace(num_uses=num_uses(variable))
         for call, variable in zip(calls, jaxpr.outvars, strict=False)
     ]
     return listed, tuple(uncounted)
 
 
 def _trace(
-    jaxpr: Any, given: Sequence[set[int] | None], factors: set[int]
+    jaxpr: Jaxpr, given: Sequence[set[int] | None], factors: set[int]
 ) -> list[set[int] | None]:
-    """Follows parameters through a program to where they meet the input.
+    """Follows parameters through a program to the operations with the input.
 
     Args:
       jaxpr: the program.
-      given: for each argument the numbers of the parameters that it is made of, or None
-        if it depends on the input.
-      factors: gains the numbers of parameters that meet the input in anything but an
-        addition.
+      given: for each argument the numbers of the parameters that it is computed from,
+        or None if it depends on the input.
+      factors: a set to which the numbers of parameters are added that an operation
+        other than an addition combines with the input.
 
     Returns:
-      The same for each result.
+      The set of parameters, or None, for each result.
     """
-    known: dict[Any, set[int] | None] = dict(zip(jaxpr.invars, given, strict=True))
+    known: dict[Atom, set[int] | None] = dict(zip(jaxpr.invars, given, strict=True))
 
-    def read(atom: Any) -> set[int] | None:
+    def read(atom: Atom) -> set[int] | None:
         return set() if hasattr(atom, "val") else known.get(atom, set())
 
     for equation in jaxpr.eqns:
@@ -180,7 +200,12 @@ def _trace(
 
 
 def _call(
-    kind: str, module: Any, variables: Any, args: Any, kwargs: Any, output: Any
+    kind: str,
+    module: nn.Module,
+    variables: linalg.Variables,
+    args: tuple[jax.Array, ...],
+    kwargs: Mapping[str, jax.Array],
+    output: jax.Array,
 ) -> Call:
     name = _name(module)
     given = args[0] if args else kwargs["x" if kind == "batch_norm" else "inputs"]
@@ -197,8 +222,8 @@ def _call(
     return Call(kind, name, masked, shape, options, given, output)
 
 
-def _options(module: Any, name: str, axes: int) -> dict[str, Any]:
-    """The options of an nn.Conv in linalg's terms."""
+def _options(module: nn.Module, name: str, axes: int) -> linalg.Options:
+    """The options of an nn.Conv, as functions of linalg take them."""
 
     def spread(value: int | Sequence[int] | None) -> tuple[int, ...]:
         return (value or 1,) * axes if isinstance(value, int | None) else tuple(value)
@@ -227,8 +252,8 @@ def _options(module: Any, name: str, axes: int) -> dict[str, Any]:
     }
 
 
-def _check_methods(module: Any, base: type) -> None:
-    """Refuses a subclass that may use its kernel otherwise, such as standardised."""
+def _check_methods(module: nn.Module, base: type) -> None:
+    """Refuses a subclass that may use its kernel in another way."""
     kinds = type(module).__mro__
     for kind in kinds[: kinds.index(base)]:
         for name in ("__call__", "param"):
@@ -239,7 +264,7 @@ def _check_methods(module: Any, base: type) -> None:
                 )
 
 
-def _check_kernel(module: Any, params: Any) -> None:
+def _check_kernel(module: nn.Module, params: linalg.Params) -> None:
     if module.variables["params"]["kernel"] is not _leaf(params, module.path, "kernel"):
         raise ValueError(
             f"module {_name(module)!r} has a kernel that is computed inside the "
@@ -247,7 +272,11 @@ def _check_kernel(module: Any, params: Any) -> None:
         )
 
 
-def _check_running(module: Any, args: Any, kwargs: Any) -> None:
+def _check_running(
+    module: nn.Module,
+    args: tuple[linalg.PyTree, ...],
+    kwargs: Mapping[str, linalg.PyTree],
+) -> None:
     given = args[1] if len(args) > 1 else kwargs.get("use_running_average")
     running = module.use_running_average if given is None else given
     if not running:
@@ -258,7 +287,9 @@ def _check_running(module: Any, args: Any, kwargs: Any) -> None:
         )
 
 
-def _factors(module: Any, name: str, variables: Any) -> Callable[[], jax.Array]:
+def _factors(
+    module: nn.Module, name: str, variables: linalg.Variables
+) -> Callable[[], jax.Array]:
     """``gamma / sqrt(running variance + epsilon)``, at least float32."""
     variance = _leaf(variables["batch_stats"], module.path, "var")
     if variance.ndim != 1 or module.axis != -1:
@@ -268,15 +299,16 @@ def _factors(module: Any, name: str, variables: Any) -> Callable[[], jax.Array]:
     gamma = (
         _leaf(variables["params"], module.path, "scale") if module.use_scale else 1.0
     )
-    wide = jnp.promote_types(variance.dtype, jnp.float32)
+    wide = at_least_single(variance.dtype)
     return lambda: gamma * lax.rsqrt(variance.astype(wide) + module.epsilon)
 
 
-def _name(module: Any) -> str:
+def _name(module: nn.Module) -> str:
     return "/".join(module.path) or type(module).__name__
 
 
-def _leaf(tree: Any, path: Sequence[str], name: str) -> Any:
+def _leaf(tree: linalg.PyTree, path: Sequence[str], name: str) -> jax.Array:
     for part in path:
         tree = tree[part]
-    return tree[name]
+    leaf: jax.Array = tree[name]
+    return leaf

@@ -1,4 +1,4 @@
-"""operators: the linear layers of a Flax network, their norms and singular values."""
+"""The linear layers of a Flax network, their norms and singular values."""
 
 import dataclasses
 import math
@@ -11,48 +11,55 @@ import jax.numpy as jnp
 from flax import struct
 
 from opnorm import linalg
+from opnorm.linalg import ArrayShape, Options, Variables
 from opnorm.linalg.convolution import Padding
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.operators.layer_search import Call, search
 
 BATCH_NORM = ("fold", "separate", "ignore")
 FORMS = ("operator", "kernel")
+# Marks a field of a dataclass of Flax that is a part of the structure of the pytree.
+_STATIC = {"pytree_node": False}
 
 
 @struct.dataclass
 class Layer:
-    """A linear layer, without its bias, where it is called. Only the kernel is a leaf.
+    """A call of a linear layer, without its bias; a pytree whose leaf is the kernel.
 
     Attributes:
-      kernel: of a convolution ``(*spatial, C_in / groups, C_out)``, of a dense layer
-        ``(C_in, C_out)``, of a BatchNorm what it multiplies the channels by, ``(C,)``.
-      name: of the module, ``/`` between its parents' names and its own.
+      kernel: ``(*spatial, C_in / groups, C_out)`` for a convolution, ``(C_in, C_out)``
+        for a dense layer, and the factors ``(C,)`` of the channels for a BatchNorm.
+      name: name of the module after the names of its parents, joined by ``/``.
       kind: "convolution", "dense" or "batch_norm".
-      input_shape: ``(*spatial, C_in)``, of one example. A dense layer acts on the last
-        axis, at every place alike.
-      strides, padding, kernel_dilation, groups: of a convolution, as
-        :func:`opnorm.linalg.convolution_map`.
+      input_shape: ``(*spatial, C_in)``, the shape of the input of one example. A dense
+        layer acts on the last axis, in the same way at every place.
+      strides: strides of a convolution, as in :func:`opnorm.linalg.convolution_map`.
+      padding: padding of a convolution, likewise.
+      kernel_dilation: dilation of a convolution, likewise.
+      groups: groups of a convolution, likewise.
       batch_norm: name of the BatchNorm whose factors the kernel contains, or None.
-      uncounted: names of what multiplies in the network but is in no kernel: parameters
-        such as gains, and layers that normalise by the example. The same for all layers
-        of a network.
-      ignored: likewise the names of its BatchNorms that were left out.
+      uncounted: names of factors of the network that are in no kernel: parameters such
+        as gains, and layers that normalise by the example. All layers of a network have
+        the same names here.
+      ignored: names of the BatchNorms of the network that were left out; the same for
+        all layers.
     """
 
     kernel: jax.Array
-    name: str = struct.field(pytree_node=False)
-    kind: str = struct.field(pytree_node=False)
-    input_shape: tuple[int, ...] = struct.field(pytree_node=False)
-    strides: tuple[int, ...] = struct.field(pytree_node=False, default=())
-    padding: Padding = struct.field(pytree_node=False, default="VALID")
-    kernel_dilation: tuple[int, ...] = struct.field(pytree_node=False, default=())
-    groups: int = struct.field(pytree_node=False, default=1)
-    batch_norm: str | None = struct.field(pytree_node=False, default=None)
-    uncounted: tuple[str, ...] = struct.field(pytree_node=False, default=())
-    ignored: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    name: str = dataclasses.field(metadata=_STATIC)
+    kind: str = dataclasses.field(metadata=_STATIC)
+    input_shape: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
+    strides: tuple[int, ...] = dataclasses.field(metadata=_STATIC, default=())
+    padding: Padding = dataclasses.field(metadata=_STATIC, default="VALID")
+    kernel_dilation: tuple[int, ...] = dataclasses.field(metadata=_STATIC, default=())
+    groups: int = dataclasses.field(metadata=_STATIC, default=1)
+    batch_norm: str | None = dataclasses.field(metadata=_STATIC, default=None)
+    uncounted: tuple[str, ...] = dataclasses.field(metadata=_STATIC, default=())
+    ignored: tuple[str, ...] = dataclasses.field(metadata=_STATIC, default=())
 
     @property
-    def options(self) -> dict[str, Any]:
-        """What functions of convolutions in linalg take besides kernel and shape."""
+    def options(self) -> Options:
+        """The options of functions of convolutions, without kernel and shape."""
         return {
             "strides": self.strides,
             "padding": self.padding,
@@ -65,13 +72,13 @@ class LayerNorms(NamedTuple):
     """Spectral norms of L layers, all ``(L,)``.
 
     Attributes:
-      value: of the linear map; a lower bound up to rounding.
-      residual: some singular value lies within this of the value; 0 where the value is
-        that of a whole decomposition.
+      value: norm of the linear map, a lower bound up to rounding.
+      residual: some singular value is within this distance of the value; 0 where a
+        whole decomposition gave the value.
       lower: at most the norm, rounding included.
       upper: at least the norm, rounding included.
-      kernel_matrix: of the kernel matrix, which bounds a convolution on neither side
-        (:func:`opnorm.linalg.kernel_matrix_norm`).
+      kernel_matrix: norm of the kernel matrix, which is no bound of the norm of a
+        convolution (:func:`opnorm.linalg.kernel_matrix_norm`).
     """
 
     value: jax.Array
@@ -83,19 +90,19 @@ class LayerNorms(NamedTuple):
 
 def layers(
     module: nn.Module,
-    variables: Any,
-    x: Any,
+    variables: Variables,
+    x: ArrayShape,
     *,
     batch_norm: str = "fold",
     **call_options: Any,
 ) -> tuple[Layer, ...]:
     """Finds every nn.Conv, nn.Dense and nn.BatchNorm call of a network, in order.
 
-    The network runs abstractly: nothing is computed but the folded kernels. A module
-    that is called twice is there twice. Every parameter of two or more dimensions that
-    the network does more with than add is a kernel of some layer. Other parameters that
-    multiply are **no layers**, such as gains and the scales of LayerNorm and GroupNorm.
-    Their names are in ``uncounted`` of every layer, and functions of the whole network
+    The network runs abstractly, so only the folded kernels are computed. A module that
+    is called twice is listed twice. Every parameter of two or more dimensions that is
+    not only added is a kernel of some layer. Other factors, such as gains and the
+    scales of LayerNorm and GroupNorm, are **no layers**. Their names are in
+    ``uncounted`` of every layer, and functions of the whole network
     (:func:`log_lipschitz_bound`, :func:`log_capacity`,
     :func:`log_spectral_complexity`) refuse them. Pooling, activations and sums are not
     listed either.
@@ -103,27 +110,42 @@ def layers(
     Args:
       module: a Flax linen module (``flax.linen.Module``; nnx is not supported), called
         as ``module(x, **call_options)``.
-      variables: its variables, ``{"params": ..., "batch_stats": ...}``.
+      variables: the variables of the module, ``{"params": ..., "batch_stats": ...}``.
       x: ``(B, ...)``, an array or a ``jax.ShapeDtypeStruct``.
-      batch_norm: what becomes of ``gamma / sqrt(running variance + epsilon)``. "fold":
-        multiplied into the kernel whose output the BatchNorm takes directly and alone,
-        a layer of its own where it takes something else (a sum in a pre-activation
-        residual network) or shares it; "separate": always a layer of its own;
-        "ignore": left out, for quantities of the weights alone.
-      **call_options: such as ``train=False``; BatchNorm must use running averages.
+      batch_norm: the place of the factors ``gamma / sqrt(running variance + epsilon)``.
+        With "fold" they are multiplied into the kernel of the layer before, if the
+        BatchNorm alone uses the output of that layer. Otherwise (a sum in a
+        pre-activation residual network, an output that is shared) they are a layer of
+        their own. With "separate" they are always a layer. With "ignore" they are left
+        out, for quantities of the weights alone.
+      **call_options: options of the call, such as ``train=False``; BatchNorm must use
+        running averages.
 
     Returns:
       The layers in order of their calls.
 
     Raises:
-      ValueError: for a module that is not Flax linen, an unknown ``batch_norm``, a
-        network without layers, one that multiplies by a parameter of two or more
-        dimensions that belongs to none of them (nn.ConvTranspose, nn.Embed, a matrix of
-        its own), one whose kernels are computed inside it (nn.SpectralNorm, a subclass
-        of a layer with a ``__call__`` or ``param`` of its own) or whose layers are
-        called in a transformation (nn.scan, nn.RNN, nn.remat, nn.vmap; our models are
-        cloned with ``rematerialize=False``), and for input dilation, reflected padding,
-        or a BatchNorm on batch statistics or on another axis than the last.
+      ValueError: for a module that is not Flax linen, or an unknown ``batch_norm``; for
+        a network without layers; for a network that multiplies by a parameter of two or
+        more dimensions that is not a kernel of a layer (nn.ConvTranspose, nn.Embed, a
+        matrix); for kernels that are computed inside the network (nn.SpectralNorm, a
+        subclass of a layer with its own ``__call__`` or ``param``); for layers that are
+        called in a transformation (nn.scan, nn.RNN, nn.remat, nn.vmap; clone a model of
+        this library with ``rematerialize=False``); for input dilation or reflected
+        padding; for a BatchNorm on batch statistics or on another axis than the last.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import operators
+      >>> module = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
+      >>> x = jnp.zeros((1, 3))
+      >>> variables = jax.eval_shape(module.init, jax.random.key(0), x)
+      >>> for layer in operators.layers(module, variables, x):
+      ...     print(layer.name, layer.kind, layer.kernel.shape)
+      layers_0 dense (3, 4)
+      layers_2 dense (4, 2)
     """
     if not isinstance(module, nn.Module):
         raise ValueError(
@@ -134,7 +156,7 @@ def layers(
             f"batch_norm is {batch_norm!r}; it may be {', '.join(BATCH_NORM)}."
         )
     found: list[Layer] = []
-    outputs: list[Any] = []
+    outputs: list[jax.Array | None] = []
     calls, uncounted = search(module, variables, x, call_options)
     for call in calls:
         if call.kind != "batch_norm":
@@ -147,7 +169,7 @@ def layers(
         if batch_norm == "fold" and source:
             before = found[source[0]]
             found[source[0]] = dataclasses.replace(
-                before, kernel=before.kernel * call.kernel, batch_norm=call.name
+                before, kernel=before.kernel * call.kernel(), batch_norm=call.name
             )
             outputs[source[0]] = None
         else:
@@ -166,10 +188,10 @@ def layers(
 
 
 def check_counted(layers: Sequence[Layer], *, batch_norm: bool = False) -> None:
-    """Raises ValueError where a network multiplies by more than its layers' kernels.
+    """Raises ValueError if a network has factors that are in no kernel of its layers.
 
     Args:
-      layers: of :func:`layers`.
+      layers: the layers from :func:`layers`.
       batch_norm: whether BatchNorms that were left out are refused, too.
     """
     uncounted = {name for layer in layers for name in layer.uncounted}
@@ -190,10 +212,10 @@ def layer_map(layer: Layer) -> linalg.LinearMap:
     """Returns a layer as a linear map on one example, ``(1, *input_shape)``.
 
     Args:
-      layer: one of :func:`layers`.
+      layer: a layer from :func:`layers`.
 
     Returns:
-      A map with a batch of one, in the kernel's dtype.
+      A map with a batch of one, in the dtype of the kernel.
     """
     if layer.kind == "convolution":
         return linalg.convolution_map(layer.kernel, layer.input_shape, **layer.options)
@@ -218,12 +240,12 @@ def layer_norms(
     """Computes the spectral norm of each layer as a map, with bounds on both sides.
 
     Args:
-      layers: of :func:`layers`, L of them.
+      layers: L layers from :func:`layers`.
       num_steps: Golub-Kahan steps of a convolution
         (:func:`opnorm.linalg.convolution_norm`); dense layers are decomposed.
-      method: of a convolution's upper bound
+      method: method of the upper bound of a convolution
         (:func:`opnorm.linalg.convolution_upper_bound`).
-      num_iterations: of its method "gram_iteration".
+      num_iterations: iterations of the method "gram_iteration".
 
     Returns:
       Norms, error bars and bounds, ``(L,)`` each.
@@ -255,15 +277,14 @@ def layer_singular_values(layer: Layer, *, form: str = "operator") -> jax.Array:
     """Computes all distinct singular values of a layer.
 
     Args:
-      layer: one of :func:`layers`.
-      form: "kernel", those of the kernel matrix ``C_out x (taps C_in)``; "operator",
-        for a convolution those of its periodic version on the picture's size, rounded
-        up to a multiple of the strides (Sedghi et al. 2019). Other layers have one
-        form.
+      layer: a layer from :func:`layers`.
+      form: "kernel" for the kernel matrix ``C_out x (taps C_in)``. "operator" for the
+        periodic version of a convolution on the size of the image, rounded up to a
+        multiple of the strides (Sedghi et al. 2019). Other layers have one form.
 
     Returns:
-      ``(k,)``, largest first, at least float32. A dense layer that acts at many places
-      has each of them as many times; they are listed once.
+      ``(k,)``, largest first, at least float32. The singular values of a dense layer
+      that acts at many places are listed once.
 
     Raises:
       ValueError: for an unknown form.
@@ -287,15 +308,15 @@ def layer_singular_values(layer: Layer, *, form: str = "operator") -> jax.Array:
 def singular_value_std(layers: Sequence[Layer], *, form: str = "operator") -> jax.Array:
     """Computes the standard deviation of each layer's singular values.
 
-    The paper does not say which form it takes; its context suggests "operator".
+    The paper does not state the form; its context suggests "operator".
 
     Args:
-      layers: of :func:`layers`, L of them; with ``batch_norm="ignore"`` for the paper's
-        quantity.
-      form: as :func:`layer_singular_values`.
+      layers: L layers from :func:`layers`; with ``batch_norm="ignore"`` for the
+        quantity of the paper.
+      form: as in :func:`layer_singular_values`.
 
     Returns:
-      ``(L,)``, the population's standard deviation.
+      ``(L,)``, the standard deviation of the population.
 
     Raises:
       ValueError: for an unknown form.
@@ -308,7 +329,10 @@ def singular_value_std(layers: Sequence[Layer], *, form: str = "operator") -> ja
 
 
 def _std(values: jax.Array) -> jax.Array:
-    """The population's standard deviation; values of any size, gradient 0 at 0."""
+    """The standard deviation of the population, for values of any size.
+
+    Its gradient is 0 where all values are equal.
+    """
     away = (values - jnp.mean(values))[None]
     return linalg.norm(away, 2.0)[0] / math.sqrt(values.size)
 
@@ -320,38 +344,53 @@ def log_lipschitz_bound(
     method: str = "svd",
     num_iterations: int = 6,
 ) -> jax.Array:
-    """Computes the log of an upper bound of a chain's l2 Lipschitz constant.
+    """Computes the log of an upper bound of the L2 Lipschitz constant of a chain.
 
-    The sum of the logs of upper bounds of the layers' norms, rounding included. It
-    bounds a network that is a chain of these layers with 1-Lipschitz functions between
-    them: ReLU, max- or average-pooling without overlap, flattening. Networks with
-    parameters that multiply elsewhere, or with LayerNorm and its like, are refused. The
+    The log of the bound is the sum of the logs of upper bounds of the norms of the
+    layers, rounding included. It is valid for a chain of these layers with 1-Lipschitz
+    functions between them: ReLU, max- or average-pooling without overlap, flattening.
+    Networks with other factors, or with LayerNorm and similar layers, are refused. The
     bound is **not valid for residual networks** or other branches, nor for overlapping
-    max-pooling (3x3 windows with stride 2 have constant 2), and constants that multiply
-    are not seen, but for ``input_scale``.
+    max-pooling (3x3 windows with stride 2 have constant 2). Constant factors are not
+    seen, except ``input_scale``.
 
     Args:
-      layers: all of the chain, of :func:`layers` with ``batch_norm`` "fold" (tighter)
-        or "separate".
-      input_scale: what the network multiplies pixels by first, ``1 / std`` (2 for the
-        models here with their default std of 0.5): one number, or one per channel. The
-        bound is then in [0, 1] pixel units.
-      method, num_iterations: of :func:`opnorm.linalg.convolution_upper_bound`.
+      layers: all layers of the chain, from :func:`layers` with ``batch_norm`` "fold"
+        (tighter) or "separate".
+      input_scale: the factor ``1 / std`` of the pixels at the input of the network, one
+        number or one per channel (2 for the models of this library with the default std
+        of 0.5). The bound is then in [0, 1] pixel units.
+      method: as in :func:`opnorm.linalg.convolution_upper_bound`.
+      num_iterations: as in :func:`opnorm.linalg.convolution_upper_bound`.
 
     Returns:
       A scalar.
 
     Raises:
-      ValueError: for a network that multiplies by what is in no kernel, BatchNorms that
-        were left out, and as :func:`opnorm.linalg.convolution_upper_bound`.
+      ValueError: for a network with factors that are in no kernel, BatchNorms that were
+        left out, and as :func:`opnorm.linalg.convolution_upper_bound`.
+
+    Example:
+      The bound is the product of the norms, 4 and 3.
+
+      >>> import flax.linen as nn
+      >>> import jax.numpy as jnp
+      >>> from opnorm import operators
+      >>> module = nn.Sequential([nn.Dense(2, use_bias=False), nn.relu, nn.Dense(2)])
+      >>> first = {"kernel": jnp.diag(jnp.array([4.0, 1.0]))}
+      >>> second = {"kernel": jnp.diag(jnp.array([2.0, 3.0])), "bias": jnp.zeros(2)}
+      >>> variables = {"params": {"layers_0": first, "layers_2": second}}
+      >>> layers = operators.layers(module, variables, jnp.zeros((1, 2)))
+      >>> print(f"{jnp.exp(operators.log_lipschitz_bound(layers)):.2f}")
+      12.00
     """
     check_counted(layers, batch_norm=True)
     bounds = stack([_upper_bound(layer, method, num_iterations) for layer in layers])
     largest = jnp.max(jnp.abs(jnp.asarray(input_scale, bounds.dtype)))
     logs = jnp.append(jnp.log(bounds), jnp.log(largest))
-    # Rounding of the logs and of their sum; not of -inf, the log of a zero layer.
+    # Rounding of the logs and of their sum. The log of a zero layer, -inf, has none.
     size = jnp.sum(jnp.where(jnp.isneginf(logs), 0.0, jnp.abs(logs)))
-    return jnp.sum(logs) + float(jnp.finfo(logs.dtype).eps) * len(logs) * size
+    return jnp.sum(logs) + linalg.machine_epsilon(logs.dtype) * len(logs) * size
 
 
 def _upper_bound(layer: Layer, method: str, num_iterations: int) -> jax.Array:
@@ -367,17 +406,17 @@ def _upper_bound(layer: Layer, method: str, num_iterations: int) -> jax.Array:
 
 
 def kernel_values(layer: Layer) -> jax.Array:
-    """Singular values of a layer's kernel matrix, largest first."""
+    """Returns the singular values of the kernel matrix of a layer, largest first."""
     if layer.kind != "batch_norm":
         return linalg.kernel_matrix_singular_values(layer.kernel)
-    wide = jnp.promote_types(layer.kernel.dtype, jnp.float32)
+    wide = at_least_single(layer.kernel.dtype)
     return jnp.sort(jnp.abs(layer.kernel.astype(wide)), descending=True)
 
 
 def _dense_margin(layer: Layer) -> float:
-    """Relative rounding error of a decomposition."""
-    eps = jnp.finfo(jnp.promote_types(layer.kernel.dtype, jnp.float32)).eps
-    return float(eps) * (2 * sum(layer.kernel.shape) + 20)
+    """The relative rounding error of a decomposition."""
+    wide = at_least_single(layer.kernel.dtype)
+    return linalg.machine_epsilon(wide) * (2 * sum(layer.kernel.shape) + 20)
 
 
 def check_form(form: str) -> None:
@@ -387,11 +426,11 @@ def check_form(form: str) -> None:
 
 
 def stack(scalars: Sequence[jax.Array]) -> jax.Array:
-    """One scalar per layer as an array; ValueError if there is no layer."""
+    """Returns one scalar per layer as an array; raises ValueError without a layer."""
     if not scalars:
         raise ValueError("layers is empty; it must have at least one layer.")
     return jnp.stack(scalars)
 
 
 def _layer(call: Call) -> Layer:
-    return Layer(call.kernel, call.name, call.kind, call.input_shape, **call.options)
+    return Layer(call.kernel(), call.name, call.kind, call.input_shape, **call.options)

@@ -1,4 +1,4 @@
-"""operators: the Jacobian as Roth et al. extracted it, by regression on noise."""
+"""The Jacobian by regression on noise, as in Roth et al. 2020."""
 
 import math
 
@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from opnorm import linalg
+from opnorm.linalg import BatchFunction
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.operators import jacobian
-from opnorm.operators.jacobian import BatchFunction
 
 
 def regressed_jacobian(
@@ -20,24 +21,24 @@ def regressed_jacobian(
 ) -> jax.Array:
     """Estimates Jacobians by least squares, to compare with the exact ones.
 
-    ``f(x + z_k) = f(x) + J z_k + c`` is fitted to uniform noise z_k, with c free. Use
-    :func:`opnorm.operators.dense_jacobian`, which is exact and takes d passes, for
-    anything else. This one is wrong in two ways:
+    The model ``f(x + z_k) = f(x) + J z_k + c`` is fitted to uniform noise z_k, with a
+    free constant c. For all other purposes use :func:`opnorm.operators.dense_jacobian`,
+    which is exact and takes d passes. The estimate is wrong in two ways:
 
-    - With N samples it finds J on the N - 1 directions that the centred noise spans and
-      zero on the others. All n directions need N > n, 3,073 passes for a CIFAR-10
-      picture; with the 10 of the papers' code next to nothing of J is left, and its
-      singular values are far too small.
-    - Once the noise leaves the linear region of x, it averages over the regions around.
-      A small radius keeps inside, until rounding takes over: the error it leaves is
-      about the rounding of f over the radius.
+    - With N samples it finds J on the N - 1 directions that the centred noise spans,
+      and zero on the others. All n directions need N > n, which is 3,073 passes for a
+      CIFAR-10 image. With the 10 samples of the papers' code, almost nothing of J is
+      found, and its singular values are far too small.
+    - Where the noise leaves the linear region of x, the estimate averages over the
+      regions around. With a small radius the noise stays inside, but the rounding error
+      grows: it is about the rounding of f divided by the radius.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` with independent rows.
       x: ``(B, ...)`` float.
-      num_samples: N, at least 2; passes through f.
-      radius: the noise is uniform in [-radius, radius] per entry, the same for every
-        example, in [0, 1] pixel units.
+      num_samples: N, the number of passes through f, at least 2.
+      radius: the noise is uniform in [-radius, radius] per entry, in [0, 1] pixel
+        units, and the same for every example.
       key: typed key of the noise.
 
     Returns:
@@ -73,14 +74,14 @@ def _fit(
     empty = jnp.zeros((num_samples, batch, d), jax.eval_shape(f, x).dtype)
     outputs = linalg.fori_loop(
         num_samples,
-        lambda k, found: found.at[k].set(f(x + noise[k])),
+        lambda k, found: found.at[k].set(f(x + noise[k][None])),
         empty,
     )
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_single(x.dtype)
     noise = noise.reshape(num_samples, -1).astype(wide)
     outputs = outputs.reshape(num_samples, -1).astype(wide)
-    # Free constants are fitted by taking out the means.
-    noise = noise - jnp.mean(noise, axis=0)
-    outputs = outputs - jnp.mean(outputs, axis=0)
+    # Subtracting the means fits the free constants.
+    noise = noise - jnp.mean(noise, axis=0, keepdims=True)
+    outputs = outputs - jnp.mean(outputs, axis=0, keepdims=True)
     slopes, *_ = jnp.linalg.lstsq(noise, outputs)
     return slopes.T.reshape(batch, d, *shape).astype(x.dtype)

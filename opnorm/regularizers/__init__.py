@@ -1,4 +1,7 @@
-"""regularizers: penalties on a loss and bounds on weights, as pure functions."""
+"""Penalties on a loss and bounds on weights, as pure functions.
+
+This room imports linalg and operators.
+"""
 
 from opnorm.regularizers.data_dependent import (
     Penalty,

@@ -1,12 +1,13 @@
-"""regularizers: the data-independent penalty on the spectral norms of the layers."""
+"""The data-independent penalty on the spectral norms of the layers."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg
+from opnorm.linalg import Params
 from opnorm.regularizers.kernels import kernels_of
 
 Vectors = dict[str, jax.Array]
@@ -26,7 +27,7 @@ class GlobalNorms(NamedTuple):
     vectors: Vectors
 
 
-def init_vectors(params: Any, key: jax.Array) -> Vectors:
+def init_vectors(params: Params, key: jax.Array) -> Vectors:
     """Draws the persistent right vectors of :func:`global_spectral_norm`.
 
     Args:
@@ -35,7 +36,7 @@ def init_vectors(params: Any, key: jax.Array) -> Vectors:
       key: typed key.
 
     Returns:
-      One standard normal vector of kh * kw * C_in numbers per kernel, keyed by path.
+      One standard normal vector of ``kh kw C_in`` numbers per kernel, keyed by path.
 
     Raises:
       ValueError: if there is no kernel.
@@ -51,19 +52,21 @@ def init_vectors(params: Any, key: jax.Array) -> Vectors:
 
 
 def global_spectral_norm(
-    params: Any, vectors: Vectors, *, num_steps: int = 1
+    params: Params, vectors: Vectors, *, num_steps: int = 1
 ) -> GlobalNorms:
     """Computes ``sum_l sigma(W_l)^2 / 2`` by power steps from persistent vectors.
 
-    W_l is the kernel matrix, ``C_out x (kh kw C_in)``: the norm of Yoshida & Miyato and
-    of the papers' baseline. It is not the norm of the convolution, which is between 1
-    and ``sqrt(kh kw)`` times as large. One step is ``u = W v / ||W v||``,
-    ``v = W^T u / ||W^T u||``; then ``sigma = u^T W v`` with u and v held constant, so
-    that the gradient of ``sigma^2 / 2`` is ``sigma u v^T``. Biases and BatchNorm are
-    not counted.
+    W_l is the kernel matrix, ``C_out x (kh kw C_in)``. Its norm is the norm of Yoshida
+    & Miyato and of the papers' baseline. The norm of the convolution is another number,
+    between 1 and ``sqrt(kh kw)`` times as large. One step is
 
-    Conventions of lambda: Roth et al. 2020, Eq. 5 weights this penalty (with its 1/2)
-    by lambda; their released code has no 1/2, so lambda there is half of lambda here.
+        u = W v / ||W v||,    v = W^T u / ||W^T u||.
+
+    Then ``sigma = u^T W v`` with u and v held constant, so the gradient of
+    ``sigma^2 / 2`` is ``sigma u v^T``. Biases and BatchNorm are not counted.
+
+    In Roth et al. 2020, Eq. 5, lambda multiplies this penalty (with its 1/2). Their
+    released code has no 1/2, so its lambda is half of the lambda here.
 
     Args:
       params: a Flax parameter tree.
@@ -74,7 +77,7 @@ def global_spectral_norm(
       The penalty, the norms and the vectors for the next call.
 
     Raises:
-      ValueError: for num_steps < 1, or vectors that belong to other parameters.
+      ValueError: for num_steps < 1, or vectors of other parameters.
 
     Source: Yoshida & Miyato 2017; Roth et al. 2020, Eqs. 4-5.
     """
@@ -93,7 +96,7 @@ def global_spectral_norm(
         for _ in range(num_steps):
             u = _unit(_product(constant, v))
             pulled = _unit(_product(constant.T, u))
-            # A zero kernel, with which some networks begin, must not end the search.
+            # Some networks begin with a zero kernel, which must not end the search.
             v = jnp.where(jnp.any(pulled != 0), pulled, v)
         norms[path] = _product(u, _product(matrix, v))
         refined[path] = v

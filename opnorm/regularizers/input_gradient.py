@@ -1,10 +1,10 @@
-"""regularizers: penalties on the gradient of the loss in the input.
+"""Penalties on the gradient of the loss in the input.
 
-To first order a perturbation of length epsilon in an Lp norm raises the loss by epsilon
-times the dual norm of its gradient, so that norm is what is penalised: the 2-norm
-against L2 attacks, the 1-norm against Linf, the inf-norm against L1. It can be taken by
-a finite difference along the steepest direction (two passes forward, no second
-derivative) or by differentiating the gradient itself.
+To first order, a perturbation of length epsilon in an Lp norm raises the loss by at
+most epsilon times the dual norm of the gradient. So the dual norm is penalised: the
+2-norm against L2 attacks, the 1-norm against Linf attacks, the inf-norm against L1
+attacks. It is measured by a finite difference along the steepest direction (two forward
+passes, no second derivative) or by differentiating the gradient.
 """
 
 import math
@@ -14,23 +14,27 @@ import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg, operators
-from opnorm.regularizers.data_dependent import BatchFunction, Penalty
+from opnorm.linalg import BatchFunction
+from opnorm.linalg.dtypes import at_least_single
+from opnorm.regularizers.data_dependent import Penalty
 
 METHODS = ("forward", "central", "double_backpropagation")
 
 
 def gradient_direction(gradient: jax.Array, p: float) -> jax.Array:
-    """Computes the direction of length 1 in L2 along which differences are taken.
+    """Computes the direction of finite differences, of L2 length 1.
 
-    It is the steepest direction in Lp, ``T_{p*}(g)``, divided by its L2 length: g for p
-    = 2, its sign for inf, its largest entries for 1.
+    It is the steepest direction in Lp, ``T_{p*}(g)``, divided by its L2 length. For
+    p = 2 it is parallel to g, for p = inf to the sign of g, and for p = 1 to the
+    entries of g with the largest modulus.
 
     Args:
       gradient: ``(B, ...)`` float.
       p: exponent of the attack's norm, in [1, inf].
 
     Returns:
-      Shape and dtype of ``gradient``; zero where it is zero. No gradient flows through.
+      An array with the shape and dtype of ``gradient``; zero for an example whose
+      gradient is zero. It carries no gradient.
 
     Raises:
       ValueError: for p outside [1, inf].
@@ -49,25 +53,27 @@ def slope_penalty(
     squared: bool = True,
     divide_by_size: bool = False,
 ) -> jax.Array:
-    """Turns the loss's slope along :func:`gradient_direction` into the penalty.
+    """Computes the penalty from the slope of the loss along :func:`gradient_direction`.
 
-    The slope is ``<g, d> = ||g||_{p*} / ||T_{p*}(g)||_2``, so that it is scaled back.
+    The slope is ``<g, d> = ||g||_{p*} / ||T_{p*}(g)||_2``, so it is multiplied by
+    ``||T_{p*}(g)||_2`` first.
 
     Args:
       slope: ``(B,)`` float.
       direction: ``(B, ...)``, from :func:`gradient_direction`.
       p: exponent of the attack's norm.
-      squared, divide_by_size: as for :func:`gradient_penalty`.
+      squared: as in :func:`gradient_penalty`.
+      divide_by_size: as in :func:`gradient_penalty`.
 
     Returns:
-      ``(B,)``, at least float32; 0 where the slope is.
+      ``(B,)``, at least float32; 0 where the slope is 0.
 
     Raises:
       ValueError: for p outside [1, inf].
 
     Source: Finlay & Oberman, Eq. 9.
     """
-    # In Lp the direction has length 1 / ||T||_2.
+    # The direction has the length 1 / ||T||_2 in Lp.
     norm = slope / jnp.where(slope == 0, 1.0, linalg.norm(direction, p))
     if squared:
         size = math.prod(direction.shape[1:]) if divide_by_size else 1
@@ -85,32 +91,34 @@ def gradient_penalty(
     squared: bool = True,
     divide_by_size: bool = False,
 ) -> Penalty:
-    """Computes ``||grad_x loss||_{p*}^2 / 2`` of each example, or the norm itself.
+    """Computes ``||grad_x loss||_{p*}^2 / 2`` of each example, or the norm.
 
-    Methods, which agree to O(step), or its square for "central":
+    The methods agree to O(step), "central" to O(step^2):
 
     - "forward": ``(loss(x + h d) - loss(x)) / h`` along the steepest direction d, which
-      is held constant; both losses carry gradients to the parameters.
-    - "central": ``(loss(x + h d) - loss(x - h d)) / 2 h``, a pass more.
-    - "double_backpropagation": the norm of the gradient, differentiated through. On
-      ReLU networks the second derivative in x is zero, but not the mixed one.
+      is held constant. Both losses carry gradients to the parameters.
+    - "central": ``(loss(x + h d) - loss(x - h d)) / 2 h``, with one more pass.
+    - "double_backpropagation": the norm of the gradient, which is differentiated again.
+      For ReLU networks the second derivative in x is zero; the mixed derivative in x
+      and the parameters is not.
 
-    Conventions of lambda: Finlay & Oberman, Eq. 8, weight this value (with its 1/2) by
-    lambda, and so does their code; their Algorithm 1 leaves the 1/2 out. Against Linf
-    what they call the squared 1-norm is, with their direction ``sign(g) / sqrt(n)``,
-    that norm divided by the number n of inputs: ``divide_by_size``.
+    In Finlay & Oberman, Eq. 8, and in their code, lambda multiplies this value (with
+    its 1/2); their Algorithm 1 has no 1/2. Against Linf, their squared 1-norm with the
+    direction ``sign(g) / sqrt(n)`` is the squared 1-norm divided by the number n of
+    inputs; use ``divide_by_size`` for it.
 
     Args:
       loss: batch function ``(B, ...) -> (B,)`` with independent rows, at least float32.
-        A network that computes in half precision makes differences of rounding:
-        use "double_backpropagation" for it, or float32.
+        Differences of a network in half precision are rounding: use float32 or
+        "double_backpropagation" for it.
       x: ``(B, ...)`` float, at least float32 for a difference.
-      p: exponent of the attack's norm, in [1, inf]; the gradient is measured in its
-        conjugate.
-      method: one of the above.
+      p: exponent of the attack's norm, in [1, inf]; the gradient is measured in the
+        dual norm.
+      method: "forward", "central" or "double_backpropagation".
       step: h, the L2 length of the difference, in [0, 1] pixel units.
-      squared: half the square of the norm, or the norm (Simon-Gabriel et al. 2019).
-      divide_by_size: divides the squared norm by the number of inputs.
+      squared: True for half the square of the norm, False for the norm
+        (Simon-Gabriel et al. 2019).
+      divide_by_size: whether the squared norm is divided by the number of inputs.
 
     Returns:
       The penalty and the direction, of L2 length 1.
@@ -121,6 +129,22 @@ def gradient_penalty(
         one number for each example.
 
     Source: Finlay & Oberman, Eqs. 8-9 and Algorithm 1; Drucker & Le Cun 1992.
+
+    Example:
+      The gradient of ``3 x_1 + 4 x_2`` has the 2-norm 5 and the 1-norm 7.
+
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from opnorm import regularizers
+      >>> def loss(x):
+      ...     return x @ jnp.array([3.0, 4.0])
+      >>> for p in (2, jnp.inf):
+      ...     penalty = regularizers.gradient_penalty(
+      ...         loss, jnp.zeros((1, 2)), p=p, squared=False
+      ...     )
+      ...     print(np.asarray(penalty.value).round(3))
+      [5.]
+      [7.]
     """
     p = linalg.check_exponent("p", p)
     if method not in METHODS:
@@ -153,7 +177,7 @@ def gradient_penalty(
         gradient = jax.grad(total)(x)
         direction = gradient_direction(gradient, p)
         slope = linalg.inner(gradient, direction)
-        # By the envelope theorem the steepest direction may be held constant.
+        # The steepest direction may be held constant, by the envelope theorem.
         return Penalty(slope_penalty(slope, direction, p, **options), direction)
     frozen = linalg.detach(total, x)
     direction = gradient_direction(jax.grad(frozen)(lax.stop_gradient(x)), p)
@@ -170,13 +194,14 @@ def jacobian_frobenius_penalty(
 ) -> jax.Array:
     """Estimates ``||J_f(x)||_F^2 / 2`` of each example from random projections.
 
-    The mean of ``d ||J^T u||^2 / 2`` over directions u drawn uniformly from the sphere
-    of the outputs; without bias, and differentiable in what ``f`` closes over.
+    The estimate is the mean of ``d ||J^T u||^2 / 2`` over directions u, which are drawn
+    uniformly from the unit sphere of the outputs. It is unbiased, and differentiable
+    with respect to the arrays of ``f``.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` with independent rows.
       x: ``(B, ...)`` float.
-      num_projections: directions, one transposed pass each, at least 1.
+      num_projections: number of directions, one transposed pass each, at least 1.
       key: typed key.
 
     Returns:
@@ -190,7 +215,7 @@ def jacobian_frobenius_penalty(
     """
     num_projections = linalg.check_count("num_projections", num_projections, 1)
     jacobian = operators.jacobian_map(f, x)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_single(x.dtype)
     outputs = jnp.zeros((len(x), jacobian.out_size), wide)
     total = jnp.zeros(len(x))
     for each in jax.random.split(key, num_projections):

@@ -1,48 +1,50 @@
-"""regularizers: weights whose layers have at most a given spectral norm.
+"""Weights whose layers have at most a given spectral norm.
 
-Two ways to hold a bound on the norm of every convolution and dense layer, as functions
-on parameter trees, so that they compose with any network and any loss:
+Two functions of parameter trees bound the norm of every convolution and dense layer.
+They work with any network and any loss:
 
-- :func:`spectral_normalize` divides each kernel by what its norm exceeds the bound by.
-  It is a part of the network: gradients pass through the division, and the kernels
-  underneath are free.
-- :func:`clip_spectral_norms` projects the kernels themselves, once in a while.
+- :func:`spectral_normalize` divides each kernel by the factor by which its norm exceeds
+  the bound. The division is a part of the network: gradients flow through it, and the
+  kernels that are trained have no bound.
+- :func:`clip_spectral_norms` projects the kernels, for instance after every epoch.
 
-Both are of the weights alone. BatchNorm behind a layer is scale-free and undoes the
-bound; so does a residual sum, whose norm is up to one more than its branch's.
+Both bound the weights only. A BatchNorm after a layer rescales its output and undoes
+the bound. A residual sum may have a norm that exceeds the norm of its branch by one.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg, operators
+from opnorm.linalg import Params
 from opnorm.regularizers.kernels import kernels_of, replace_kernels
 
 FORMS = ("operator", "kernel")
 
 
 class NormalizedParameters(NamedTuple):
-    """A parameter tree whose layers have been divided.
+    """A parameter tree whose kernels were divided.
 
     Attributes:
-      params: the tree; what is not the kernel of a layer is untouched.
-      norms: of each layer before the division, a scalar, keyed by its name.
+      params: the tree; leaves that are not kernels of layers are unchanged.
+      norms: the norm of each layer before the division, a scalar, keyed by the name of
+        the layer.
       vectors: the refined right vectors, to be passed to the next call; no gradient.
     """
 
-    params: Any
+    params: Params
     norms: dict[str, jax.Array]
     vectors: dict[str, jax.Array]
 
 
 def init_spectral_vectors(
-    params: Any,
+    params: Params,
     layers: Sequence[operators.Layer],
     key: jax.Array,
     *,
@@ -53,17 +55,18 @@ def init_spectral_vectors(
 
     Args:
       params: a Flax parameter tree.
-      layers: of :func:`opnorm.operators.layers`; only where they are and what they do
-        is used, not their kernels, which may be abstract.
+      layers: the layers from :func:`opnorm.operators.layers`. Their kernels are not
+        used and may be abstract.
       key: typed key.
-      form: as :func:`spectral_normalize`.
-      num_steps: power steps to begin with. A random vector underestimates the norm,
-        so that the bound would not bind at first.
+      form: as in :func:`spectral_normalize`.
+      num_steps: number of first power steps. Without them, a random vector
+        underestimates the norm, and the first kernels exceed the bound.
 
     Returns:
-      One vector for each layer, keyed by its name: ``(1, *input_shape)`` of a
-      convolution for "operator", ``(1, taps C_in)`` for "kernel", ``(1, C_in)`` of a
-      dense layer; float like the kernel.
+      One vector for each layer, keyed by the name of the layer, in the dtype of the
+      kernel. Its shape is ``(1, *input_shape)`` for a convolution and "operator",
+      ``(1, taps C_in)`` for a convolution and "kernel", ``(1, C_in)`` for a dense
+      layer.
 
     Raises:
       ValueError: as :func:`spectral_normalize`.
@@ -78,7 +81,7 @@ def init_spectral_vectors(
 
 
 def spectral_normalize(
-    params: Any,
+    params: Params,
     layers: Sequence[operators.Layer],
     vectors: dict[str, jax.Array],
     *,
@@ -88,23 +91,26 @@ def spectral_normalize(
 ) -> NormalizedParameters:
     """Computes ``W / max(1, sigma(W) / bound)`` for the kernel of every layer.
 
-    sigma is estimated by power steps from persistent vectors, ``u = W v / ||W v||``,
-    ``v = W^T u / ||W^T u||``, ``sigma = <u, W v>`` with u and v held constant, from
-    below: at the price of about three passes through each layer with one example. Small
-    layers are left as they are, and biases always are. Where sigma exceeds the bound,
-    the gradient in the kernel has no part along it: the layer's scale is free.
+    sigma is estimated from below by power steps from persistent vectors,
+
+        u = W v / ||W v||,    v = W^T u / ||W^T u||,    sigma = <u, W v>,
+
+    with u and v held constant. The cost is about three passes through each layer with
+    one example. Kernels with a norm below the bound do not change, nor do biases. Where
+    sigma exceeds the bound, the result does not depend on the scale of the kernel, and
+    the gradient has no component along it.
 
     Args:
       params: a Flax parameter tree.
-      layers: of :func:`opnorm.operators.layers` on this network, for the size of
-        pictures that is meant; their kernels are not used, those of ``params`` are. A
-        BatchNorm among them is left out.
+      layers: the layers of this network from :func:`opnorm.operators.layers`, for the
+        image size of the bound. The kernels of ``params`` are used instead of the
+        kernels of the layers. BatchNorms are ignored.
       vectors: from :func:`init_spectral_vectors` or the previous call.
       bound: beta, the largest norm, positive; infinity changes nothing.
-      form: whose norm: "operator", that of the layer's linear map on a whole example,
-        with its strides and padding; "kernel", that of the kernel matrix ``C_out x
-        (taps C_in)`` (Miyato et al. 2018), which leaves a convolution's own norm up to
-        the root of the number of taps larger.
+      form: "operator" bounds the norm of the linear map of the layer on a whole
+        example, with its strides and padding. "kernel" bounds the norm of the kernel
+        matrix ``C_out x (taps C_in)`` (Miyato et al. 2018); the norm of a convolution
+        may then exceed the bound by the root of the number of taps.
       num_steps: power steps in this call, at least 1.
 
     Returns:
@@ -113,10 +119,30 @@ def spectral_normalize(
     Raises:
       ValueError: for a bound that is not positive, an unknown form, ``num_steps`` below
         1, no layers, a layer that is called twice or whose kernel is not in ``params``,
-        or vectors of other layers, another form or another size of pictures.
+        or vectors of other layers, another form or another image size.
 
     Source: Farnia et al. 2019, Eq. 9, Algorithm 1 ("operator") and Appendix A.1
     ("kernel").
+
+    Example:
+      A dense layer of norm 4 is divided by 4 to have norm 1.
+
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from opnorm import operators, regularizers
+      >>> module = nn.Sequential([nn.Dense(2, use_bias=False)])
+      >>> params = {"layers_0": {"kernel": jnp.diag(jnp.array([4.0, 2.0]))}}
+      >>> layers = operators.layers(module, {"params": params}, jnp.zeros((1, 2)))
+      >>> @jax.jit
+      ... def normalize(params, key):
+      ...     vectors = regularizers.init_spectral_vectors(params, layers, key)
+      ...     return regularizers.spectral_normalize(params, layers, vectors, bound=1.0)
+      >>> found = normalize(params, jax.random.key(0))
+      >>> print(np.asarray(found.params["layers_0"]["kernel"]).round(3))
+      [[1.  0. ]
+       [0.  0.5]]
     """
     linalg.check_length("bound", bound, positive=True)
     if num_steps < 1:
@@ -143,35 +169,36 @@ def spectral_normalize(
 
 
 def clip_spectral_norms(
-    params: Any,
+    params: Params,
     layers: Sequence[operators.Layer],
     bound: float,
     *,
     num_iterations: int = 12,
-) -> Any:
-    """Projects the kernel of every layer to spectral norms of at most ``bound``.
+) -> Params:
+    """Projects the kernel of every layer to a spectral norm of at most ``bound``.
 
-    Of a dense layer the singular values are clipped. Of a convolution those of its
-    periodic version with stride 1 on the picture's size, by
-    :func:`opnorm.linalg.clip_circular_singular_values`: its kernel's taps cannot hold
-    the clipped map exactly, so that clipping and cutting alternate, and what is left
-    above the bound is taken away by scaling. Strides only lower the norm; with zeros
-    around the picture, instead of its other end, it may be slightly above the bound.
+    The singular values of a dense layer are clipped. For a convolution,
+    :func:`opnorm.linalg.clip_circular_singular_values` clips the singular values of the
+    periodic version with stride 1 on the size of the image. The clipped map has more
+    taps than the kernel, so clipping and cutting alternate, and a factor removes the
+    rest above the bound. Strides only lower the norm. With zero padding the norm may be
+    slightly above the bound.
 
     Args:
       params: a Flax parameter tree.
-      layers: as for :func:`spectral_normalize`.
+      layers: as in :func:`spectral_normalize`.
       bound: the largest norm, positive and finite.
-      num_iterations: of the alternation, at least 1.
+      num_iterations: number of alternations, at least 1.
 
     Returns:
-      The parameters with other kernels, where they exceeded the bound.
+      The parameters, with new kernels for the layers that exceeded the bound.
 
     Raises:
       ValueError: as :func:`spectral_normalize`, for ``bound`` and ``layers``.
 
     Source: Sedghi, Gupta & Long 2019; "Towards Understanding the Regularization of
-    Adversarial Robustness on Neural Networks" 2020, which does it after every epoch.
+    Adversarial Robustness on Neural Networks" 2020, where kernels are projected after
+    every epoch.
     """
     linalg.check_length("bound", bound, positive=True)
     if math.isinf(bound):
@@ -194,7 +221,7 @@ def clip_spectral_norms(
 
 
 def _maps(
-    params: Any, layers: Sequence[operators.Layer], form: str
+    params: Params, layers: Sequence[operators.Layer], form: str
 ) -> dict[str, linalg.LinearMap]:
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; it may be {', '.join(FORMS)}.")
@@ -204,12 +231,12 @@ def _maps(
 def _map(layer: operators.Layer, form: str) -> linalg.LinearMap:
     if form == "operator" and layer.kind == "convolution":
         return operators.layer_map(layer)
-    # A dense layer that acts at many places has the norm of one of them.
+    # A dense layer that acts at many places has the same norm as at one place.
     return linalg.from_matrix(layer.kernel.reshape(-1, layer.kernel.shape[-1]).T)
 
 
-def _placed(params: Any, layers: Sequence[operators.Layer]) -> list[operators.Layer]:
-    """The layers with kernels, with those of the tree."""
+def _placed(params: Params, layers: Sequence[operators.Layer]) -> list[operators.Layer]:
+    """The convolutions and dense layers with the kernels of the tree."""
     kernels = kernels_of(params)
     placed: list[operators.Layer] = []
     for layer in layers:
@@ -231,7 +258,7 @@ def _placed(params: Any, layers: Sequence[operators.Layer]) -> list[operators.La
 
 
 def _path(layer: operators.Layer) -> str:
-    """Of its kernel in the tree."""
+    """The path of the kernel of a layer in the tree."""
     return f"{layer.name}/kernel"
 
 
@@ -250,5 +277,5 @@ def _step(linear: linalg.LinearMap, v: jax.Array) -> tuple[jax.Array, jax.Array]
     """One power step: the unit vectors ``(u, v)``."""
     u = linalg.dual_map(linear.matvec(linalg.dual_map(v, 2.0)), 2.0)
     pulled = linalg.dual_map(linear.rmatvec(u), 2.0)
-    # A zero kernel, with which some networks begin, must not end the search for good.
+    # Some networks begin with a zero kernel, which must not end the search.
     return u, jnp.where(jnp.any(pulled != 0), pulled, v)

@@ -1,79 +1,93 @@
-"""training: objectives, the compiled step, checkpoints and the loop.
+"""Training of networks, its compiled step and loop, and the recipes of the papers.
 
 Imports every other room. Orbax is imported when a checkpoint is written or read.
 """
 
-from opnorm.training.build import Run, build_model, load_run, load_train_set
-from opnorm.training.config import COMPUTE_DTYPES, METHODS, Config
-from opnorm.training.files import write_whole
-from opnorm.training.hosts import ProcessLost, is_writer
-from opnorm.training.hosts import initialize as initialize_hosts
+from opnorm.training.config import (
+    COMPUTE_DTYPES,
+    DATA_FIELDS,
+    SPECTRAL_NORM_METHODS,
+    Config,
+)
+from opnorm.training.load import Run, load_run
 from opnorm.training.loop import TrainResult, train
-from opnorm.training.methods import Auxiliary, Batch, Method
+from opnorm.training.methods import METHODS, Auxiliary, Batch, Method, methods_with
+from opnorm.training.methods import attack as training_attack
 from opnorm.training.modes import Modes
 from opnorm.training.modes import create as make_modes
 from opnorm.training.plan import Plan, check_devices, image_size
 from opnorm.training.plan import make as make_plan
-from opnorm.training.preemption import Preempted
-from opnorm.training.progress import Progress
-from opnorm.training.run_directory import (
-    RunDirectory,
-    as_json,
-    environment,
-    git_revision,
-    read_metrics,
+from opnorm.training.presets import (
+    GRIDS,
+    PRESETS,
+    STEP_RATIO,
+    Grid,
+    Preset,
+    describe_presets,
+    get_grid,
+    get_preset,
 )
-from opnorm.training.run_lock import RunInUse
-from opnorm.training.step import (
-    TrainState,
+from opnorm.training.program import (
+    Objective,
+    Program,
+    build_model,
+    make_objective,
+    make_program,
+)
+from opnorm.training.shardings import (
     data_mesh,
-    init_state,
-    make_step,
     place,
     replicated,
     sharded,
     state_shardings,
 )
+from opnorm.training.state import TrainState, init_state
+from opnorm.training.step import make_step
+from opnorm.training.train_set import load_train_set
 from opnorm.training.validation import validate
 
 __all__ = [
     "COMPUTE_DTYPES",
+    "DATA_FIELDS",
+    "GRIDS",
     "METHODS",
+    "PRESETS",
+    "SPECTRAL_NORM_METHODS",
+    "STEP_RATIO",
     "Auxiliary",
     "Batch",
     "Config",
+    "Grid",
     "Method",
     "Modes",
+    "Objective",
     "Plan",
-    "Preempted",
-    "ProcessLost",
-    "Progress",
+    "Preset",
+    "Program",
     "Run",
-    "RunDirectory",
-    "RunInUse",
     "TrainResult",
     "TrainState",
-    "as_json",
     "build_model",
     "check_devices",
     "data_mesh",
-    "environment",
-    "git_revision",
+    "describe_presets",
+    "get_grid",
+    "get_preset",
     "image_size",
     "init_state",
-    "initialize_hosts",
-    "is_writer",
     "load_run",
     "load_train_set",
     "make_modes",
+    "make_objective",
     "make_plan",
+    "make_program",
     "make_step",
+    "methods_with",
     "place",
-    "read_metrics",
     "replicated",
     "sharded",
     "state_shardings",
     "train",
+    "training_attack",
     "validate",
-    "write_whole",
 ]

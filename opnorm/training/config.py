@@ -1,41 +1,20 @@
-"""training: every choice that decides the result of a training run, in one place."""
+"""The choices that decide the result of a training run, in one place."""
 
 import dataclasses
-import types
 import typing
-from typing import Any
 
-METHODS = {
-    "standard": "cross-entropy alone",
-    "adversarial": "cross-entropy + weight x cross-entropy at PGA perturbations",
-    "adversarial_only": "cross-entropy at PGA perturbations",
-    "data_dependent_snr": "cross-entropy + weight x half the squared spectral norm of "
-    "the Jacobian at each example",
-    "data_dependent_onr": "cross-entropy + weight x the (p, q) operator norm of the "
-    "Jacobian at each example",
-    "global_snr": "cross-entropy + weight x half the sum of the layers' squared "
-    "spectral norms",
-    "interpolated": "cross-entropy + weight x (the adversarial term x (1 - mix) + the "
-    "term of data_dependent_snr x mix)",
-    "gradient_regularization": "cross-entropy + weight x half the squared dual norm of "
-    "its gradient in the input",
-    "wrm": "cross-entropy at WRM perturbations, which pay for their squared length",
-}
 SEARCHES = ("amortized", "dense", "iterative")
 VARIANTS = ("derivative", "difference")
 OPTIMIZERS = ("adam", "sgd", "rmsprop")
 SCHEDULES = ("constant", "cosine", "step", "linear")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 DECAYED = ("all", "kernels_and_scales")
-DATA_DEPENDENT = ("data_dependent_snr", "data_dependent_onr", "interpolated")
-ADVERSARIAL = ("adversarial", "adversarial_only", "interpolated")
-INPUT_GRADIENT = ("gradient_regularization",)
 # Fields that decide the training set.
 DATA_FIELDS = ("dataset", "data_dir", "train_examples", "random_labels", "image_size")
 ATTACK_LABELS = ("true", "predicted")
 SPECTRAL_NORM_METHODS = {
-    "normalize": "every kernel divided by what its layer's norm exceeds the bound by, "
-    "as a part of the network",
+    "normalize": "every kernel divided by the factor by which its layer's norm exceeds "
+    "the bound, as a part of the network",
     "normalize_kernels": "the same with the norm of the kernel matrix",
     "clip": "singular values of every layer clipped after each epoch",
 }
@@ -43,35 +22,41 @@ SPECTRAL_NORM_METHODS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A training run. Lengths (epsilon, step_size) are in [0, 1] pixel units.
+    """The choices of a training run. Lengths are in [0, 1] pixel units::
+
+        >>> from opnorm import training
+        >>> config = training.Config(method="adversarial", epsilon=0.25)
+        >>> config.model, config.p, config.weight
+        ('cnn7', 2.0, 1.0)
 
     Attributes:
       dataset: a name that :func:`opnorm.data.load` knows.
       data_dir: where TensorFlow Datasets keeps its data, or None.
       train_examples: how many training examples to use, or None for all.
       random_labels: part of the training examples, in [0, 1], whose labels are drawn at
-        random, once and the same ones for every seed; of data in memory.
-      augment: random crop after padding by 4, and horizontal flip; of streamed data,
-        random resized crop and flip, without which they are cropped at the centre.
-      padding: what the crop pads with: "zero", "reflect" or "grey".
-      cutout: side of the square of each picture that is painted over, 0 for none.
-      image_size: height and width of streamed pictures, None for 224; of data in
-        memory, the middle of each picture that is kept, None for all of it.
-      least_area: least part of a streamed picture that a random crop takes, in (0, 1].
-      phases: of streamed data, sizes that change during the training, as "first
+        random, once and the same ones for every seed; only for data in memory.
+      augment: random crop after padding by 4, and horizontal flip. Streamed images are
+        cropped and resized at random, and flipped; if false, cropped at the centre.
+      padding: content of the border that the crop adds: "zero", "reflect" or "grey".
+      cutout: side of the square of each image that is painted over, 0 for none.
+      image_size: height and width of streamed images, None for 224. Images in memory
+        are cropped at the centre to it, None for no crop.
+      least_area: least part of a streamed image that a random crop takes, in (0, 1].
+      phases: sizes of streamed data that change during the training, as "first
         epoch:image size:batch size:least area" with commas between, such as
         "0:128:512:0.08,15:224:192:0.087"; they replace image_size, batch_size and
         least_area.
       model: a name that :func:`opnorm.models.create` knows.
       width: the model's width, or None for its own default.
       activation: "relu", "smooth_relu" or "elu".
-      logit_activation: of "resnext34": the activation on the logits too, as published.
-      normalization: what the network does to pixels, a name in
+      logit_activation: whether "resnext34" has the activation on the logits too, as
+        published.
+      normalization: the network's normalisation of pixels, a name in
         :data:`opnorm.models.STATISTICS`.
-      compute_dtype: what the network computes in; parameters, BatchNorm statistics,
-        logits and losses are float32 in any case.
+      compute_dtype: dtype of the network's computation; parameters, BatchNorm
+        statistics, logits and losses are float32 in any case.
       rematerialize: compute activations again in the backward pass, for less memory.
-      method: a key of ``METHODS``.
+      method: a key of :data:`opnorm.training.METHODS`.
       p: exponent of the norm of perturbations, in [1, inf].
       q: exponent of the norm of logits for "data_dependent_onr", in [1, inf].
       epsilon: length of the perturbations of attack and penalty, in [0, 1] pixel
@@ -79,22 +64,23 @@ class Config:
       weight: lambda, the factor of the method's term. Its conventions are those of
         Roth et al. 2020 (Eqs. 5, 7, 13, 14): squared penalties carry a 1/2, and the
         adversarial term is added to the clean one.
-      mix: of "interpolated", in [0, 1]: 0 is "adversarial", 1 "data_dependent_snr".
-      difference_step: of "gradient_regularization": h, the L2 length of its finite
-        difference, in [0, 1] pixel units.
-      divide_by_size: of "gradient_regularization": the squared norm divided by the
+      mix: part of the penalty in the term of "interpolated", in [0, 1]: 0 is
+        "adversarial", 1 "data_dependent_snr".
+      difference_step: h, the L2 length of the finite difference of
+        "gradient_regularization", in [0, 1] pixel units.
+      divide_by_size: whether "gradient_regularization" divides the squared norm by the
         number of pixels, which Finlay & Oberman use against Linf.
-      gamma: of "wrm": price of a perturbation's squared L2 length, in units of the
+      gamma: price of the squared L2 length of a perturbation of "wrm", in units of the
         cross-entropy per squared pixel unit.
       num_steps: steps of the attack, of the search with search="iterative" (power
         steps; for "dense" with exponents other than 2 steps on the dense Jacobian),
         or of "global_snr" in each update.
       step_size: step of the attack; None for 2 epsilon / num_steps.
       random_start: whether the attack starts at a random point of the ball.
-      attack_labels: "true", or "predicted": the attack leads away from what the network
-        takes the clean picture for.
+      attack_labels: the labels that the attack leads away from: "true", or "predicted"
+        by the network at the clean image.
       search: how the direction of the penalty is found; see
-        :mod:`opnorm.training.methods`.
+        :mod:`opnorm.training.methods.data_dependent`.
       variant: "derivative" penalises epsilon ||J v||, "difference"
         ||f(x + epsilon v) - f(x)||.
       penalty_fraction: part of each batch that the "difference" penalty is taken on, in
@@ -105,32 +91,33 @@ class Config:
       spectral_norm_method: a key of ``SPECTRAL_NORM_METHODS``: "normalize" (Farnia et
         al. 2019), "normalize_kernels" (Miyato et al. 2018), or "clip" (Sedghi et al.
         2019).
-      spectral_norm_steps: of "normalize" and "normalize_kernels": power steps in each
-        update. They estimate the norm from below, and one lags behind fast updates:
-        norms were 5 to 15 % above the bound with Adam.
+      spectral_norm_steps: power steps in each update, for "normalize" and
+        "normalize_kernels". They estimate the norm from below, and one lags behind fast
+        updates: norms were 5 to 15 % above the bound with Adam.
       optimizer: one of ``OPTIMIZERS``.
       learning_rate: the largest one.
       schedule: "constant", "cosine" to zero, "step": times decay_factor after each of
         the milestones, or "linear" between the points of learning_rates.
-      milestones: of "step": epochs with commas between, such as "60,120,160"; None for
-        1/2 and 3/4 of the epochs.
-      decay_factor: of "step".
-      learning_rates: of "linear": "epoch:rate" with commas between, from epoch 0 to
-        the last; an epoch given twice is a jump. They replace learning_rate.
+      milestones: epochs of schedule "step" with commas between, such as "60,120,160";
+        None for 1/2 and 3/4 of the epochs.
+      decay_factor: factor of the learning rate at each milestone of schedule "step".
+      learning_rates: points of schedule "linear": "epoch:rate" with commas between,
+        from epoch 0 to the last; an epoch given twice is a jump. They replace
+        learning_rate.
       warmup_epochs: the learning rate rises linearly from 0 over the first epochs.
-      momentum: of "sgd".
-      nesterov: of "sgd".
+      momentum: momentum of optimizer "sgd".
+      nesterov: whether the momentum of "sgd" is Nesterov's.
       weight_decay: an L2 term, added to the gradient before momentum or
         normalisation.
-      decayed: which parameters the weight decay is on: "all", or "kernels_and_scales",
-        all but biases.
+      decayed: the parameters with weight decay: "all", or "kernels_and_scales", all but
+        biases.
       clip_norm: largest global norm of the gradient, or None.
       epochs: passes over the training examples.
       batch_size: examples per update over all devices; an incomplete last batch is
         left out.
       accumulation_steps: parts that a batch is computed in, one after the other, for
         less memory. BatchNorm and the method see each part by itself.
-      seed: of initialisation, order, augmentation and starts.
+      seed: random seed of initialisation, order, augmentation and starts.
       init_from: run directory or checkpoint whose parameters and BatchNorm statistics
         to start from, or None.
     """
@@ -190,15 +177,15 @@ class Config:
     init_from: str | None = None
 
 
-def from_plain(values: Any, source: str) -> Config:
+def from_plain(values: object, source: str) -> Config:
     """Builds the configuration that somebody else may have written as JSON.
 
     Args:
-      values: fields by name; those that are not there get their defaults.
-      source: what an error calls it.
+      values: fields by name; missing ones get their defaults.
+      source: the name of the file or directory in an error.
 
     Raises:
-      ValueError: naming fields that there are not, or values of another type.
+      ValueError: naming unknown fields, or values of another type.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{source} has no configuration of named fields.")
@@ -221,9 +208,9 @@ def from_plain(values: Any, source: str) -> Config:
     return Config(**values)
 
 
-def _types(annotation: Any) -> tuple[type, ...]:
-    """The types of a field's values; whole numbers may stand for others."""
-    parts = (annotation,)
-    if isinstance(annotation, types.UnionType):
-        parts = typing.get_args(annotation)
+def _types(annotation: object) -> tuple[type, ...]:
+    """The types of a field's values; an integer may stand for a float."""
+    parts: tuple[type, ...] = typing.get_args(annotation)
+    if isinstance(annotation, type):
+        parts = (annotation,)
     return (*parts, int) if float in parts else parts

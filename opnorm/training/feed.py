@@ -1,10 +1,10 @@
-"""training: batches on their devices, in the order that a plan gives.
+"""Batches on their devices, in the order that a plan gives.
 
 Every process reads the rows of each batch that its own devices hold, and no others.
 """
 
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, overload
 
 import jax
 import numpy as np
@@ -14,6 +14,10 @@ from opnorm import data
 from opnorm.training.plan import IMAGE_SIZE, Phase, Plan
 
 DeviceBatch = tuple[jax.Array, jax.Array, jax.Array]
+# (seed of the views, numbers of the examples).
+Task = tuple[int, np.ndarray]
+
+_assemble: Callable[..., jax.Array] = jax.make_array_from_process_local_data
 
 
 def batches(
@@ -25,15 +29,16 @@ def batches(
     *,
     augment: bool,
 ) -> Generator[DeviceBatch, None, None]:
-    """Yields what each step needs, from one step to the end of the run.
+    """Yields the batches of the steps from one to the end of the run.
 
     Args:
       source: the training set.
-      plan: of the run.
-      seed: of the order of the examples and of the views of streamed ones.
+      plan: the steps of the run.
+      seed: random seed of the order of the examples and of the views of streamed
+        ones.
       first_step: number of the first step.
-      sharding: of a batch.
-      augment: whether streamed pictures are cropped and mirrored at random.
+      sharding: sharding of a batch, split along its leading axis.
+      augment: whether streamed images are cropped and mirrored at random.
 
     Yields:
       images ``(B, H, W, C)`` uint8, labels ``(B,)`` int32, indices ``(B,)`` int32.
@@ -61,26 +66,26 @@ def _streamed(
 ) -> Iterator[DeviceBatch]:
     tasks = _Tasks(plan, seed, steps, sharding)
     size = phase.image_size or IMAGE_SIZE
-    pictures: Any
+    decoded: Any
     if augment:
-        pictures = source.batches(tasks, image_size=size, least_area=phase.least_area)
+        decoded = source.batches(tasks, image_size=size, least_area=phase.least_area)
     else:
-        pictures = source.batches(tasks, image_size=size, augment=False)
+        decoded = source.batches(tasks, image_size=size, augment=False)
 
     def with_indices() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         try:
-            for (_, indices), (images, labels) in zip(tasks, pictures, strict=True):
+            for (_, indices), (images, labels) in zip(tasks, decoded, strict=True):
                 yield images, labels, indices
         finally:
-            pictures.close()
+            decoded.close()
 
     return data.prefetch(
         with_indices(), lambda host: _put(host, phase.batch_size, sharding)
     )
 
 
-class _Tasks(Sequence[tuple[int, np.ndarray]]):
-    """For each step the seed of its views and the examples that this process reads."""
+class _Tasks(Sequence[Task]):
+    """The seed of a step's views and the examples that this process reads, by step."""
 
     def __init__(
         self, plan: Plan, seed: int, steps: range, sharding: NamedSharding
@@ -91,7 +96,13 @@ class _Tasks(Sequence[tuple[int, np.ndarray]]):
     def __len__(self) -> int:
         return len(self._steps)
 
-    def __getitem__(self, place: Any) -> Any:
+    @overload
+    def __getitem__(self, place: int) -> Task: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Task]: ...
+
+    def __getitem__(self, place: int | slice) -> Task | Sequence[Task]:
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
         step = self._steps[place]
@@ -103,7 +114,7 @@ class _Tasks(Sequence[tuple[int, np.ndarray]]):
 
 
 def _own_rows(indices: np.ndarray, sharding: NamedSharding) -> np.ndarray:
-    """Of a batch's examples those on devices of this process."""
+    """Returns the examples of a batch that lie on devices of this process."""
     if sharding.is_fully_addressable:
         return indices
     parts = sharding.addressable_devices_indices_map(indices.shape).values()
@@ -121,10 +132,10 @@ def _put(
     images, labels, indices = host
     own = images, labels, indices.astype(np.int32)
     if sharding.is_fully_addressable:
-        return jax.device_put(own, sharding)
-    return jax.tree.map(
-        lambda array: jax.make_array_from_process_local_data(
-            sharding, array, (batch_size, *array.shape[1:])
-        ),
+        whole: DeviceBatch = jax.device_put(own, sharding)
+        return whole
+    placed: DeviceBatch = jax.tree.map(
+        lambda array: _assemble(sharding, array, (batch_size, *array.shape[1:])),
         own,
     )
+    return placed

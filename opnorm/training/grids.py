@@ -1,9 +1,11 @@
-"""training: what the papers searched over, as data in this library's units."""
+"""The grids that the papers searched over, as data in this library's units."""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from opnorm import papers
 
 # An axis of grids beside the fields of Config: step_size in multiples of
 # epsilon / num_steps, whatever those two are at a point.
@@ -15,9 +17,9 @@ class Grid:
     """Values that a paper searched over.
 
     Attributes:
-      name: what ``--grid`` calls it.
-      values: of each axis, a field of ``Config`` or ``STEP_RATIO``; their product is
-        meant.
+      name: its name for ``--grid``.
+      values: the values of each axis, a field of ``Config`` or ``STEP_RATIO``; the
+        search is over their product.
       source: paper and table.
       paper: the axes as the paper states them.
     """
@@ -28,22 +30,23 @@ class Grid:
     paper: Mapping[str, str]
 
 
-_STEPS = (1, 2, 3, 5, 8, 10, 15, 20, 30, 40, 50)
-_WEIGHTS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1, 3, 10, 30)
-# In the paper's units; 2.25 is left out there.
-_L2 = (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 2.75, 3, 3.25, 3.5, 3.75, 4)
-_BETAS = (0.8, 1.0, 1.3, 1.6, 2.0, 2.5, 4.0, 8.0, 16.0)
+(_ROTH,) = papers.roth.TABLE_3.rows
+# Roth et al. use pixels in [-1, 1], so that lengths are halved.
 _AXES: dict[str, tuple[str, tuple[Any, ...], str]] = {
-    "epsilon_l2": ("epsilon", tuple(e / 2 for e in _L2), "0.5 to 4.0, of [-1, 1]"),
+    "epsilon_l2": (
+        "epsilon",
+        tuple(epsilon / 2 for epsilon in _ROTH.epsilon_l2),
+        "0.5 to 4.0, of [-1, 1]",
+    ),
     "epsilon_linf": (
         "epsilon",
-        tuple(k / 255 / 2 for k in range(1, 19)),
+        tuple(epsilon / 2 for epsilon in _ROTH.epsilon_linf),
         "1/255 to 18/255, of [-1, 1]",
     ),
-    "step_ratio": (STEP_RATIO, (1, 2, 3, 4, 5), "alpha 1 to 5 epsilon / iters"),
-    "num_steps": ("num_steps", _STEPS, "iters 1 to 50"),
-    "weight": ("weight", tuple(map(float, _WEIGHTS)), "lambda 1e-5 to 30"),
-    "global_num_steps": ("num_steps", (1, 10), "iters 1, 10"),
+    "step_ratio": (STEP_RATIO, _ROTH.step_ratio, "alpha 1 to 5 epsilon / iters"),
+    "num_steps": ("num_steps", _ROTH.num_steps, "iters 1 to 50"),
+    "weight": ("weight", _ROTH.weight, "lambda 1e-5 to 30"),
+    "global_num_steps": ("num_steps", _ROTH.global_num_steps, "iters 1, 10"),
 }
 
 
@@ -76,7 +79,7 @@ def _grids() -> Iterable[Grid]:
     )
     yield Grid(
         "farnia_beta_chosen",
-        {"spectral_norm_bound": (math.inf, *_BETAS)},
+        {"spectral_norm_bound": (math.inf, *_chosen_bounds())},
         "Farnia et al. 2019, released notebooks",
         {"beta": "all that were the best of some row of Table 1"},
     )
@@ -92,6 +95,10 @@ def _grids() -> Iterable[Grid]:
         "regularization view, Tables 1-6",
         {"epsilon": "4, 8, 16 of 255"},
     )
+
+
+def _chosen_bounds() -> list[float]:
+    return sorted({row.beta for row in papers.farnia.NOTEBOOKS.rows} - {math.inf})
 
 
 GRIDS: dict[str, Grid] = {grid.name: grid for grid in _grids()}

@@ -1,9 +1,11 @@
 """The loop over compiled steps, with checkpoints, metrics and progress."""
 
 import contextlib
+import dataclasses
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from absl import logging
@@ -11,26 +13,17 @@ from jax.sharding import Mesh
 
 from opnorm import data, models
 from opnorm.data.dataset import check_units
-from opnorm.training import (
-    build,
-    checkpoints,
-    feed,
-    hosts,
-    preemption,
-    progress,
-    validation,
-)
-from opnorm.training import plan as plans
+from opnorm.linalg import Params, PyTree
+from opnorm.runs import JsonObject, checkpoints, hosts, preemption, progress
+from opnorm.training import validation
 from opnorm.training.config import Config
+from opnorm.training.feed import DeviceBatch
+from opnorm.training.load import load_run
+from opnorm.training.program import Program, make_program
+from opnorm.training.shardings import data_mesh, place
 from opnorm.training.shared_run import SharedRun
-from opnorm.training.step import (
-    TrainState,
-    data_mesh,
-    place,
-    replicated,
-    sharded,
-    state_shardings,
-)
+from opnorm.training.state import TrainState
+from opnorm.training.train_set import load_train_set
 
 
 class TrainResult(NamedTuple):
@@ -49,12 +42,12 @@ class TrainResult(NamedTuple):
     metrics: dict[str, float]
 
     @property
-    def params(self) -> Any:
+    def params(self) -> Params:
         """The parameters of the network."""
         return self.network.params
 
     @property
-    def batch_stats(self) -> Any:
+    def batch_stats(self) -> PyTree:
         """BatchNorm's running statistics of the network."""
         return self.network.batch_stats
 
@@ -72,19 +65,23 @@ def train(
     max_skipped_updates: int = 10,
     show_progress: bool = True,
 ) -> TrainResult:
-    """Trains a network as a configuration says, or goes on where an earlier call ended.
+    """Trains the network of a configuration, or goes on where an earlier call ended::
+
+        config = training.Config(method="data_dependent_snr", epsilon=0.5, weight=1.0)
+        result = training.train(config, directory="runs/snr")
+        result.network(x)  # (B, K) logits
 
     On CPU the result is a function of the configuration alone, bit by bit, however
     often the run was interrupted. Where several processes share a run (see
-    :mod:`opnorm.training.hosts`), each calls it with the same arguments.
+    :mod:`opnorm.runs.hosts`), each calls it with the same arguments.
 
     Args:
-      config: the run; see :class:`opnorm.training.config.Config`.
+      config: the choices that decide the result.
       directory: run directory for flags, metrics (JSON lines) and checkpoints; a run
         that is there already is resumed, or returned at once if it is complete. It may
         be given more epochs where its schedule gives the steps planned before the same
-        learning rates, and the paths of images and of init_from may change while what
-        lies there does not. None keeps nothing. Several processes need it in the first
+        learning rates. The paths of images and of init_from may change while their
+        content does not. None keeps nothing. Several processes need it in the first
         one only.
       train_set: the training set as :func:`load_train_set` returns it, if it is loaded
         already; None loads it.
@@ -107,7 +104,7 @@ def train(
         another run, other data, or files that are not of a run, a run whose checkpoints
         are gone, a batch that the devices do not divide, or parameters to start from
         that do not fit.
-      FileNotFoundError: if the data are not there.
+      FileNotFoundError: if the data or the network to start from are not there.
       RunInUse: an OSError, if another process writes into the directory.
       OSError: if something cannot be written; earlier checkpoints are whole.
       FloatingPointError: if too many updates in a row were not finite; the state before
@@ -128,94 +125,95 @@ def train(
             raise ValueError(f"{name} is {value}; it must be at least 1.")
     mesh = data_mesh() if mesh is None else mesh
     if train_set is None:
-        train_set = build.load_train_set(config, download=download)
+        train_set = load_train_set(config, download=download)
     if isinstance(train_set, data.Dataset):
         check_units(train_set)
-    plan = plans.make(config, len(train_set))
-    plans.check_devices(plan, mesh.size, config.accumulation_steps)
-    shapes = build.image_shapes(train_set, plan)
-    state = build.initial_state(config, train_set, plan)
-    shardings = state_shardings(state, mesh, parameter_sharding)
+    program = make_program(config, train_set, mesh, parameter_sharding)
+    state = _initial_state(program, config)
+    shardings = program.shardings(state)
     with contextlib.ExitStack() as stack:
         run = None
         if directory is not None:
-            run = SharedRun(
-                Path(directory),
-                config,
-                plan,
-                max(shapes),
-                train_set.num_classes,
-                _inputs(config, train_set),
-            )
+            inputs = _inputs(config, train_set)
+            run = SharedRun(Path(directory), config, program, inputs)
             stack.callback(run.close)
-        state = place(state if run is None else run.restore(state), shardings)
-        step = build.compiled_step(
-            config,
-            train_set.num_classes,
-            plan,
-            mesh,
-            parameter_sharding,
-            shapes,
+            state = run.restore(state)
+        state = place(state, shardings)
+        plan = program.plan
+        batches = program.batches(train_set, config.seed, int(state.step))
+        stack.enter_context(contextlib.closing(batches))
+        bar = progress.Progress(
+            plan.total_steps,
+            initial=int(state.step),
+            description=config.method,
+            examples=plan.examples_done,
+            enabled=show_progress and hosts.is_writer(),
         )
-        clip = build.clipping(config, train_set.num_classes, max(shapes), shardings)
-        start = int(state.step)
-        skipped = int(state.skipped_updates)
-        logged: dict[str, float] = {}
-        every = checkpoint_every
-        bar = stack.enter_context(
-            progress.Progress(
-                plan.total_steps,
-                initial=start,
-                description=config.method,
-                examples=plan.examples_done,
-                enabled=show_progress and hosts.is_writer(),
-            )
-        )
+        every = _Every(log_every, checkpoint_every, max_skipped_updates)
+        state, metrics = _take_steps(program, state, batches, run, bar, every)
+    return TrainResult(program.network(state), int(state.step), metrics)
+
+
+class _Every(NamedTuple):
+    """The limits of a loop, as in :func:`train`."""
+
+    log: int
+    checkpoint: int | None
+    max_skipped: int
+
+
+def _take_steps(
+    program: Program,
+    state: TrainState,
+    batches: Iterable[DeviceBatch],
+    run: SharedRun | None,
+    bar: progress.Progress,
+    every: _Every,
+) -> tuple[TrainState, dict[str, float]]:
+    """Takes all steps to come; returns the last state and the last logged metrics."""
+    plan, step, clip = program.plan, program.step, program.clip
+    start, skipped = int(state.step), int(state.skipped_updates)
+    logged: dict[str, float] = {}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(bar)
         request = preemption.Request()
         if run is not None:
             request = stack.enter_context(_on_signals())
-        batches = feed.batches(
-            train_set,
-            plan,
-            config.seed,
-            start,
-            sharded(mesh),
-            augment=config.augment,
-        )
-        stack.enter_context(contextlib.closing(batches))
         stack.enter_context(hosts.explain_loss_of_others())
         for done, batch in enumerate(batches, start + 1):
             state, metrics = step(state, *batch)
-            last = done == plan.total_steps
-            if clip is not None and plan.is_end_of_epoch(done):
-                state = state.replace(params=clip(state.params))
-            if done % log_every == 0 or last:
+            last, epoch_ends = done == plan.total_steps, plan.is_end_of_epoch(done)
+            if clip is not None and epoch_ends:
+                state = dataclasses.replace(state, params=clip(state.params))
+            if done % every.log == 0 or last:
                 logged = {name: float(value) for name, value in metrics.items()}
-                skipped = _check_skipped(state, skipped, max_skipped_updates, done)
+                skipped = _check_skipped(state, skipped, every.max_skipped, done)
                 if run is not None:
                     run.log(done, epoch=plan.epochs_done(done), **logged)
             bar.update(done, loss=metrics["loss"], accuracy=metrics["accuracy"])
-            ends = run is not None and hosts.asked_to_end(done, own=bool(request))
-            saves = done % every == 0 if every else plan.is_end_of_epoch(done)
-            if run is not None and (saves or last or ends):
+            if run is None:
+                continue
+            ends = hosts.asked_to_end(done, own=bool(request))
+            saves = done % every.checkpoint == 0 if every.checkpoint else epoch_ends
+            if saves or last or ends:
                 run.save(done, state)
                 if ends and not last:
                     request.end(done)
-    params = state.params
-    if parameter_sharding != "replicated":
-        params = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(params)
-    params = build.deployed(
-        config, train_set.num_classes, max(shapes), params, state.method_state
-    )
-    network = build.as_network(config, train_set.num_classes, params, state.batch_stats)
-    return TrainResult(network, int(state.step), logged)
+    return state, logged
 
 
-def _inputs(config: Config, train_set: data.Dataset | data.Stream) -> dict[str, Any]:
-    """Identifies what flags only name: the data, and the network to start from."""
+def _initial_state(program: Program, config: Config) -> TrainState:
+    if config.init_from is None:
+        return program.initial_state(config.seed)
+    start = load_run(config.init_from).network
+    return program.initial_state(config.seed, start, config.init_from)
+
+
+def _inputs(config: Config, train_set: data.Dataset | data.Stream) -> JsonObject:
+    """Identifies the data, and the network to start from, that flags only name."""
     found = data.fingerprint(train_set)
     if config.init_from is not None:
-        # As it is stored: what is computed from it may differ between devices.
+        # As stored: parameters computed from it may differ between devices.
         names = ("params", "batch_stats")
         stored, _ = checkpoints.restore_parts(config.init_from, names)
         found["start"] = checkpoints.digest(stored)
@@ -223,7 +221,7 @@ def _inputs(config: Config, train_set: data.Dataset | data.Stream) -> dict[str, 
 
 
 def _on_signals() -> contextlib.AbstractContextManager[preemption.Request]:
-    """JAX itself listens for SIGTERM where there are several processes."""
+    """Listens for signals; with several processes JAX itself listens for SIGTERM."""
     if jax.process_count() == 1:
         return preemption.on_signals()
     return preemption.on_signals(None, pass_on=True)

@@ -2,26 +2,29 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
 
-from opnorm import operators
+from opnorm import linalg, operators
+from opnorm.linalg import Params, PyTree, Variables
 
 
 class TrainFunction(Protocol):
     """``(params, batch_stats, x) -> (logits, batch_stats)``."""
 
     def __call__(
-        self, params: Any, batch_stats: Any, x: jax.Array
-    ) -> tuple[jax.Array, Any]: ...
+        self, params: Params, batch_stats: PyTree, x: jax.Array
+    ) -> tuple[jax.Array, PyTree]: ...
 
 
 class InferFunction(Protocol):
     """``(params, batch_stats, x) -> logits``."""
 
-    def __call__(self, params: Any, batch_stats: Any, x: jax.Array) -> jax.Array: ...
+    def __call__(
+        self, params: Params, batch_stats: PyTree, x: jax.Array
+    ) -> jax.Array: ...
 
 
 class Modes(NamedTuple):
@@ -33,7 +36,7 @@ class Modes(NamedTuple):
         running statistics.
       infer: ``(params, batch_stats, x) -> logits``, normalised by the running
         statistics: a batch function, whose rows are independent.
-      layers: ``(H, W, C) ->`` its layers on images of that shape, without BatchNorm;
+      layers: ``(H, W, C) ->`` the layers on images of that shape, without BatchNorm;
         their kernels are shapes only, and nothing is computed.
     """
 
@@ -45,16 +48,19 @@ class Modes(NamedTuple):
 def create(module: nn.Module) -> Modes:
     """Returns the modes of a Flax module ``module(x, train=...)``."""
 
-    def train(params: Any, batch_stats: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+    def train(
+        params: Params, batch_stats: PyTree, x: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
         variables = {"params": params, "batch_stats": batch_stats}
         logits, updated = module.apply(
             variables, x, train=True, mutable=["batch_stats"]
         )
         return logits, updated.get("batch_stats", batch_stats)
 
-    def infer(params: Any, batch_stats: Any, x: jax.Array) -> jax.Array:
+    def infer(params: Params, batch_stats: PyTree, x: jax.Array) -> jax.Array:
         variables = {"params": params, "batch_stats": batch_stats}
-        logits: Any = module.apply(variables, x, train=False)
+        outputs: PyTree = module.apply(variables, x, train=False)
+        logits: jax.Array = outputs
         return logits
 
     def layers(image_shape: tuple[int, ...]) -> tuple[operators.Layer, ...]:
@@ -69,14 +75,15 @@ def create(module: nn.Module) -> Modes:
                 plain, variables, example, batch_norm="ignore", train=False
             )
 
-        return jax.eval_shape(find, jax.random.key(0))
+        found: tuple[operators.Layer, ...] = jax.eval_shape(find, jax.random.key(0))
+        return found
 
     return Modes(train, infer, layers)
 
 
 def init(
     module: nn.Module, key: jax.Array, image_shape: tuple[int, ...]
-) -> tuple[Any, Any]:
+) -> tuple[Params, PyTree]:
     """Initialises a module: returns (params, batch_stats), the latter perhaps empty."""
     variables = _initializer(module, tuple(image_shape))(key)
     return variables["params"], variables.get("batch_stats", {})
@@ -84,7 +91,12 @@ def init(
 
 # Runs of one network compile it once.
 @functools.lru_cache(maxsize=8)
-def _initializer(module: nn.Module, image_shape: tuple[int, ...]) -> Any:
-    return jax.jit(
-        lambda key: module.init(key, jax.numpy.zeros((1, *image_shape)), train=False)
-    )
+def _initializer(
+    module: nn.Module, image_shape: tuple[int, ...]
+) -> Callable[[jax.Array], Variables]:
+    def initialize(key: jax.Array) -> Variables:
+        example = jax.numpy.zeros((1, *image_shape))
+        variables: Variables = module.init(key, example, train=False)
+        return variables
+
+    return linalg.jit()(initialize)

@@ -1,10 +1,9 @@
-"""training: optax optimisers by name, with the papers' conventions."""
-
-from typing import Any
+"""Optax optimisers by name, with the papers' conventions."""
 
 import jax
 import optax
 
+from opnorm.linalg import Params, PyTree
 from opnorm.training import plan as plans
 from opnorm.training.config import Config
 from opnorm.training.plan import Plan
@@ -38,7 +37,7 @@ def create(config: Config, plan: Plan) -> optax.GradientTransformation:
     return optax.chain(*parts)
 
 
-def _without_biases(params: Any) -> Any:
+def _without_biases(params: Params) -> PyTree:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "bias" not in jax.tree_util.keystr(path[-1:]), params
     )

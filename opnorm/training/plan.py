@@ -1,22 +1,21 @@
-"""training: where in a run a step is: its phase, its epoch, its learning rate.
+"""The phase, epoch and learning rate of each step of a run.
 
 A plan is a pure function of the configuration and the number of examples, so a run
-that goes on after an interruption finds its place by the number of the step alone.
+that goes on after an interruption needs the number of the step alone.
 """
 
-import math
+import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import optax
 
 from opnorm import data
+from opnorm.training import notation
+from opnorm.training.config import Config
 
-if TYPE_CHECKING:
-    from opnorm.training.config import Config
-
-# Of streamed pictures, unless the configuration says otherwise.
+# Default size of streamed images.
 IMAGE_SIZE = 224
 # The state counts steps in 32 bits.
 _LARGEST_STEP = 2**31 - 1
@@ -30,8 +29,8 @@ class Phase(NamedTuple):
       first_step: the number of its first step.
       steps_per_epoch: whole batches in an epoch.
       batch_size: examples per update.
-      image_size: height and width of streamed pictures; None for data in memory.
-      least_area: of a random crop of a streamed picture.
+      image_size: height and width of streamed images; None for data in memory.
+      least_area: least part of a streamed image that a random crop takes.
     """
 
     first_epoch: int
@@ -47,7 +46,7 @@ class Plan(NamedTuple):
 
     Attributes:
       phases: in order.
-      epochs: of the whole run.
+      epochs: number of epochs of the whole run.
       num_examples: in the training set.
     """
 
@@ -57,34 +56,34 @@ class Plan(NamedTuple):
 
     @property
     def total_steps(self) -> int:
-        """Updates of the whole run."""
+        """Number of updates of the whole run."""
         last = self.phases[-1]
         epochs = self.epochs - last.first_epoch
         return last.first_step + epochs * last.steps_per_epoch
 
     def phase(self, step: int) -> Phase:
-        """The phase of the step with this number."""
+        """Returns the phase of the step with this number."""
         return [phase for phase in self.phases if phase.first_step <= step][-1]
 
     def end(self, phase: Phase) -> int:
-        """The number of the first step after a phase."""
+        """Returns the number of the first step after a phase."""
         later = [p.first_step for p in self.phases if p.first_step > phase.first_step]
         return later[0] if later else self.total_steps
 
     def epochs_done(self, steps: int) -> float:
-        """How many epochs the first ``steps`` updates are."""
+        """Returns the number of epochs that the first ``steps`` updates make."""
         phase = self.phase(steps)
         return phase.first_epoch + (steps - phase.first_step) / phase.steps_per_epoch
 
     def examples_done(self, steps: int) -> int:
-        """How many examples the batches of the first ``steps`` updates hold."""
+        """Returns the number of examples in the first ``steps`` batches."""
         return sum(
             max(0, min(steps, self.end(phase)) - phase.first_step) * phase.batch_size
             for phase in self.phases
         )
 
     def step_at(self, epoch: float) -> int:
-        """The number of the first step of an epoch, which may lie inside one."""
+        """Returns the number of the step at an epoch, which need not be whole."""
         phase = [phase for phase in self.phases if phase.first_epoch <= epoch][-1]
         inside = (epoch - phase.first_epoch) * phase.steps_per_epoch
         return phase.first_step + round(inside)
@@ -95,14 +94,14 @@ class Plan(NamedTuple):
         return (steps - phase.first_step) % phase.steps_per_epoch == 0
 
     def indices(self, seed: int, step: int) -> np.ndarray:
-        """Which examples the batch of a step holds: ``(batch_size,)`` int64."""
+        """Returns the examples in the batch of a step, ``(batch_size,)`` int64."""
         phase = self.phase(step)
-        # As if all epochs before had had as many steps: the epoch's number counts.
+        # Counts as if all epochs before had as many steps, so only the epoch matters.
         inside = phase.first_epoch * phase.steps_per_epoch + step - phase.first_step
         return data.batch_indices(seed, inside, phase.batch_size, self.num_examples)
 
 
-def make(config: "Config", num_examples: int) -> Plan:
+def make(config: Config, num_examples: int) -> Plan:
     """Makes the plan of a validated configuration.
 
     Args:
@@ -117,7 +116,7 @@ def make(config: "Config", num_examples: int) -> Plan:
     size = (config.image_size or IMAGE_SIZE) if streamed else None
     sizes = [(0, size, config.batch_size, config.least_area)]
     if config.phases:
-        sizes = list(parse_phases(config.phases))
+        sizes = list(notation.parse_phases(config.phases))
     phases: list[Phase] = []
     step = 0
     for number, (first, image_size, batch_size, area) in enumerate(sizes):
@@ -133,6 +132,17 @@ def make(config: "Config", num_examples: int) -> Plan:
     return Plan(tuple(phases), config.epochs, num_examples)
 
 
+def largest_shape(
+    train_set: data.Dataset | data.Stream, plan: Plan
+) -> tuple[int, int, int]:
+    """Returns ``(H, W, C)`` of the largest images that a run sees."""
+    if isinstance(train_set, data.Dataset):
+        height, width, channels = train_set.image_shape
+        return height, width, channels
+    size = max(phase.image_size or IMAGE_SIZE for phase in plan.phases)
+    return size, size, 3
+
+
 def check_devices(plan: Plan, num_devices: int, accumulation_steps: int) -> None:
     """Raises a ValueError unless devices and parts divide the batch of every phase."""
     for phase in plan.phases:
@@ -144,7 +154,7 @@ def check_devices(plan: Plan, num_devices: int, accumulation_steps: int) -> None
             )
 
 
-def schedule(config: "Config", plan: Plan) -> optax.Schedule:
+def schedule(config: Config, plan: Plan) -> optax.Schedule:
     """Builds the learning rate of a validated configuration as a function of the step.
 
     Args:
@@ -160,7 +170,7 @@ def schedule(config: "Config", plan: Plan) -> optax.Schedule:
             drops[step] = drops.get(step, 1.0) * config.decay_factor
         base = optax.piecewise_constant_schedule(config.learning_rate, drops)
     elif config.schedule == "linear":
-        points = parse_rates(config.learning_rates or "")
+        points = notation.parse_rates(config.learning_rates or "")
         base = _through([(plan.step_at(epoch), rate) for epoch, rate in points])
     else:
         base = optax.constant_schedule(config.learning_rate)
@@ -172,7 +182,7 @@ def schedule(config: "Config", plan: Plan) -> optax.Schedule:
     return lambda step: base(step) * ramp(step + 1)
 
 
-def check_extension(before: "Config", config: "Config", plan: Plan) -> None:
+def check_extension(before: Config, config: Config, plan: Plan) -> None:
     """Raises a ValueError unless added epochs leave the steps before as they were.
 
     A step is then what it would be in a run that had all epochs from the beginning.
@@ -181,7 +191,7 @@ def check_extension(before: "Config", config: "Config", plan: Plan) -> None:
       before: the run with the epochs that it had.
       config: the same run with more epochs, and perhaps other milestones or
         learning_rates.
-      plan: of ``config``.
+      plan: the plan of ``config``.
     """
     planned = make(before, plan.num_examples)
     steps = np.arange(planned.total_steps)
@@ -201,111 +211,34 @@ def check_extension(before: "Config", config: "Config", plan: Plan) -> None:
         )
 
 
-def parse_phases(text: str) -> tuple[tuple[int, int, int, float], ...]:
-    """Reads ``Config.phases``: (first epoch, image size, batch size, least area) each.
-
-    Raises:
-      ValueError: if it is not of that form, or the first epochs do not begin at 0 and
-        rise.
-    """
-    phases = []
-    for part in text.split(","):
-        values = part.split(":")
-        try:
-            first, size, batch = (int(value) for value in values[:-1])
-            area = float(values[-1])
-        except ValueError:
-            raise ValueError(
-                f"phases is {text!r}; each must be first epoch:image size:batch "
-                "size:least area, such as 0:128:512:0.08."
-            ) from None
-        if min(size, batch) < 1 or not 0 < area <= 1:
-            raise ValueError(
-                f"phases is {text!r}; sizes must be at least 1, areas in (0, 1]."
-            )
-        phases.append((first, size, batch, area))
-    starts = [phase[0] for phase in phases]
-    if starts[0] != 0 or sorted(set(starts)) != starts:
-        raise ValueError(
-            f"phases is {text!r}; their first epochs must begin at 0 and rise."
-        )
-    return tuple(phases)
-
-
-def parse_rates(text: str) -> tuple[tuple[float, float], ...]:
-    """Reads ``Config.learning_rates``: (epoch, rate) each.
-
-    Raises:
-      ValueError: if it is not of that form, begins elsewhere than at 0, or if the
-        epochs fall or rates are negative.
-    """
-    try:
-        points = [
-            (float(epoch), float(rate))
-            for epoch, rate in (part.split(":") for part in text.split(","))
-        ]
-    except ValueError:
-        raise ValueError(
-            f"learning_rates is {text!r}; it must be epoch:rate with commas between, "
-            "such as 0:0.1,10:0.01."
-        ) from None
-    epochs = [epoch for epoch, _ in points]
-    rise = all(map(math.isfinite, epochs)) and sorted(epochs) == epochs
-    if epochs[0] != 0 or not rise or len(points) < 2:
-        raise ValueError(
-            f"learning_rates is {text!r}; its epochs must begin at 0 and rise."
-        )
-    if not all(0 <= rate < math.inf for _, rate in points):
-        raise ValueError(
-            f"learning_rates is {text!r}; rates must be finite and at least 0."
-        )
-    return tuple(points)
-
-
-def parse_milestones(text: str) -> tuple[float, ...]:
-    """Reads ``Config.milestones``.
-
-    Raises:
-      ValueError: if it is not finite numbers of epochs that rise.
-    """
-    try:
-        epochs = [float(part) for part in text.split(",")]
-    except ValueError:
-        epochs = []
-    finite = all(map(math.isfinite, epochs))
-    if not epochs or not finite or epochs[0] < 0 or sorted(set(epochs)) != epochs:
-        raise ValueError(
-            f"milestones is {text!r}; it must be epochs that rise, with commas between."
-        )
-    return tuple(epochs)
-
-
-def _milestones(config: "Config", plan: Plan) -> list[int]:
+def _milestones(config: Config, plan: Plan) -> list[int]:
     if config.milestones is None:
         return [plan.total_steps // 2, plan.total_steps * 3 // 4]
-    return [plan.step_at(epoch) for epoch in parse_milestones(config.milestones)]
+    return [
+        plan.step_at(epoch) for epoch in notation.parse_milestones(config.milestones)
+    ]
 
 
 def _through(points: Sequence[tuple[int, float]]) -> optax.Schedule:
-    """Straight lines between (step, rate); two at one step are a jump."""
+    """Returns straight lines between (step, rate); two at one step are a jump."""
     pieces, starts = [], []
-    for (start, rate), (end, last) in zip(points[:-1], points[1:], strict=True):
+    for (start, rate), (end, last) in itertools.pairwise(points):
         if end > start:
             pieces.append(optax.linear_schedule(rate, last, end - start))
             starts.append(start)
     return optax.join_schedules(pieces, starts[1:])
 
 
-def image_size(config: "Config", dataset: str | None = None) -> int | None:
-    """The size that a trained network sees pictures in; None for that of the data.
+def image_size(config: Config, dataset: str | None = None) -> int | None:
+    """Returns the size of images that a trained network takes; None for the data's own.
 
     Args:
-      config: what it was trained with.
-      dataset: what it is shown; None for what it was trained on.
+      config: the configuration of the training.
+      dataset: name of the data set that it is applied to; None for its training set.
     """
     if not data.is_streamed(dataset or config.dataset):
-        # Of streamed pictures it is a size to resize to, which those in memory are not.
+        # Streamed images are resized to `image_size`; images in memory are not.
         return None if data.is_streamed(config.dataset) else config.image_size
     if config.phases:
-        return parse_phases(config.phases)[-1][1]
+        return notation.parse_phases(config.phases)[-1][1]
     return config.image_size or IMAGE_SIZE

@@ -1,7 +1,7 @@
-"""training: recipes and grids of the papers by name.
+"""Recipes and grids of the papers by name.
 
-The recipes, and what was converted in them, are in :mod:`opnorm.training.recipes`, the
-grids in :mod:`opnorm.training.grids`.
+The recipes and their conversions are in :mod:`opnorm.training.recipes`, the grids in
+:mod:`opnorm.training.grids`.
 """
 
 import difflib
@@ -17,40 +17,53 @@ __all__ = [
     "STEP_RATIO",
     "Grid",
     "Preset",
-    "describe",
-    "get",
+    "describe_presets",
     "get_grid",
-    "names",
+    "get_preset",
 ]
 
 
-def names() -> tuple[str, ...]:
-    """The names of all presets."""
-    return tuple(PRESETS)
+def get_preset(name: str) -> Preset:
+    """Returns a preset by name::
 
+        >>> from opnorm import training
+        >>> preset = training.get_preset("roth_cnn7_snr")
+        >>> preset.config.method, preset.config.epsilon
+        ('data_dependent_snr', 0.875)
+        >>> preset.paper["epsilon"]  # of pixels in [-1, 1]
+        '1.75'
 
-def get(name: str) -> Preset:
-    """Returns a preset by name; ValueError names the nearest ones."""
+    Raises:
+      ValueError: for an unknown name; it names the nearest ones.
+    """
     if name not in PRESETS:
         raise ValueError(f"preset {_unknown(name, PRESETS, '--list_presets')}")
     return PRESETS[name]
 
 
 def get_grid(name: str) -> Grid:
-    """Returns a grid by name; ValueError names the nearest ones."""
+    """Returns a grid by name::
+
+        >>> from opnorm import training
+        >>> training.get_grid("farnia_beta").values["spectral_norm_bound"]
+        (inf, 1.0, 1.3, 1.6, 2.0, 4.0)
+
+    Raises:
+      ValueError: for an unknown name; it names the nearest ones.
+    """
     if name not in GRIDS:
         raise ValueError(f"grid {_unknown(name, GRIDS, '--list_presets')}")
     return GRIDS[name]
 
 
-def describe(name: str | None = None) -> str:
-    """Returns text for people: one preset in full, or a line for each and each grid.
+def describe_presets(name: str | None = None) -> str:
+    """Returns one preset in full as text, or a line for each preset and each grid.
 
     Raises:
       ValueError: for an unknown name.
     """
     if name is not None:
-        return _describe_one(get(name))
+        return _describe_one(get_preset(name))
     wide = max(map(len, [*PRESETS, *GRIDS]))
     lines = ["presets (--preset=NAME --list_presets shows one in full):"]
     for preset in PRESETS.values():

@@ -1,45 +1,44 @@
-"""training: the directory and the checkpoints of a run that processes share."""
+"""The directory and the checkpoints of a training run that processes share."""
 
 import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
-from opnorm.training import checkpoints, hosts
+from opnorm.runs import Json, JsonObject, RunDirectory, checkpoints, hosts
 from opnorm.training import plan as plans
 from opnorm.training.config import Config
 from opnorm.training.plan import Plan
-from opnorm.training.run_directory import RunDirectory
-from opnorm.training.step import TrainState
+from opnorm.training.program import Program
+from opnorm.training.state import TrainState
 
 # Leaves of a state that checkpoints of earlier versions lack.
 _COUNTERS = ("skipped_updates", "skipped_in_a_row")
-# Says that there is a checkpoint, so that its loss is noticed.
+# A file that is written with the first checkpoint, so that a loss is noticed.
 _SAVED = "checkpoints.json"
-# Flags that say where data lie, or the network to start from, which may have moved.
+# Flags that hold a place: of the data, and of the network to start from.
 _PLACES = ("dataset", "data_dir")
 _START = "init_from"
+# Characters that an error shows of a record that somebody else may have written.
+_SHOWN_CHARACTERS = 80
 # Flags that may change when epochs are added.
 _LENGTHS = ("epochs", "milestones", "learning_rates")
 
 
 class SharedRun:
-    """A run's directory, as all of its processes see it.
+    """The directory of a run, shared by all of its processes.
 
     Every process calls every method; the first one alone reads and writes, and keeps
     other processes out of the directory until :meth:`close`.
 
     Args:
       directory: the run directory, made if need be.
-      config: of the run.
-      plan: of the run.
-      image_shape: ``(H, W, C)`` of the largest images that the network sees.
-      num_classes: of the data set.
-      inputs: what :func:`opnorm.data.fingerprint` says of the training set, and as
-        "start", with init_from, the digest of the variables there.
+      config: the configuration of the run.
+      program: its program.
+      inputs: the training set's :func:`opnorm.data.fingerprint`, and as "start", with
+        init_from, the digest of the variables there.
 
     Raises:
       ValueError: if the directory holds another run or other inputs, or is not that of
@@ -51,24 +50,22 @@ class SharedRun:
         self,
         directory: Path,
         config: Config,
-        plan: Plan,
-        image_shape: tuple[int, ...],
-        num_classes: int,
-        inputs: Mapping[str, Any],
+        program: Program,
+        inputs: Mapping[str, Json],
     ) -> None:
         self._metadata = {
             "config": dataclasses.asdict(config),
-            "image_shape": image_shape,
-            "num_classes": num_classes,
+            "image_shape": program.objective.image_shape,
+            "num_classes": program.objective.num_classes,
         }
         self._directory = RunDirectory(directory)
         self._store = checkpoints.CheckpointStore(directory / checkpoints.FOLDER)
         self._held = contextlib.ExitStack()
 
-        def open_directory() -> dict[str, Any]:
+        def open_directory() -> JsonObject:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(self._directory.locked())
-                _create(self._directory, config, plan, inputs)
+                _create(self._directory, config, program.plan, inputs)
                 self._held = stack.pop_all()
             return dict(inputs)
 
@@ -81,7 +78,7 @@ class SharedRun:
             )
 
     def restore(self, state: TrainState) -> TrainState:
-        """The state of the newest checkpoint, or the given one.
+        """Returns the state of the newest checkpoint, or the given one.
 
         Raises:
           ValueError: if checkpoints are gone or damaged, all of them.
@@ -139,16 +136,16 @@ class SharedRun:
             self._directory.log(step, **metrics)
 
     def close(self) -> None:
-        """Ends what the checkpoints keep open, and lets other processes in."""
+        """Closes the checkpoints, and lets other processes in."""
         with self._held:
             if hosts.is_writer():
                 self._store.close()
 
 
 def _create(
-    run: RunDirectory, config: Config, plan: Plan, inputs: Mapping[str, Any]
+    run: RunDirectory, config: Config, plan: Plan, inputs: Mapping[str, Json]
 ) -> None:
-    """Makes the directory, or checks that it is the same run's, and adds epochs."""
+    """Makes the directory, or checks that it holds the same run, and adds epochs."""
     flags, default = dataclasses.asdict(config), dataclasses.asdict(Config())
     stored, known = dict(flags), None
     if run.is_begun():
@@ -164,16 +161,41 @@ def _create(
     RunDirectory.create(
         run.path, flags, may_differ=may_differ, defaults=default, data=inputs
     )
+    _check_inputs(run.path, known, inputs)
     if longer:
         lengths = {name: stored[name] for name in _LENGTHS}
         plans.check_extension(dataclasses.replace(config, **lengths), config, plan)
         run.change_flags({name: flags[name] for name in _LENGTHS})
 
 
-def _kind(dataset: Any) -> str:
-    """The part of a data set's name that is not a path."""
+def _check_inputs(
+    path: Path, stored: Mapping[str, Json] | None, given: Mapping[str, Json]
+) -> None:
+    """Raises a ValueError if a run was made with other data or another network.
+
+    Runs of earlier versions have no record, and are opened.
+    """
+    if stored is None or stored == given:
+        return
+    there, here = (each.get("examples") for each in (stored, given))
+    change = f"{str(there)[:_SHOWN_CHARACTERS]} examples there and {here} here"
+    if there == here:
+        change = f"{here} examples, but other images or labels"
+    if stored.get("digest") == given.get("digest"):
+        raise ValueError(
+            f"{path} was started from another network than init_from names now; "
+            "give the path of that one, or another directory."
+        )
+    raise ValueError(
+        f"{path} was made with other data than are there now: {change}; bring the "
+        "data back, or give another directory."
+    )
+
+
+def _kind(dataset: Json) -> str:
+    """Returns the part of a data set's name that is not a path."""
     return str(dataset).partition(":")[0]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Json) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,19 +1,15 @@
-"""training: which configurations can be trained, said before anything is read."""
+"""The configurations that can be trained, checked before anything is read."""
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Collection
 
 from opnorm import data, models
-from opnorm.training import plan
+from opnorm.training import methods, notation
 from opnorm.training.config import (
-    ADVERSARIAL,
     ATTACK_LABELS,
     COMPUTE_DTYPES,
-    DATA_DEPENDENT,
     DECAYED,
-    INPUT_GRADIENT,
-    METHODS,
     OPTIMIZERS,
     SCHEDULES,
     SEARCHES,
@@ -26,58 +22,96 @@ _LARGEST_SEED = 2**32 - 1
 # More than any of the sizes and counts that can be trained.
 _LARGEST_COUNT = 2**31 - 1
 
+# Allowed values of the fields that hold a name.
+_CHOICES: dict[str, Collection[str]] = {
+    "method": methods.METHODS,
+    "model": models.NAMES,
+    "search": SEARCHES,
+    "variant": VARIANTS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "activation": models.ACTIVATIONS,
+    "normalization": models.STATISTICS,
+    "compute_dtype": COMPUTE_DTYPES,
+    "decayed": DECAYED,
+    "padding": data.PADDINGS,
+    "attack_labels": ATTACK_LABELS,
+    "spectral_norm_method": SPECTRAL_NORM_METHODS,
+}
+# Least values of the fields that hold a number; None is allowed for some.
+_LEAST = {
+    "epochs": 1,
+    "batch_size": 1,
+    "num_steps": 1,
+    "accumulation_steps": 1,
+    "spectral_norm_steps": 1,
+    "width": 1,
+    "train_examples": 1,
+    "image_size": 1,
+    "epsilon": 0,
+    "weight": 0,
+    "weight_decay": 0,
+    "momentum": 0,
+    "warmup_epochs": 0,
+    "cutout": 0,
+}
+_POSITIVE = (
+    "learning_rate",
+    "clip_norm",
+    "step_size",
+    "difference_step",
+    "decay_factor",
+    "gamma",
+)
+
 
 def validate(config: Config) -> None:
     """Raises ValueError at the first value or combination that cannot be trained.
 
-    Reads no data and builds no array. The message names the field, what was given and
-    what is allowed.
+    Reads no data and builds no array. The message names the field, the given value and
+    the allowed ones::
+
+        >>> from opnorm import training
+        >>> training.validate(training.Config(method="adversarial", epsilon=0.5))
+        >>> training.validate(training.Config(mix=0.25))
+        Traceback (most recent call last):
+        ...
+        ValueError: mix is 0.25, which the method 'standard' does not use; it belongs \
+to interpolated.
     """
-    _one_of("method", config.method, METHODS)
+    for name, allowed in _CHOICES.items():
+        value = getattr(config, name)
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; it may be {', '.join(allowed)}.")
     data.check_name(config.dataset)
-    _one_of("model", config.model, models.NAMES)
-    _one_of("search", config.search, SEARCHES)
-    _one_of("variant", config.variant, VARIANTS)
-    _one_of("optimizer", config.optimizer, OPTIMIZERS)
-    _one_of("schedule", config.schedule, SCHEDULES)
-    _one_of("activation", config.activation, models.ACTIVATIONS)
-    _one_of("normalization", config.normalization, models.STATISTICS)
-    _one_of("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
-    _one_of("decayed", config.decayed, DECAYED)
-    _one_of("padding", config.padding, data.PADDINGS)
-    _one_of("attack_labels", config.attack_labels, ATTACK_LABELS)
-    _one_of("spectral_norm_method", config.spectral_norm_method, SPECTRAL_NORM_METHODS)
-    for name in (
-        "epochs",
-        "batch_size",
-        "num_steps",
-        "accumulation_steps",
-        "spectral_norm_steps",
-    ):
-        _at_least(name, getattr(config, name), 1)
-    for name in ("width", "train_examples", "image_size"):
-        if getattr(config, name) is not None:
-            _at_least(name, getattr(config, name), 1)
+    _check_numbers(config)
+    _check_spectral_norm(config)
+    _check_learning_rate(config)
+    _check_data(config)
+    _check_lists(config)
+    # Refuses options that the model does not have; nothing is allocated.
+    models.create(
+        config.model,
+        width=config.width,
+        activation=config.activation,
+        rematerialize=config.rematerialize,
+        logit_activation=config.logit_activation,
+    )
+    methods.check(config)
+
+
+def _check_numbers(config: Config) -> None:
+    """Raises ValueError for a number outside its range."""
     for name, value in dataclasses.asdict(config).items():
         if isinstance(value, int) and name != "seed" and value > _LARGEST_COUNT:
             raise ValueError(f"{name} is {value}; it must be at most {_LARGEST_COUNT}.")
-    for name in (
-        "epsilon",
-        "weight",
-        "weight_decay",
-        "momentum",
-        "warmup_epochs",
-        "cutout",
-    ):
-        _at_least(name, getattr(config, name), 0)
-    for name in (
-        "learning_rate",
-        "clip_norm",
-        "step_size",
-        "difference_step",
-        "decay_factor",
-        "gamma",
-    ):
+    for name, least in _LEAST.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(
+                f"{name} is {value}; it must be finite and at least {least}."
+            )
+    for name in _POSITIVE:
         value = getattr(config, name)
         infinite = name == "step_size" and value == math.inf
         if value is not None and not infinite and not 0 < value < math.inf:
@@ -94,66 +128,18 @@ def validate(config: Config) -> None:
             )
     if config.momentum >= 1:
         raise ValueError(f"momentum is {config.momentum}; it must be in [0, 1).")
-    spectral = config.method in ("data_dependent_snr", "interpolated")
-    if spectral and (config.p, config.q) != (2, 2):
-        raise ValueError(
-            f"method {config.method!r} is for the (2, 2) norm, and p, q are "
-            f"{config.p}, {config.q}; for others use method 'data_dependent_onr'."
-        )
-    if not 0 <= config.mix <= 1:
-        raise ValueError(f"mix is {config.mix}; it must be in [0, 1].")
-    if config.method == "interpolated" and config.variant != "difference":
-        raise ValueError(
-            f"variant is {config.variant!r}; the method 'interpolated' has only "
-            "'difference'."
-        )
-    if not 0 < config.penalty_fraction <= 1:
-        raise ValueError(
-            f"penalty_fraction is {config.penalty_fraction}; it must be in (0, 1]."
-        )
-    _check_spectral_norm(config)
-    _check_learning_rate(config)
-    _check_data(config)
-    if config.method in INPUT_GRADIENT and config.compute_dtype != "float32":
-        raise ValueError(
-            f"compute_dtype is {config.compute_dtype!r}; a finite difference of step "
-            f"{config.difference_step} would be rounding. The method "
-            f"{config.method!r} needs float32."
-        )
-    # Refuses what this model does not have; nothing is allocated.
-    models.create(
-        config.model,
-        width=config.width,
-        activation=config.activation,
-        rematerialize=config.rematerialize,
-        logit_activation=config.logit_activation,
-    )
-    # What belongs to some methods is refused for the others, unless left as it is.
-    for name, methods in {
-        "search": DATA_DEPENDENT,
-        "variant": DATA_DEPENDENT,
-        "penalty_fraction": (*DATA_DEPENDENT, *INPUT_GRADIENT),
-        "difference_step": INPUT_GRADIENT,
-        "divide_by_size": INPUT_GRADIENT,
-        "mix": ("interpolated",),
-        "random_start": ADVERSARIAL,
-        "attack_labels": (*ADVERSARIAL, "wrm"),
-        "gamma": ("wrm",),
-    }.items():
+    for name in ("mix", "random_labels"):
         value = getattr(config, name)
-        if config.method not in methods and value != getattr(Config(), name):
-            raise ValueError(
-                f"{name} is {value!r}, which the method {config.method!r} does not "
-                f"use; it belongs to {' and '.join(methods)}."
-            )
-    if config.method not in ADVERSARIAL and config.step_size is not None:
-        raise ValueError(
-            f"step_size is {config.step_size}, which the method {config.method!r} does "
-            f"not use; it belongs to {' and '.join(ADVERSARIAL)}."
-        )
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; it must be in [0, 1].")
+    for name in ("penalty_fraction", "least_area"):
+        value = getattr(config, name)
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} is {value}; it must be in (0, 1].")
 
 
 def _check_spectral_norm(config: Config) -> None:
+    """Raises ValueError for a bound that cannot be kept, or options without one."""
     bound, method = config.spectral_norm_bound, config.spectral_norm_method
     for name in ("spectral_norm_method", "spectral_norm_steps"):
         value = getattr(config, name)
@@ -174,7 +160,7 @@ def _check_spectral_norm(config: Config) -> None:
 
 
 def _check_learning_rate(config: Config) -> None:
-    """What belongs to another schedule or optimiser is refused."""
+    """Raises ValueError for fields of another schedule or optimiser."""
     for name, needed, given in (
         ("milestones", ("schedule", "step"), config.milestones is not None),
         ("decay_factor", ("schedule", "step"), config.decay_factor != 0.1),
@@ -189,17 +175,6 @@ def _check_learning_rate(config: Config) -> None:
                 f"{name} is {getattr(config, name)!r}, which {owner} {found!r} does "
                 f"not use{f'; it belongs to {value!r}' if value else ''}."
             )
-    if config.schedule == "linear":
-        if config.learning_rates is None:
-            raise ValueError("learning_rates is not given; schedule 'linear' needs it.")
-        last = plan.parse_rates(config.learning_rates)[-1][0]
-        if last != config.epochs:
-            raise ValueError(
-                f"learning_rates is {config.learning_rates!r}; it must end with the "
-                f"{config.epochs} epochs."
-            )
-    if config.milestones is not None:
-        plan.parse_milestones(config.milestones)
     if config.nesterov and not config.momentum:
         raise ValueError("nesterov is True; it needs a momentum above 0.")
     if config.warmup_epochs > config.epochs:
@@ -210,7 +185,7 @@ def _check_learning_rate(config: Config) -> None:
 
 
 def _check_data(config: Config) -> None:
-    """Sizes of batches and pictures fit each other and the data set."""
+    """Raises ValueError for views that do not fit the data set."""
     default = Config()
     if data.is_streamed(config.dataset):
         for name in ("padding", "cutout", "random_labels"):
@@ -231,25 +206,35 @@ def _check_data(config: Config) -> None:
             f"padding, cutout are {config.padding!r}, {config.cutout}; without "
             "augment they have no use."
         )
-    if not 0 <= config.random_labels <= 1:
-        raise ValueError(
-            f"random_labels is {config.random_labels}; it must be in [0, 1]."
-        )
-    if not 0 < config.least_area <= 1:
-        raise ValueError(f"least_area is {config.least_area}; it must be in (0, 1].")
-    batch_sizes = [config.batch_size]
     if config.phases is not None:
-        phases = plan.parse_phases(config.phases)
-        if phases[-1][0] >= config.epochs:
-            raise ValueError(
-                f"phases is {config.phases!r}; the last must begin before the "
-                f"{config.epochs} epochs end."
-            )
         for name in ("image_size", "batch_size", "least_area"):
             if getattr(config, name) != getattr(default, name):
                 raise ValueError(
                     f"{name} is {getattr(config, name)!r}; with phases they decide it."
                 )
+
+
+def _check_lists(config: Config) -> None:
+    """Raises ValueError for lists that do not fit the epochs, and sizes of batches."""
+    if config.schedule == "linear":
+        if config.learning_rates is None:
+            raise ValueError("learning_rates is not given; schedule 'linear' needs it.")
+        last = notation.parse_rates(config.learning_rates)[-1][0]
+        if last != config.epochs:
+            raise ValueError(
+                f"learning_rates is {config.learning_rates!r}; it must end with the "
+                f"{config.epochs} epochs."
+            )
+    if config.milestones is not None:
+        notation.parse_milestones(config.milestones)
+    batch_sizes = [config.batch_size]
+    if config.phases is not None:
+        phases = notation.parse_phases(config.phases)
+        if phases[-1][0] >= config.epochs:
+            raise ValueError(
+                f"phases is {config.phases!r}; the last must begin before the "
+                f"{config.epochs} epochs end."
+            )
         batch_sizes = [size for _, _, size, _ in phases]
     for size in batch_sizes:
         if size % config.accumulation_steps:
@@ -257,13 +242,3 @@ def _check_data(config: Config) -> None:
                 f"accumulation_steps is {config.accumulation_steps}; it must divide "
                 f"the batch size, {size}."
             )
-
-
-def _one_of(name: str, value: Any, allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it may be {', '.join(allowed)}.")
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not least <= value < math.inf:
-        raise ValueError(f"{name} is {value}; it must be finite and at least {least}.")

@@ -1,18 +1,18 @@
-"""training: bounds on the layers' spectral norms, for any method and network.
+"""Bounds on the layers' spectral norms, for any method and network.
 
-A bound by division is a part of the network: the method sees the divided parameters,
-searches and attacks included, and the state holds the kernels underneath and the
-persistent vectors. What is kept and measured of a run is the divided network. A bound
-by clipping changes the parameters between epochs, and the method knows nothing of it.
+A bound by division is a part of the network: the method, its searches and attacks get
+the divided parameters, and the state holds the kernels underneath and the persistent
+vectors. The network of a run, kept and measured, is the divided one. A bound by
+clipping changes the parameters between epochs, outside of the method.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from opnorm import regularizers
+from opnorm import linalg, regularizers
+from opnorm.linalg import Params, PyTree
 from opnorm.training import methods
 from opnorm.training.config import Config
 from opnorm.training.methods import Auxiliary, Batch, Method
@@ -31,10 +31,10 @@ def create(config: Config, modes: Modes, image_shape: tuple[int, ...]) -> Method
     """Returns the method that a validated configuration names, on bounded parameters.
 
     Args:
-      config: of the run.
-      modes: of the network to be trained.
-      image_shape: ``(H, W, C)`` of the largest pictures that it will see: the norm of
-        a convolution grows with the picture.
+      config: the configuration of the run.
+      modes: modes of the network to be trained.
+      image_shape: ``(H, W, C)`` of the largest images that the network sees: the norm
+        of a convolution grows with the image.
     """
     method = methods.create(config, modes)
     bound = config.spectral_norm_bound
@@ -43,7 +43,7 @@ def create(config: Config, modes: Modes, image_shape: tuple[int, ...]) -> Method
     form = _FORMS[config.spectral_norm_method]
     layers = modes.layers(image_shape)
 
-    def normalize(params: Any, state: Any) -> regularizers.NormalizedParameters:
+    def normalize(params: Params, state: PyTree) -> regularizers.NormalizedParameters:
         return regularizers.spectral_normalize(
             params,
             layers,
@@ -53,18 +53,20 @@ def create(config: Config, modes: Modes, image_shape: tuple[int, ...]) -> Method
             num_steps=config.spectral_norm_steps,
         )
 
-    @jax.jit
-    def init_vectors(params: Any, key: jax.Array) -> Any:
+    @linalg.jit()
+    def init_vectors(params: Params, key: jax.Array) -> PyTree:
         return regularizers.init_spectral_vectors(params, layers, key, form=form)
 
-    def init(params: Any, key: jax.Array, num_examples: int, num_classes: int) -> Any:
+    def init(
+        params: Params, key: jax.Array, num_examples: int, num_classes: int
+    ) -> PyTree:
         method_key, vectors_key = jax.random.split(key)
         inner = method.init(params, method_key, num_examples, num_classes)
         vectors = init_vectors(params, vectors_key)
         return {"method": inner, "spectral_vectors": vectors}
 
     def loss(
-        params: Any, batch_stats: Any, state: Any, batch: Batch, key: jax.Array
+        params: Params, batch_stats: PyTree, state: PyTree, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Auxiliary]:
         found = normalize(params, state)
         value, auxiliary = method.loss(
@@ -79,9 +81,9 @@ def create(config: Config, modes: Modes, image_shape: tuple[int, ...]) -> Method
             metrics=auxiliary.metrics | {"largest_norm": largest},
         )
 
-    @jax.jit
-    def deploy(params: Any, state: Any) -> Any:
-        # Refined once more, as the next training step would do.
+    @linalg.jit()
+    def deploy(params: Params, state: PyTree) -> Params:
+        # The estimate is refined once more, as in the next training step.
         return normalize(params, state).params
 
     return Method(init, loss, deploy)
@@ -89,12 +91,12 @@ def create(config: Config, modes: Modes, image_shape: tuple[int, ...]) -> Method
 
 def clipping(
     config: Config, modes: Modes, image_shape: tuple[int, ...]
-) -> Callable[[Any], Any] | None:
-    """Returns what changes the parameters after an epoch, or None if nothing does.
+) -> Callable[[Params], Params] | None:
+    """Returns the change of the parameters after an epoch, or None if there is none.
 
     Args:
-      config: of the run.
-      modes: of the network to be trained.
+      config: the configuration of the run.
+      modes: modes of the network to be trained.
       image_shape: as for :func:`create`.
     """
     bound = config.spectral_norm_bound

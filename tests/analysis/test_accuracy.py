@@ -1,4 +1,4 @@
-"""tests: accuracy, robust accuracy and spectra over a data set in filled-up batches."""
+"""Accuracy, robust accuracy and spectra over a data set in filled-up batches."""
 
 import functools
 import gc
@@ -46,6 +46,14 @@ def test_accuracy_counts_every_example_once(batch_size: int) -> None:
     np.testing.assert_array_equal(found.correct, hits)
     assert found.mean == pytest.approx(hits.mean())
     assert found.standard_error == pytest.approx(hits.std(ddof=1) / math.sqrt(11))
+
+
+def test_a_label_among_the_top_k_counts() -> None:
+    order = np.argsort(IMAGES.reshape(11, 6) @ W, axis=1)
+    found = analysis.evaluate_accuracy(NETWORK, IMAGES, LABELS, top_k=2)
+    np.testing.assert_array_equal(found.correct, order[:, 0] != LABELS)
+    with pytest.raises(ValueError, match="top_k is 3; it must be"):
+        analysis.evaluate_accuracy(NETWORK, IMAGES, LABELS, top_k=3)
 
 
 def test_bytes_are_pixels_over_255() -> None:
@@ -104,7 +112,7 @@ def test_networks_of_one_structure_compile_once_for_all_epsilons_and_batches() -
         np.testing.assert_array_equal(curve[0].correct, hits)
         expected = np.linalg.norm(weight, 2)
         np.testing.assert_allclose(norms.values, [expected] * 11, rtol=1e-4)
-    # Beginning, steps and end of the attack.
+    # The attack has three programs: its beginning, its steps and its end.
     assert counts[0][1] == 3
     assert counts == counts[:1] * 3
 
@@ -133,8 +141,8 @@ def test_a_plain_function_whose_closure_changes_gives_fresh_results() -> None:
         )
         np.testing.assert_array_equal(curve.correct, hits)
         traces.append(None)
-    # It is traced anew in each call, and not for each batch: three and two batches, and
-    # then two and one, are traced alike.
+    # A plain function is traced once in each call, for three batches as for two, and
+    # for two as for one.
     first = traces.index(None)
     assert traces[: first + 1] == traces[first + 1 :]
 
@@ -193,9 +201,9 @@ def test_the_spectrum_of_a_linear_network_is_that_of_its_matrix(k) -> None:
 
 @pytest.mark.parametrize(("p", "q"), [(1.0, 1.0), (2.0, 2.0), (math.inf, math.inf)])
 def test_the_norms_of_a_linear_network_are_those_of_its_matrix(p, q) -> None:
-    # W maps rows, so its Jacobian is the transpose.
+    # W multiplies from the right, so the Jacobian is its transpose.
     expected = np.linalg.norm(W.T, p)
-    # For other norms than the spectral one, iterations may end at a local maximum.
+    # Iterations for other norms than the spectral one may end at a local maximum.
     for method in ("dense", "iterative") if p == 2 else ("dense",):
         found = analysis.jacobian_norms(
             NETWORK,

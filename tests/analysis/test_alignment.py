@@ -1,4 +1,4 @@
-"""tests: alignment of perturbations with directions."""
+"""Alignment of perturbations with directions."""
 
 import jax.numpy as jnp
 import numpy as np

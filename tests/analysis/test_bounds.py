@@ -49,7 +49,7 @@ def test_a_line_and_a_parabola_attain_their_bounds():
     assert np.isinf(analysis.lipschitz_bound(loss, slope)[3])
     curvature = 4.0
     reach = analysis.curvature_bound(loss, slope, curvature)
-    # loss + slope t + C t^2 / 2 = 0 there.
+    # The distance t solves loss + slope t + C t^2 / 2 = 0.
     at_reach = loss + slope * reach + curvature * reach**2 / 2
     np.testing.assert_allclose(at_reach[[0, 1, 3]], 0, atol=1e-12)
     assert reach[2] == 0
@@ -138,7 +138,7 @@ def linear(weight, x):
 def test_bounds_of_a_linear_network_are_those_in_closed_form():
     with jax.enable_x64(True):
         weight = np.asarray([3.0, -1.0, 0.5, 2.0])
-        # Logits from near the boundary to where probabilities are nearly 0 and 1.
+        # Logits lie near the boundary, or where probabilities are nearly 0 and 1.
         logit = np.asarray([1e-3, 0.5, 2.0, 8.0])
         x = (logit / (weight @ weight))[:, None] * weight
         found = analysis.loss_regularity(

@@ -39,7 +39,7 @@ F = jax.tree_util.Partial(affine, W)
 
 
 def exact_distances(p):
-    """To the plane, which the box does not cut off for these images."""
+    """Returns distances to the plane, which the box does not cut off here."""
     dual = math.inf if p == 1 else p / (p - 1) if p < math.inf else 1
     return np.abs(MARGINS) / np.linalg.norm(W.astype(np.float64), dual)
 

@@ -1,4 +1,4 @@
-"""tests: spectra and alignments within a limit of memory, and averages of them."""
+"""Spectra and alignments within a limit of memory, and averages of them."""
 
 import math
 
@@ -12,15 +12,15 @@ Partial = jax.tree_util.Partial
 RNG = np.random.default_rng(3)
 IMAGES = RNG.uniform(0.2, 0.8, (5, 3, 2))
 WIDE = RNG.normal(size=(6, 4))
-# More outputs than inputs, of rank 3.
+# W has more outputs than inputs, and rank 3.
 TALL = RNG.normal(size=(6, 3)) @ RNG.normal(size=(3, 9))
 PERTURBATIONS = RNG.normal(size=(2, 5, 3, 2))
-# The Jacobian of two examples, with what its decomposition needs, in float64.
+# Bytes for the Jacobians of two examples in float64 and their decomposition.
 TWO_EXAMPLES = 2 * 4 * 6 * 4 * 8
 
 
 def quadratic(weight, x):
-    """Its Jacobian at x is ``weight.T diag(x)``, another one at every example."""
+    """The Jacobian at x is ``weight.T diag(x)``, different for every example."""
     return (x.reshape(len(x), -1) ** 2 / 2) @ weight
 
 

@@ -1,4 +1,4 @@
-"""tests: deviation from linearity, shared activations, random directions."""
+"""Deviation from linearity, shared activations, random directions."""
 
 import jax
 import numpy as np
@@ -36,7 +36,7 @@ def numpy_states(x):
 
 
 def numpy_mlp(x, states):
-    """The MLP with its units held in the given states: affine."""
+    """The affine network that the MLP is while its units keep the given states."""
     first, second = states
     hidden = ((x.reshape(len(x), -1) - 0.5) @ WEIGHTS[0] * first) @ WEIGHTS[1] * second
     return hidden @ WEIGHTS[2]
@@ -129,11 +129,11 @@ def test_random_directions_have_the_lengths_that_are_given() -> None:
     found = analysis.random_directions(like, key)
     flat = found.reshape(300, 6)
     np.testing.assert_allclose(np.linalg.norm(flat, axis=1), like[:, 0, 0], rtol=1e-5)
-    # Isotropic: no entry is preferred, and rows differ.
+    # The draws are isotropic, and rows differ.
     unit = flat[1:] / like[1:, :1, 0]
     np.testing.assert_allclose(unit.T @ unit / 299, np.eye(6) / 6, atol=0.05)
     np.testing.assert_allclose(unit.mean(axis=0), 0, atol=0.1)
-    # An example's direction does not depend on how many there are.
+    # The direction of an example does not depend on the number of examples.
     np.testing.assert_array_equal(
         analysis.random_directions(like[:10], key), found[:10]
     )

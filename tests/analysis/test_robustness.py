@@ -1,4 +1,4 @@
-"""tests: attacks on a data set: compaction, buckets, keys, devices, budgets."""
+"""Attacks on a data set, with compaction, batch sizes, keys, devices and budgets."""
 
 import math
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from opnorm import analysis, attacks
-from opnorm.analysis import robustness
 
 W = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
 IMAGES = np.random.default_rng(1).uniform(0.2, 0.8, (50, 2, 2, 3)).astype(np.float32)
@@ -43,7 +42,7 @@ def pair(epsilon):
 
 
 def run(attack, images=IMAGES, labels=LABELS, **options):
-    # Every size of batch is compiled: here 16 and 8, and of some attacks 8 alone.
+    # Each batch size is compiled: 16 and 8 here, and 8 alone for some attacks.
     options = {
         "epsilons": [0.05, 0.2],
         "batch_size": 16,
@@ -113,7 +112,7 @@ def confident(epsilon):
 
 def test_what_is_wrong_by_less_than_the_confidence_is_attacked() -> None:
     logits = np.sort(np.asarray(F(IMAGES)), axis=1)
-    # Labelled with the second class each is wrong by the difference of two logits.
+    # With the second class as label, each is wrong by the difference of two logits.
     second = np.argsort(np.asarray(F(IMAGES)), axis=1)[:, 1].astype(np.int32)
     lead = logits[:, 2] - logits[:, 1]
     rows = np.argsort(lead)[[0, 1, 2, 3, -4, -3, -2, -1]]
@@ -140,23 +139,6 @@ def test_rows_that_are_done_cost_nothing_more() -> None:
     assert set(hard.steps[~hard.success]) == {26}
 
 
-def test_survivors_are_packed_into_few_sizes_of_batch(monkeypatch) -> None:
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert robustness.batch_sizes(100) == (100, 25)
-    assert robustness.batch_sizes(256) == (256, 64, 16)
-    assert robustness.batch_sizes(8) == (8,)
-    rows = np.arange(160)
-    batches = list(robustness.fill(rows, (100, 25)))
-    assert [len(filled) for _, filled in batches] == [100, 25, 25, 25]
-    np.testing.assert_array_equal(np.concatenate([b for b, _ in batches]), rows)
-    np.testing.assert_array_equal(batches[-1][1], [*range(150, 160), *[159] * 15])
-
-
-def test_batches_are_multiples_of_the_devices() -> None:
-    assert jax.device_count() == 8
-    assert robustness.batch_sizes(100) == (104, 32, 8)
-
-
 def test_minimal_distances_take_no_budget() -> None:
     def fab(_):
         return attacks.fab(p=2.0, num_steps=20)
@@ -168,7 +150,7 @@ def test_minimal_distances_take_no_budget() -> None:
     assert np.sum(~reached) <= 1
     excess = attacks.margin(F(found.x_adv[0]), jnp.asarray(LABELS))
     assert np.all(excess[reached] > -1e-5)
-    # Nothing within a budget is found below the smallest distance, but for FAB's 1%.
+    # Nothing is found within a budget below the smallest distance, except for 1%.
     fallen = run(apgd, epsilons=[0.2]).success[0]
     assert np.all(found.distance[0][fallen & reached] <= 0.2 * 1.01)
 

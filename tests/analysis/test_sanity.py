@@ -22,7 +22,7 @@ def honest(w, x):
 
 
 def quantised(w, x):
-    """Its gradient is zero everywhere; decisions are those of a coarse image."""
+    """The gradient is zero everywhere; decisions are those of a coarse image."""
     return honest(w, jnp.round(x * 8) / 8)
 
 
@@ -68,7 +68,7 @@ NETWORKS = (honest, quantised, obfuscated)
 
 
 def any_network(variables, x):
-    """The three as one program, which is compiled once."""
+    """The three networks as one program, which is compiled once."""
     kind, w = variables
     outputs = [network(w, x) for network in NETWORKS]
     return jnp.select([kind == i for i in range(3)], outputs)
@@ -129,7 +129,7 @@ def test_gradients_that_mislead_are_found() -> None:
     ],
 )
 def test_other_signs_are_found_alone(network, name, monkeypatch) -> None:
-    # The comparisons of attacks are held above.
+    # Other tests check the comparisons of attacks.
     monkeypatch.setattr("opnorm.analysis.sanity.attack_examples", _nothing)
     names = failed(network) - {"accuracy reaches 0 as epsilon grows"}
     assert names == {name}
@@ -212,7 +212,7 @@ def test_masked_classes_hide_no_difference() -> None:
 
 
 def test_random_points_take_no_direction_of_a_constant() -> None:
-    # XLA folds norms and dual maps of constants while it compiles, for seconds.
+    # XLA takes seconds to fold norms and dual maps of constants while it compiles.
     attack = attacks.uniform_noise(p=math.inf, epsilon=0.1, num_draws=3)
 
     def draw(x, labels, key):

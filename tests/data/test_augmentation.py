@@ -1,4 +1,4 @@
-"""tests: augmentation against slicing in NumPy, its transpose, and sharding."""
+"""Augmentation against slicing in NumPy, its transpose, and sharding."""
 
 import collections
 import itertools
@@ -10,7 +10,7 @@ import pytest
 
 from opnorm import data
 
-# Alike in most tests: eager calls compile every operation for every shape.
+# Most tests share this shape, since eager calls compile each operation for a shape.
 SHAPE = (16, 6, 5, 3)
 
 
@@ -43,7 +43,7 @@ def test_matches_pad_crop_and_mirror() -> None:
 @pytest.mark.parametrize("pad", [0, 2, 4])
 def test_inverse_is_exactly_the_transpose(pad: int) -> None:
     rng = np.random.default_rng(1)
-    # Small integers: the sums are exact, so the identity must be.
+    # Sums of small integers are exact, so the identity must be exact too.
     x, y = (rng.integers(-9, 10, SHAPE).astype(np.float32) for _ in range(2))
     params = data.sample_augmentation(jax.random.key(2), 16, pad=pad)
     forward = np.asarray(data.apply_augmentation(params, x, pad=pad))
@@ -92,7 +92,7 @@ def test_augment_draws_and_applies_and_keeps_bytes() -> None:
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_defaults_compose_the_linear_maps_bit_by_bit(flip: bool) -> None:
-    """Runs that began before there were other paddings go on as they began."""
+    """The default padding gives old runs the images that they began with."""
     images = np.random.default_rng(1).uniform(size=SHAPE).astype(np.float32)
     key = jax.random.key(5)
     params = data.sample_augmentation(key, 16, pad=2, flip=flip)
@@ -128,7 +128,7 @@ def test_other_paddings_match_numpy(padding: str, dtype: type) -> None:
 def test_cutout_paints_a_square_with_the_mean_of_what_it_covers(
     side: int, dtype: type
 ) -> None:
-    # Distinct pixels: what has changed is what is covered.
+    # All pixels differ, so the pixels that have changed are those that are covered.
     images = np.random.default_rng(0).permuted(
         np.broadcast_to(np.arange(8 * 7 * 3), (150, 168)), axis=1
     )
@@ -151,7 +151,7 @@ def test_cutout_paints_a_square_with_the_mean_of_what_it_covers(
                 matches.append((row, column))
         assert len(matches) == 1
         centres[matches[0]] += 1
-    # 56 places: each row and column is a centre about as often as any other.
+    # There are 56 places, and each row and column is a centre about equally often.
     for axis, size in ((0, 8), (1, 7)):
         counts = np.bincount([c[axis] for c in centres.elements()], minlength=size)
         np.testing.assert_allclose(counts / 150, 1 / size, atol=0.09)

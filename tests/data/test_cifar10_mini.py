@@ -1,4 +1,4 @@
-"""tests: the embedded dataset and the tool that packs it."""
+"""The embedded dataset and the tool that packs it."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def test_is_balanced_and_every_prefix_is(split: str, per_class: int) -> None:
     assert "JPEG-75" in dataset.description
 
 
-def test_holds_real_pictures_and_none_twice() -> None:
+def test_holds_real_images_and_none_twice() -> None:
     train = data.load("cifar10_mini", split="train")
     test = data.load("cifar10_mini", split="test")
     # Published channel means and deviations of CIFAR-10's training set.
@@ -40,7 +40,7 @@ def test_holds_real_pictures_and_none_twice() -> None:
     np.testing.assert_allclose(pixels.mean(0), [125.3, 123.0, 113.9], atol=3)
     np.testing.assert_allclose(pixels.std(0), [63.0, 62.1, 66.7], atol=3)
     everything = np.concatenate([train.images, test.images]).reshape(9500, -1)
-    assert len({picture.tobytes() for picture in everything}) >= 9495
+    assert len({image.tobytes() for image in everything}) >= 9495
 
 
 def test_decodes_the_archived_bytes_under_their_class() -> None:
@@ -49,9 +49,9 @@ def test_decodes_the_archived_bytes_under_their_class() -> None:
         names = [name for name in tar.getnames() if name.startswith("test/horse/")]
         file = tar.extractfile(sorted(names)[3])
         assert file is not None
-        picture = np.asarray(Image.open(file))
+        image = np.asarray(Image.open(file))
     label = dataset.class_names.index("horse")
-    np.testing.assert_array_equal(dataset.images[dataset.labels == label][3], picture)
+    np.testing.assert_array_equal(dataset.images[dataset.labels == label][3], image)
 
 
 def test_is_decoded_once_and_cannot_be_written_to() -> None:
@@ -71,7 +71,7 @@ def test_archive_is_small_anonymous_and_documented() -> None:
         assert subject in readme
 
 
-def test_tool_packs_the_same_pictures_into_the_same_bytes(tmp_path: Path) -> None:
+def test_tool_packs_the_same_images_into_the_same_bytes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for name in ("cat", "dog"):

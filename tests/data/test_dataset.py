@@ -1,4 +1,4 @@
-"""tests: loading by name, limits, conversion to floats."""
+"""Loading by name, limits, conversion to floats."""
 
 import subprocess
 import sys

@@ -19,7 +19,7 @@ def _write(path: Path, seed: int, size: tuple[int, ...] = (5, 7, 3)) -> np.ndarr
 
 
 def test_reads_split_folders_with_labels_in_sorted_order(tmp_path: Path) -> None:
-    pictures = {
+    images = {
         (split, name, index): _write(
             tmp_path / split / name / f"{index}.png", seed=10 * label + index
         )
@@ -27,16 +27,16 @@ def test_reads_split_folders_with_labels_in_sorted_order(tmp_path: Path) -> None
         for label, name in enumerate(("zebra", "ant"))
         for index in range(2)
     }
-    (tmp_path / "train" / "ant" / "notes.txt").write_text("not a picture")
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("not an image")
     (tmp_path / "train" / ".cache").mkdir()
     train = data.load(f"folder:{tmp_path}", split="train")
     assert train.class_names == ("ant", "zebra")
     np.testing.assert_array_equal(train.labels, [0, 1, 0, 1])
     assert train.images.shape == (4, 5, 7, 3)
-    np.testing.assert_array_equal(train.images[0], pictures["train", "ant", 0])
-    np.testing.assert_array_equal(train.images[3], pictures["train", "zebra", 1])
+    np.testing.assert_array_equal(train.images[0], images["train", "ant", 0])
+    np.testing.assert_array_equal(train.images[3], images["train", "zebra", 1])
     test = data.load(f"folder:{tmp_path}", split="test")
-    np.testing.assert_array_equal(test.images[1], pictures["test", "zebra", 0])
+    np.testing.assert_array_equal(test.images[1], images["test", "zebra", 0])
     assert tmp_path.name in test.description
 
 
@@ -66,7 +66,7 @@ def test_a_folder_without_splits_is_split_by_name(tmp_path: Path) -> None:
     assert split("test") >= test
 
 
-def test_grey_pictures_have_one_channel_unless_others_have_three(
+def test_grey_images_have_one_channel_unless_others_have_three(
     tmp_path: Path,
 ) -> None:
     grey = _write(tmp_path / "train" / "a" / "0.png", seed=0, size=(4, 4))
@@ -79,10 +79,10 @@ def test_grey_pictures_have_one_channel_unless_others_have_three(
     np.testing.assert_array_equal(dataset.images[1], colour)
 
 
-def test_names_a_picture_that_is_damaged(tmp_path: Path) -> None:
+def test_names_an_image_that_is_damaged(tmp_path: Path) -> None:
     _write(tmp_path / "train" / "a" / "0.png", seed=0)
     whole = (tmp_path / "train" / "a" / "0.png").read_bytes()
-    for content in (b"", b"no picture", whole[: len(whole) // 2]):
+    for content in (b"", b"no image", whole[: len(whole) // 2]):
         (tmp_path / "train" / "a" / "1.png").write_bytes(content)
         with pytest.raises(ValueError, match=r"a/1\.png cannot be read") as error:
             data.load(f"folder:{tmp_path}", split="train")
@@ -90,7 +90,7 @@ def test_names_a_picture_that_is_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_names_a_class_without_pictures(tmp_path: Path, split: str) -> None:
+def test_names_a_class_without_images(tmp_path: Path, split: str) -> None:
     for index in range(20):
         _write(tmp_path / "all" / "b" / f"{index}.png", seed=index)
         _write(tmp_path / "divided" / split / "b" / f"{index}.png", seed=index)
@@ -105,7 +105,7 @@ def test_names_a_class_without_pictures(tmp_path: Path, split: str) -> None:
         with pytest.raises(ValueError, match="divided/train/a is a class without"):
             data.open_stream(f"image_folder:{tmp_path / 'divided'}", split=split)
     else:
-        # Test pictures may lack a class.
+        # Test images may lack a class.
         found = data.load(f"folder:{tmp_path / 'divided'}", split=split)
         assert found.class_names == ("a", "b")
         assert set(found.labels) == {1}
@@ -125,8 +125,8 @@ def test_every_damaged_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"2 of 9 images are damaged: .*4.png .*5.png"):
         data.check_images(stream, on_progress=counted.append)
     assert counted == [9]
-    # Only the images that are used: b/3.png is one of two that are left.
-    kept = data.Stream(stream.pictures, np.array([0, 3]), stream.name)
+    # Only images that are used count; b/3.png is one of the two that are left.
+    kept = data.Stream(stream.encoded, np.array([0, 3]), stream.name)
     data.check_images(kept)
 
 
@@ -153,8 +153,8 @@ def test_images_in_folders_below_a_class_are_read_in_torchvisions_order(
     for index, name in enumerate(names):
         _write(tmp_path / "train" / name, seed=index)
     _write(tmp_path / "train" / "a" / ".hidden" / "0.png", seed=9)
-    listing = data.folder.list_pictures(str(tmp_path), "train")
-    # As ImageFolder walks: by folder as text ("s-2" before "s/t"), then by name.
+    listing = data.folder.list_images(str(tmp_path), "train")
+    # ImageFolder sorts by folder as text ("s-2" before "s/t"), then by name.
     expected = sorted(
         (str(folder), str(file))
         for folder, file in ((Path(n).parent, n) for n in names if n.startswith("a"))
@@ -235,7 +235,7 @@ def test_folders_that_would_be_taken_for_classes_are_refused(tmp_path: Path) -> 
 def test_images_stand_upright_in_memory_and_streamed(
     tmp_path: Path, suffix: str
 ) -> None:
-    # Smooth, so that a JPEG at an eighth of its size shows the same image.
+    # The image is smooth, so its JPEG at an eighth of the size shows the same.
     rows, columns = np.indices((128, 192))
     pixels = np.stack([columns, rows, (rows + columns) // 2], -1).astype(np.uint8)
     for orientation in range(1, 10):
@@ -287,7 +287,7 @@ def test_splits_that_are_not_of_one_data_set_are_refused(tmp_path: Path) -> None
         data.check_splits(train, load("z", "test"))
 
 
-def test_names_a_picture_of_another_size_or_depth(tmp_path: Path) -> None:
+def test_names_an_image_of_another_size_or_depth(tmp_path: Path) -> None:
     _write(tmp_path / "train" / "a" / "0.png", seed=0)
     _write(tmp_path / "train" / "a" / "1.png", seed=0, size=(7, 5, 3))
     with pytest.raises(ValueError, match=r"a/1\.png has height and width \(7, 5\)"):

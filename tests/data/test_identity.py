@@ -36,7 +36,7 @@ def test_a_copy_is_the_same_and_a_change_is_not(source, root):
     copy = root.with_name("there")
     shutil.copytree(root, copy)
     assert data.fingerprint(source(copy)) == found
-    # The other label; the labels lie in the names of folders.
+    # Moved files have the other label, since folders name the labels.
     shutil.move(copy / "train/a/0.png", copy / "train/b/9.png")
     moved = data.fingerprint(source(copy))
     assert moved["examples"] == 6
@@ -63,6 +63,6 @@ def test_every_byte_counts_in_memory(root):
     labels[0] = 1 - labels[0]
     for change in ({"images": images}, {"labels": labels}):
         assert data.fingerprint(dataclasses.replace(whole, **change)) != found
-    # Memory order does not.
+    # The order in memory does not change the fingerprint.
     turned = np.asfortranarray(whole.images)
     assert data.fingerprint(dataclasses.replace(whole, images=turned)) == found

@@ -1,4 +1,4 @@
-"""tests: ImageNet as TensorFlow Datasets prepares it, with made-up pictures."""
+"""ImageNet as TensorFlow Datasets prepares it, with made-up images."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def _jpeg(split: str, index: int) -> bytes:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tensorflow_datasets as tfds
 
-    # Registered, it would collide with the real one.
+    # A registered builder would collide with the real one.
     class Imagenet2012(  # type: ignore[call-arg]
         tfds.core.GeneratorBasedBuilder, skip_registration=True
     ):
@@ -80,7 +80,7 @@ def test_reads_validation_as_test_without_tensorflow(prepared: Path) -> None:
             whole = np.asarray(image.resize(size, Image.Resampling.BILINEAR), int)
         top, left = ((side - 16) // 2 for side in whole.shape[:2])
         expected[index] = whole[top : top + 16, left : left + 16]
-    # TensorFlow Datasets shuffles.
+    # TensorFlow Datasets shuffles examples when it prepares them.
     found = [
         min(expected, key=lambda index: np.abs(expected[index] - crop).sum())
         for crop in crops.images.astype(int)
@@ -94,12 +94,12 @@ def test_reads_validation_as_test_without_tensorflow(prepared: Path) -> None:
 
 def test_trains_from_records_and_names_a_damaged_one(prepared: Path) -> None:
     stream = data.open_stream("imagenet2012", split="train", data_dir=str(prepared))
-    damaged = "imagenet2012 train picture train_8.JPEG"
-    names = [stream.pictures[index].name for index in range(9)]
+    damaged = "imagenet2012 train image train_8.JPEG"
+    names = [stream.encoded[index].name for index in range(9)]
     whole = np.array([index for index in range(9) if names[index] != damaged])
     ((images, labels),) = stream.batches([(3, whole)], image_size=12)
     assert images.shape == (8, 12, 12, 3)
-    np.testing.assert_array_equal(labels, stream.pictures.labels(whole))
+    np.testing.assert_array_equal(labels, stream.encoded.labels(whole))
     with pytest.raises(ValueError, match=f"{damaged} cannot be read"):
         list(stream.batches([(3, np.array([names.index(damaged)]))], image_size=12))
 

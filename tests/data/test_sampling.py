@@ -1,4 +1,4 @@
-"""tests: batches as a pure function of the seed and the step."""
+"""Batches as a pure function of the seed and the step."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_an_epoch_visits_every_example_once(seed: int, epoch: int, size: int) ->
 
 
 def test_order_is_the_one_that_older_runs_had() -> None:
-    # Written down once: a change would break resuming.
+    # These numbers are recorded, since a change would break resuming.
     np.testing.assert_array_equal(
         data.epoch_permutation(3, 1, 10), [0, 6, 2, 1, 3, 7, 4, 9, 8, 5]
     )

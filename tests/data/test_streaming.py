@@ -1,10 +1,11 @@
-"""tests: pictures that stay on disk, against NumPy slices and the specification."""
+"""Images that stay on disk, against NumPy slices and the specification."""
 
 import collections
 import itertools
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def _save(path: Path, pixels: np.ndarray) -> None:
 
 
 def _gradient(width: int, height: int) -> np.ndarray:
-    """A picture whose colours say where a pixel is: red its column, green its row."""
+    """An image whose red and green give the column and the row of each pixel."""
     rows, columns = np.indices((height, width))
     return np.stack([columns, rows, columns + rows], -1).astype(np.uint8)
 
@@ -33,8 +34,8 @@ def _noise(seed: int, *shape: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of several sizes, formats and modes: 8 of each class, 2 to test."""
-    path = tmp_path_factory.mktemp("pictures")
+    """Images of several sizes, formats and modes: 8 of each class, 2 to test."""
+    path = tmp_path_factory.mktemp("images")
     for number, name in itertools.product(range(8), ("ant", "bee", "cat")):
         width, height = SIZES[number % len(SIZES)]
         suffix = (".png", ".jpg", ".JPEG")[number % 3]
@@ -106,9 +107,9 @@ def test_views_depend_on_seed_and_example_alone(stream: data.Stream) -> None:
 
 
 def test_a_view_shows_the_box_that_was_drawn(tmp_path: Path) -> None:
-    """Interpolation keeps linear colours, so they say where each pixel came from."""
-    picture = _gradient(120, 90)
-    _save(tmp_path / "train" / "a" / "0.png", picture)
+    """Interpolation keeps linear colours, which give the origin of each pixel."""
+    image = _gradient(120, 90)
+    _save(tmp_path / "train" / "a" / "0.png", image)
     stream = data.open_stream(f"image_folder:{tmp_path}", split="train")
     seeds = range(200)
     batches = stream.batches([(s, np.array([0])) for s in seeds], image_size=32)
@@ -122,7 +123,7 @@ def test_a_view_shows_the_box_that_was_drawn(tmp_path: Path) -> None:
         if view[0, 0, 0] > view[0, -1, 0]:
             view, mirrored = view[:, ::-1], mirrored + 1
         centres = (np.arange(32) + 0.5) / 32
-        # Filters are cut off at the border of the picture.
+        # Filters are cut off at the border of the image.
         inner = slice(3, -3)
         columns = np.broadcast_to(left + centres * width - 0.5, (32, 32))
         rows = np.broadcast_to((top + centres * height - 0.5)[:, None], (32, 32))
@@ -132,8 +133,8 @@ def test_a_view_shows_the_box_that_was_drawn(tmp_path: Path) -> None:
 
 
 def test_a_box_of_the_views_size_is_cut_out_exactly(tmp_path: Path) -> None:
-    picture = _noise(0, 36, 50, 3)
-    _save(tmp_path / "0.png", picture)
+    image = _noise(0, 36, 50, 3)
+    _save(tmp_path / "0.png", image)
     encoded = (tmp_path / "0.png").read_bytes()
     exact = collections.Counter()
     for seed in range(600):
@@ -143,7 +144,7 @@ def test_a_box_of_the_views_size_is_cut_out_exactly(tmp_path: Path) -> None:
         )
         if (width, height) != (24, 24):
             continue
-        crop = picture[top : top + 24, left : left + 24]
+        crop = image[top : top + 24, left : left + 24]
         for flip in (False, True):
             view = views.training_view(
                 encoded,
@@ -174,9 +175,9 @@ def test_flips_come_half_of_the_time_and_only_if_asked(tmp_path: Path) -> None:
 
 
 def test_a_large_jpeg_is_decoded_smaller_and_shows_the_same(tmp_path: Path) -> None:
-    picture = np.asarray(Image.fromarray(_gradient(100, 80)).resize((801, 643)))
+    image = np.asarray(Image.fromarray(_gradient(100, 80)).resize((801, 643)))
     for suffix in ("jpg", "png"):
-        _save(tmp_path / suffix / "train" / "a" / f"0.{suffix}", picture)
+        _save(tmp_path / suffix / "train" / "a" / f"0.{suffix}", image)
     results = []
     for suffix in ("jpg", "png"):
         stream = data.open_stream(f"image_folder:{tmp_path / suffix}", split="train")
@@ -197,21 +198,21 @@ def test_a_large_jpeg_is_decoded_smaller_and_shows_the_same(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("size", [(32, 24), (24, 33), (28, 28)])
-def test_evaluation_takes_the_middle_of_the_resized_picture(
+def test_evaluation_takes_the_middle_of_the_resized_image(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
-    picture = _noise(1, size[1], size[0], 3)
-    _save(tmp_path / "val" / "a" / "0.png", picture)
-    _save(tmp_path / "train" / "a" / "0.png", picture)
+    image = _noise(1, size[1], size[0], 3)
+    _save(tmp_path / "val" / "a" / "0.png", image)
+    _save(tmp_path / "train" / "a" / "0.png", image)
     stream = data.open_stream(f"image_folder:{tmp_path}", split="test")
     crop = stream.centre_crops(np.array([0]), image_size=20, resize=min(size))
     left, top = (size[0] - 20) // 2, (size[1] - 20) // 2
     np.testing.assert_array_equal(
-        crop.images[0], picture[top : top + 20, left : left + 20]
+        crop.images[0], image[top : top + 20, left : left + 20]
     )
-    # The usual 256 / 224, in two steps.
+    # Resizing by the usual 256 / 224, then cropping.
     factor = 24 / min(size)
-    whole = Image.fromarray(picture).resize(
+    whole = Image.fromarray(image).resize(
         (round(size[0] * factor), round(size[1] * factor)), Image.Resampling.BILINEAR
     )
     left, top = (whole.size[0] - 21) // 2, (whole.size[1] - 21) // 2
@@ -233,7 +234,7 @@ def test_evaluation_batches_go_through_all_in_order(stream: data.Stream) -> None
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK"])
-def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str) -> None:
+def test_every_kind_of_image_becomes_rgb(tmp_path: Path, mode: str) -> None:
     image = Image.fromarray(_gradient(24, 24)).convert(mode)
     file = tmp_path / "train" / "a" / ("0.jpg" if mode == "CMYK" else "0.png")
     file.parent.mkdir(parents=True)
@@ -276,7 +277,7 @@ def test_labels_are_read_only_until_every_class_has_its_share() -> None:
         def __len__(self) -> int:
             return 100_000
 
-        def __getitem__(self, index: int) -> streaming.encoded.Picture:
+        def __getitem__(self, index: int) -> NoReturn:
             raise NotImplementedError
 
         def labels(self, indices: np.ndarray) -> np.ndarray:
@@ -286,11 +287,11 @@ def test_labels_are_read_only_until_every_class_has_its_share() -> None:
     order = np.random.default_rng(2).permutation(100_000)
     expected = np.stack([order[order % 4 == label][:75] for label in range(4)], 1)
     for limit in range(201, 300):
-        pictures = Counted()
+        images = Counted()
         np.testing.assert_array_equal(
-            streaming._draw(pictures, limit, 2), expected.ravel()[:limit]
+            streaming._draw(images, limit, 2), expected.ravel()[:limit]
         )
-        assert pictures.read < 1000
+        assert images.read < 1000
 
 
 def test_load_gives_the_crops_of_a_split(root: Path) -> None:
@@ -318,7 +319,7 @@ def test_names_tell_what_is_streamed() -> None:
         data.open_stream("cifar10", split="train")
 
 
-def test_a_damaged_picture_is_named_and_ends_the_threads(tmp_path: Path) -> None:
+def test_a_damaged_image_is_named_and_ends_the_threads(tmp_path: Path) -> None:
     for number in range(6):
         _save(tmp_path / "train" / "a" / f"{number}.png", _noise(number, 20, 20, 3))
     file = tmp_path / "train" / "a" / "4.png"
@@ -326,7 +327,7 @@ def test_a_damaged_picture_is_named_and_ends_the_threads(tmp_path: Path) -> None
     stream = data.open_stream(f"image_folder:{tmp_path}", split="train")
     batches = stream.batches([(0, np.arange(3)), (0, np.arange(3, 6))], image_size=8)
     next(batches)
-    with pytest.raises(ValueError, match=r"a/4\.png cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"a/4\.png cannot be read as an image"):
         next(batches)
     _wait_for_threads()
     with pytest.raises(ValueError, match=r"a/4\.png cannot be read"):
@@ -363,7 +364,7 @@ def test_prefetch_puts_ahead_keeps_order_and_closes() -> None:
         events.append(item)
         return 10 * item
 
-    # Held, so that it is not the garbage collector that closes it.
+    # The reference keeps the garbage collector from closing the iterator.
     produced = produce()
     ahead = data.prefetch(produced, put, size=2)
     assert events == []

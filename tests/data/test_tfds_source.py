@@ -1,4 +1,4 @@
-"""tests: TensorFlow Datasets, prepared on disk by its own writer; no network."""
+"""TensorFlow Datasets, prepared on disk by its own writer; no network."""
 
 import importlib.util
 import io
@@ -20,7 +20,7 @@ from opnorm import data
 COUNTS = {"train": 6, "test": 3}
 
 
-def _pictures(split: str) -> np.ndarray:
+def _images(split: str) -> np.ndarray:
     rng = np.random.default_rng(COUNTS[split])
     return rng.integers(0, 256, (COUNTS[split], 8, 8, 3), dtype=np.uint8)
 
@@ -28,7 +28,7 @@ def _pictures(split: str) -> np.ndarray:
 def _builder(data_dir: Path) -> Any:
     import tensorflow_datasets as tfds
 
-    # Registered, a second call would collide with the first.
+    # A registered builder would collide with that of the first call.
     class Cifar10(  # type: ignore[call-arg]
         tfds.core.GeneratorBasedBuilder, skip_registration=True
     ):
@@ -48,7 +48,7 @@ def _builder(data_dir: Path) -> Any:
             return {split: self._generate_examples(split) for split in COUNTS}
 
         def _generate_examples(self, split: str) -> Any:
-            for index, pixels in enumerate(_pictures(split)):
+            for index, pixels in enumerate(_images(split)):
                 file = io.BytesIO()
                 Image.fromarray(pixels).save(file, "PNG")
                 file.seek(0)
@@ -66,7 +66,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def as_tfrecord(prepared: Path, tmp_path: Path) -> Path:
-    """The same data in TFDS's other file format."""
+    """The same data in the other file format of TensorFlow Datasets."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "cifar10" / "3.0.2"
     for file in folder.glob("*.array_record-*"):
@@ -86,7 +86,7 @@ def as_tfrecord(prepared: Path, tmp_path: Path) -> Path:
 def _check(dataset: data.Dataset, split: str) -> None:
     assert dataset.class_names == ("cat", "dog")
     assert dataset.description == "CIFAR-10"
-    labels = {p.tobytes(): i % 2 for i, p in enumerate(_pictures(split))}
+    labels = {p.tobytes(): i % 2 for i, p in enumerate(_images(split))}
     found = {
         image.tobytes(): label
         for image, label in zip(dataset.images, dataset.labels, strict=True)
@@ -151,7 +151,7 @@ def test_a_received_folder_runs_no_code(
     words = r"features.json names the class 'payload.Feature'"
     with pytest.raises(ValueError, match=words):
         data.load("cifar10", split="train", data_dir=str(tmp_path))
-    # Incomplete, it would be prepared.
+    # An incomplete data set would be prepared.
     (file.parent / "dataset_info.json").unlink()
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""tests: the boxes that views are cut from, against their specification."""
+"""The boxes that views are cut from, against their specification."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_boxes_have_the_areas_and_aspect_ratios_of_the_specification() -> None:
     assert area.max() > 0.95
     assert 0.745 < ratio.min() < 0.76
     assert 1.32 < ratio.max() < 1.34
-    # Up to three quarters of a square picture every aspect ratio fits in.
+    # Every aspect ratio fits into a square image up to three quarters of its area.
     fits = area < 0.75
     uniform = stats.uniform(0.08, 0.67).cdf
     assert stats.kstest(area[fits], uniform).pvalue > 0.01
@@ -54,7 +54,7 @@ def test_no_box_is_smaller_than_the_least_area() -> None:
     ],
 )
 def test_the_middle_is_taken_where_no_box_fits(size: tuple, box: tuple) -> None:
-    # Ten draws of all of the area, and the tallest or widest box.
+    # Ten draws of the whole area with the largest or the smallest aspect ratio.
     draws = np.full((10, 4), 0.999)
     draws[:, 1] = 0 if size[0] > size[1] else 0.999
     assert views.random_box(draws, *size, 0.08) == box

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from opnorm import training
-from opnorm.training import checkpoints, modes
+from opnorm.runs import checkpoints
 
 
 @pytest.fixture(scope="session")
@@ -28,8 +28,8 @@ def save_untrained():
     """``(folder, config, seed)``: writes a run whose network is as it begins."""
 
     def save(folder, config, seed):
-        module = training.build_model(config, 10)
-        params, batch_stats = modes.init(module, jax.random.key(seed), (32, 32, 3))
+        objective = training.make_objective(config, 10, (32, 32, 3))
+        params, batch_stats = objective.init(jax.random.key(seed))
         store = checkpoints.CheckpointStore(folder / "checkpoints")
         state = {"params": params, "batch_stats": batch_stats}
         store.save(0, state, {"config": dataclasses.asdict(config)})

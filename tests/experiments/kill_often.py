@@ -19,7 +19,8 @@ import time
 
 import pytest
 
-from opnorm.training import METHODS, checkpoints, read_metrics
+from opnorm.runs import checkpoints, read_metrics
+from opnorm.training import METHODS
 
 KILLS = int(os.environ.get("KILLS", "2"))
 SEED = int(os.environ.get("SEED", "0"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opnorm import training
+from opnorm import runs, training
 
 TINY = [
     "--model=mlp1",
@@ -139,7 +139,7 @@ def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(
     assert resumed.returncode == 0, resumed.stderr
     assert f"{int(steps[-1].name)}" in resumed.stderr
     assert_same_parameters(variables(trained), variables(killed))
-    logged = [line["step"] for line in training.read_metrics(killed)]
+    logged = [line["step"] for line in runs.read_metrics(killed)]
     assert logged == list(range(1, 81))
 
 
@@ -276,7 +276,7 @@ def test_directories_in_use_or_of_another_program_are_refused(run, trained, tmp_
     assert result.returncode == 2
     assert f"{tmp_path} is not the directory of a run" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
-    with training.RunDirectory(trained).locked():
+    with runs.RunDirectory(trained).locked():
         for command in (["train", *SNR, f"--run={trained}"], evaluate):
             result = run(*command)
             assert result.returncode == 1

@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 
 import opnorm
-from experiments.common import attack_specs, evaluation, measure, pieces
+from experiments.common import attack_specs, cache, comparison, jobs
+from experiments.evaluate import measure as evaluating
+from experiments.evaluate import tables
 from opnorm import attacks, data, training
-from opnorm.training import Config, modes
+from opnorm.training import Config
 
 
-def random_pictures(count, side, num_classes):
+def random_images(count, side, num_classes):
     draws = np.random.default_rng(0)
     return data.Dataset(
         draws.integers(0, 256, (count, side, side, 3)).astype(np.uint8),
         draws.integers(0, num_classes, count).astype(np.int32),
         tuple(map(str, range(num_classes))),
         "drawn",
-        "drawn pictures",
+        "drawn images",
     )
 
 
@@ -94,21 +96,23 @@ def two_classes(weight, x):
 
 
 def test_what_an_attack_broke_within_a_budget_is_known_to_fall_within_it(tmp_path):
-    pictures = random_pictures(64, 4, 2)
+    images = random_images(64, 4, 2)
     weight = np.random.default_rng(1).normal(size=48).astype(np.float32)
     epsilons = [1 / 255, 0.05]
-    found = evaluation.attack_in_parts(
-        jax.tree_util.Partial(two_classes, weight - weight.mean()),
-        pictures,
-        attack_specs.parse_attack("fgm"),
+    fgm = attack_specs.parse_attack("fgm")
+    settings = evaluating.Settings(
+        attacks=[fgm],
         p=math.inf,
         epsilons=epsilons,
+        typical_epsilon=0.05,
         batch_size=64,
         part_size=64,
+        check_examples=0,
         seed=0,
-        parts=pieces.Parts(tmp_path),
-        identity="",
     )
+    f = jax.tree_util.Partial(two_classes, weight - weight.mean())
+    parts = cache.Parts(tmp_path)
+    found = evaluating.attack_in_parts(f, images, fgm, settings, parts, "")
     fell = found["success"]
     right = found["distance"][0] > 0
     assert fell[0][right].any()
@@ -118,13 +122,13 @@ def test_what_an_attack_broke_within_a_budget_is_known_to_fall_within_it(tmp_pat
 
 
 def test_what_an_earlier_evaluation_measured_is_said(tmp_path):
-    parts = pieces.Parts(tmp_path)
+    parts = cache.Parts(tmp_path)
     near, far = np.array([0.5, np.inf]), np.array([0.75, 1.0])
-    found = evaluation.best_known(parts, "L2", "net", near, ["pga"])
+    found = evaluating.best_known(parts, "L2", "net", near, ["pga"])
     np.testing.assert_array_equal(found[0], near)
     assert found[1:] == (["pga"], [])
     assert parts.reused == 0
-    distance, attacks, earlier = evaluation.best_known(
+    distance, attacks, earlier = evaluating.best_known(
         parts, "L2", "net", far, ["deepfool"]
     )
     np.testing.assert_array_equal(distance, [0.5, 1.0])
@@ -136,31 +140,29 @@ def test_what_an_earlier_evaluation_measured_is_said(tmp_path):
         },
         "best_known": {"L2": {"earlier_attacks": earlier}},
     }
-    assert evaluation.reuse_as_text(card) == [
+    assert tables.reuse_as_text(card) == [
         "reused: 2 of 3 pieces of pga were measured by an earlier evaluation",
         "reused: best known includes distances of an earlier evaluation by pga",
     ]
-    fresh = pieces.Parts(tmp_path, fresh=True)
-    distance, *names = evaluation.best_known(fresh, "L2", "net", far, ["deepfool"])
+    fresh = cache.Parts(tmp_path, fresh=True)
+    distance, *names = evaluating.best_known(fresh, "L2", "net", far, ["deepfool"])
     np.testing.assert_array_equal(distance, far)
     assert names == [["deepfool"], []]
 
 
-def test_networks_are_measured_on_pictures_that_they_take_only():
+def test_networks_are_measured_on_images_that_they_take_only():
     config = Config(model="mlp1", width=8)
-    module = training.build_model(config, 3)
-    params, batch_stats = jax.eval_shape(
-        lambda key: modes.init(module, key, (4, 4, 3)), jax.random.key(0)
-    )
+    objective = training.make_objective(config, 3, (4, 4, 3))
+    params, batch_stats = jax.eval_shape(objective.init, jax.random.key(0))
     variables = {"params": params, "batch_stats": batch_stats}
-    given = ("runs/a", config, opnorm.network(module, variables))
-    measure.check_fit(*given, random_pictures(2, 4, 3))
+    given = ("runs/a", config, opnorm.network(objective.module, variables))
+    comparison.check_fit(*given, random_images(2, 4, 3))
     with pytest.raises(ValueError, match=r"a, trained on cifar10_mini, .* drawn") as e:
-        measure.check_fit(*given, random_pictures(2, 4, 5))
+        comparison.check_fit(*given, random_images(2, 4, 5))
     assert "and 5 classes" in str(e.value)
     assert "kernel is (8, 3) there and would be (8, 5)" in str(e.value)
     with pytest.raises(ValueError, match=r"\(5, 5, 3\) and 3") as e:
-        measure.check_fit(*given, random_pictures(2, 5, 3))
+        comparison.check_fit(*given, random_images(2, 5, 3))
     assert "kernel is (48, 8) there and would be (75, 8)" in str(e.value)
 
 
@@ -169,7 +171,7 @@ def test_another_job_in_a_directory_is_told_by_what_differs(tmp_path):
 
     def create(seeds=(0,), **changes):
         changed = [dataclasses.replace(config, **changes) for config in configs]
-        return measure.create_run_directory(tmp_path, {"seeds": list(seeds)}, changed)
+        return jobs.create_run_directory(tmp_path, {"seeds": list(seeds)}, changed)
 
     before = create().flags()
     assert [config["step_size"] for config in before["configs"]] == [0.1, "inf"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import attack_specs, pieces
+from experiments.common import attack_specs, cache
 from experiments.gradient_regularization import (
     attacks as gradient_regularization_attacks,
 )
@@ -126,7 +126,7 @@ def test_nearest_points_of_a_linear_network_are_those_in_closed_form(
             settings,
             smooth=False,
             identity="linear",
-            parts=pieces.Parts(tmp_path),
+            parts=cache.Parts(tmp_path),
             description="test",
         )
 

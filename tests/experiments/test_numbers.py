@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from experiments.common import cli, evaluation, measure, networks
-from opnorm import training
+from experiments.common import measure, options, records, tables
+from experiments.evaluate import measure as evaluating
+from opnorm import runs
 
 
 @pytest.mark.parametrize(
@@ -15,35 +16,33 @@ from opnorm import training
     [("0.5", 0.5), ("8/255", 8 / 255), ("1.5/2", 0.75), ("inf", math.inf)],
 )
 def test_numbers_may_be_fractions(text, number):
-    assert cli.parse_floats("epsilons", [text, "0"]) == (number, 0.0)
-    assert cli._FloatParser().parse(text) == number
+    assert options.parse_floats("epsilons", [text, "0"]) == (number, 0.0)
+    assert options._FloatParser().parse(text) == number
 
 
 @pytest.mark.parametrize("text", ["1/0", "8/", "/255", "1/2/3", "8 of 255", ""])
 def test_what_is_no_number_is_refused_by_the_flags_name(text):
     with pytest.raises(ValueError, match=r"epsilons is .* numbers or fractions"):
-        cli.parse_floats("epsilons", [text])
+        options.parse_floats("epsilons", [text])
 
 
 def test_a_standard_error_of_one_example_is_not_known(tmp_path):
-    for averaged in (measure.averaged, networks.averaged):
-        assert averaged([0.0, 1.0, 1.0]) == {
-            "mean": pytest.approx(2 / 3),
-            "standard_error": pytest.approx(1 / 3),
-        }
-    one = measure.averaged([[1.0, 3.0]])
+    assert records.mean_and_error([0.0, 1.0, 1.0]) == {
+        "mean": pytest.approx(2 / 3),
+        "standard_error": pytest.approx(1 / 3),
+    }
+    one = records.mean_and_error([[1.0, 3.0]])
     assert one["mean"] == [1.0, 3.0]
     assert np.isnan(one["standard_error"]).all()
-    card = evaluation.distance_card(np.array([0.5]), [0.25], 0.0)
+    card = evaluating.distance_card(np.array([0.5]), [0.25], 0.0)
     assert card["mean"] == 0.5
     names = ("accuracy", "sigma", "singular_values", "alignment")
     found = dict.fromkeys(names, one) | {"clean_accuracy": 1.0, "examples": 1}
-    run = training.RunDirectory(tmp_path)
+    run = runs.RunDirectory(tmp_path)
     run.write_json("measured.json", found | {"random_alignment": 0.5, "card": card})
     read = json.loads((tmp_path / "measured.json").read_text())
     assert read["sigma"] == {"mean": [1.0, 3.0], "standard_error": [None, None]}
     assert read["card"]["standard_error"] is None
     averages = measure.average([read, read])
     assert np.isnan(averages["sigma"]["standard_error"]).all()
-    assert cli.numbers(averages["sigma"]["standard_error"]) == "- / -"
-    assert cli.percents([0.5, None]) == "50.0 / - %"
+    assert tables.numbers()(averages["sigma"]["standard_error"]) == "- / -"

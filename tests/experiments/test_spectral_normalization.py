@@ -11,7 +11,7 @@ import pytest
 from experiments.spectral_normalization import measure as measuring
 from experiments.spectral_normalization import networks, tables
 from opnorm import analysis, data, training
-from opnorm.training import Config, methods
+from opnorm.training import Config
 
 ERM, PGM = "farnia_cifar10_mlp1_erm", "farnia_cifar10_mlp1_pgm_l2"
 KINDS = ("normalize",)
@@ -167,7 +167,9 @@ def test_numbers_are_those_of_the_attack_trained_with(trained):
 
     @jax.jit
     def attacked(x):
-        x_adv = methods.attack(config)(f, x, pictures.labels, jax.random.key(0))
+        x_adv = training.training_attack(config)(
+            f, x, pictures.labels, jax.random.key(0)
+        )
         return x_adv, f(x_adv), analysis.output_gain(f, x, normalize=normalize)
 
     x = np.float32(pictures.images) / 255
@@ -274,7 +276,7 @@ def test_strength_multiplies_lengths_and_divides_the_price():
 
     def distances(config, *strengths):
         perturb = jax.jit(
-            lambda x, strength: methods.attack(config, strength=strength)(
+            lambda x, strength: training.training_attack(config, strength=strength)(
                 lambda z: z @ weight, x, labels, jax.random.key(0)
             )
         )

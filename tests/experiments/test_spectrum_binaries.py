@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.common import cli
+from experiments.common import options
 from opnorm import data, training
 
 
@@ -112,7 +112,7 @@ def test_usage_errors_are_one_line_and_write_nothing(name, arguments, words, run
 
 
 def test_a_slice_of_a_split_is_read():
-    assert cli.parse_split("test") == ("test", None, None)
-    assert cli.parse_split("train[10:]") == ("train", 10, None)
+    assert options.parse_split("test") == ("test", None, None)
+    assert options.parse_split("train[10:]") == ("train", 10, None)
     with pytest.raises(ValueError, match=r"split.*test\[a:b\]"):
-        cli.parse_split("test[a:b]")
+        options.parse_split("test[a:b]")

@@ -12,8 +12,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from experiments.sweep import launch
-from opnorm import training
+from experiments.sweep import launch, points
+from opnorm import runs, training
 from opnorm.training import Config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 _SERVER = """
 import contextlib, dataclasses, io, json, sys
 from absl import flags
-from experiments.common import cli
+from experiments.common import (cli, options)
 from experiments.sweep import __main__ as sweep
 from opnorm import training
 
@@ -33,7 +33,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 def show():
-    print(json.dumps(dataclasses.asdict(cli.config_from_flags(training.Config))))
+    print(json.dumps(dataclasses.asdict(options.config_from_flags(training.Config))))
 
 mains = {"sweep": sweep.main, "show": show, "fill": fill, "interrupt": interrupt}
 for line in sys.stdin:
@@ -236,17 +236,17 @@ def test_only_what_no_job_is_at_work_on_is_submitted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(submitit, "AutoExecutor", Executor)
     monkeypatch.setattr(Executor, "submitted", [])
-    points = [launch.Point(n, {}, Config(), str(tmp_path / n)) for n in ("a", "b", "c")]
-    measured = launch.Measurement(2.0, (0.5,), 10, 100)
+    chosen = [points.Point(n, {}, Config(), str(tmp_path / n)) for n in ("a", "b", "c")]
+    measured = points.Measurement(2.0, (0.5,), 10, 100)
     cluster = launch.Cluster("slurm", "gpu", 4, 8, 1.5, 2)
 
     process = subprocess.Popen(["sleep", "60"])
     try:
         for name, number in (("a", process.pid), ("b", 2**22 + 1)):
             record = {"cluster": "local", "job_id": str(number), "folder": "jobs"}
-            training.RunDirectory(tmp_path / name).write_json("sweep_job.json", record)
+            runs.RunDirectory(tmp_path / name).write_json("sweep_job.json", record)
         launched = launch.launch_jobs(
-            points,
+            chosen,
             measured,
             download=False,
             cluster=cluster,
@@ -273,21 +273,21 @@ def test_only_what_no_job_is_at_work_on_is_submitted(tmp_path, monkeypatch):
     assert (parameters["timeout_min"], parameters["gpus_per_node"]) == (90, 4)
     record = json.loads((tmp_path / "c" / "sweep_job.json").read_text())
     assert record["job_id"] == "12_3"
-    assert launch.describe_state(points[2], measured) == "submitted, job 12_3"
+    assert points.describe_state(chosen[2], measured) == "submitted, job 12_3"
 
 
 @pytest.mark.parametrize("text", ["", "3", "[1]", '{"status": "done"}', "[" * 100_000])
 def test_a_result_of_any_shape_is_one_line(tmp_path, text):
-    point = launch.Point("a", {}, Config(), str(tmp_path))
+    point = points.Point("a", {}, Config(), str(tmp_path))
     (tmp_path / "sweep_result.json").write_text(text)
     with pytest.raises(ValueError, match=r"sweep_result.json is damaged.*remove it"):
-        launch.read_result(point, launch.Measurement(2.0, (0.5,), 10, 100))
+        points.read_result(point, points.Measurement(2.0, (0.5,), 10, 100))
 
 
 def test_without_submitit_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "submitit", None)
     cluster = launch.Cluster("slurm", None, 1, 8, 1.0, None)
-    measured = launch.Measurement(2.0, (0.5,), 10, 100)
+    measured = points.Measurement(2.0, (0.5,), 10, 100)
     launched = launch.launch_jobs(
         [],
         measured,
@@ -349,7 +349,7 @@ def test_the_operating_systems_errors_and_ctrl_c_are_one_line(call, main, code, 
 
 def test_a_sweep_in_use_and_another_programs_folder_are_refused(call, swept, tmp_path):
     directory, options, _ = swept
-    with training.RunDirectory(directory).locked():
+    with runs.RunDirectory(directory).locked():
         result = call(*options)
     assert result.returncode == 1
     assert f"sweep: {directory} is in use by process {os.getpid()}" in result.stderr
@@ -358,7 +358,7 @@ def test_a_sweep_in_use_and_another_programs_folder_are_refused(call, swept, tmp
     assert result.returncode == 2
     assert "is not the directory of a run: it holds mine.txt" in result.stderr
     # Nor is a point's, and its failure is not noted there.
-    training.RunDirectory(tmp_path / "sweep").mark()
+    runs.RunDirectory(tmp_path / "sweep").mark()
     point = tmp_path / "sweep" / "learning_rate=0.001_seed=0"
     point.mkdir()
     (point / "mine.txt").write_text("mine")
@@ -378,7 +378,7 @@ def test_a_directory_of_another_sweep_is_refused(call, swept):
 def test_points_are_trained_on_what_their_configurations_say():
     config = training.Config(train_examples=20, image_size=20, random_labels=1.0)
     expected = training.load_train_set(config)
-    found = launch._train_set(launch._source(config), download=False)
+    found = points._train_set(points._source(config), download=False)
     np.testing.assert_array_equal(found.images, expected.images)
     np.testing.assert_array_equal(found.labels, expected.labels)
 

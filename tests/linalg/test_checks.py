@@ -1,4 +1,4 @@
-"""Keys and counts: what every function that takes them refuses, and how."""
+"""Functions refuse keys and counts that are not valid."""
 
 import math
 
@@ -17,7 +17,7 @@ BAD_KEYS = {
 
 
 def square():
-    # Of two examples, as a raw key has two numbers.
+    # The batch has two examples, since a raw key has two numbers.
     return linalg.from_matrix(jnp.ones((2, 3, 3)))
 
 

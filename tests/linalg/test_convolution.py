@@ -1,4 +1,4 @@
-"""Convolutions as linear maps, their norms, spectra and bounds, against dense ones."""
+"""Maps, norms, spectra and bounds of convolutions, against dense matrices."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from opnorm import linalg
+from tests.support.matrices import dense_convolution
 
-# Picture, kernel, strides, padding, dilation, groups; 4 channels in.
+# Each case: image, kernel, strides, padding, dilation, groups. Images have 4 channels.
 GRID = {
     "same": ((5, 6), (3, 3), (1, 1), "SAME", (1, 1), 1),
     "same, strides": ((7, 6), (3, 3), (2, 2), "SAME", (1, 1), 2),
-    "same, small picture": ((3, 2), (5, 4), (2, 1), "SAME", (1, 1), 1),
+    "same, a small image": ((3, 2), (5, 4), (2, 1), "SAME", (1, 1), 1),
     "same, dilation": ((6, 5), (3, 2), (1, 2), "SAME", (2, 1), 2),
     "valid": ((6, 5), (3, 2), (1, 1), "VALID", (1, 1), 2),
     "valid, strides": ((7, 6), (2, 3), (3, 2), "VALID", (2, 1), 1),
@@ -27,46 +28,12 @@ GRID = {
 }
 
 
-def dense(kernel, sizes, strides, padding, dilation, groups):
-    """The matrix of the definition, window by window and tap by tap."""
-    *taps, inputs, outputs = kernel.shape
-    extents = [(k - 1) * d + 1 for k, d in zip(taps, dilation, strict=True)]
-    if padding == "SAME":
-        windows = [-(-n // s) for n, s in zip(sizes, strides, strict=True)]
-        missing = np.subtract(np.multiply(np.subtract(windows, 1), strides), sizes)
-        missing = np.maximum(missing + extents, 0)
-        pads = [(m // 2, m - m // 2) for m in missing]
-    elif padding == "CIRCULAR":
-        pads = [((e - 1) // 2, e // 2) for e in extents]
-    else:
-        pads = [(0, 0)] * len(sizes) if padding == "VALID" else padding
-    windows = np.add(sizes, np.sum(pads, axis=1)) - extents
-    windows = windows // np.array(strides) + 1
-    matrix = np.zeros((*windows, outputs, *sizes, inputs * groups))
-    part = outputs // groups
-    for window in np.ndindex(*windows):
-        for tap in np.ndindex(*taps):
-            place = np.multiply(window, strides) + np.multiply(tap, dilation)
-            place = place - np.array(pads)[:, 0]
-            if padding == "CIRCULAR":
-                place = place % sizes
-            elif np.any(place < 0) or np.any(place >= sizes):
-                continue
-            for g in range(groups):
-                out = slice(g * part, (g + 1) * part)
-                into = slice(g * inputs, (g + 1) * inputs)
-                matrix[(*window, out, *place, into)] += kernel[
-                    (*tap, slice(None), out)
-                ].T
-    return matrix.reshape(np.prod(windows) * outputs, -1)
-
-
 def case(name, outputs=6):
-    """A kernel, its dense matrix, the picture's shape and the options."""
+    """A kernel, its dense matrix, the shape of the image and the options."""
     sizes, taps, strides, padding, dilation, groups = GRID[name]
     rng = np.random.default_rng(len(name))
     kernel = rng.normal(size=(*taps, 4 // groups, outputs))
-    matrix = dense(kernel, sizes, strides, padding, dilation, groups)
+    matrix = dense_convolution(kernel, sizes, strides, padding, dilation, groups)
     options = {
         "strides": strides,
         "padding": padding,
@@ -156,7 +123,7 @@ def test_norm_is_that_of_the_dense_matrix_and_lies_between_the_bounds(name):
     np.testing.assert_allclose(abs(found.right.ravel() @ right[0]), 1, rtol=1e-7)
     np.testing.assert_allclose(found.left, image / found.value, atol=1e-12)
     direction = np.random.default_rng(1).normal(size=kernel.shape)
-    change = left[:, 0] @ dense(direction, *case_geometry(name)) @ right[0]
+    change = left[:, 0] @ dense_convolution(direction, *case_geometry(name)) @ right[0]
     np.testing.assert_allclose(np.sum(gradient * direction), change, rtol=1e-6)
 
 
@@ -175,7 +142,7 @@ def test_norm_of_a_positive_5x5_kernel_is_almost_five_times_the_kernel_matrix_no
     kernel = np.zeros((5, 5, 2, 2), np.float32)
     kernel[:, :, 0, 1] = 3.0
     found, matrix_norm = bounds_on_28_pixels(kernel)
-    # Ones factor into a band along each axis.
+    # The operator is a product of a band matrix along each axis.
     band = np.abs(np.subtract.outer(np.arange(28), np.arange(28))) <= 2
     exact = 3 * np.linalg.norm(band, 2) ** 2
     assert matrix_norm == pytest.approx(15, rel=1e-6)

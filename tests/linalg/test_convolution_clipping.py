@@ -1,4 +1,4 @@
-"""Clipped kernels against clipped dense matrices, and the norms that they end with."""
+"""Clipped kernels against clipped dense matrices, and the norms of the results."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 
 from opnorm import linalg
 
-# Grid, taps, dilation, groups; 4 channels in, 6 out.
+# Each case: grid, taps, dilation, groups. Kernels map 4 channels to 6.
 CASES = {
     "plain": ((5, 4), (3, 2), (1, 1), 1),
     "dilation and groups": ((6, 5), (2, 3), (3, 1), 2),
@@ -19,7 +19,7 @@ CASES = {
 
 
 def dense(kernel, sizes, dilation, groups):
-    """``(*sizes, C_out, *sizes, C_in)``, window by window and tap by tap."""
+    """The operator ``(*sizes, C_out, *sizes, C_in)`` by its definition."""
     *taps, inputs, outputs = kernel.shape
     matrix = np.zeros((*sizes, outputs, *sizes, inputs * groups))
     part = outputs // groups
@@ -34,7 +34,7 @@ def dense(kernel, sizes, dilation, groups):
 
 
 def clipped_once(kernel, bound, sizes, dilation, groups):
-    """The definition: the nearest kernel whose operator is nearest the clipped one."""
+    """The kernel whose operator is nearest to the clipped operator."""
     *taps, inputs, outputs = kernel.shape
     matrix = dense(kernel, sizes, dilation, groups)
     flat = matrix.reshape(np.prod(sizes) * outputs, -1)
@@ -79,7 +79,7 @@ def test_clipped_kernel_is_that_of_the_clipped_dense_matrix(name):
     once = clipped_once(kernel, bound, *where)
     expected = clipped_once(once, bound, *where)
     np.testing.assert_allclose(published, expected, atol=1e-12)
-    # Where the taps cover the grid, nothing was left out, and once is enough.
+    # If the taps cover the grid, no tap is removed, and one iteration is enough.
     left = norm(published, *where)
     if name == "larger than the grid":
         np.testing.assert_allclose(expected, once, atol=1e-12)
@@ -153,7 +153,7 @@ def test_every_iteration_brings_the_norm_nearer():
     np.testing.assert_allclose(published(kernel[0], 4), found[-1][0], atol=1e-5)
 
 
-def test_a_padded_grid_bounds_strides_and_zeros_around_the_picture():
+def test_a_padded_grid_bounds_strides_and_zeros_around_the_image():
     kernel = np.asarray(clip(kernels()[:1], 1.5))[0]
     matrix = np.zeros((6, 6, 5, 6, 6, 4))
     for i, j, k, n in np.ndindex(6, 6, 6, 6):
@@ -203,7 +203,7 @@ def test_matrices_are_clipped_to_the_bound_or_left_alone():
     left, values, right = np.linalg.svd(matrices.astype(np.float64), False)
     expected = (left * np.minimum(values, bounds[:, None])[:, None]) @ right
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    # Relative to the bound, not to what was cut off.
+    # The error is relative to the bound, not to the part that was clipped.
     np.testing.assert_allclose(found[2], expected[2], atol=1e-11)
 
 

@@ -1,4 +1,4 @@
-"""Linear maps given by their products, against dense matrices in NumPy."""
+"""Linear maps that are given by products, against dense matrices in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -170,7 +170,7 @@ def test_identities_of_nothing_are_refused(shape, dtype):
 def test_the_adjoint_error_is_that_of_the_matrices():
     with jax.enable_x64(True):
         a, b = matrices(5, 7, batch=4), matrices(5, 7, 1, batch=4)
-        # Right, wrong by a little, wrong altogether, and zero.
+        # Four adjoints: right, slightly wrong, wrong, and zero.
         a[3], b[0], b[1], b[3] = 0, a[0], a[1] + 1e-3 * b[1], 0
 
         @jax.jit

@@ -1,4 +1,4 @@
-"""Loops whose convolutions are rewritten compute what plain loops compute."""
+"""Loops with rewritten convolutions compute the same as plain loops."""
 
 import gc
 import weakref

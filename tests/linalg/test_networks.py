@@ -1,4 +1,4 @@
-"""Networks of one structure compile once; whatever changes gives fresh results."""
+"""Networks of one structure compile once, and a changed network gives new results."""
 
 import functools
 import gc
@@ -23,7 +23,7 @@ def affine(variables, x):
 
 
 def counted():
-    """A program that scales the outputs, and the list of what it was traced for."""
+    """A program that scales the outputs, and the list of the factors of its traces."""
     traces = []
 
     @linalg.network_program
@@ -41,7 +41,7 @@ def test_a_callable_pytree_compiles_once_whatever_its_arrays():
         np.testing.assert_allclose(found, 2 * weight * X @ MATRIX, rtol=1e-6)
     assert traces == [2]
     scaled(Partial(affine, MATRIX), X, factor=3)
-    # Another shape, and another function: two structures more.
+    # Another shape and another function are two more structures.
     scaled(Partial(affine, MATRIX[:, :2]), X, factor=3)
     scaled(Partial(lambda variables, x: -x @ variables, MATRIX), X, factor=3)
     assert traces == [2, 3, 3, 3]
@@ -96,7 +96,7 @@ def test_leaves_that_are_no_arrays_are_a_part_of_the_structure():
 
     @jax.tree_util.register_pytree_node_class
     class Layer:
-        """As an Equinox module keeps an activation: a leaf that is a function."""
+        """A module with a function as a leaf, like an activation in Equinox."""
 
         def __init__(self, matrix, activation):
             self.matrix, self.activation = matrix, activation
@@ -144,6 +144,6 @@ def test_arrays_are_placed_where_they_are_told():
     assert linalg.place_network(plain, jax.device_put) is plain
 
 
-def test_what_cannot_be_called_is_refused():
+def test_objects_that_cannot_be_called_are_refused():
     with pytest.raises(ValueError, match="f is a dict; it must be a function"):
         linalg.prepare_network({"params": MATRIX})

@@ -1,4 +1,4 @@
-"""Linear maps, (p, q) norms of matrices and maps, against closed forms and SciPy."""
+"""(p, q) norms of matrices and maps, against closed forms and brute force."""
 
 import functools
 import itertools
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from opnorm import linalg
+from tests.support.matrices import exact_norm
 
 INF = math.inf
 PAIRS = list(itertools.product((1.0, 2.0, INF), repeat=2))
@@ -35,21 +36,6 @@ def starts():
     return jnp.asarray(np.random.default_rng(10).normal(size=(3, 7)))
 
 
-def brute_force(a, p, q):
-    """The (p, q) norm for p in {1, inf} by the ball's vertices, else by duality."""
-    n = a.shape[1]
-    if p == 1:
-        vertices = np.eye(n)
-    elif p == INF:
-        vertices = np.array(list(itertools.product((-1, 1), repeat=n)))
-    elif q == 2:
-        return np.linalg.norm(a, 2)
-    else:
-        dual = {1.0: INF, 2.0: 2.0, INF: 1.0}
-        return brute_force(a.T, dual[q], dual[p])
-    return max(np.linalg.norm(a @ v, q) for v in vertices)
-
-
 def lengths(vectors, p):
     return np.linalg.norm(vectors, p, axis=1)
 
@@ -60,7 +46,7 @@ def test_matrix_norm_enumerates_where_corners_are_few():
     assert (found.method, found.exact) == ("iteration", False)
     assert found.value.shape == ()
     assert found.right.shape == (40,)
-    # Of a matrix of ones: ||1||_q ||1||_{p*}.
+    # The norm of a matrix of ones is ||1||_q ||1||_{p*}.
     np.testing.assert_allclose(found.value, 30**0.5 * 40, rtol=1e-5)
     assert linalg.matrix_norm(a[:, :6], INF, 2).method == "enumeration"
     assert linalg.matrix_norm(a[:6], 2, 1).method == "enumeration"
@@ -70,7 +56,7 @@ def test_matrix_norm_enumerates_where_corners_are_few():
 def test_power_method_rises_to_a_stationary_point(p, q):
     with jax.enable_x64(True):
         a, start = matrix(), starts()
-        # Every call goes on where the last one ended.
+        # Every call continues from the last result.
         run = compiled(p=p, q=q, num_steps=2)
         right = np.asarray(start) / lengths(start, p)[:, None]
         value = lengths(np.einsum("bdn,bn->bd", a, right), q)
@@ -85,12 +71,12 @@ def test_power_method_rises_to_a_stationary_point(p, q):
         image = np.einsum("bdn,bn->bd", a, right)
         np.testing.assert_allclose(lengths(image, q), value, rtol=1e-12)
         if (p, q) in PAIRS:
-            best = [brute_force(one, p, q) for one in np.asarray(a)]
+            best = [exact_norm(one, p, q) for one in np.asarray(a)]
         else:
             best = linalg.matrix_norm(a, p, q).value
         assert np.all(value <= np.asarray(best) * (1 + 1e-9))
 
-        # The same program, of a map that says nothing.
+        # The same program on a zero map.
         zero = run(jnp.zeros_like(a), init=start)
         np.testing.assert_array_equal(zero.value, 0)
         np.testing.assert_array_equal(zero.residual, 0)
@@ -102,7 +88,7 @@ def test_many_restarts_reach_the_norm(p, q):
     with jax.enable_x64(True):
         a = matrix()
         run = compiled(p=p, q=q, num_steps=100, num_restarts=60)
-        expected = [brute_force(one, p, q) for one in np.asarray(a)]
+        expected = [exact_norm(one, p, q) for one in np.asarray(a)]
         found = run(a, jax.random.key(2))
         np.testing.assert_allclose(found.value, expected, rtol=1e-6)
 
@@ -139,24 +125,6 @@ def test_tolerance_stops_early_and_a_warm_start_earlier():
     warm = run(a, init=cold.right)
     assert warm.num_steps == 0
     np.testing.assert_allclose(warm.value, cold.value, rtol=1e-5)
-
-
-def test_maps_compose_and_transpose():
-    a, b = matrix(5, 7), matrix(7, 4, seed=1)
-    both = linalg.from_matrix(a) @ linalg.from_matrix(b)
-    rng = np.random.default_rng(2)
-    v, u = (jnp.asarray(rng.normal(size=(3, n))) for n in (4, 5))
-    image, pulled = both.matvec(v), both.T.matvec(u)
-    np.testing.assert_allclose(
-        image, np.einsum("bdn,bnm,bm->bd", a, b, v), rtol=1e-4, atol=1e-5
-    )
-    np.testing.assert_allclose(
-        np.einsum("bd,bd->b", image, u), np.einsum("bm,bm->b", v, pulled), rtol=1e-4
-    )
-    gram = linalg.from_matrix(a).gram()
-    assert (gram.in_shape, gram.out_shape) == ((7,), (7,))
-    with pytest.raises(ValueError, match="outer"):
-        linalg.compose(linalg.from_matrix(b), linalg.from_matrix(a))
 
 
 class TestVariants(chex.TestCase):

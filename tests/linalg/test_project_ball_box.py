@@ -1,4 +1,4 @@
-"""tests: projection on a ball inside a box, against bisection in float64 numpy."""
+"""Projections onto a ball and a box, against bisection in float64 NumPy."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ SHAPE = (3, 5)
 
 
 def numbers(least, most):
-    # Short enough for float32, so that every dtype sees the same numbers.
+    # The numbers fit into float32, so that every dtype gets the same numbers.
     return st.floats(least, most, width=32).map(lambda x: 0.0 if abs(x) < 1e-4 else x)
 
 
@@ -58,7 +58,7 @@ def nearest(x, p, radius, low, high):
 
     if np.linalg.norm(at(0.0), p) <= radius:
         return at(0.0)
-    # The multiplier for p = 2 has no scale: its logarithm is halved.
+    # The multiplier for p = 2 has no scale, so its logarithm is halved.
     inside, outside = (np.abs(x).max(), 0.0) if p == 1 else (1e30, 1e-30)
     for _ in range(200):
         middle = (inside + outside) / 2 if p == 1 else math.sqrt(inside * outside)
@@ -68,7 +68,7 @@ def nearest(x, p, radius, low, high):
 
 
 def farthest(g, p, radius, low, high):
-    """``max <g, z>`` over ball and box: what the box leaves is filled best first."""
+    """``max <g, z>`` over ball and box, by a greedy choice of the entries."""
     size, room = np.abs(g), np.where(g > 0, high, -low)
     if p == math.inf:
         return np.sum(size * np.minimum(room, radius))
@@ -105,7 +105,8 @@ def test_it_is_the_point_that_bisection_finds(p, dtype, x, low, high, radius) ->
 @settings
 @cases
 def test_nothing_in_the_set_is_nearer(p, x, low, high, radius) -> None:
-    # y is the projection on a convex set just if <x - y, z - y> <= 0 for all z in it.
+    # y is the projection onto a convex set if and only if <x - y, z - y> <= 0 for all
+    # z in the set.
     y = project(x, p, radius, low, high)
     for i in range(len(x)):
         gap = x[i] - y[i]
@@ -115,7 +116,7 @@ def test_nothing_in_the_set_is_nearer(p, x, low, high, radius) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_first_segment_between_kinks_is_no_exception(dtype) -> None:
-    # Here solvers that sort the kinks of the length are easily one segment off.
+    # Solvers that sort the kinks of the length are easily off by one segment here.
     x = np.array([0.0447, 0.2959])
     found = project([[-3.733, 2.843]], 1.0, 0.5, [-x], [1 - x], dtype)
     np.testing.assert_allclose(found, [[-0.0447, 0.4553]], atol=1e-6)
@@ -152,7 +153,7 @@ def test_a_box_larger_than_the_ball_changes_nothing(p) -> None:
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
 def test_a_small_radius_is_not_lost_in_large_entries(p, scale) -> None:
     x = np.array([[1, 0.5, -1, 0.25, 1]] * 3)
-    # Some of the largest entries have less room than their part of the radius.
+    # Some of the largest entries have less room than their share of the radius.
     high = np.array([[1, 1, 1, 1, 1], [1e-9, 1, 1, 1, 1e-8], [1e-9, 1, 1, 1, 1e-9]])
     low = -np.array([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 2e-9, 1, 1]])
     for radius in (1e-4, 1e-6, 3e-8):

@@ -1,4 +1,4 @@
-"""Projections onto Lp balls and spheres: optimality, laws, degenerate points."""
+"""Optimality, laws and degenerate points of projections onto balls and spheres."""
 
 import math
 
@@ -32,7 +32,8 @@ def lengths(vectors, p):
 @settings
 @hypothesis.given(x=points, radius=radii)
 def test_ball_projection_is_the_nearest_point(p, x, radius):
-    # y is the projection on a convex set just if <x - y, z - y> <= 0 for all z in it.
+    # y is the projection onto a convex set if and only if <x - y, z - y> <= 0 for all
+    # z in the set.
     with jax.enable_x64(True):
         y = np.asarray(linalg.project_ball(jnp.asarray(x), p, radius))
         assert np.all(lengths(y, p) <= radius * (1 + 1e-12))
@@ -84,7 +85,7 @@ def test_sphere_projection_of_inner_points_is_the_nearest_point(p):
         x = 0.4 * rng.normal(size=(6, 3))
         x = x / np.maximum(lengths(x, p), 1.2)[:, None] * 0.8
         found = linalg.project_sphere(jnp.asarray(x), p, 1.0)
-        # A dense net of the sphere has nothing nearer.
+        # No point of a dense net of the sphere is nearer.
         net = rng.normal(size=(200_000, 3))
         net = net / lengths(net, p)[:, None]
         nearest = [lengths(point - net, 2).min() for point in x]
@@ -104,14 +105,14 @@ def test_zero_and_zero_radius(p):
 @pytest.mark.parametrize("p", EXPONENTS)
 @pytest.mark.parametrize("other", [3.0, 0.1])
 def test_nan_is_not_projected_away(p, other):
-    # Whatever else the example holds, inside the ball and outside.
+    # The other entry is inside the ball or outside.
     x = jnp.array([[math.nan, other, 0.0]])
     assert np.isnan(linalg.project_ball(x, p, 1.0)).any()
     assert np.isnan(linalg.project_sphere(x, p, 1.0)).any()
 
 
 def test_a_small_l1_radius_is_not_lost_in_large_entries():
-    # Equal entries share the radius, however small it is; a near one takes its part.
+    # Equal entries share the radius, even a tiny one; a near entry gets a share, too.
     x = np.float32([[1e20, 3e19, 1], [-1e20, 1e20, 0], [1, 1 - 2**-20, 0], [1, 0, 0]])
     radius = np.float32([1e-20, 1e-30, 3e-6, 3e-8])
     near = (3e-6 - 2**-20) / 2
@@ -128,7 +129,7 @@ def test_a_small_l1_radius_is_not_lost_in_large_entries():
 
 @pytest.mark.parametrize("p", EXPONENTS)
 def test_a_far_point_projects_to_the_steepest_vertex_direction(p):
-    # Lemma 2: far out along z the projection of z is T_{p*}(z).
+    # By Lemma 2, the projection of c z is T_{p*}(z) for large c.
     with jax.enable_x64(True):
         z = jnp.array([[3.0, -1.0, 0.5]])
         found = linalg.project_ball(1e12 * z, p, 1.0)
@@ -142,7 +143,7 @@ def test_radius_of_each_example(p):
     radius = np.float32([0.5, 1.0, 100.0])
     found = np.asarray(linalg.project_ball(jnp.asarray(x), p, jnp.asarray(radius)))
     for i in range(3):
-        # In company of its copies, so that nothing is compiled anew.
+        # A batch of copies has the same shape, so that nothing is compiled again.
         same = [i] * 3
         alone = linalg.project_ball(jnp.asarray(x[same]), p, jnp.asarray(radius[same]))
         np.testing.assert_allclose(found[same], alone, rtol=1e-6)
@@ -203,10 +204,10 @@ def test_samples_fill_the_ball_uniformly(p):
     drawn = np.asarray(linalg.sample_ball(jax.random.key(0), like, p, 2.0))
     size = lengths(drawn, p) / 2
     assert size.max() <= 1 + 1e-6
-    # Uniform means P(||y|| <= r) = r^n.
+    # For uniform samples P(||y|| <= r) = r^n.
     for r in (0.5, 0.8):
         assert np.mean(size <= r) == pytest.approx(r**3, abs=0.02)
-    # And a cube inside the ball gets its share of points in each octant.
+    # Each octant has its share of the points.
     octants = (drawn > 0).dot([1, 2, 4])
     assert np.all(abs(np.bincount(octants, minlength=8) / 20_000 - 1 / 8) < 0.02)
     on_sphere = linalg.sample_sphere(jax.random.key(1), jnp.zeros((100, 3)), p)

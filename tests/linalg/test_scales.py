@@ -1,6 +1,6 @@
-"""Everything that scales with its argument does so where squares leave float32.
+"""Results scale with their argument, even where squares leave the range of float32.
 
-One program computes all of it, so that its products can be read, too.
+One program computes all results, so that its products can be inspected, too.
 """
 
 import functools
@@ -15,13 +15,16 @@ import pytest
 
 from opnorm import linalg, operators, regularizers
 
+pytestmark = pytest.mark.dtypes
 KEY = jax.random.key(0)
+# The default, which is float64 in one of the suite's modes.
+FLOAT = np.dtype(jnp.zeros(()).dtype)
 RNG = np.random.default_rng(0)
-MATRIX = RNG.normal(size=(2, 4, 6)).astype(np.float32)
-SQUARE = RNG.normal(size=(2, 6, 6)).astype(np.float32)
-KERNEL = RNG.normal(size=(3, 3, 2, 2)).astype(np.float32)
+MATRIX = RNG.normal(size=(2, 4, 6)).astype(FLOAT)
+SQUARE = RNG.normal(size=(2, 6, 6)).astype(FLOAT)
+KERNEL = RNG.normal(size=(3, 3, 2, 2)).astype(FLOAT)
 EXPONENTS = (1.0, 1.5, 2.0, math.inf)
-# Powers of two, so that scaling rounds nothing.
+# Scaling by a power of two has no rounding.
 SCALES = [2.0**e for e in (-83, -40, 40, 83)]
 
 
@@ -136,13 +139,13 @@ def everything(matrix, square, kernel, s):
 
 @functools.cache
 def lowered():
-    return jax.jit(everything).lower(MATRIX, SQUARE, KERNEL, np.float32(1))
+    return jax.jit(everything).lower(MATRIX, SQUARE, KERNEL, FLOAT.type(1))
 
 
 @functools.cache
 def at_scale(scale):
     program = compiled()
-    return jax.device_get(program(MATRIX, SQUARE, KERNEL, np.float32(scale)))
+    return jax.device_get(program(MATRIX, SQUARE, KERNEL, FLOAT.type(scale)))
 
 
 @functools.cache

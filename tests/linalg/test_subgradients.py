@@ -1,4 +1,4 @@
-"""Derivatives where a maximum is attained more than once, and at zero."""
+"""Derivatives at zero, and where a maximum is attained more than once."""
 
 import math
 
@@ -11,7 +11,7 @@ from opnorm import linalg
 
 PAIRS = [(1.0, 3.0), (2.0, math.inf), (2.0, 2.0), (2.0, 1.0), (3.0, 1.5)]
 RNG = np.random.default_rng(0)
-# Ties of every kind: equal and zero singular values, equal rows, and a zero matrix.
+# Matrices with equal or zero singular values, with equal rows, and of zeros.
 TIES = np.stack(
     [np.eye(3), np.diag([2.0, 2.0, 0.0]), np.ones((3, 3)), np.zeros((3, 3))]
 )
@@ -40,7 +40,7 @@ def test_matrix_norms_have_subgradients():
         count = len(TIES)
         value, beyond, slope = values[:count], values[count:], slopes[:count]
         np.testing.assert_array_equal(slope[-1], 0)
-        # <G, A> = ||A||, and no plane f(A) + <G, B - A> is above the norm of B.
+        # A subgradient has <G, A> = ||A|| and ||A|| + <G, B - A> <= ||B||.
         inner = np.einsum("bij,bij->b", slope, TIES)
         np.testing.assert_allclose(inner, value, rtol=1e-9)
         plane = np.einsum("bij,cij->bc", slope, others)
@@ -112,7 +112,7 @@ def test_norms_maps_and_bounds_have_finite_derivatives_at_zero_and_ties():
         def total(kernel):
             return sum(jnp.sum(value) for value in functions(kernel))
 
-        # A derivative that is not finite makes the sum's so.
+        # The sum is finite only if every derivative is finite.
         return jax.lax.map(jax.grad(total), kernels)
 
     centre = np.zeros((3, 3, 2, 2), np.float32)

@@ -1,4 +1,4 @@
-"""tests: the smooth ReLU against closed forms, and the table of activations."""
+"""The smooth ReLU against closed forms, and the table of activations."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ CURVE = Polynomial([0, 0, 0, 1, -0.5])(Polynomial([0.5, 1]))
 
 
 def derivatives(x):
-    """Value, slope and curvature, by forward and by reverse mode."""
+    """Returns value, slope and curvature, by forward and by reverse mode."""
     slope = jax.grad(models.smooth_relu)
     curvature = jax.grad(slope)
     forward = jax.jvp(models.smooth_relu, (x,), (jnp.ones_like(x),))[1]

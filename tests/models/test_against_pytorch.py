@@ -1,4 +1,4 @@
-"""tests: networks with the weights of PyTorch ones, where PyTorch is installed.
+"""Networks with the weights of PyTorch ones, where PyTorch is installed.
 
 ``pip install 'opnorm[oracles]'``; without it, or where a library cannot be imported
 for whatever reason, these are skipped.
@@ -155,14 +155,14 @@ def variables(network, rename=lambda path: path):
 
 
 def compare(module, network, trees, shape):
-    """Both networks' logits on random pictures, and that every leaf was used."""
+    """Returns the logits of both networks on random images; all leaves are used."""
     torch = import_or_skip("torch")
-    pictures = np.random.default_rng(0).uniform(0, 1, shape).astype(np.float32)
-    expected = jax.eval_shape(module.init, jax.random.key(0), pictures)
+    images = np.random.default_rng(0).uniform(0, 1, shape).astype(np.float32)
+    expected = jax.eval_shape(module.init, jax.random.key(0), images)
     assert jax.tree.map(np.shape, trees) == jax.tree.map(np.shape, expected)
-    ours = jax.jit(module.apply)(trees, pictures)
+    ours = jax.jit(module.apply)(trees, images)
     mean, std = (np.asarray(value, np.float32) for value in (module.mean, module.std))
-    normalised = ((pictures - mean) / std).transpose(0, 3, 1, 2).copy()
+    normalised = ((images - mean) / std).transpose(0, 3, 1, 2).copy()
     with torch.no_grad():
         theirs = network(torch.from_numpy(normalised)).numpy()
     assert np.abs(theirs).max() > 1e-2
@@ -170,7 +170,7 @@ def compare(module, network, trees, shape):
 
 
 def our_name(theirs):
-    """``layer2.0.downsample.1.weight`` as ``stage2_block1.shortcut_norm.weight``."""
+    """Turns PyTorch's names, such as ``layer2.0.downsample.1.weight``, into ours."""
     parts = theirs.split(".")
     if parts[0].startswith("layer"):
         parts[:2] = [f"stage{parts[0][5:]}_block{int(parts[1]) + 1}"]

@@ -12,7 +12,7 @@ from opnorm.models import layers
     ("dtype", "digits"), [(jnp.bfloat16, 2**-8), (jnp.float16, 2**-11)]
 )
 def test_half_precision_loses_its_own_digits_and_no_others(dtype, digits):
-    # Far from zero, where a difference of mean squares cancels.
+    # The values are far from zero, where a difference of mean squares cancels.
     x = 20 + np.random.default_rng(0).normal(size=(64, 8, 8, 5))
     x = jnp.asarray(x, dtype)
     exact = np.asarray(x, np.float64)

@@ -1,4 +1,4 @@
-"""tests: CNN7 against an independent NumPy / SciPy version and the paper's numbers."""
+"""CNN7 against an independent NumPy / SciPy version and the paper's numbers."""
 
 import functools
 from typing import Any
@@ -152,7 +152,7 @@ def test_rows_are_independent_in_inference_and_not_in_training() -> None:
     changed[1:] = 0.25
 
     def change(train: bool) -> np.ndarray:
-        """Of the first row, where the other one changes."""
+        """The first row alone, where the second one changes."""
         model, apply = _compiled(train)
         with jax.enable_x64(True):
             found = [
@@ -184,13 +184,13 @@ def test_training_moves_running_statistics_towards_those_of_the_batch() -> None:
     np.testing.assert_allclose(
         moved["mean"], 0.9 * old["mean"] + 0.1 * first_map.mean((0, 1, 2)), rtol=1e-9
     )
-    # Biased, as in Flax; PyTorch keeps the unbiased variance.
+    # Flax keeps the biased variance, PyTorch the unbiased one.
     np.testing.assert_allclose(
         moved["var"], 0.9 * old["var"] + 0.1 * first_map.var((0, 1, 2)), rtol=1e-9
     )
 
 
-def test_gradients_are_finite_even_for_constant_pictures() -> None:
+def test_gradients_are_finite_even_for_constant_images() -> None:
     model = models.CNN7(width=2)
     images = np.zeros((2, 32, 32, 3), np.float32)
     variables = _variables(model, (2, 32, 32, 3))

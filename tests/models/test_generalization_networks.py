@@ -1,4 +1,4 @@
-"""tests: AlexNet, Inception, ResNet32 and ELUNet against NumPy, and their pieces."""
+"""AlexNet, Inception, ResNet32 and ELUNet against NumPy, and their pieces."""
 
 import functools
 import math
@@ -85,7 +85,7 @@ def count(module, shape):
 
 
 class Reference:
-    """The networks once more, in NumPy, as paper and code describe them."""
+    """The networks in NumPy, written from the paper and its code."""
 
     def __init__(self, name):
         self.params, self.units = variables(name)["params"], []
@@ -136,7 +136,7 @@ class Reference:
             o, shortcut = self.activate(h), h
             if block == 1:
                 shortcut = self.conv(o, (name, "shortcut"), stride, "VALID")
-            # Padded by one everywhere, whatever the size of the map.
+            # Maps of every size are padded by one on every side.
             o = np.pad(o, [(0, 0), (1, 1), (1, 1), (0, 0)])
             o = self.activate(self.conv(o, (name, "conv1"), stride, "VALID"))
             h = shortcut + self.conv(o, (name, "conv2"))
@@ -150,13 +150,13 @@ class Reference:
 
 
 def windows(x, size, stride):
-    """(B, H', W', size, size, C)."""
+    """Returns windows (B, H', W', size, size, C)."""
     view = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))
     return np.moveaxis(view[:, ::stride, ::stride], 3, -1)
 
 
 def pad_same(x, size, stride, value):
-    """TensorFlow's rule: just enough places, the odd one at the end."""
+    """Pads by TensorFlow's rule: as few places as needed, an odd one at the end."""
     widths = [(0, 0)]
     for n in x.shape[1:3]:
         total = max((math.ceil(n / stride) - 1) * stride + size - n, 0)
@@ -269,7 +269,7 @@ def test_kernels_start_as_published_and_biases_from_zero():
     for kernel in (block["conv1"]["kernel"], block["conv2"]["kernel"]):
         deviation = kernel * np.sqrt(math.prod(kernel.shape[:-1]))
         np.testing.assert_allclose(np.std(deviation), 1, rtol=0.05)
-        # Cut off at two standard deviations, before it is scaled to variance 1.
+        # The distribution is truncated at two deviations, then scaled to variance 1.
         assert 2.1 < np.abs(deviation).max() < 2 / 0.879
     assert np.abs(params["logits"]["kernel"]).max() <= np.sqrt(6 / 42)
     assert set(params["conv"]) == {"kernel"}
@@ -277,7 +277,7 @@ def test_kernels_start_as_published_and_biases_from_zero():
 
 @functools.cache
 def step(name, rematerialize):
-    """Gradients in parameters and pictures, as a jitted function."""
+    """Gradients in parameters and images, as a jitted function."""
     module = network(name, dtype=jnp.float64, rematerialize=rematerialize)
 
     def loss(tree: Any, x: jax.Array) -> Any:
@@ -342,7 +342,7 @@ def test_all_kernels_are_found_as_layers(name):
 
 
 @pytest.mark.parametrize(("name", "size"), [("alexnet", 7), ("elu_net", 27)])
-def test_names_the_smallest_picture_it_takes(name, size):
+def test_names_the_smallest_image_it_takes(name, size):
     module = models.create(name, width=1)
     x = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
     jax.eval_shape(module.init, jax.random.key(0), x)
@@ -402,7 +402,7 @@ def test_response_normalization_has_its_derivative_everywhere():
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_response_normalization_of_half_precision_does_not_overflow(dtype):
-    # Their squares are beyond float16.
+    # The squares overflow in float16.
     x = np.linspace(-3000, 3000, 24).reshape(2, 12).astype(dtype)
 
     @jax.jit
@@ -420,7 +420,7 @@ def test_response_normalization_of_half_precision_does_not_overflow(dtype):
 
 
 @pytest.mark.parametrize(("shape", "size"), [((2, 9, 4, 3), 7), ((1, 5, 6, 2), 3)])
-def test_local_averages_leave_out_what_is_outside_of_the_picture(shape, size):
+def test_local_averages_leave_out_what_is_outside_of_the_image(shape, size):
     x = np.random.default_rng(2).normal(size=shape)
     with jax.enable_x64(True):
         found = jax.jit(layers.local_average, static_argnums=1)(x, size)

@@ -1,4 +1,4 @@
-"""tests: the MLP against NumPy."""
+"""The MLP against NumPy."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def test_matches_an_independent_forward_pass(
     )
 
 
-def test_rejects_integer_pictures_and_empty_layers() -> None:
+def test_rejects_integer_images_and_empty_layers() -> None:
     images = jnp.zeros((1, 4, 4, 1))
     with pytest.raises(ValueError, match="images has dtype int32"):
         models.MLP().init(jax.random.key(0), images.astype(jnp.int32))

@@ -49,7 +49,7 @@ def test_networks_of_one_module_have_one_structure(made):
 
 
 class Noisy(nnx.Module):
-    """Behaves otherwise in training mode."""
+    """A module that behaves differently in training mode."""
 
     def __init__(self, rngs):
         self.linear = nnx.Linear(4, 3, rngs=rngs)
@@ -65,7 +65,7 @@ def test_an_nnx_module_is_copied_into_evaluation_mode():
     x = X.reshape(-1, 4)
     f = opnorm.network(module)
     found = f(x)
-    # Rows are independent, and nothing is dropped.
+    # In evaluation mode rows are independent, and nothing is dropped.
     np.testing.assert_allclose(found[:2], f(x[:2]), rtol=1e-6)
     assert not module.dropout.deterministic
     kernel = jnp.asarray(module.linear.kernel[...])

@@ -1,4 +1,4 @@
-"""tests: pooling against windows taken one by one."""
+"""Pooling against windows taken one by one."""
 
 import functools
 
@@ -78,18 +78,18 @@ def test_overlapping_windows_amplify_a_peak_that_four_of_them_share_by_two():
     ("pool", "window"),
     [(layers.max_pool, (2, 2, 0)), (layers.overlapping_max_pool, (3, 2, 1))],
 )
-@pytest.mark.parametrize("picture", ["constant", "ties", "distinct"])
-def test_derivatives_take_one_largest_entry_of_each_window(picture, pool, window):
+@pytest.mark.parametrize("image", ["constant", "ties", "distinct"])
+def test_derivatives_take_one_largest_entry_of_each_window(image, pool, window):
     shape = (1, 5, 6, 1)
     rng = np.random.default_rng(2)
     x = {
         "constant": np.zeros(shape),
         "ties": rng.integers(0, 2, shape),
         "distinct": rng.normal(size=shape),
-    }[picture].astype(np.float32)
+    }[image].astype(np.float32)
     backward, forward = jacobians(pool, jnp.asarray(x))
     np.testing.assert_array_equal(forward, backward)
-    # One entry of each row is 1, and the picture is largest there.
+    # One entry of each row is 1, and the image is largest there.
     assert np.all(np.sort(backward, axis=1) == np.eye(x.size)[-1])
     chosen = x.ravel()[np.argmax(backward, axis=1)]
     np.testing.assert_array_equal(chosen, pooled(x, *window, np.max).ravel())
@@ -97,7 +97,7 @@ def test_derivatives_take_one_largest_entry_of_each_window(picture, pool, window
 
 @functools.partial(jax.jit, static_argnums=0)
 def jacobians(pool, x):
-    """By transposed products under vmap, and by forward ones."""
+    """Computes Jacobians by transposed products under vmap and by forward ones."""
     out, pull = jax.vjp(pool, x)
     left = jnp.eye(out.size).reshape(-1, *out.shape)
     right = jnp.eye(x.size).reshape(-1, *x.shape)

@@ -1,4 +1,4 @@
-"""tests: networks by name."""
+"""Networks by name."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_options_reach_every_model_that_has_them() -> None:
     assert official == models.ResNeXt34(logit_activation=True)
 
 
-def test_statistics_fit_into_every_model_of_colour_pictures() -> None:
+def test_statistics_fit_into_every_model_of_colour_images() -> None:
     x = jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float32)
     for name, (mean, std) in models.STATISTICS.items():
         model = models.create("mlp", width=1, mean=mean, std=std)
@@ -90,7 +90,7 @@ def test_rejects_what_a_model_cannot_have(name: str, options: dict) -> None:
 
 
 @pytest.mark.parametrize("name", models.NAMES)
-def test_bad_attributes_and_pictures_are_named(name: str) -> None:
+def test_bad_attributes_and_images_are_named(name: str) -> None:
     x, key = jnp.zeros((1, 32, 32, 3)), jax.random.key(0)
     module = models.create(name)
     size = {"hidden": (4, 0)} if "mlp" in name else {"width": 0}

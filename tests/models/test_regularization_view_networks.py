@@ -1,4 +1,4 @@
-"""Fixup ResNets and WRN-50-2: sizes, what they start as, what they compute."""
+"""Sizes, starts and outputs of Fixup ResNets and WRN-50-2."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""tests: WideResNet, ResNet50 and ResNeXt34 against NumPy, and what they share."""
+"""WideResNet, ResNet50 and ResNeXt34 against NumPy, and properties of all three."""
 
 import functools
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from opnorm import models
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-# Both kinds of shortcut, strides on odd and even maps, in as few layers as possible.
+# These have both kinds of shortcut and strides on odd and even maps in few layers.
 SHAPES = {
     "wide": (3, 6, 9, 3),
     "resnet": (3, 17, 20, 3),
@@ -50,7 +50,7 @@ def images(name, seed=0):
 
 
 class Reference:
-    """The networks once more, in NumPy, as their papers describe them."""
+    """The networks in NumPy, written from their papers."""
 
     def __init__(self, name, act):
         self.params = variables(name)["params"]
@@ -124,7 +124,7 @@ class Reference:
 
 
 def patches(x, size, stride):
-    """(B, H', W', size, size, C)."""
+    """Returns windows (B, H', W', size, size, C)."""
     view = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))
     return np.moveaxis(view[:, ::stride, ::stride], 3, -1)
 
@@ -141,7 +141,7 @@ def smooth(x):
     return np.where(np.abs(x) < 0.5, z**3 - z**4 / 2, np.maximum(x, 0))
 
 
-# One of them is tested as its authors have it: smooth, also on the logits.
+# ResNeXt34 is tested in its authors' form, with a smooth activation, also on logits.
 OPTIONS = {
     "wide": {},
     "resnet": {},
@@ -266,7 +266,7 @@ def test_smooth_networks_have_hessians_that_rematerialization_keeps(name):
         return jnp.sum(jax.nn.logsumexp(module.apply(weights, x), axis=1))
 
     gradient = jax.jit(jax.grad(functools.partial(loss, module)))
-    # Forward over reverse, and reverse over the linearised forward pass.
+    # By forward over reverse mode, and by reverse mode over a linearisation.
     x = images(name)
     v = np.random.default_rng(3).normal(size=x.shape)
     hessian = jax.jit(

@@ -1,4 +1,4 @@
-"""tests: ResNet50's size, start and limits."""
+"""ResNet50's size, start and limits."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def test_starts_as_the_identity_in_every_block_and_with_small_logits():
     np.testing.assert_array_equal(params["logits"]["bias"], 0)
 
 
-def test_names_the_smallest_picture_and_stage_it_takes():
+def test_names_the_smallest_image_and_stage_it_takes():
     key = jax.random.key(0)
     with pytest.raises(ValueError, match=r"\(1, 16, 32, 3\).*at least 17"):
         models.ResNet50().init(key, jnp.zeros((1, 16, 32, 3)))

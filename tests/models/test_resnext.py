@@ -1,4 +1,4 @@
-"""tests: ResNeXt34's size, start and limits."""
+"""ResNeXt34's size, start and limits."""
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,6 @@ def test_logits_have_either_sign_unless_they_are_activated():
     np.testing.assert_allclose(activated.logits, expected, rtol=1e-5)
 
 
-def test_names_the_smallest_picture_it_takes():
+def test_names_the_smallest_image_it_takes():
     with pytest.raises(ValueError, match=r"\(1, 3, 32, 3\).*at least 4"):
         models.ResNeXt34().init(jax.random.key(0), jnp.zeros((1, 3, 32, 3)))

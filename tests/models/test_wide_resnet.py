@@ -1,4 +1,4 @@
-"""tests: WideResNet's size, start and limits."""
+"""WideResNet's size, start and limits."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def test_has_the_parameters_and_maps_of_wrn_28_10():
     assert found.logits.shape == (2, 10)
     assert found.features.shape == (2, 640)
     shapes = [unit.shape[1:] for unit in found.preactivations]
-    # The first activation of a group still has the map of the one before.
+    # The first activation of a group still has the map of the group before.
     assert shapes == [
         (32, 32, 16),
         *[(32, 32, 160)] * 8,

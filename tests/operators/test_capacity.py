@@ -71,7 +71,7 @@ def parts(dense):
 
 
 def capacities(dense, epsilon, step_size, kappa, penalty):
-    """Phi of each scheme, as the theorems have it."""
+    """Phi of each scheme, as in the theorems."""
     q, r, s = parts(dense)
     ratio = 2 * step_size / kappa * q * r
     rounds = (1 - ratio**STEPS) / (1 - ratio)
@@ -155,7 +155,7 @@ def test_without_an_attack_all_schemes_are_erm():
         assert found[scheme].log_capacity == found["erm"].log_capacity
         assert found[scheme].log_factor == 0
     np.testing.assert_allclose(found["erm"].log_capacity, erm.log_complexity, 1e-6)
-    # Nor does it matter how steep the loss is.
+    # The gradient of the loss does not matter either.
     none = measure(layers, epsilon=0.0, step_size=0.0, kappa=0.0)
     for scheme in ("fgm", "pgm"):
         assert none[scheme].log_capacity == none["erm"].log_capacity
@@ -191,7 +191,7 @@ def test_one_layer_is_its_own_product_and_sum():
 
 def test_fifty_layers_and_fifteen_steps_do_not_overflow():
     found = measure(scalars(*[1000.0] * 50), 1.0, 1.0, 2.0, attack_steps=15)
-    # Integers of Python are exact; alpha / kappa is 1/2, twice that 1.
+    # Integers of Python are exact. Here alpha / kappa is 1/2 and 2 alpha / kappa is 1.
     product, total = 1000**50, sum(1000**i for i in range(1, 51))
     rounds = sum((product * total) ** s for s in range(15))
     factor = 1 + rounds * product * total // 2

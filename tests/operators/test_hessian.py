@@ -31,7 +31,7 @@ def cross_entropy(logits, labels):
     return -jax.nn.log_softmax(logits)[rows, labels]
 
 
-def pictures(count=4):
+def images(count=4):
     key = jax.random.key(1)
     x = jax.random.normal(key, (count, 2, 3), jnp.float64)
     return x, jnp.arange(count) % 3
@@ -46,7 +46,7 @@ def dense_input_hessians(loss, x):
 @pytest.mark.parametrize("nonlinearity", [jax.nn.relu, jnp.tanh])
 def test_the_input_hessians_are_the_dense_ones(nonlinearity):
     with jax.enable_x64(True):
-        params, (x, y) = parameters(), pictures()
+        params, (x, y) = parameters(), images()
 
         def loss(x, y=y):
             return cross_entropy(network(params, x, nonlinearity), y)
@@ -84,15 +84,15 @@ def test_the_input_hessians_are_the_dense_ones(nonlinearity):
             whole = operators.cross_entropy_hessian(f, x)
             chex.assert_trees_all_close(whole, gauss_newton, rtol=1e-12, atol=1e-14)
         else:
-            # What is missing bends the other way too.
+            # The missing part has eigenvalues of both signs.
             assert np.abs(rebuilt - exact).max() > 1e-3
             with pytest.raises(ValueError, match="f is not piecewise linear at 4 of"):
                 operators.cross_entropy_hessian(f, x)
-            # Nothing can be refused there, and nothing wrong is returned.
+            # Under jit no network can be refused, and the result is NaN.
             under_jit = jax.jit(lambda x: operators.cross_entropy_hessian(f, x))(x)
             assert np.isnan(under_jit.values).all()
             assert np.isnan(under_jit.residual).all()
-        # Centred by the softmax, the rows of J have a dependency.
+        # The rows of J, centred by the softmax, are linearly dependent.
         np.testing.assert_allclose(gauss_newton.values[:, 2], 0, atol=1e-12)
 
 
@@ -122,7 +122,7 @@ def test_networks_are_tried_for_curvature():
     def tried(x):
         return [
             operators.is_curved(
-                # Something linear in pieces behind each, as in a network.
+                # A piecewise linear function follows each, as in a network.
                 lambda x, f=f: jnp.abs(f(convolved(x))).sum(axis=1)[:, 0],
                 x,
                 key=jax.random.key(7),
@@ -202,7 +202,7 @@ def test_parameter_hessian_and_gauss_newton_are_the_dense_ones():
                 smallest.values[0], values[:2], atol=1e-10 * size
             )
             assert magnitude.values[0, 0] == largest.values[0, 0]
-        # A curvature of both signs, which the Gauss-Newton matrix cannot have.
+        # The Hessian has eigenvalues of both signs, unlike the Gauss-Newton matrix.
         assert np.linalg.eigvalsh(hessian)[0] < -1e-3
         matrix = operators.parameter_hessian(loss, params, batches)
         vector = found[0][0].vectors[0, 0]
@@ -246,7 +246,7 @@ def test_bad_inputs_are_refused():
         operators.parameter_hessian(loss, params, uneven)
     with pytest.raises(ValueError, match=r"params has leaves of .*<U1"):
         operators.parameter_hessian(loss, {"a": "x"}, batches)
-    x = pictures()[0]
+    x = images()[0]
     for wrong in (
         lambda x: network(params, x),
         lambda x: jnp.argmax(network(params, x), axis=1),
@@ -276,7 +276,8 @@ def test_numbers_are_parameters_too():
 
     hessian = columns(operators.parameter_hessian(loss, params, batches))
     middle = columns(operators.gauss_newton(f, mean_square, params, batches))
-    # Of mean((a x + b^2)^2): the outputs' derivatives are x and 2 b, and only b bends.
+    # The loss is mean((a x + b^2)^2). The outputs have the derivatives x and 2 b, and
+    # are curved in b only.
     x = batches.ravel()
     rows = np.stack([x, np.full(4, 2 * params["shift"])])
     expected = 2 * rows @ rows.T / 4

@@ -1,4 +1,4 @@
-"""Jacobians by regression: where they are right, and what they get wrong."""
+"""Jacobians by regression are right for tiny noise and many samples only."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_few_samples_see_only_the_span_of_the_noise():
         exact = operators.dense_jacobian(network, x).reshape(2, 3, INPUTS)
         found = estimate(x, radius=1e-4, num_samples=3).reshape(2, 3, INPUTS)
         assert np.all(np.linalg.matrix_rank(found, tol=1e-6) == 2)
-        # A projection of J: it agrees on its own row space and loses the rest.
+        # The estimate is a projection of J: it equals J on its own row space.
         rows = np.linalg.svd(found[0])[2][:2]
         np.testing.assert_allclose(found[0], exact[0] @ rows.T @ rows, atol=1e-8)
         assert np.all(

@@ -1,4 +1,4 @@
-"""tests: data-dependent penalties on linear models, where they are known exactly."""
+"""Data-dependent penalties on linear models, for which they are known exactly."""
 
 import math
 
@@ -56,9 +56,9 @@ def test_gradient_is_that_of_finite_differences(variant, q, squared):
         def total(w):
             return penalty(lambda z: jnp.tanh(z @ w), inputs()).value.sum()
 
-        # The difference variant's direction is the best for the derivative alone, so
-        # its gradient holds with the direction constant; the derivative variant's is
-        # that of the norm itself, whose direction moves.
+        # The direction maximises the derivative, not the difference. So the gradient
+        # of "difference" is exact for a constant direction, and the gradient of
+        # "derivative" is exact for the norm, whose direction depends on w.
         direction = penalty(lambda z: jnp.tanh(z @ weight()), inputs()).direction
 
         def fixed(w):

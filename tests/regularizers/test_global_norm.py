@@ -1,4 +1,4 @@
-"""tests: the global spectral norm penalty against NumPy's singular values."""
+"""The global spectral norm penalty against the singular values of NumPy."""
 
 import jax
 import jax.numpy as jnp

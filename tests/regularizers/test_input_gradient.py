@@ -14,7 +14,7 @@ PAIRS = [(2.0, 2), (math.inf, 1), (1.0, math.inf)]
 METHODS = ("forward", "central", "double_backpropagation")
 
 
-def pictures(dtype=jnp.float64):
+def images(dtype=jnp.float64):
     return jax.random.normal(jax.random.key(0), (3, 2, 5), dtype)
 
 
@@ -32,7 +32,7 @@ def smooth(weight, x):
 def test_a_linear_loss_has_the_norm_of_its_weights(method, p, dual):
     def value(weight, **options):
         found = regularizers.gradient_penalty(
-            functools.partial(linear, weight), pictures(), p=p, method=method, **options
+            functools.partial(linear, weight), images(), p=p, method=method, **options
         ).value
         return found.mean(), found
 
@@ -53,14 +53,14 @@ def test_a_linear_loss_has_the_norm_of_its_weights(method, p, dual):
     np.testing.assert_allclose(half_square, expected**2 / 2)
     np.testing.assert_allclose(divided, expected**2 / 20)
     np.testing.assert_allclose(found, expected)
-    # Its gradient in the weights is that of the norm.
+    # The gradient in the weights is the gradient of the norm.
     exact = {
         2: weight / expected,
         1: np.sign(weight),
         math.inf: np.where(np.abs(weight) == expected, np.sign(weight), 0),
     }[dual]
     np.testing.assert_allclose(slope, exact, atol=1e-9)
-    # No gradient, no direction: neither value nor derivative is NaN.
+    # Without a gradient there is no direction, and value and derivative are not NaN.
     np.testing.assert_array_equal(zero, 0)
     np.testing.assert_array_equal(slope_at_zero, 0)
 
@@ -68,12 +68,12 @@ def test_a_linear_loss_has_the_norm_of_its_weights(method, p, dual):
 @pytest.mark.parametrize(("p", "dual"), PAIRS)
 def test_differences_tend_to_the_gradients_norm(p, dual):
     def norm(weight):
-        gradient = jax.grad(lambda x: smooth(weight, x).sum())(pictures())
+        gradient = jax.grad(lambda x: smooth(weight, x).sum())(images())
         return 0.5 * jnp.linalg.norm(gradient.reshape(3, -1), dual, axis=1) ** 2
 
     def penalty(method, step, weight):
         return regularizers.gradient_penalty(
-            functools.partial(smooth, weight), pictures(), p=p, method=method, step=step
+            functools.partial(smooth, weight), images(), p=p, method=method, step=step
         ).value
 
     @jax.jit
@@ -110,7 +110,7 @@ def test_frobenius_penalty_is_unbiased():
     def values(weight, keys):
         found = jax.vmap(
             lambda key: regularizers.jacobian_frobenius_penalty(
-                lambda x: x.reshape(len(x), -1) @ weight, pictures(), key=key
+                lambda x: x.reshape(len(x), -1) @ weight, images(), key=key
             )
         )(keys)
         return found.mean(), found
@@ -127,7 +127,7 @@ def test_frobenius_penalty_is_unbiased():
 
 
 def test_frobenius_penalty_runs_under_shard_map():
-    # Orthogonal columns of length 2: every direction gives the norm itself.
+    # The columns are orthogonal and of length 2, so every direction gives the norm.
     weight = 2 * np.eye(10, 3, dtype=np.float32)
 
     def penalty(x, key):
@@ -146,7 +146,7 @@ def test_frobenius_penalty_runs_under_shard_map():
 def test_frobenius_penalty_refuses_outputs_of_another_rank(f):
     with pytest.raises(ValueError, match=r"f returns.*shape \(3, d\)"):
         regularizers.jacobian_frobenius_penalty(
-            f, pictures(jnp.float32), key=jax.random.key(0)
+            f, images(jnp.float32), key=jax.random.key(0)
         )
 
 
@@ -162,18 +162,18 @@ def test_frobenius_penalty_refuses_outputs_of_another_rank(f):
 def test_bad_options_are_refused(options, message):
     loss = functools.partial(linear, jnp.ones(10))
     with pytest.raises(ValueError, match=message):
-        regularizers.gradient_penalty(loss, pictures(jnp.float32), **options)
+        regularizers.gradient_penalty(loss, images(jnp.float32), **options)
 
 
 def test_what_cannot_be_differenced_is_refused():
-    x = pictures(jnp.bfloat16)
+    x = images(jnp.bfloat16)
     loss = functools.partial(linear, jnp.ones(10, jnp.bfloat16))
     with pytest.raises(ValueError, match=r"loss returns bfloat16.*backpropagation"):
         regularizers.gradient_penalty(
-            lambda x: loss(x.astype(jnp.bfloat16)), pictures(jnp.float32)
+            lambda x: loss(x.astype(jnp.bfloat16)), images(jnp.float32)
         )
     for method in METHODS[:2]:
-        # The step is lost before a loss in float32 sees it.
+        # The input is rounded before the loss in float32 is computed.
         with pytest.raises(ValueError, match=r"x has dtype bfloat16.*backpropagation"):
             regularizers.gradient_penalty(
                 lambda x: linear(jnp.ones(10), x.astype(jnp.float32)), x, method=method
@@ -181,7 +181,7 @@ def test_what_cannot_be_differenced_is_refused():
     found = regularizers.gradient_penalty(loss, x, method="double_backpropagation")
     np.testing.assert_allclose(found.value, 5.0, rtol=0.02)
     with pytest.raises(ValueError, match="loss returns"):
-        regularizers.gradient_penalty(lambda x: x, pictures(jnp.float32))
+        regularizers.gradient_penalty(lambda x: x, images(jnp.float32))
     with pytest.raises(ValueError, match="num_projections is 0"):
         regularizers.jacobian_frobenius_penalty(
             lambda x: x, x, num_projections=0, key=jax.random.key(0)

@@ -1,4 +1,4 @@
-"""What tests of training share: data that stop a run in the middle."""
+"""Fixtures that tests of training share, such as data that stop a run halfway."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from opnorm import data
 
 @pytest.fixture(scope="module")
 def train_set():
-    """48 of the embedded pictures."""
+    """48 of the embedded images."""
     return data.load("cifar10_mini", split="train", limit=48)
 
 

@@ -10,7 +10,7 @@ from opnorm.training import Config, config, presets
 
 def test_what_is_written_is_read_as_it_was():
     configs = [Config(p=float("inf"), learning_rate=1), Config(milestones="1,2")]
-    configs += [presets.get(name).config for name in presets.names()]
+    configs += [presets.get_preset(name).config for name in presets.PRESETS]
     for each in configs:
         text = json.dumps(dataclasses.asdict(each))
         assert config.from_plain(json.loads(text), "run") == each

@@ -1,4 +1,4 @@
-"""What a step is on an accelerator, read from the program that JAX hands to XLA."""
+"""The step of an accelerator, read from the program that JAX hands to XLA."""
 
 import collections
 import re
@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import pytest
 
 from opnorm import training
-from opnorm.training import methods, modes, optimizers
 
 
 @pytest.mark.parametrize(("model", "convolutions"), [("cnn7", 7), ("wrn28", 27)])
@@ -25,27 +24,13 @@ def test_every_product_is_in_half_precision_and_none_is_wasted(
         compute_dtype="bfloat16",
         batch_size=4,
     )
-    module = training.build_model(config, 10)
-    bound = methods.create(config, modes.create(module))
-    optimizer = optimizers.create(config, training.make_plan(config, 40))
     shape = (32, 32, 3)
-    params, batch_stats = jax.eval_shape(
-        lambda key: modes.init(module, key, shape), jax.random.key(0)
-    )
-    state = jax.eval_shape(
-        lambda params, batch_stats: training.init_state(
-            params,
-            batch_stats,
-            bound,
-            optimizer,
-            jax.random.key(0),
-            num_examples=4,
-            num_classes=10,
-        ),
-        params,
-        batch_stats,
-    )
-    step = training.make_step(bound, optimizer, training.data_mesh(jax.devices()[:1]))
+    objective = training.make_objective(config, 10, shape)
+    mesh = training.data_mesh(jax.devices()[:1])
+    program = training.Program(objective, training.make_plan(config, 40), mesh)
+    # Without augmentation, whose products are in float32.
+    step = training.make_step(objective.method, program.optimizer, mesh)
+    state = jax.eval_shape(lambda: program.initial_state(0))
     labels = jax.ShapeDtypeStruct((4,), jnp.int32)
     images = jax.ShapeDtypeStruct((4, *shape), jnp.uint8)
     traced = step.trace(state, images, labels, labels)
@@ -57,8 +42,8 @@ def test_every_product_is_in_half_precision_and_none_is_wasted(
             types = re.findall(r"tensor<(?:\d+x)*(\w+)>", line.rsplit(" : ", 1)[1])
             assert types == ["bf16"] * 3, line
             found[operation[1]] += 1
-    # Forward, gradients of kernels, and of inputs but for the pictures. The attack is a
-    # loop over one step: forward and the gradients of inputs, the pictures' among them.
+    # Forward, gradients of kernels, and of inputs but for the images. The attack is a
+    # loop over one step: forward and the gradients of inputs, the images' among them.
     assert found["convolution"] == 3 * convolutions - 1 + 2 * convolutions
     assert found["dot_general"] == 3 + 2
     assert "stablehlo.while" in program

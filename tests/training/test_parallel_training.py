@@ -77,15 +77,13 @@ def test_one_two_and_eight_devices_train_alike(options, train_set):
 def test_sharded_parameters_lie_in_parts_and_come_back_whole(
     train_set, tmp_path, interrupt
 ):
-    from opnorm.training import step
-
     mesh = training.data_mesh()
     shapes = {
         "small": jax.ShapeDtypeStruct((8, 16), np.float32),
         "kernel": jax.ShapeDtypeStruct((3, 3, 64, 128), np.float32),
         "odd": jax.ShapeDtypeStruct((1025, 3), np.float32),
     }
-    state = step.TrainState(
+    state = training.TrainState(
         step=shapes["small"],
         params=shapes,
         batch_stats=shapes,
@@ -117,7 +115,7 @@ def test_sharded_parameters_lie_in_parts_and_come_back_whole(
 
 
 def test_accumulated_parts_are_the_whole_batch(train_set):
-    # The MLP has no BatchNorm; attacks start at the pictures, so nothing is drawn.
+    # The MLP has no BatchNorm; attacks start at the images, so nothing is drawn.
     config = dataclasses.replace(
         TINY, method="adversarial", num_steps=2, random_start=False
     )

@@ -1,4 +1,4 @@
-"""Where a step is: phases, epochs, batches, learning rates."""
+"""Phases, epochs, batches and learning rates of steps."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Recipes of the papers: they can be trained, and their numbers are the papers'."""
+"""The recipes can be trained, and their numbers are those of the papers."""
 
 import dataclasses
 import math
@@ -6,19 +6,19 @@ import math
 import numpy as np
 import pytest
 
-from opnorm import models
+from opnorm import models, papers
 from opnorm.training import Config, plan, presets, validate
 
-# What a user gives for a field that a preset needs.
-GIVEN = {"dataset": "image_folder:/pictures", "init_from": "runs/standard"}
+# Values that a user gives for the fields that presets need.
+GIVEN = {"dataset": "image_folder:/images", "init_from": "runs/standard"}
 
 IMAGENET_STD = np.array([0.229, 0.224, 0.225])
 INF = float("inf")
 
 
-@pytest.mark.parametrize("name", presets.names())
+@pytest.mark.parametrize("name", presets.PRESETS)
 def test_every_preset_can_be_trained_once_its_needs_are_given(name):
-    preset = presets.get(name)
+    preset = presets.get_preset(name)
     assert preset.name == name
     assert preset.source
     assert preset.paper
@@ -44,7 +44,7 @@ ROTH = {
 @pytest.mark.parametrize("name", ROTH)
 def test_roths_lengths_are_converted_from_pixels_between_minus_1_and_1(name):
     method, p, epsilon, weight, num_steps = ROTH[name]
-    preset = presets.get(f"roth_{name}")
+    preset = presets.get_preset(f"roth_{name}")
     config = preset.config
     # One of their units is as many of ours as what pixels are divided by.
     _, scale = models.STATISTICS["half"]
@@ -57,33 +57,33 @@ def test_roths_lengths_are_converted_from_pixels_between_minus_1_and_1(name):
     )
     assert config.penalty_fraction == (0.5 if method == "adversarial" else 1.0)
     assert preset.needs == ("init_from",)
-    base = presets.get(f"roth_{name.split('_')[0]}_standard")
+    base = presets.get_preset(f"roth_{name.split('_')[0]}_standard")
     for field in ("model", "width", "normalization", "dataset"):
         assert getattr(config, field) == getattr(base.config, field)
     assert base.needs == ()
 
 
 def test_roths_global_penalty_has_no_length():
-    config = presets.get("roth_cnn7_global_snr").config
+    config = presets.get_preset("roth_cnn7_global_snr").config
     assert (config.method, config.weight, config.num_steps) == ("global_snr", 3e-4, 1)
 
 
 @pytest.mark.parametrize("level", [4, 8, 16])
 def test_the_regularization_views_attacks_are_in_255ths(level):
     for network in ("resnet56", "cifar100_resnet110", "tiny_imagenet"):
-        config = presets.get(f"regularization_view_{network}_at{level}").config
+        config = presets.get_preset(f"regularization_view_{network}_at{level}").config
         assert (config.method, config.p) == ("adversarial_only", INF)
         assert config.epsilon * 255 == pytest.approx(level)
         assert config.step_size * 255 == pytest.approx(2)
         assert config.num_steps == 10
         assert config.random_start
-    config = presets.get(f"regularization_view_resnet56_fgsm{level}").config
+    config = presets.get_preset(f"regularization_view_resnet56_fgsm{level}").config
     assert (config.num_steps, config.random_start) == (1, False)
     assert config.step_size == config.epsilon == pytest.approx(level / 255)
 
 
 def test_finlays_attack_steps_by_about_two_255ths():
-    config = presets.get("finlay_cifar10_at_linf").config
+    config = presets.get_preset("finlay_cifar10_at_linf").config
     assert config.step_size == pytest.approx(0.43 / 3072**0.5)
     assert config.step_size * 255 == pytest.approx(1.978, abs=1e-3)
     assert config.epsilon * 255 == pytest.approx(8.007, abs=1e-3)
@@ -92,11 +92,11 @@ def test_finlays_attack_steps_by_about_two_255ths():
 
 @pytest.mark.parametrize(("suffix", "weight"), [("0.1", 0.1), ("1", 1.0)])
 def test_finlays_penalty_is_the_same_in_standardised_pixels(suffix, weight):
-    cifar = presets.get(f"finlay_cifar10_l2_{suffix}").config
+    cifar = presets.get_preset(f"finlay_cifar10_l2_{suffix}").config
     assert (cifar.weight, cifar.difference_step, cifar.p) == (weight, 0.01, 2.0)
-    signs = presets.get(f"finlay_cifar10_l1_{suffix}").config
+    signs = presets.get_preset(f"finlay_cifar10_l1_{suffix}").config
     assert (signs.weight, signs.p, signs.divide_by_size) == (weight, INF, True)
-    config = presets.get(f"finlay_imagenet_l2_{suffix}").config
+    config = presets.get_preset(f"finlay_imagenet_l2_{suffix}").config
     # A gradient that is the same in the three channels, in pixels and in theirs.
     ours = np.full(3, 0.7)
     theirs = ours * IMAGENET_STD
@@ -109,7 +109,7 @@ def test_finlays_penalty_is_the_same_in_standardised_pixels(suffix, weight):
 
 
 # Whitened pixels of CIFAR-10 are pixels divided by 0.211 on average, so measured on
-# the embedded pictures; those of MNIST are pixels.
+# the embedded images; those of MNIST are pixels.
 FARNIA = {
     "cifar10_alexnet_fgm_l2": (2.0, 1, 2.44 * 0.211),
     "cifar10_inception_pgm_l2": (2.0, 15, 2.44 * 0.211),
@@ -120,7 +120,7 @@ FARNIA = {
 
 @pytest.mark.parametrize("name", FARNIA)
 def test_farnias_lengths_are_converted_from_whitened_pixels(name):
-    config = presets.get(f"farnia_{name}").config
+    config = presets.get_preset(f"farnia_{name}").config
     p, num_steps, epsilon = FARNIA[name]
     assert (config.method, config.p) == ("adversarial_only", p)
     assert (config.num_steps, config.attack_labels) == (num_steps, "predicted")
@@ -133,19 +133,21 @@ def test_farnias_lengths_are_converted_from_whitened_pixels(name):
 
 
 def test_farnias_price_of_a_squared_length_is_divided_by_the_squared_scale():
-    config = presets.get("farnia_cifar10_mlp1_wrm").config
+    config = presets.get_preset("farnia_cifar10_mlp1_wrm").config
     assert config.gamma == pytest.approx(0.0976 / 0.211**2, rel=0.02)
-    assert presets.get("farnia_mnist_mlp2_wrm").config.gamma == pytest.approx(0.372)
-    assert presets.get("farnia_mnist_mlp2_wrm").config.image_size is None
+    assert presets.get_preset("farnia_mnist_mlp2_wrm").config.gamma == pytest.approx(
+        0.372
+    )
+    assert presets.get_preset("farnia_mnist_mlp2_wrm").config.image_size is None
     assert presets.get_grid("farnia_beta").values == {
         "spectral_norm_bound": (INF, 1.0, 1.3, 1.6, 2.0, 4.0)
     }
 
 
 def test_the_regularization_views_norms_are_clipped():
-    config = presets.get("regularization_view_resnet56_at8_sn3").config
+    config = presets.get_preset("regularization_view_resnet56_at8_sn3").config
     assert (config.spectral_norm_bound, config.spectral_norm_method) == (3.0, "clip")
-    base = presets.get("regularization_view_resnet56_at8").config
+    base = presets.get_preset("regularization_view_resnet56_at8").config
     assert dataclasses.replace(base, **_clipped(3.0)) == config
 
 
@@ -175,7 +177,7 @@ RATES = {
 
 @pytest.mark.parametrize("name", RATES)
 def test_learning_rates_fall_where_the_papers_say(name):
-    config = presets.get(name).config
+    config = presets.get_preset(name).config
     made = plan.make(config, 2048)
     rate = plan.schedule(config, made)
     for epoch, expected in RATES[name].items():
@@ -211,19 +213,45 @@ def test_grids_are_table_3_in_pixels():
 
 def test_unknown_names_say_the_nearest_in_one_line():
     with pytest.raises(ValueError, match=r"roth_cnn7_snt.*roth_cnn7_snr") as caught:
-        presets.get("roth_cnn7_snt")
+        presets.get_preset("roth_cnn7_snt")
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"zzz.*--list_presets"):
-        presets.get("zzz")
+        presets.get_preset("zzz")
     with pytest.raises(ValueError, match=r"grid 'roth_snrr'.*roth_snr"):
         presets.get_grid("roth_snrr")
 
 
 def test_descriptions_name_everything_and_show_both_units():
-    everything = presets.describe()
+    everything = presets.describe_presets()
     for name in (*presets.PRESETS, *presets.GRIDS):
         assert name in everything
-    one = presets.describe("roth_cnn7_at_l2")
+    one = presets.describe_presets("roth_cnn7_at_l2")
     assert "1.75" in one
     assert "0.875" in one
     assert "--init_from" in one
+
+
+def test_presets_have_the_rows_that_their_paper_prints():
+    unprinted = [name for name, preset in presets.PRESETS.items() if not preset.rows]
+    assert all("svhn_cnn7" in name or "interpolated" in name for name in unprinted)
+    for preset in presets.PRESETS.values():
+        config = preset.config
+        for row in preset.rows:
+            assert preset.row(type(row)) is row
+            match row:
+                case papers.roth.Trained():
+                    if row.epsilon is not None:
+                        assert config.epsilon == row.epsilon / 2
+                    assert row.weight in (None, config.weight)
+                case papers.regularization_view.Generalization():
+                    if row.trained_with:
+                        assert config.epsilon * 255 == pytest.approx(row.trained_with)
+                    assert config.spectral_norm_bound == row.bound
+                    assert config.dataset == row.dataset
+                case papers.finlay.Linf() | papers.finlay.L2():
+                    assert (config.activation == "smooth_relu") == row.smooth
+                    assert config.dataset == row.dataset
+                case papers.farnia.Accuracy():
+                    assert preset.name.endswith(f"{row.architecture}_{row.scheme}")
+                    assert config.dataset == row.dataset
+    assert presets.PRESETS["finlay_cifar10_l1_1"].row(papers.finlay.L2) is None

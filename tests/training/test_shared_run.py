@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from opnorm import training
-from opnorm.training import plan
+from opnorm import runs, training
 from opnorm.training.shared_run import SharedRun
 
 CONFIG = training.Config(dataset="folder:/a", epochs=2, schedule="constant")
@@ -15,8 +14,10 @@ DATA = {"examples": 128, "digest": "d"}
 
 def begin(directory, config=CONFIG, fingerprint=DATA, **changes):
     config = dataclasses.replace(config, **changes)
-    made = plan.make(config, 128)
-    SharedRun(directory, config, made, (8, 8, 3), 2, fingerprint).close()
+    objective = training.make_objective(config, 2, (8, 8, 3))
+    plan = training.make_plan(config, 128)
+    program = training.Program(objective, plan, training.data_mesh())
+    SharedRun(directory, config, program, fingerprint).close()
 
 
 def card(directory):
@@ -94,8 +95,8 @@ def test_epochs_are_not_added_where_steps_would_have_been_others(tmp_path):
 
 def test_a_run_in_use_is_refused_and_a_failure_lets_others_in(tmp_path):
     begin(tmp_path)
-    in_use = pytest.raises(training.RunInUse, match="is in use by process")
-    with training.RunDirectory(tmp_path).locked(), in_use:
+    in_use = pytest.raises(runs.RunInUse, match="is in use by process")
+    with runs.RunDirectory(tmp_path).locked(), in_use:
         begin(tmp_path)
     with pytest.raises(ValueError, match="another run"):
         begin(tmp_path, width=3)

@@ -1,4 +1,4 @@
-"""Training with bounded layers, with WRM, with other labels and smaller pictures."""
+"""Training with bounded layers, with WRM, with other labels and smaller images."""
 
 import dataclasses
 
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from opnorm import attacks, data, operators, training
-from opnorm.training import build, methods, modes
 
 TINY = training.Config(
     model="mlp",
@@ -23,7 +22,7 @@ TINY = training.Config(
 )
 DIVIDED = dataclasses.replace(TINY, spectral_norm_bound=0.7)
 CLIPPED = dataclasses.replace(DIVIDED, spectral_norm_method="clip")
-# Of dense layers both forms of the division are one.
+# Both forms of the division are one for dense layers.
 CAREFUL = dataclasses.replace(
     DIVIDED,
     spectral_norm_method="normalize_kernels",
@@ -110,7 +109,9 @@ def test_an_interrupted_run_ends_bit_identical_and_is_loaded_bounded(
     assert len(set(structures)) == 1
     # Runs that start from it start from the bounded network.
     later = dataclasses.replace(TINY, init_from=str(tmp_path))
-    begun = build.initial_state(later, train_set, training.make_plan(later, 48))
+    start = training.load_run(later.init_from).network
+    program = training.make_program(later, train_set, training.data_mesh())
+    begun = program.initial_state(later.seed, start)
     assert_identical(begun.params, run.network.params)
 
 
@@ -124,7 +125,7 @@ def test_one_two_and_eight_devices_train_alike(config, whole, train_set):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_convolutions_are_bounded_for_the_pictures_they_see(train_set):
+def test_convolutions_are_bounded_for_the_images_they_see(train_set):
     config = dataclasses.replace(DIVIDED, model="alexnet", width=3, epochs=1)
     small = dataclasses.replace(train_set, images=train_set.images[:, 8:24, 8:24])
     result = train(config, small)
@@ -149,13 +150,13 @@ def test_convolutions_are_bounded_for_the_pictures_they_see(train_set):
 
 def setup(config, train_set):
     """A network, a batch, and what its method makes of them."""
-    module = training.build_model(config, 10)
-    params, stats = modes.init(module, jax.random.key(0), train_set.image_shape)
-    net = modes.create(module)
-    batch = methods.Batch(
+    objective = training.make_objective(config, 10, train_set.image_shape)
+    params, stats = objective.init(jax.random.key(0))
+    net = objective.modes
+    batch = training.Batch(
         data.to_float(train_set.images[:16]), train_set.labels[:16], np.arange(16)
     )
-    method = methods.create(config, net)
+    method = objective.method
     _, auxiliary = jax.jit(method.loss)(params, stats, {}, batch, jax.random.key(2))
     return lambda x: net.infer(params, stats, x), batch, auxiliary.metrics
 
@@ -216,7 +217,7 @@ def test_random_labels_are_drawn_once_for_all_seeds():
         data.randomize_labels(half, 0.5, seed=-1)
 
 
-def test_pictures_in_memory_may_lose_their_margins():
+def test_images_in_memory_may_lose_their_margins():
     config = dataclasses.replace(TINY, image_size=27)
     whole = training.load_train_set(TINY)
     middle = training.load_train_set(config)

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from opnorm import training
-from opnorm.training import checkpoints, preemption
+from opnorm import runs, training
+from opnorm.runs import checkpoints, preemption
 
 TINY = training.Config(
     model="mlp", width=8, epochs=2, batch_size=16, train_examples=48, seed=3
@@ -32,7 +32,7 @@ def leaves(tree):
 @pytest.fixture
 def poisoned(monkeypatch):
     """Makes the loss of chosen steps infinite or its gradient NaN."""
-    from opnorm.training import build, methods
+    from opnorm.training import methods, program
 
     def poison(kind, bad_keys):
         create = methods.create
@@ -55,10 +55,14 @@ def poisoned(monkeypatch):
             return methods.Method(method.init, loss)
 
         monkeypatch.setattr(methods, "create", changed)
-        build._compiled_step.cache_clear()
+        forget()
+
+    def forget():
+        program._method.cache_clear()
+        program._compiled_step.cache_clear()
 
     yield poison
-    build._compiled_step.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
@@ -80,7 +84,7 @@ def test_updates_that_are_not_finite_are_left_out_and_counted(
             show_progress=False,
         )
         states.append(result)
-    logged = training.read_metrics(tmp_path)
+    logged = runs.read_metrics(tmp_path)
     assert [line["skipped_updates"] for line in logged] == [0, 1, 2]
     assert all(np.isfinite(leaf).all() for leaf in leaves(states[1].params))
     # Steps 1 and 2 changed nothing: the checkpoint of step 1 is that of step 3.
@@ -131,7 +135,7 @@ def test_sigterm_ends_with_a_checkpoint_and_the_run_goes_on(train_set, tmp_path)
     options = {"mesh": one_device(), "show_progress": False}
     images = train_set.images.view(_Signalling)
     signalling = dataclasses.replace(train_set, images=images)
-    with pytest.raises(training.Preempted) as stopped:
+    with pytest.raises(runs.Preempted) as stopped:
         training.train(TINY, directory=tmp_path, train_set=signalling, **options)
     assert stopped.value.code == 143
     assert stopped.value.step == 3
@@ -145,7 +149,7 @@ def test_sigterm_ends_with_a_checkpoint_and_the_run_goes_on(train_set, tmp_path)
 
 @pytest.mark.parametrize(
     ("number", "kind"),
-    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGHUP, training.Preempted)],
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGHUP, runs.Preempted)],
 )
 def test_so_do_ctrl_c_and_a_closed_terminal(train_set, tmp_path, number, kind, capsys):
     before = signal.getsignal(number)

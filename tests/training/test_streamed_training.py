@@ -1,4 +1,4 @@
-"""Training on pictures that stay on disk: paper O's ImageNet recipe, tiny."""
+"""Training on images that stay on disk: paper O's ImageNet recipe, tiny."""
 
 import dataclasses
 
@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opnorm import data, training
+from opnorm import data, runs, training
 from opnorm.training import feed, plan, presets
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder of 2 x 12 pictures of several sizes."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """A folder of 2 x 12 images of several sizes."""
+    folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 2)):
         for label in range(2):
@@ -28,15 +28,15 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def recipe(pictures):
+def recipe(images):
     """The preset with sizes and data of a test.
 
     And with a network that compiles fast and takes both sizes; ResNet-50 alone would
     take a minute here.
     """
     return dataclasses.replace(
-        presets.get("finlay_imagenet_l2_0.1").config,
-        dataset=f"image_folder:{pictures}",
+        presets.get_preset("finlay_imagenet_l2_0.1").config,
+        dataset=f"image_folder:{images}",
         phases="0:24:8:0.08,1:32:16:0.5",
         learning_rates="0:0.1,1:0.1,1:0.01,2:0",
         epochs=2,
@@ -58,7 +58,7 @@ def test_the_imagenet_recipe_runs_with_progressive_sizes_and_resumes(recipe, tmp
     )
     # An epoch of 3 batches of 8, and one of 1 batch of 16.
     assert result.step == 4
-    lines = training.read_metrics(tmp_path)
+    lines = runs.read_metrics(tmp_path)
     assert [line["epoch"] for line in lines] == pytest.approx([1 / 3, 2 / 3, 1, 2])
     assert all(np.isfinite(line["penalty"]) for line in lines)
     again = training.train(recipe, directory=tmp_path, train_set=stream, **options)
@@ -89,7 +89,7 @@ def test_batches_are_those_of_the_plan_wherever_they_begin(recipe):
             np.testing.assert_array_equal(a, b)
 
 
-def test_without_augmentation_pictures_are_cropped_at_the_middle(recipe):
+def test_without_augmentation_images_are_cropped_at_the_middle(recipe):
     stream = training.load_train_set(recipe)
     made = plan.make(recipe, len(stream))
     sharding = training.sharded(one_device())

@@ -1,4 +1,4 @@
-"""The loop: exact resumption, devices, methods, errors before anything is done."""
+"""Runs resume exactly; methods and configurations are checked."""
 
 import dataclasses
 import json
@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from opnorm import data, regularizers, training
-from opnorm.training import build, checkpoints, methods, modes
+from opnorm import data, regularizers, runs, training
+from opnorm.runs import checkpoints
 
 TINY = training.Config(
     model="mlp",
@@ -87,7 +87,7 @@ def test_a_run_resumed_from_a_checkpoint_ends_bit_identical(
     )
     assert_identical(whole.params, resumed.params)
     assert_identical(whole.batch_stats, resumed.batch_stats)
-    steps = [line["step"] for line in training.read_metrics(first)]
+    steps = [line["step"] for line in runs.read_metrics(first)]
     assert steps == list(range(1, 7))
 
 
@@ -126,7 +126,7 @@ def test_checkpoints_that_are_gone_are_missed(
     again = training.train(TINY, train_set=train_set, **begun)
     assert "metrics up to step 2, but no checkpoint" in caplog.text
     assert_identical(finished[1].params, again.params)
-    steps = [line["step"] for line in training.read_metrics(tmp_path / "begun")]
+    steps = [line["step"] for line in runs.read_metrics(tmp_path / "begun")]
     assert steps == list(range(1, 7))
 
 
@@ -159,7 +159,9 @@ def test_a_directory_of_another_run_is_refused(finished, train_set):
 def test_a_run_can_start_from_another_runs_parameters(finished, train_set, tmp_path):
     directory, first = finished
     later = dataclasses.replace(TINY, init_from=str(directory))
-    begun = build.initial_state(later, train_set, training.make_plan(later, 48))
+    start = training.load_run(later.init_from).network
+    program = training.make_program(later, train_set, training.data_mesh())
+    begun = program.initial_state(later.seed, start)
     assert_identical(begun.params, first.params)
     # Had it not started there, it would have ended there.
     run = tmp_path / "later"
@@ -265,10 +267,10 @@ def setup(config, train_set, examples):
 
     The MLP has no BatchNorm, so both modes are one function.
     """
-    module = training.build_model(config, 10)
-    params, stats = modes.init(module, jax.random.key(0), train_set.image_shape)
-    method = methods.create(config, modes.create(module))
-    batch = methods.Batch(
+    objective = training.make_objective(config, 10, train_set.image_shape)
+    params, stats = objective.init(jax.random.key(0))
+    module, method = objective.module, objective.method
+    batch = training.Batch(
         data.to_float(train_set.images[examples]), train_set.labels[examples], examples
     )
     state = method.init(params, jax.random.key(1), 48, 10)

@@ -1,7 +1,8 @@
-"""training: what the papers trained, as data in this library's units.
+"""The recipes of the papers, as data in this library's units.
 
-Epsilon, steps and penalties are converted to [0, 1] pixel units; each file says how.
-What a paper leaves open is marked [?], with the choice made here beside it.
+The printed numbers are in :mod:`opnorm.papers`. Epsilon, steps and penalties are
+converted to [0, 1] pixel units; each file says how. A mark [?] stands beside each
+choice that a paper leaves open.
 """
 
 from opnorm.training.recipes import farnia, finlay, regularization_view, roth

@@ -1,9 +1,9 @@
-"""training: what Farnia, Zhang & Tse 2019 trained.
+"""The training recipes of Farnia, Zhang & Tse 2019.
 
-They divide every picture of CIFAR-10 and SVHN by the standard deviation of its own
-pixels before anything else, and perturb what comes out. Networks here divide by one
-number for all pictures, so that a length is multiplied by the mean of those standard
-deviations, 0.21 on CIFAR-10, and the price of a squared length divided by its square.
+They divide every image of CIFAR-10 and SVHN by the standard deviation of its own pixels
+before anything else, and perturb the result. Networks here divide by one number for all
+images, so that a length is multiplied by the mean of those standard deviations, 0.21 on
+CIFAR-10, and the price of a squared length divided by its square.
 Their MNIST is in [0, 1].
 
 A preset is a row of their Table 1 without spectral normalisation. With it:
@@ -13,83 +13,17 @@ the grid of all that were tried.
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
-from opnorm.training.recipes.preset import Preset
+from opnorm import papers
+from opnorm.training.recipes.preset import Preset, Settings
 
-# Measured on the 8,500 training pictures of the embedded CIFAR-10.
+# Measured on the 8,500 training images of the embedded CIFAR-10.
 _CONTRAST = 0.21
-# Of the training set: 48.7 on CIFAR-10 as the paper has it, 9.30 on MNIST.
+# Mean over the training set: 48.7 on CIFAR-10, as in the paper, 9.30 on MNIST.
 _MEAN_NORM = {"cifar10": 48.7, "svhn_cropped": 48.7, "mnist": 9.30}
 _WRM_GAMMA = {"cifar10": 0.002, "svhn_cropped": 0.002, "mnist": 0.04}
 
-# Rows of Table 1: the scheme, and test accuracy without and with spectral normalisation
-# and the bound chosen for the latter.
-_ROWS: dict[tuple[str, str], list[tuple[str, float, float, float]]] = {
-    ("cifar10", "alexnet"): [
-        ("erm", 0.79, 0.79, 2.0),
-        ("fgm_l2", 0.54, 0.63, 1.6),
-        ("fgm_linf", 0.51, 0.56, 1.3),
-        ("pgm_l2", 0.50, 0.62, 1.6),
-        ("pgm_linf", 0.44, 0.54, 1.6),
-        ("wrm", 0.61, 0.65, 1.3),
-    ],
-    ("cifar10", "elu_alexnet"): [
-        ("erm", 0.79, 0.79, 2.0),
-        ("fgm_l2", 0.52, 0.60, 1.3),
-        ("pgm_l2", 0.53, 0.61, 1.6),
-        ("wrm", 0.60, 0.60, 4.0),
-    ],
-    ("cifar10", "inception"): [
-        ("erm", 0.85, 0.86, 1.6),
-        ("pgm_l2", 0.53, 0.58, 1.6),
-        ("pgm_linf", 0.48, 0.56, 1.0),
-        ("wrm", 0.66, 0.67, 1.6),
-    ],
-    ("cifar10", "mlp1"): [
-        ("erm", 0.49, 0.53, 0.8),
-        ("fgm_l2", 0.36, 0.46, 1.0),
-        ("pgm_l2", 0.36, 0.46, 0.8),
-        ("wrm", 0.41, 0.50, 0.8),
-    ],
-    ("cifar10", "mlp2"): [
-        ("erm", 0.51, 0.56, 1.0),
-        ("fgm_l2", 0.36, 0.49, 1.0),
-        ("pgm_l2", 0.35, 0.48, 1.0),
-        ("wrm", 0.35, 0.52, 1.0),
-    ],
-    ("cifar10", "resnet"): [
-        ("erm", 0.80, 0.83, 1.6),
-        ("pgm_l2", 0.49, 0.55, 2.5),
-        ("pgm_linf", 0.44, 0.53, 1.0),
-        ("wrm", 0.63, 0.66, 1.6),
-    ],
-    ("mnist", "elu_net"): [
-        ("erm", 0.99, 0.99, math.inf),
-        ("fgm_l2", 0.97, 0.97, 4.0),
-        ("pgm_l2", 0.97, 0.97, 4.0),
-        ("wrm", 0.92, 0.93, 4.0),
-    ],
-    ("mnist", "mlp1"): [
-        ("erm", 0.98, 0.98, math.inf),
-        ("fgm_l2", 0.88, 0.96, 8.0),
-        ("pgm_l2", 0.96, 0.96, 16.0),
-        ("wrm", 0.88, 0.88, 8.0),
-    ],
-    ("mnist", "mlp2"): [
-        ("erm", 0.98, 0.98, 2.0),
-        ("fgm_l2", 0.91, 0.96, 8.0),
-        ("pgm_l2", 0.96, 0.97, 4.0),
-        ("wrm", 0.88, 0.90, 16.0),
-    ],
-    ("svhn_cropped", "alexnet"): [
-        ("erm", 0.93, 0.93, math.inf),
-        ("fgm_l2", 0.76, 0.83, 1.6),
-        ("pgm_l2", 0.78, 0.81, 1.3),
-        ("wrm", 0.83, 0.84, 1.3),
-    ],
-}
-_MODELS: dict[str, dict[str, Any]] = {
+_MODELS: dict[str, Settings] = {
     "alexnet": {"model": "alexnet"},
     "elu_alexnet": {"model": "alexnet", "activation": "elu"},
     "inception": {"model": "inception"},
@@ -98,7 +32,7 @@ _MODELS: dict[str, dict[str, Any]] = {
     "resnet": {"model": "resnet32"},
     "elu_net": {"model": "elu_net", "activation": "elu"},
 }
-_RECIPE: dict[str, Any] = {
+_RECIPE: Settings = {
     "width": None,
     "augment": False,
     "schedule": "constant",
@@ -107,7 +41,7 @@ _RECIPE: dict[str, Any] = {
 }
 _SGD = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
 _ADAM = {"optimizer": "adam", "learning_rate": 1e-3}
-_ATTACK: dict[str, Any] = {
+_ATTACK: Settings = {
     "method": "adversarial_only",
     "random_start": False,
     "attack_labels": "predicted",
@@ -115,52 +49,56 @@ _ATTACK: dict[str, Any] = {
 _NOTES = (
     "The paper stops at 200 epochs, or where the training accuracy reaches 0.999; here "
     "it is always 200. Its learning rate falls by 3 % meanwhile. The first 500 test "
-    "pictures are kept for choosing the bound. "
+    "images are kept for choosing the bound. "
 )
 _WHITENED = (
-    "Each picture there is whitened by itself, and lengths are those of whitened "
-    "pictures; here one mean and standard deviation serve all, and lengths are "
-    "multiplied by the mean standard deviation of CIFAR-10's pictures, 0.21. "
+    "Each image there is whitened by itself, and lengths are those of whitened "
+    "images; here one mean and standard deviation serve all, and lengths are "
+    "multiplied by the mean standard deviation of CIFAR-10's images, 0.21. "
 )
 
 
 def presets() -> Iterable[Preset]:
     """Lists the rows of Table 1."""
-    for (dataset, architecture), rows in _ROWS.items():
-        for scheme, without, with_bound, bound in rows:
-            label = {"svhn_cropped": "svhn"}.get(dataset, dataset)
-            settings, stated, notes = _scheme(scheme, dataset)
-            data = {"dataset": dataset, "image_size": 28, "normalization": "cifar10"}
-            if dataset == "mnist":
-                data |= {"image_size": None, "normalization": "none"}
-            else:
-                notes += _WHITENED
-            if dataset == "svhn_cropped":
-                notes += "SVHN's own mean standard deviation [?]: CIFAR-10's. "
-            if architecture.startswith("mlp"):
-                notes += "Kernels start from LeCun's normal, there Xavier's uniform. "
-            small = dataset == "mnist" or architecture.startswith("mlp")
-            yield Preset(
-                f"farnia_{label}_{architecture}_{scheme}",
-                data
-                | _MODELS[architecture]
-                | _RECIPE
-                | (_ADAM if small else _SGD)
-                | ({"epochs": 25} if architecture == "elu_net" else {})
-                | settings,
-                "Farnia et al. 2019, Table 1",
-                stated
-                | {
-                    "accuracy": f"{without:.2f}, with spectral normalisation "
-                    f"{with_bound:.2f}, under the attack trained with",
-                    "beta": f"{bound:g}, the best by validation",
-                },
-                (notes + _NOTES).strip(),
-            )
+    for row in papers.farnia.TABLE_1.rows:
+        dataset, architecture, scheme, *_ = row
+        label = {"svhn_cropped": "svhn"}.get(dataset, dataset)
+        settings, stated, notes = _scheme(scheme, dataset)
+        data = {"dataset": dataset, "image_size": 28, "normalization": "cifar10"}
+        if dataset == "mnist":
+            data |= {"image_size": None, "normalization": "none"}
+        else:
+            notes += _WHITENED
+        if dataset == "svhn_cropped":
+            notes += "SVHN's own mean standard deviation [?]: CIFAR-10's. "
+        if architecture.startswith("mlp"):
+            notes += "Kernels start from LeCun's normal, there Xavier's uniform. "
+        small = dataset == "mnist" or architecture.startswith("mlp")
+        validated = papers.farnia.NOTEBOOKS.row(
+            dataset=dataset, architecture=architecture, scheme=scheme
+        )
+        yield Preset(
+            f"farnia_{label}_{architecture}_{scheme}",
+            data
+            | _MODELS[architecture]
+            | _RECIPE
+            | (_ADAM if small else _SGD)
+            | ({"epochs": 25} if architecture == "elu_net" else {})
+            | settings,
+            "Farnia et al. 2019, Table 1",
+            stated
+            | {
+                "accuracy": f"{row.test:.2f}, with spectral normalisation "
+                f"{row.bounded_test:.2f}, under the attack trained with",
+                "beta": f"{validated.beta:g}, the best by validation",
+            },
+            (notes + _NOTES).strip(),
+            rows=(row, validated),
+        )
 
 
-def _scheme(scheme: str, dataset: str) -> tuple[dict[str, Any], dict[str, str], str]:
-    """Settings, what the paper states, and notes."""
+def _scheme(scheme: str, dataset: str) -> tuple[Settings, dict[str, str], str]:
+    """Settings, statements of the paper, and notes."""
     if scheme == "erm":
         return {"method": "standard"}, {"training": "ERM"}, ""
     contrast = 1.0 if dataset == "mnist" else _CONTRAST

@@ -1,4 +1,4 @@
-"""training: what Finlay & Oberman 2019 trained.
+"""The training recipes of Finlay & Oberman 2019.
 
 They use pixels in [0, 1] on CIFAR-10, and pixels divided by ImageNet's standard
 deviations s on ImageNet: there a length is multiplied by the root mean square of s, and
@@ -6,13 +6,16 @@ the weight of a squared gradient by the mean of s^2.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from opnorm.training.recipes.preset import Preset
+from opnorm.papers import Table
+from opnorm.papers import finlay as _paper
+from opnorm.training.recipes.preset import Preset, Settings
 
+_CIFAR10, _IMAGENET = _paper.CIFAR10, _paper.IMAGENET
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_FINLAY_CIFAR: dict[str, Any] = {
+_FINLAY_CIFAR: Settings = {
     "dataset": "cifar10",
     "padding": "grey",
     "cutout": 16,
@@ -30,7 +33,7 @@ _FINLAY_CIFAR: dict[str, Any] = {
     "epochs": 200,
     "batch_size": 128,
 }
-_FINLAY_IMAGENET: dict[str, Any] = {
+_FINLAY_IMAGENET: Settings = {
     "dataset": "imagenet2012",
     # Batches are those of four GPUs together.
     "phases": "0:128:512:0.08,15:224:192:0.087,28:288:128:0.5",
@@ -46,7 +49,7 @@ _FINLAY_IMAGENET: dict[str, Any] = {
     "decayed": "kernels_and_scales",
     "epochs": 29,
 }
-_FINLAY_ATTACK: dict[str, Any] = {
+_FINLAY_ATTACK: Settings = {
     "method": "adversarial_only",
     "p": math.inf,
     "epsilon": 0.0314,
@@ -59,7 +62,7 @@ _FINLAY_CIFAR_NOTES = (
     "says standard. Logits pass through the activation, as released. "
 )
 _FINLAY_IMAGENET_NOTES = (
-    "Learning rates and sizes of pictures are those of the released code. "
+    "Learning rates and sizes of images are those of the released code. "
 )
 _FINLAY_GRADIENT_NOTES = (
     "The released code takes the gradient of the batch's mean loss in train mode; here "
@@ -73,28 +76,38 @@ def presets() -> Iterable[Preset]:
 
 
 def _finlay_unordered() -> Iterable[Preset]:
+    tables = (_paper.TABLE_1, _paper.TABLE_2, _paper.TABLE_3)
     for name, smooth in (("undefended", False), ("smooth_undefended", True)):
-        yield _finlay_preset(f"cifar10_{name}", {}, {}, "", smooth=smooth)
-        yield _finlay_preset(f"imagenet_{name}", {}, {}, "", smooth=smooth)
+        for label, dataset in (("cifar10", _CIFAR10), ("imagenet", _IMAGENET)):
+            rows = _rows(tables, dataset, _paper.UNDEFENDED, smooth=smooth)
+            yield _finlay_preset(f"{label}_{name}", {}, {}, "", rows, smooth=smooth)
     stated = {"epsilon": "0.0314 (Linf)", "step": "0.43 / sqrt(3072)", "steps": "7"}
-    yield _finlay_preset("cifar10_at_linf", _FINLAY_ATTACK, stated, "")
+    rows = _rows(tables, _CIFAR10, _paper.ADVERSARIAL)
+    yield _finlay_preset("cifar10_at_linf", _FINLAY_ATTACK, stated, "", rows)
     for name, weight in (("l1_0.1", 0.1), ("l1_1", 1.0)):
         yield _finlay_preset(
             f"cifar10_{name}",
-            # Nothing is trained with epsilon; it is the one of Table 1's attacks.
+            # Training does not use epsilon; this is the one of Table 1's attacks.
             {"p": math.inf, "epsilon": 8 / 255, "divide_by_size": True}
             | _finlay_penalty(weight, 1.0),
             {"lambda": f"{weight:g}", "h": "0.01"},
-            "What the paper calls the squared 1-norm of the gradient is, with its "
-            "direction sign(g) / sqrt(N), that norm divided by N = 3072. ",
+            "With the paper's direction sign(g) / sqrt(N), its squared 1-norm of the "
+            "gradient is that norm divided by N = 3072. ",
+            _rows(tables[:1], _CIFAR10, _paper.GRADIENT, weight),
         )
-    # Of standardised pixels: lengths are divided by s there, gradients times s.
+    # In standardised pixels lengths are divided by s, and gradients multiplied.
     mean_square = math.fsum(s * s for s in _IMAGENET_STD) / 3
     for name, weight in (("l2_0.1", 0.1), ("l2_0.1_smooth", 0.1), ("l2_1", 1.0)):
         smooth = name.endswith("smooth")
         stated = {"lambda": f"{weight:g}", "h": "0.01"}
         yield _finlay_preset(
-            f"cifar10_{name}", _finlay_penalty(weight, 1.0), stated, "", smooth=smooth
+            f"cifar10_{name}",
+            _finlay_penalty(weight, 1.0),
+            stated,
+            "",
+            # The networks of CIFAR-10 in Table 1 have the 1-norm.
+            _rows(tables[1:], _CIFAR10, _paper.GRADIENT, weight, smooth=smooth),
+            smooth=smooth,
         )
         yield _finlay_preset(
             f"imagenet_{name}",
@@ -103,11 +116,12 @@ def _finlay_unordered() -> Iterable[Preset]:
             "Lambda and h are converted by the mean square of ImageNet's standard "
             f"deviations, {mean_square:.4g}, and its root: exactly so only where the "
             "three channels agree. ",
+            _rows(tables, _IMAGENET, _paper.GRADIENT, weight, smooth=smooth),
             smooth=smooth,
         )
 
 
-def _finlay_penalty(weight: float, mean_square: float) -> dict[str, Any]:
+def _finlay_penalty(weight: float, mean_square: float) -> Settings:
     return {
         "method": "gradient_regularization",
         "weight": weight * mean_square,
@@ -118,9 +132,10 @@ def _finlay_penalty(weight: float, mean_square: float) -> dict[str, Any]:
 
 def _finlay_preset(
     name: str,
-    extra: Mapping[str, Any],
+    extra: Settings,
     paper: Mapping[str, str],
     notes: str,
+    rows: tuple[tuple[Any, ...], ...],
     *,
     smooth: bool = False,
 ) -> Preset:
@@ -137,4 +152,18 @@ def _finlay_preset(
     if extra.get("method") == "gradient_regularization":
         notes += _FINLAY_GRADIENT_NOTES
     source = "Finlay & Oberman 2019, Tables 1 and 2"
-    return Preset(f"finlay_{name}", settings, source, {**paper, **general}, notes)
+    stated = {**paper, **general}
+    return Preset(f"finlay_{name}", settings, source, stated, notes, rows=rows)
+
+
+def _rows(
+    tables: Sequence[Table[Any]],
+    dataset: str,
+    method: str,
+    weight: float | None = None,
+    *,
+    smooth: bool = False,
+) -> tuple[tuple[Any, ...], ...]:
+    """Returns the rows of tables that are of one network."""
+    columns = {"dataset": dataset, "method": method, "weight": weight, "smooth": smooth}
+    return tuple(row for table in tables for row in table.select(**columns))

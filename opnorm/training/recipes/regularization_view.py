@@ -1,4 +1,4 @@
-"""training: what the regularisation view trained.
+"""The training recipes of the "regularisation view".
 
 That is the ICLR 2020 submission *Towards Understanding the Regularization of
 Adversarial Robustness on Neural Networks*.
@@ -6,12 +6,19 @@ Adversarial Robustness on Neural Networks*.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from opnorm.training.recipes.preset import Preset
+from opnorm.papers import Table
+from opnorm.papers import regularization_view as view
+from opnorm.training.recipes.preset import Preset, Settings
 
-_VIEW_FIXUP: dict[str, Any] = {
+_Table = Table[view.Generalization]
+_ARCHITECTURES = {
+    "fixup56": "resnet56",
+    "fixup110": "resnet110",
+    "wrn50_2": "wrn50_2",
+}
+_VIEW_FIXUP: Settings = {
     "normalization": "cifar10",
     "optimizer": "sgd",
     "learning_rate": 0.05,
@@ -22,7 +29,7 @@ _VIEW_FIXUP: dict[str, Any] = {
     "epochs": 200,
     "batch_size": 256,
 }
-_VIEW_TINY: dict[str, Any] = {
+_VIEW_TINY: Settings = {
     "dataset": "tiny_imagenet",
     "image_size": 56,
     "model": "wrn50_2",
@@ -50,22 +57,26 @@ _VIEW_OPEN = (
 
 def presets() -> Iterable[Preset]:
     """Lists the rows of Tables 2 to 6."""
-    fixup: list[tuple[str, str, str, str]] = [
-        ("resnet56", "fixup56", "cifar10", "Table 3"),
-        ("resnet110", "fixup110", "cifar10", "Table 3"),
-        ("cifar100_resnet56", "fixup56", "cifar100", "Table 4"),
-        ("cifar100_resnet110", "fixup110", "cifar100", "Table 4"),
+    fixup: list[tuple[str, str, str, _Table]] = [
+        ("resnet56", "fixup56", "cifar10", view.TABLE_3),
+        ("resnet110", "fixup110", "cifar10", view.TABLE_3),
+        ("cifar100_resnet56", "fixup56", "cifar100", view.TABLE_4),
+        ("cifar100_resnet110", "fixup110", "cifar100", view.TABLE_4),
     ]
     for label, model, dataset, table in fixup:
         base = {"dataset": dataset, "model": model, "width": None, **_VIEW_FIXUP}
         for level in (4, 8, 16):
             yield _view_preset(label, base, level, table, _VIEW_OPEN)
             if model == "fixup56":
-                yield _view_preset(label, base, level, "Table 2", _VIEW_OPEN, fgsm=True)
+                yield _view_preset(
+                    label, base, level, view.TABLE_2, _VIEW_OPEN, fgsm=True
+                )
             if (model, dataset) == ("fixup56", "cifar10"):
                 for bound in (1, 3, 5):
                     yield _bounded(
-                        _view_preset(label, base, level, "Table 6", _VIEW_OPEN), bound
+                        _view_preset(label, base, level, view.TABLE_6, _VIEW_OPEN),
+                        level,
+                        bound,
                     )
     tiny = (
         "Give --dataset=image_folder:/path, with Tiny-ImageNet in folders of classes. "
@@ -73,10 +84,10 @@ def presets() -> Iterable[Preset]:
         "mean and standard deviation, and 0.08. "
     )
     for level in (0, 4, 8, 16):
-        yield _view_preset("tiny_imagenet", _VIEW_TINY, level, "Table 5", tiny)
+        yield _view_preset("tiny_imagenet", _VIEW_TINY, level, view.TABLE_5, tiny)
 
 
-def _bounded(preset: Preset, bound: int) -> Preset:
+def _bounded(preset: Preset, level: int, bound: int) -> Preset:
     return dataclasses.replace(
         preset,
         name=f"{preset.name}_sn{bound}",
@@ -86,15 +97,16 @@ def _bounded(preset: Preset, bound: int) -> Preset:
             "spectral_norm_method": "clip",
         },
         paper={**preset.paper, "spectral norms": f"clipped to {bound} every epoch"},
+        rows=view.TABLE_6.select(bound=float(bound), trained_with=level),
         notes=f"Strided and dense layers [?]: see clip_spectral_norms. {preset.notes}",
     )
 
 
 def _view_preset(
     label: str,
-    base: Mapping[str, Any],
+    base: Settings,
     level: int,
-    table: str,
+    table: _Table,
     notes: str,
     fgsm: bool = False,
 ) -> Preset:
@@ -114,8 +126,14 @@ def _view_preset(
     return Preset(
         f"regularization_view_{label}_{'fgsm' if fgsm else 'at'}{level}",
         settings,
-        f"regularization view, {table}",
+        table.source,
         paper | {"optimizer": "SGD, momentum 0.9, batch 256"},
         notes.strip(),
         ("dataset",) if base["dataset"] == "tiny_imagenet" else (),
+        table.select(
+            dataset=base["dataset"],
+            architecture=_ARCHITECTURES[base["model"]],
+            bound=None,
+            trained_with=level,
+        ),
     )

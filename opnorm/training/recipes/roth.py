@@ -1,4 +1,4 @@
-"""training: what Roth, Kilcher & Hofmann 2020 trained.
+"""The training recipes of Roth, Kilcher & Hofmann 2020.
 
 They work with pixels in [-1, 1], so that every length of theirs is halved. A penalty on
 ``f(x + epsilon v) - f(x)`` keeps its lambda: the difference of the logits is the same
@@ -7,9 +7,9 @@ in any units.
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
-from opnorm.training.recipes.preset import Preset
+from opnorm import papers
+from opnorm.training.recipes.preset import Preset, Settings
 
 _ROTH_EPSILON = 1.75 / 2
 _ROTH_LINF = 8 / 255 / 2
@@ -22,7 +22,7 @@ _ROTH_BASE = {
         "padding": "reflect",
     },
 }
-_ROTH_STANDARD: dict[str, dict[str, Any]] = {
+_ROTH_STANDARD: dict[str, Settings] = {
     "cnn7": {
         "optimizer": "adam",
         "learning_rate": 1e-3,
@@ -49,7 +49,7 @@ _ROTH_STANDARD_SOURCE = {
     "wrn28": "Zagoruyko & Komodakis 2016",
 }
 # The released code's defaults.
-_ROTH_DERIVED: dict[str, Any] = {
+_ROTH_DERIVED: Settings = {
     "augment": False,
     "padding": "zero",
     "optimizer": "rmsprop",
@@ -59,7 +59,7 @@ _ROTH_DERIVED: dict[str, Any] = {
     "batch_size": 32,
 }
 _ROTH_ATTACK = {"alpha": "2 epsilon / iters", "iters": "10"}
-_ROTH_TERMS: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
+_ROTH_TERMS: dict[str, tuple[Settings, dict[str, str], str]] = {
     "at_l2": (
         {"method": "adversarial", "epsilon": _ROTH_EPSILON, "num_steps": 10},
         {"epsilon": "1.75 (L2)", **_ROTH_ATTACK},
@@ -77,7 +77,7 @@ _ROTH_TERMS: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
         {"lambda": "3e-2", "epsilon": "1.75", "iters": "10"},
         "lambda is read as that of the paper's formula, with a 1/2; the released code "
         "has none, and by its convention the weight would be 6e-2 [?]. As released its "
-        "power method stays at a random direction; Eq. 6 is what is done here.",
+        "power method stays at a random direction; here it is that of Eq. 6.",
     ),
     "onr_linf": (
         {
@@ -97,23 +97,13 @@ _ROTH_TERMS: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     ),
 }
 _SEARCH = {"search": "iterative", "num_steps": 10, "penalty_fraction": 1.0}
-_ROTH_ACCURACY = {
-    ("cnn7", "standard"): "93.5 %",
-    ("cnn7", "at_l2"): "83.6 %",
-    ("cnn7", "at_linf"): "82.9 %",
-    ("cnn7", "snr"): "84.6 %",
-    ("cnn7", "onr_linf"): "83.0 %",
-    ("cnn7", "global_snr"): "81.5 %",
-    ("wrn28", "standard"): "96.3 %",
-    ("wrn28", "at_l2"): "91.8 %",
-    ("wrn28", "snr"): "91.3 %",
-}
 
 
 def presets() -> Iterable[Preset]:
     """Lists the rows of Table 2, and what is trained for Figs. 7 and 15."""
-    for (model, term), accuracy in _ROTH_ACCURACY.items():
-        yield _roth_preset(f"roth_{model}_{term}", model, term, "cifar10", accuracy)
+    for row in papers.roth.TABLE_2.rows:
+        model, term = row.architecture, row.method
+        yield _roth_preset(f"roth_{model}_{term}", model, term, "cifar10", row)
     for term in ("standard", "at_l2", "snr", "global_snr"):
         yield _roth_preset(f"roth_svhn_cnn7_{term}", "cnn7", term, "svhn_cropped")
     yield Preset(
@@ -135,12 +125,17 @@ def presets() -> Iterable[Preset]:
 
 
 def _roth_preset(
-    name: str, model: str, term: str, dataset: str, accuracy: str | None = None
+    name: str,
+    model: str,
+    term: str,
+    dataset: str,
+    row: papers.roth.Trained | None = None,
 ) -> Preset:
-    settings: dict[str, Any] = {"dataset": dataset, **_ROTH_BASE[model]}
+    settings: Settings = {"dataset": dataset, **_ROTH_BASE[model]}
     # Fig. 15 prints no numbers.
-    paper = {"clean accuracy": accuracy or "not stated"}
-    source = "Table 2" if accuracy else "Fig. 15 (SVHN)"
+    stated_accuracy = "not stated" if row is None else f"{100 * row.accuracy:.1f} %"
+    paper = {"clean accuracy": stated_accuracy}
+    source = "Table 2" if row else "Fig. 15 (SVHN)"
     if term == "standard":
         settings |= _ROTH_STANDARD[model]
         notes = f"The recipe [?]: that of {_ROTH_STANDARD_SOURCE[model]}."
@@ -163,4 +158,6 @@ def _roth_preset(
         needs = ("init_from",)
     if dataset != "cifar10":
         notes += " Network and hyperparameters on SVHN [?]: those of CIFAR-10."
-    return Preset(name, settings, f"Roth et al. 2020, {source}", paper, notes, needs)
+    rows = () if row is None else (row,)
+    source = f"Roth et al. 2020, {source}"
+    return Preset(name, settings, source, paper, notes, needs, rows)

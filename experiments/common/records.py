@@ -1,0 +1,78 @@
+"""Results as files hold them, with their origin: hardware, versions, revision, time."""
+
+import time
+from typing import Any, NamedTuple
+
+from opnorm import analysis, runs
+
+# The content of a JSON file: numbers, text, lists and further records, by name.
+Record = dict[str, Any]
+
+
+class Start(NamedTuple):
+    """The beginning of a binary.
+
+    Attributes:
+      clock: ``time.monotonic()`` at that time, in seconds.
+      revision: the revision of the code, which may change while the binary runs.
+    """
+
+    clock: float
+    revision: str | None
+
+    @property
+    def seconds(self) -> float:
+        """The seconds since then."""
+        return time.monotonic() - self.clock
+
+
+def start() -> Start:
+    """Returns the present time, and the revision of the code."""
+    return Start(time.monotonic(), runs.git_revision())
+
+
+def origin(started: Start | None = None) -> Record:
+    """Returns the part of results that says where they come from.
+
+    Args:
+      started: the beginning of the binary, or None.
+
+    Returns:
+      "environment" and "git_revision"; with ``started`` its revision, and "seconds",
+      the time since then.
+    """
+    if started is None:
+        return {
+            "environment": runs.environment(),
+            "git_revision": runs.git_revision(),
+        }
+    return {
+        "environment": runs.environment(),
+        "git_revision": started.revision,
+        "seconds": started.seconds,
+    }
+
+
+def report(run: runs.RunDirectory, text: str, started: Start | None = None) -> None:
+    """Prints results, the directory that they were written to, and the time taken."""
+    print(text)
+    took = "" if started is None else f" in {started.seconds:.0f} s"
+    print(f"written to {run.path}{took}")
+
+
+def mean_and_error(values: Any, where: Any = True) -> Record:
+    """Returns the mean over the first axis and its standard error, as plain numbers.
+
+    Args:
+      values: ``(N, ...)``, one row per example.
+      where: which of them count; broadcasts to ``values``.
+
+    Returns:
+      "mean" and "standard_error". The standard error of fewer than two examples is not
+      known: NaN, which files hold as null.
+    """
+    found = analysis.average(values, where)
+    return {
+        "mean": found.mean.tolist(),
+        "standard_error": found.standard_error.tolist(),
+    }
