@@ -74,6 +74,22 @@ def apgd(
       ValueError: for an option out of range; when applied, as :class:`Attack`.
 
     Source: Croce & Hein 2020, Algorithm 1; Croce & Hein 2021, Algorithm 1, for p = 1.
+
+    Example:
+      A linear network gives the larger coordinate; the attack exchanges the
+      two.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> key = jax.random.key(0)
+      >>> attack = attacks.apgd(p=2, epsilon=0.3, num_steps=5)
+      >>> found = attack.run(lambda x: x, x, labels, key)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> round(float(found.distance[0]), 3)
+      0.3
     """
     p = checks.check_norm(p, (1.0, 2.0, math.inf))
     linalg.check_length("epsilon", epsilon)

@@ -1,4 +1,4 @@
-"""Attacks: one stage or several, and how their findings are combined.
+"""An attack is one stage or several; their findings are combined here.
 
 ``attack(f, x, labels, key)`` returns the attacked inputs, and
 ``attack.run(f, x, labels, key)`` an :class:`AttackResult`.
@@ -69,14 +69,14 @@ class Attack:
       >>> from opnorm import attacks
       >>> attack = attacks.fgm(p=2, epsilon=0.3)
       >>> x, labels = jnp.array([[0.4, 0.6], [0.1, 0.9]]), jnp.array([1, 1])
-      >>> attack(lambda x: x, x, labels).round(3)
-      Array([[0.612, 0.388],
-             [0.312, 0.688]], dtype=float32)
+      >>> x_adv = attack(lambda x: x, x, labels)
+      >>> [[round(entry, 3) for entry in row] for row in x_adv.tolist()]
+      [[0.612, 0.388], [0.312, 0.688]]
       >>> found = attack.run(lambda x: x, x, labels)
       >>> found.success
       Array([ True, False], dtype=bool)
-      >>> found.distance.round(3)
-      Array([0.3, 0.3], dtype=float32)
+      >>> [round(length, 3) for length in found.distance.tolist()]
+      [0.3, 0.3]
     """
 
     name: str
@@ -226,4 +226,4 @@ class Attack:
             if self.keep == "nearest":
                 wins &= ~best.success | (distance < best.distance)
             best = select(wins, found, best)._replace(steps=found.steps)
-        return jax.tree.map(lax.stop_gradient, best)
+        return AttackResult(*map(lax.stop_gradient, best))

@@ -41,7 +41,7 @@ def boundary(
     """Returns the boundary attack, which walks along the boundary by decisions alone.
 
     It begins at ``start`` where that is misclassified, else at the first misclassified
-    of uniform pictures, and halves the way to x ten times. Then, at distance R of x,
+    of uniform images, and halves the way to x ten times. Then, at distance R of x,
     it draws a Gaussian direction orthogonal to the way to x, of Euclidean length
     ``spherical_step`` times that way's, goes along it to another point of the sphere of
     radius R, and contracts the perturbation there to ``(1 - source_step) R``. If that
@@ -118,11 +118,11 @@ class _Tests(NamedTuple):
 
     Attributes:
       passed: ``(B, L)`` bool, a ring buffer: whether the point was misclassified.
-      count: ``(B,)`` int32, tests since the step size was last changed.
+      taken: ``(B,)`` int32, tests since the step size was last changed.
     """
 
     passed: jax.Array
-    count: jax.Array
+    taken: jax.Array
 
 
 class _State(NamedTuple):
@@ -304,14 +304,14 @@ def _adapt(
       ``(B,)``, the factor for the step, and the tests.
     """
     length = tests.passed.shape[1]
-    here = jnp.arange(length)[None] == (tests.count % length)[:, None]
+    here = jnp.arange(length)[None] == (tests.taken % length)[:, None]
     passed = jnp.where(here & counts[:, None], hit[:, None], tests.passed)
-    count = tests.count + counts
+    taken = tests.taken + counts
     share = jnp.mean(passed, axis=1, dtype=jnp.float32)
-    judged = counts & (count >= length)
+    judged = counts & (taken >= length)
     grows, falls = judged & (share > shares[1]), judged & (share < shares[0])
     factor = jnp.where(grows, _ADAPTATION, jnp.where(falls, 1 / _ADAPTATION, 1.0))
-    return factor, _Tests(passed, jnp.where(grows | falls, 0, count))
+    return factor, _Tests(passed, jnp.where(grows | falls, 0, taken))
 
 
 def _check_share(name: str, value: float) -> None:

@@ -62,6 +62,20 @@ def carlini_wagner(
       ValueError: for an option out of range; when applied, as :class:`Attack`.
 
     Source: Carlini & Wagner 2017, section V (f_6) and VI.
+
+    Example:
+      A linear network gives the larger coordinate; the nearest point of the
+      other class is at distance 0.2 / sqrt(2).
+
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> attack = attacks.carlini_wagner(num_steps=20, num_searches=4)
+      >>> found = attack.run(lambda x: x, x, labels)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> round(float(found.distance[0]), 3)
+      0.142
     """
     linalg.check_count("num_steps", num_steps, 1)
     linalg.check_count("num_searches", num_searches, 1)

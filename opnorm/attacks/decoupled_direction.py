@@ -49,6 +49,20 @@ def decoupled_direction(
       ValueError: for an option out of range; when applied, as :class:`Attack`.
 
     Source: Rony et al. 2019, Algorithm 1, without its rounding to 256 levels.
+
+    Example:
+      A linear network gives the larger coordinate; the nearest point of the
+      other class is at distance 0.2 / sqrt(2).
+
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> attack = attacks.decoupled_direction(num_steps=30)
+      >>> found = attack.run(lambda x: x, x, labels)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> round(float(found.distance[0]), 3)
+      0.192
     """
     linalg.check_count("num_steps", num_steps, 1)
     _check_fraction("gamma", gamma)
@@ -114,6 +128,20 @@ def fast_minimum_norm(
       ValueError: for an option out of range; when applied, as :class:`Attack`.
 
     Source: Pintor et al. 2021, Algorithm 1.
+
+    Example:
+      A linear network gives the larger coordinate; the nearest point of the
+      other class is at distance 0.2 / sqrt(2).
+
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> attack = attacks.fast_minimum_norm(p=2, num_steps=30)
+      >>> found = attack.run(lambda x: x, x, labels)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> round(float(found.distance[0]), 3)
+      0.141
     """
     p = checks.check_norm(p, (1.0, 2.0, math.inf))
     linalg.check_count("num_steps", num_steps, 1)

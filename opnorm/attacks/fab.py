@@ -61,6 +61,20 @@ def fab(
 
     Source: Croce & Hein 2020, "Minimally distorted adversarial examples with a fast
     adaptive boundary attack", Algorithm 1; targets as in their AutoAttack.
+
+    Example:
+      A linear network gives the larger coordinate; the nearest point of the
+      other class is at distance 0.2 / sqrt(2).
+
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> attack = attacks.fab(p=2, num_steps=5)
+      >>> found = attack.run(lambda x: x, x, labels)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> round(float(found.distance[0]), 3)
+      0.142
     """
     p = checks.check_norm(p, (1.0, 2.0, math.inf))
     if epsilon is not None:
@@ -125,7 +139,7 @@ def _init(options: _Options, f: BatchFunction, problem: Problem) -> _State:
         x=x,
         nearest=parts.begin_nearest(x, wrong),
         targets=targets,
-        done=wrong | (targets.count == 0),
+        done=wrong | (targets.candidates == 0),
         walk=walk,
     )
 

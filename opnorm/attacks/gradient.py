@@ -121,6 +121,22 @@ def pga(
 
     Source: Roth et al. 2020, Eqs. 15-18; Madry et al. 2018; Dong et al. 2018 for
     momentum.
+
+    Example:
+      A linear network gives the larger coordinate; the attack exchanges the
+      two.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> key = jax.random.key(0)
+      >>> attack = attacks.pga(p=2, epsilon=0.3, num_steps=4)
+      >>> found = attack.run(lambda x: x, x, labels, key)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> round(float(found.distance[0]), 3)
+      0.3
     """
     p, q = linalg.check_exponent("p", p), linalg.check_exponent("q", q)
     linalg.check_length("epsilon", epsilon)

@@ -48,7 +48,7 @@ def make(
       epsilon: budget, scalar or ``(B,)``, may be traced. None for an attack that looks
         for the nearest point; an attack that has no such option ignores it.
       bounds: box (low, high), or None.
-      **options: of the attack's function.
+      **options: further options of the factory.
 
     Returns:
       The attack.

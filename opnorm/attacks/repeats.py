@@ -25,11 +25,11 @@ class Targets(NamedTuple):
 
     Attributes:
       classes: ``(B, T)`` int32, those of the largest clean logits but the label.
-      count: ``(B,)`` int32, how many of them are candidates.
+      candidates: ``(B,)`` int32, how many of them are candidates.
     """
 
     classes: jax.Array
-    count: jax.Array
+    candidates: jax.Array
 
 
 class Turn(NamedTuple):
@@ -81,7 +81,7 @@ class Schedule(NamedTuple):
 
     def is_last(self, i: jax.Array, targets: Targets) -> jax.Array:
         """Whether step i ends the last run of an example, ``(B,)`` bool."""
-        runs = targets.count
+        runs = targets.candidates
         if self.num_restarts > 1:
             runs = self.num_restarts * runs
         return i + 1 >= runs * self.num_steps
@@ -194,7 +194,8 @@ def repeat(
     def done(state: _Repeated) -> jax.Array:
         over = () if state.over is None else (state.over,)
         hit = (state.best.hit,) if keep == "success" else ()
-        return functools.reduce(jnp.logical_or, (*hit, *over))
+        ended: jax.Array = functools.reduce(jnp.logical_or, (*hit, *over))
+        return ended
 
     ends = keep == "success" or num_targets is not None
     return Steps(schedule.total, init, step, finish, done if ends else None)

@@ -1,12 +1,12 @@
 """The Square Attack, a random search by squares that sees only the logits."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from opnorm import linalg
 from opnorm.attacks import checks, losses, meshes, parts, registry
@@ -67,6 +67,24 @@ def square(
     Source: Andriushchenko et al. 2020, Algorithms 1 to 3; Croce & Hein 2021 for p = 1.
     Unlike the published code, squares also reach the last row and column, and every
     example draws its own.
+
+    Example:
+      A linear network gives the larger coordinate; an image here has no
+      channels.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> key = jax.random.key(0)
+      >>> attack = attacks.square(
+      ...     p=jnp.inf, epsilon=0.2, num_queries=10, channels="none"
+      ... )
+      >>> found = attack.run(lambda x: x, x, labels, key)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> [round(entry, 3) for entry in found.x_adv[0].tolist()]
+      [0.6, 0.4]
     """
     p = checks.check_norm(p, (1.0, 2.0, math.inf))
     linalg.check_length("epsilon", epsilon)
@@ -190,7 +208,7 @@ def _sizes(
 
 
 def _stripes(
-    key: jax.Array, shape: tuple[int, int, int], p: float, dtype: Any
+    key: jax.Array, shape: tuple[int, int, int], p: float, dtype: DTypeLike
 ) -> jax.Array:
     del p
     _, width, channels = shape
@@ -301,7 +319,7 @@ def _move_mass(
 
 
 def _grid(
-    key: jax.Array, shape: tuple[int, int, int], p: float, dtype: Any
+    key: jax.Array, shape: tuple[int, int, int], p: float, dtype: DTypeLike
 ) -> jax.Array:
     """Patterns all over the image, a fifth of it each, of p-norm 1 together."""
     height, width, channels = shape

@@ -1,4 +1,4 @@
-"""Stages: searches over independent rows, and how their steps are taken."""
+"""Searches over independent rows, and how their steps are taken."""
 
 import dataclasses
 from collections.abc import Callable
@@ -125,7 +125,7 @@ class Stage:
                 )
 
             taken = jnp.full_like(problem.labels, count, dtype=jnp.int32)
-            return linalg.fori_loop(count, take, state), taken
+            return linalg.fori_loop(int(count), take, state), taken
 
         def alive(state: State) -> jax.Array:
             rows = jnp.ones_like(problem.labels, dtype=bool)

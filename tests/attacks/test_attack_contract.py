@@ -416,7 +416,7 @@ def test_labels_that_only_a_loss_of_the_callers_reads_may_be_any() -> None:
         attacks.wrm(gamma=1.0),
     ):
         assert bound.needs_classes
-    # What is joined is judged by the labels.
+    # A joined attack is judged by the labels.
     with pytest.raises(ValueError, match="labels has values from -2 to 9"):
         attacks.best_distance([attack])(lambda z: z[:, :4], x, rows)
 
