@@ -71,7 +71,7 @@ def wrm(
         _, _, gradient = parts.value_and_gradient(
             f, lambda logits: chosen(logits, problem.labels), z
         )
-        reach = 0.5 / meshes.constant(price)
+        reach = jnp.asarray(0.5 / meshes.constant(price))
         ascent = linalg.scale(gradient, reach) - (z - problem.x)
         moved = z + ascent / jnp.sqrt(i + 1).astype(z.dtype)
         return parts.clip(moved, bounds)
