@@ -19,8 +19,7 @@ from opnorm.analysis import inputs, margins, robustness
 from opnorm.analysis.averages import average
 from opnorm.analysis.batches import in_batches
 from opnorm.analysis.inputs import AttackFactory, to_pixels
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks
+from opnorm.attacks import checks, parts
 from opnorm.attacks.checks import Bounds
 from opnorm.linalg import PyTree
 
@@ -273,7 +272,7 @@ def _hits(
     f: linalg.Network, x: jax.Array, labels: jax.Array, *, top_k: int
 ) -> jax.Array:
     f, labels = margins.decide_top_k(f, labels, top_k)
-    return ~attack_lib.decided(f(to_pixels(x)), labels, targeted=False)
+    return ~parts.decided(f(to_pixels(x)), labels, targeted=False)
 
 
 @linalg.network_program
@@ -292,8 +291,8 @@ def _perturbed(
     bound = attack(epsilon)
     delta = bound(f, clean, labels, keys) - clean
     length = linalg.norm(delta, bound.p)
-    kept = attack_lib.within_budget(length, epsilon, clean, bound.p)
-    return jnp.where(attack_lib.like(kept, delta), delta, 0.0)
+    kept = parts.within_budget(length, epsilon, clean, bound.p)
+    return jnp.where(parts.like(kept, delta), delta, 0.0)
 
 
 @linalg.network_program

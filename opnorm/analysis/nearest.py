@@ -21,7 +21,7 @@ from opnorm import linalg
 from opnorm.analysis import accuracy, inputs, margins
 from opnorm.analysis.batches import Placement, batch_sizes, fill
 from opnorm.analysis.inputs import AttackFactory
-from opnorm.attacks import attack as attack_lib
+from opnorm.attacks import parts
 
 
 class NearestPoints(NamedTuple):
@@ -249,7 +249,7 @@ def _search(
         f,
         inputs.to_pixels(images),
         labels,
-        attack_lib.fold_in(key, number),
+        parts.fold_in(key, number),
         start=start if starts else None,
     )
     return found.x_adv, jnp.where(found.success, found.distance, jnp.inf)

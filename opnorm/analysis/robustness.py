@@ -28,7 +28,7 @@ from opnorm.analysis.inputs import (
     read_budgets,
     to_pixels,
 )
-from opnorm.attacks import attack as attack_lib
+from opnorm.attacks import parts
 
 
 class Attacked(NamedTuple):
@@ -196,7 +196,7 @@ def _judged(
     targeted: bool,
     confidence: float,
 ) -> jax.Array:
-    return attack_lib.decided(f(to_pixels(x)), labels, targeted, confidence)
+    return parts.decided(f(to_pixels(x)), labels, targeted, confidence)
 
 
 def worst_over_budgets(attacked: Attacked, epsilons: Sequence[float]) -> np.ndarray:

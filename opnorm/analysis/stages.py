@@ -18,7 +18,8 @@ import numpy as np
 from opnorm import attacks, linalg
 from opnorm.analysis.batches import Batch, Placement, fill
 from opnorm.analysis.inputs import AttackFactory, to_pixels
-from opnorm.attacks import attack as attack_lib
+from opnorm.attacks import parts
+from opnorm.attacks import stage as stage_lib
 from opnorm.linalg import PyTree
 
 # Finished rows are dropped every max(10, num_steps // 40) steps.
@@ -242,10 +243,10 @@ def _end(
     number: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     bound, stage, problem = _bind(attack, number, key, rows)
-    x_adv = attack_lib.finish(stage, problem, state)
-    hit = attack_lib.decided(f(x_adv), problem.labels, *stage.goal)
+    x_adv = stage_lib.finish(stage, problem, state)
+    hit = parts.decided(f(x_adv), problem.labels, *stage.goal)
     distance = linalg.norm(x_adv - problem.x, bound.p)
-    hit &= attack_lib.within_budget(distance, rows.epsilon, problem.x, bound.p)
+    hit &= parts.within_budget(distance, rows.epsilon, problem.x, bound.p)
     return x_adv, hit, distance
 
 
@@ -255,9 +256,9 @@ def _bind(
     """Returns the attack with the budgets of these rows, its stage and its problem."""
     bound = attack(rows.epsilon)
     stage = bound.stages[number]
-    keys = attack_lib.fold_in(key, rows.number)
-    problem = attack_lib.make_problem(to_pixels(rows.images), rows.labels, keys)
-    problem = attack_lib.for_stage(problem, number)
+    keys = parts.fold_in(key, rows.number)
+    problem = stage_lib.make_problem(to_pixels(rows.images), rows.labels, keys)
+    problem = stage_lib.for_stage(problem, number)
     if stage.check is not None:
         stage.check(problem)
     return bound, stage, problem

@@ -1,7 +1,11 @@
-"""attacks: perturbations of an input that change the decision. Imports linalg."""
+"""Perturbations of an input that change the decision of a network.
+
+This file is the list of the attacks: a factory that it imports has a name for
+:func:`make` (``NAMES``).
+"""
 
 from opnorm.attacks.apgd import apgd
-from opnorm.attacks.attack import Attack, AttackResult, Problem, Stage
+from opnorm.attacks.attack import Attack, AttackResult
 from opnorm.attacks.boundary import boundary
 from opnorm.attacks.carlini_wagner import carlini_wagner
 from opnorm.attacks.decoupled_direction import decoupled_direction, fast_minimum_norm
@@ -17,9 +21,13 @@ from opnorm.attacks.losses import (
     logit_distance,
     margin,
 )
-from opnorm.attacks.registry import NAMES, make, needs_budget
+from opnorm.attacks.parts import default_step_size, fold_in
+from opnorm.attacks.registry import make, names, needs_budget
 from opnorm.attacks.square import square
+from opnorm.attacks.stage import Problem, Stage
 from opnorm.attacks.wrm import wrm
+
+NAMES = names()
 
 __all__ = [
     "NAMES",
@@ -34,6 +42,7 @@ __all__ = [
     "carlini_wagner",
     "cross_entropy",
     "decoupled_direction",
+    "default_step_size",
     "deepfool",
     "dlr",
     "dlr_targeted",
@@ -41,6 +50,7 @@ __all__ = [
     "fast_minimum_norm",
     "fgm",
     "first_success",
+    "fold_in",
     "gaussian_noise",
     "log_barrier",
     "logit_distance",

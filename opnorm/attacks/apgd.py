@@ -1,8 +1,8 @@
-"""attacks: Auto-PGD, projected gradient ascent that chooses its own step sizes."""
+"""Auto-PGD, projected gradient ascent that chooses its own step sizes."""
 
 import functools
 import math
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +10,20 @@ import numpy as np
 from jax import lax
 
 from opnorm import linalg
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import box, checks, losses, meshes
-from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks import box, checks, losses, meshes, parts, registry, repeats
+from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
+from opnorm.attacks.parts import Best
+from opnorm.attacks.repeats import Turn
+from opnorm.attacks.stage import Problem, Stage, check_keys
+from opnorm.linalg import BatchFunction
 
 # Croce & Hein 2020, section 3: part of the steps that must improve, momentum.
 _RHO = 0.75
 _MOMENTUM = 0.75
 
 
+@registry.register
 def apgd(
     *,
     p: float,
@@ -70,6 +74,22 @@ def apgd(
       ValueError: for an option out of range; when applied, as :class:`Attack`.
 
     Source: Croce & Hein 2020, Algorithm 1; Croce & Hein 2021, Algorithm 1, for p = 1.
+
+    Example:
+      A linear network gives the larger coordinate; the attack exchanges the
+      two.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> key = jax.random.key(0)
+      >>> attack = attacks.apgd(p=2, epsilon=0.3, num_steps=5)
+      >>> found = attack.run(lambda x: x, x, labels, key)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> round(float(found.distance[0]), 3)
+      0.3
     """
     p = checks.check_norm(p, (1.0, 2.0, math.inf))
     linalg.check_length("epsilon", epsilon)
@@ -89,162 +109,222 @@ def apgd(
         raise ValueError(
             "targeted is True; loss 'dlr_targeted' leaves the labels, and needs False."
         )
-    targets = num_targets if loss == "dlr_targeted" else 1
-    plan = _plan(p, num_steps, large_radius)
-    period = len(plan["window"])
-    radius = lax.stop_gradient(epsilon)
-
-    def objective(
-        logits: jax.Array, problem: Problem, state: dict[str, jax.Array], run: jax.Array
-    ) -> jax.Array:
-        if loss == "dlr_targeted":
-            at = jnp.minimum(run // num_restarts, state["targets"].shape[1] - 1)
-            target = lax.dynamic_index_in_dim(state["targets"], at, 1, keepdims=False)
-            return losses.dlr_targeted(logits, problem.labels, target)
-        chosen = losses.NAMED[loss] if isinstance(loss, str) else loss
-        return (-1.0 if targeted else 1.0) * chosen(logits, problem.labels)
-
-    def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
-        x, labels = problem.x, problem.labels
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        nothing = jnp.zeros_like(x)
-        lowest = jnp.full_like(labels, -jnp.inf, dtype=wide)
-        zero, false = jnp.zeros_like(labels, wide), jnp.zeros_like(labels, bool)
-        state = {
-            "delta": nothing,
-            "gradient": nothing,
-            "run_best": nothing,
-            "run_gradient": nothing,
-            "run_loss": lowest,
-            "best": nothing,
-            "loss": lowest,
-            "step_size": zero,
-            "done": false,
-        }
-        if p == 1:
-            state |= {"density": zero, "support": zero}
-        else:
-            state |= {
-                "before": nothing,
-                "last_loss": lowest,
-                "rises": jnp.zeros_like(labels, jnp.int32),
-                "checked_loss": lowest,
-                "halved": false,
-            }
-        if loss == "dlr_targeted":
-            chosen = attack_lib.other_classes(f(x), labels, num_targets)
-            state["targets"], state["num_targets"] = chosen
-        return state
-
-    def start(problem: Problem, run: jax.Array, radius: Any) -> jax.Array:
-        assert problem.keys is not None
-        x = problem.x
-        keys = attack_lib.fold_in(problem.keys, run)
-        if p == math.inf:
-            draw = functools.partial(
-                jax.random.uniform, shape=x.shape[1:], dtype=x.dtype, minval=-1.0
-            )
-        else:
-            draw = functools.partial(
-                jax.random.normal, shape=x.shape[1:], dtype=x.dtype
-            )
-        noise = jax.vmap(draw)(keys)
-        if p == 1:
-            noise = attack_lib.confine(x, noise, p, radius, bounds)
-        else:
-            noise = linalg.scale(noise, 1 / _positive(linalg.norm(noise, p)))
-            noise = attack_lib.confine(
-                x, linalg.scale(noise, radius), p, radius, bounds
-            )
-        if problem.start is not None:
-            given = attack_lib.confine(x, problem.start - x, p, radius, bounds)
-            noise = jnp.where(run == 0, given, noise)
-        return noise
-
-    def step(
-        f: BatchFunction, problem: Problem, state: dict[str, jax.Array], i: jax.Array
-    ) -> dict[str, jax.Array]:
-        x, k, run = problem.x, i % period, i // period
-        reach = jnp.asarray(meshes.constant(radius), state["loss"].dtype)
-        reach = jnp.broadcast_to(reach, problem.labels.shape)
-        final = jnp.asarray(plan["factor"] == 1)[k]
-        within = reach * jnp.asarray(plan["factor"])[k]
-        first, opens = k == 0, jnp.asarray(plan["opens"])[k]
-
-        if p == 1:
-            moved = _sparse_step(x, state, within, bounds)
-            again = attack_lib.confine(x, state["run_best"], p, within, bounds)
-            moved = jnp.where(opens, again, moved)
-        else:
-            moved = _momentum_step(x, state, p, within, bounds, k == 1)
-        fresh = functools.partial(start, problem, run, within)
-        delta = lax.cond(first, fresh, lambda: moved).astype(x.dtype)
-
-        # Clipped as in the end: the sum may round to the outside of the box.
-        point = attack_lib.clip(x + delta, bounds)
-        value, logits, gradient = attack_lib.value_and_gradient(
-            f, lambda z: objective(z, problem, state, run), point
-        )
-        gradient = box.unblocked(point, gradient, bounds)
-        value = value.astype(state["loss"].dtype)
-        hit = attack_lib.decided(logits, problem.labels, targeted) & final
-        new = dict(state)
-        better = opens | (value > state["run_loss"])
-        for name, fresh_value in (
-            ("run_best", delta),
-            ("run_gradient", gradient),
-            ("run_loss", value),
-        ):
-            new[name] = jnp.where(like(better, fresh_value), fresh_value, state[name])
-        wins = final & (value > state["loss"])
-        if keep == "success":
-            wins |= hit
-        new["best"] = jnp.where(like(wins, delta), delta, state["best"])
-        new["loss"] = jnp.where(wins, value, state["loss"])
-        new |= {"delta": delta, "gradient": gradient}
-        if p == 1:
-            # Only projected on a wide ball, or chosen, does a start have a support that
-            # means something.
-            dense = first & (not large_radius)
-            if problem.start is not None:
-                dense &= run > 0
-            _adapt_sparse(new, opens, dense, jnp.asarray(plan["check"])[k], within)
-        else:
-            new["before"] = jnp.where(opens, delta, state["delta"])
-            window = jnp.asarray(plan["window"])[k]
-            _adapt(new, state, value, opens, window, within)
-        runs = num_restarts * state.get("num_targets", 1)
-        if keep == "success":
-            new["done"] = hit
-        new["done"] |= i + 1 >= runs * period
-        return new
-
-    stage = Stage(
-        name=f"apgd_{loss if isinstance(loss, str) else 'custom'}",
-        num_steps=targets * num_restarts * period,
-        bounds=bounds,
-        epsilon=radius,
-        init=init,
-        step=step,
-        finish=lambda problem, state: attack_lib.clip(
-            problem.x + state["best"], bounds
-        ),
-        done=lambda state: state["done"],
+    options = _Options(
+        p=p,
+        radius=lax.stop_gradient(epsilon),
+        loss=losses.NAMED.get(loss, loss) if isinstance(loss, str) else loss,
         targeted=targeted,
-        check=attack_lib.check_keys,
+        large_radius=large_radius,
+        bounds=bounds,
+        plan=_plan(p, num_steps, large_radius),
+    )
+    search = repeats.Search(
+        len(options.plan.window),
+        functools.partial(_init, options),
+        functools.partial(_step, options),
+    )
+    steps = repeats.repeat(
+        search,
+        bounds,
+        num_restarts=num_restarts,
+        num_targets=num_targets if loss == "dlr_targeted" else None,
+        keep="success" if keep == "success" else "value",
+    )
+    stage = Stage(
+        f"apgd_{loss if isinstance(loss, str) else 'custom'}",
+        *steps,
+        bounds=bounds,
+        epsilon=options.radius,
+        targeted=targeted,
+        check=check_keys,
         takes_start=True,
         any_labels=keep == "loss" and not isinstance(loss, str),
     )
     return Attack(name=stage.name, p=p, stages=(stage,), judges_input=keep == "success")
 
 
-def _plan(p: float, num_steps: int, large_radius: bool) -> dict[str, np.ndarray]:
-    """What each evaluation of a run is, by its number.
+class _Plan(NamedTuple):
+    """The evaluations of a run, by their numbers.
 
-    "opens": it begins a run, or a radius; "factor": the radius over epsilon; "window":
-    how many steps a checkpoint after it looks back on, or 0; "check": the same as a
-    bool.
+    Attributes:
+      opens: bool, whether the evaluation begins a run, or a radius.
+      factor: float32, the radius over epsilon.
+      window: int32, how many steps a checkpoint after it looks back on, or 0.
     """
+
+    opens: np.ndarray
+    factor: np.ndarray
+    window: np.ndarray
+
+
+class _Options(NamedTuple):
+    """The options of :func:`apgd`; ``loss`` is a function, or "dlr_targeted"."""
+
+    p: float
+    radius: float | jax.Array
+    loss: str | losses.Loss
+    targeted: bool
+    large_radius: bool
+    bounds: Bounds
+    plan: _Plan
+
+
+class _Momentum(NamedTuple):
+    """The pace of a run for p = 2 and inf, one row for each example.
+
+    Attributes:
+      before: the perturbation before the last step.
+      last_loss: the loss of the last evaluation.
+      rises: how many steps since the last checkpoint have raised the loss.
+      checked_loss: the best loss at the last checkpoint.
+      halved: whether the step was halved at the last checkpoint.
+    """
+
+    before: jax.Array
+    last_loss: jax.Array
+    rises: jax.Array
+    checked_loss: jax.Array
+    halved: jax.Array
+
+
+class _Sparsity(NamedTuple):
+    """The pace of a run for p = 1, one row for each example.
+
+    Attributes:
+      density: share of the entries that a step changes.
+      support: number of entries of the best perturbation at the last checkpoint.
+    """
+
+    density: jax.Array
+    support: jax.Array
+
+
+class _Peak(NamedTuple):
+    """The best perturbation of a run at the present radius."""
+
+    delta: jax.Array
+    gradient: jax.Array
+    loss: jax.Array
+
+
+class _State(NamedTuple):
+    """A run: the perturbation to move from, its gradient, and the best one."""
+
+    delta: jax.Array
+    gradient: jax.Array
+    peak: _Peak
+    step_size: jax.Array
+    pace: _Momentum | _Sparsity
+
+
+def _init(options: _Options, f: BatchFunction, problem: Problem) -> _State:
+    del f
+    labels, wide = problem.labels, parts.wide(problem.x)
+    nothing = jnp.zeros_like(problem.x)
+    lowest = jnp.full_like(labels, -jnp.inf, dtype=wide)
+    zero, false = jnp.zeros_like(labels, wide), jnp.zeros_like(labels, bool)
+    pace: _Momentum | _Sparsity
+    if options.p == 1:
+        pace = _Sparsity(density=zero, support=zero)
+    else:
+        pace = _Momentum(
+            before=nothing,
+            last_loss=lowest,
+            rises=jnp.zeros_like(labels, jnp.int32),
+            checked_loss=lowest,
+            halved=false,
+        )
+    return _State(nothing, nothing, _Peak(nothing, nothing, lowest), zero, pace)
+
+
+def _step(
+    options: _Options,
+    f: BatchFunction,
+    problem: Problem,
+    state: _State,
+    turn: Turn,
+) -> tuple[_State, Best, jax.Array]:
+    x, k, plan = problem.x, turn.step, options.plan
+    factor = jnp.asarray(plan.factor)[k]
+    final = jnp.asarray(plan.factor == 1)[k]
+    reach = jnp.asarray(meshes.constant(options.radius), state.peak.loss.dtype)
+    reach = jnp.broadcast_to(reach, problem.labels.shape) * factor
+    first, opens = k == 0, jnp.asarray(plan.opens)[k]
+
+    if isinstance(state.pace, _Sparsity):
+        moved = _sparse_step(options, x, state, state.pace, reach)
+        again = parts.confine(x, state.peak.delta, 1.0, reach, options.bounds)
+        moved = jnp.where(opens, again, moved)
+    else:
+        moved = _momentum_step(options, x, state, state.pace, reach, k == 1)
+    fresh = functools.partial(_start, options, problem, turn.run, reach)
+    delta = lax.cond(first, fresh, lambda: moved).astype(x.dtype)
+
+    # Clipped as in the end: the sum may round to the outside of the box.
+    point = parts.clip(x + delta, options.bounds)
+    loss, logits, gradient = parts.value_and_gradient(
+        f, lambda z: _objective(options, z, problem.labels, turn.target), point
+    )
+    gradient = box.unblocked(point, gradient, options.bounds)
+    loss = loss.astype(state.peak.loss.dtype)
+    hit = parts.decided(logits, problem.labels, options.targeted) & final
+    better = opens | (loss > state.peak.loss)
+    peak = parts.select(better, _Peak(delta, gradient, loss), state.peak)
+    new = state._replace(delta=delta, gradient=gradient, peak=peak)
+    window = jnp.asarray(plan.window)[k]
+    if isinstance(state.pace, _Sparsity):
+        # The support of a start means something only if the start was projected on a
+        # wide ball, or chosen by the caller.
+        dense = first & (not options.large_radius)
+        if problem.start is not None:
+            dense &= turn.run > 0
+        new = _adapt_sparse(new, state.pace, opens, dense, window > 0, reach)
+    else:
+        before = jnp.where(opens, delta, state.delta)
+        new = _adapt(new, state.pace, before, loss, opens, window, reach)
+    return new, Best(delta, loss, hit), final
+
+
+def _objective(
+    options: _Options,
+    logits: jax.Array,
+    labels: jax.Array,
+    target: jax.Array | None,
+) -> jax.Array:
+    """Computes the function to maximise, ``(B,)``."""
+    if isinstance(options.loss, str):
+        assert target is not None
+        return losses.dlr_targeted(logits, labels, target)
+    return (-1.0 if options.targeted else 1.0) * options.loss(logits, labels)
+
+
+def _start(
+    options: _Options, problem: Problem, run: jax.Array, radius: jax.Array
+) -> jax.Array:
+    """Returns the perturbation that a run begins at."""
+    assert problem.keys is not None
+    x, p, bounds = problem.x, options.p, options.bounds
+    keys = parts.fold_in(problem.keys, run)
+    if p == math.inf:
+        draw = functools.partial(
+            jax.random.uniform, shape=x.shape[1:], dtype=x.dtype, minval=-1.0
+        )
+    else:
+        draw = functools.partial(jax.random.normal, shape=x.shape[1:], dtype=x.dtype)
+    noise = jax.vmap(draw)(keys)
+    if p == 1:
+        noise = parts.confine(x, noise, p, radius, bounds)
+    else:
+        noise = linalg.scale(noise, 1 / parts.positive(linalg.norm(noise, p)))
+        noise = parts.confine(x, linalg.scale(noise, radius), p, radius, bounds)
+    if problem.start is not None:
+        given = parts.confine(x, problem.start - x, p, radius, bounds)
+        noise = jnp.where(run == 0, given, noise)
+    return noise
+
+
+def _plan(p: float, num_steps: int, large_radius: bool) -> _Plan:
+    """Returns what each evaluation of a run does."""
     phases = [(1.0, num_steps)]
     if p == 1 and large_radius:
         third = math.ceil(0.3 * num_steps)
@@ -263,16 +343,13 @@ def _plan(p: float, num_steps: int, large_radius: bool) -> dict[str, np.ndarray]
             for at, length in _checkpoints(steps):
                 windows[at] = length
         window += windows
-    return {
-        "opens": np.array(opens),
-        "factor": np.array(factor, np.float32),
-        "window": np.array(window, np.int32),
-        "check": np.array(window, np.int32) > 0,
-    }
+    return _Plan(
+        np.array(opens), np.array(factor, np.float32), np.array(window, np.int32)
+    )
 
 
 def _checkpoints(num_steps: int) -> list[tuple[int, int]]:
-    """Checkpoints and the steps between them: 22, 41, 57, ... of 100 steps."""
+    """Returns checkpoints and the steps between them: 22, 41, 57, ... of 100 steps."""
     length, least = max(int(0.22 * num_steps), 1), max(int(0.06 * num_steps), 1)
     shorter = max(int(0.03 * num_steps), 1)
     found, at = [], 0
@@ -284,92 +361,125 @@ def _checkpoints(num_steps: int) -> list[tuple[int, int]]:
 
 
 def _momentum_step(
+    options: _Options,
     x: jax.Array,
-    state: dict[str, jax.Array],
-    p: float,
+    state: _State,
+    pace: _Momentum,
     radius: jax.Array,
-    bounds: Bounds,
     first: jax.Array,
 ) -> jax.Array:
-    delta = state["delta"]
-    direction = linalg.dual_map(state["gradient"], linalg.conjugate_exponent(p))
-    ahead = delta + linalg.scale(direction, state["step_size"])
-    ahead = attack_lib.confine(x, ahead, p, radius, bounds)
+    p, delta, bounds = options.p, state.delta, options.bounds
+    direction = linalg.dual_map(state.gradient, linalg.conjugate_exponent(p))
+    ahead = delta + linalg.scale(direction, state.step_size)
+    ahead = parts.confine(x, ahead, p, radius, bounds)
     share = jnp.where(first, 1.0, _MOMENTUM).astype(x.dtype)
-    moved = delta + share * (ahead - delta) + (1 - share) * (delta - state["before"])
-    return attack_lib.confine(x, moved, p, radius, bounds)
+    moved = delta + share * (ahead - delta) + (1 - share) * (delta - pace.before)
+    return parts.confine(x, moved, p, radius, bounds)
 
 
 def _adapt(
-    new: dict[str, jax.Array],
-    state: dict[str, jax.Array],
-    value: jax.Array,
+    state: _State,
+    pace: _Momentum,
+    before: jax.Array,
+    loss: jax.Array,
     opens: jax.Array,
     window: jax.Array,
     radius: jax.Array,
-) -> None:
-    """Halves step sizes at a checkpoint and goes back to the best points."""
-    rises = state["rises"] + (value > state["last_loss"])
+) -> _State:
+    """Halves step sizes at a checkpoint and goes back to the best points.
+
+    Args:
+      state: after the evaluation.
+      pace: before the evaluation.
+      before: ``(B, ...)``, the perturbation that the next step takes as its last one.
+      loss: ``(B,)``, of the evaluation.
+      opens: whether the evaluation begins a run, a bool scalar.
+      window: steps that a checkpoint here looks back on, an int32 scalar, or 0.
+      radius: ``(B,)``, of the ball.
+    """
+    peak = state.peak
+    rises = pace.rises + (loss > pace.last_loss)
     few = rises <= _RHO * window
-    same = ~state["halved"] & (new["run_loss"] <= state["checked_loss"])
+    same = ~pace.halved & (peak.loss <= pace.checked_loss)
     check = window > 0
     halve = check & (few | same)
-    new["delta"] = jnp.where(like(halve, new["delta"]), new["run_best"], new["delta"])
-    new["gradient"] = jnp.where(
-        like(halve, new["gradient"]), new["run_gradient"], new["gradient"]
+    delta, gradient = parts.select(
+        halve, (peak.delta, peak.gradient), (state.delta, state.gradient)
     )
-    size = jnp.where(halve, state["step_size"] / 2, state["step_size"])
-    new["step_size"] = jnp.where(opens, 2 * radius, size)
-    new["rises"] = jnp.where(opens | check, 0, rises)
-    new["halved"] = jnp.where(check, halve, state["halved"]) | opens
-    new["checked_loss"] = jnp.where(
-        opens | check, new["run_loss"], state["checked_loss"]
+    size = jnp.where(halve, state.step_size / 2, state.step_size)
+    return state._replace(
+        delta=delta,
+        gradient=gradient,
+        step_size=jnp.where(opens, 2 * radius, size),
+        pace=_Momentum(
+            before=before,
+            last_loss=loss,
+            rises=jnp.where(opens | check, 0, rises),
+            checked_loss=jnp.where(opens | check, peak.loss, pace.checked_loss),
+            halved=jnp.where(check, halve, pace.halved) | opens,
+        ),
     )
-    new["last_loss"] = value
 
 
 def _sparse_step(
-    x: jax.Array, state: dict[str, jax.Array], radius: jax.Array, bounds: Bounds
+    options: _Options,
+    x: jax.Array,
+    state: _State,
+    pace: _Sparsity,
+    radius: jax.Array,
 ) -> jax.Array:
-    gradient = state["gradient"].reshape(len(x), -1)
+    gradient = state.gradient.reshape(len(x), -1)
     size = gradient.shape[1]
     modulus = jnp.abs(gradient)
-    rank = jnp.clip(((1 - state["density"]) * size).astype(jnp.int32), 0, size - 1)
+    rank = jnp.clip(((1 - pace.density) * size).astype(jnp.int32), 0, size - 1)
     threshold = jnp.take_along_axis(jnp.sort(modulus, axis=1), rank[:, None], axis=1)
     kept = jnp.where(modulus >= threshold, jnp.sign(gradient), 0.0)
     count = jnp.sum(jnp.abs(kept), axis=1)
     direction = kept.reshape(x.shape)
-    moved = linalg.scale(direction, state["step_size"] / _positive(count))
-    return attack_lib.confine(x, state["delta"] + moved, 1.0, radius, bounds)
+    moved = linalg.scale(direction, state.step_size / parts.positive(count))
+    return parts.confine(x, state.delta + moved, 1.0, radius, options.bounds)
 
 
 def _adapt_sparse(
-    new: dict[str, jax.Array],
+    state: _State,
+    pace: _Sparsity,
     opens: jax.Array,
     dense: jax.Array,
     check: jax.Array,
     radius: jax.Array,
-) -> None:
-    """Follows the support of the best point with density and step size."""
-    best = new["run_best"].reshape(len(radius), -1)
+) -> _State:
+    """Makes density and step size follow the support of the best point.
+
+    Args:
+      state: after the evaluation.
+      pace: before the evaluation.
+      opens: whether the evaluation begins a run or a radius, a bool scalar.
+      dense: whether it is a start whose support means nothing, a bool scalar.
+      check: whether there is a checkpoint, a bool scalar.
+      radius: ``(B,)``, of the ball.
+    """
+    best = state.peak.delta.reshape(len(radius), -1)
     size = best.shape[1]
     support = jnp.sum(best != 0, axis=1).astype(radius.dtype)
     opening = jnp.where(dense, 0.2, support / size / 1.5)
-    shrunk = support < 0.95 * new["support"]
+    shrunk = support < 0.95 * pace.support
     back = check & shrunk & ~opens
-    new["delta"] = jnp.where(like(back, new["delta"]), new["run_best"], new["delta"])
-    new["gradient"] = jnp.where(
-        like(back, new["gradient"]), new["run_gradient"], new["gradient"]
+    delta, gradient = parts.select(
+        back,
+        (state.peak.delta, state.peak.gradient),
+        (state.delta, state.gradient),
     )
-    step_size = jnp.where(shrunk, radius, new["step_size"] / 1.5)
+    step_size = jnp.where(shrunk, radius, state.step_size / 1.5)
     step_size = jnp.clip(step_size, radius / 10, radius)
-    step_size = jnp.where(check, step_size, new["step_size"])
-    new["step_size"] = jnp.where(opens, radius, step_size)
-    density = jnp.where(check, support / size / 1.5, new["density"])
-    new["density"] = jnp.where(opens, opening, density)
-    seen = jnp.where(check, support, new["support"])
-    new["support"] = jnp.where(opens, jnp.where(dense, size, support), seen)
-
-
-def _positive(value: jax.Array) -> jax.Array:
-    return jnp.where(value > 0, value, 1.0)
+    step_size = jnp.where(check, step_size, state.step_size)
+    density = jnp.where(check, support / size / 1.5, pace.density)
+    seen = jnp.where(check, support, pace.support)
+    return state._replace(
+        delta=delta,
+        gradient=gradient,
+        step_size=jnp.where(opens, radius, step_size),
+        pace=_Sparsity(
+            density=jnp.where(opens, opening, density),
+            support=jnp.where(opens, jnp.where(dense, size, support), seen),
+        ),
+    )

@@ -1,15 +1,19 @@
-"""attacks: the boundary attack, a random walk that sees nothing but decisions."""
+"""The boundary attack, a random walk that sees nothing but decisions."""
 
+import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from opnorm import linalg
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks
-from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks import checks, parts, registry
+from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
+from opnorm.attacks.parts import Nearest
+from opnorm.attacks.stage import Problem, Stage, check_keys
+from opnorm.linalg import BatchFunction
 
 _HALVINGS = 10
 # Brendel et al. 2018, section 2.3, with the constants of their code: how many of the
@@ -24,6 +28,7 @@ _CONVERGED = 1e-7
 _LARGEST_STEP = 0.999
 
 
+@registry.register
 def boundary(
     *,
     p: float = 2.0,
@@ -36,7 +41,7 @@ def boundary(
     """Returns the boundary attack, which walks along the boundary by decisions alone.
 
     It begins at ``start`` where that is misclassified, else at the first misclassified
-    of uniform pictures, and halves the way to x ten times. Then, at distance R of x,
+    of uniform images, and halves the way to x ten times. Then, at distance R of x,
     it draws a Gaussian direction orthogonal to the way to x, of Euclidean length
     ``spherical_step`` times that way's, goes along it to another point of the sphere of
     radius R, and contracts the perturbation there to ``(1 - source_step) R``. If that
@@ -81,113 +86,178 @@ def boundary(
     _check_share("source_step", source_step)
     checks.check_box(bounds)
     assert bounds is not None
-    low, high = bounds
-
-    def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
-        x, labels = problem.x, problem.labels
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        wrong = attack_lib.decided(f(x), labels, False)
-        nothing = jnp.zeros_like(labels, dtype=jnp.int32)
-
-        def fresh(length: int) -> jax.Array:
-            return jnp.broadcast_to((nothing > 0)[:, None], (len(x), length))
-
-        return {
-            "best": x,
-            "distance": jnp.where(wrong, 0.0, jnp.inf).astype(wide),
-            "inside": x,
-            "tries": nothing,
-            "halvings": nothing,
-            "turn": nothing,
-            "spherical_step": jnp.full_like(labels, spherical_step, dtype=wide),
-            "source_step": jnp.full_like(labels, source_step, dtype=wide),
-            "spherical_tests": fresh(_SPHERICAL_TESTS),
-            "spherical_count": nothing,
-            "source_tests": fresh(_SOURCE_TESTS),
-            "source_count": nothing,
-            "done": wrong,
-        }
-
-    def step(
-        f: BatchFunction, problem: Problem, state: dict[str, jax.Array], i: jax.Array
-    ) -> dict[str, jax.Array]:
-        assert problem.keys is not None
-        x, best, inside = problem.x, state["best"], state["inside"]
-        seeks = jnp.isinf(state["distance"])
-        halves = ~seeks & (state["halvings"] < _HALVINGS)
-        walks = ~seeks & ~halves
-        # A test on the sphere comes before every tenth move.
-        place = state["turn"] % (_PERIOD + 1)
-        tests = walks & (place == 0)
-
-        keys = attack_lib.fold_in(problem.keys, i)
-        drawn = _uniform(keys, x, low, high)
-        if problem.start is not None:
-            begins = like(state["tries"] == 0, x)
-            drawn = jnp.where(begins, problem.start, drawn)
-        shrink = jnp.where(tests, 0.0, state["source_step"])
-        radius = (1 - shrink) * state["distance"]
-        point = _beside(keys, x, best - x, state["spherical_step"], p)
-        point = _contract(x, attack_lib.clip(point, bounds) - x, radius, p)
-        point = jnp.where(like(halves, x), inside + (best - inside) / 2, point)
-        point = jnp.where(like(seeks, x), drawn, point)
-        point = attack_lib.clip(point.astype(x.dtype), bounds)
-
-        hit = attack_lib.decided(f(point), problem.labels, False)
-        distance = linalg.norm(point - x, p)
-        # A test's point is as far as the last up to rounding, which must not decide.
-        nearer = hit & ~tests & (distance < state["distance"])
-        tries = state["tries"] + seeks
-        given_up = seeks & ~nearer & (tries >= num_tries)
-        spherical, spherical_tests, spherical_count = _adapt(
-            state["spherical_tests"],
-            state["spherical_count"],
-            hit,
-            tests,
-            _SPHERICAL_SHARES,
-        )
-        source, source_tests, source_count = _adapt(
-            state["source_tests"],
-            state["source_count"],
-            hit,
-            walks & (place == 1),
-            _SOURCE_SHARES,
-        )
-        spherical_now = jnp.minimum(state["spherical_step"] * spherical, _LARGEST_STEP)
-        source_now = state["source_step"] * spherical * source
-        source_now = jnp.minimum(source_now, _LARGEST_STEP)
-        return {
-            "best": jnp.where(like(nearer, x), point, best),
-            "distance": jnp.where(nearer, distance, state["distance"]),
-            "inside": jnp.where(like(halves & ~hit, x), point, inside),
-            "tries": tries,
-            "halvings": state["halvings"] + halves,
-            "turn": state["turn"] + walks,
-            "spherical_step": spherical_now,
-            "source_step": source_now,
-            "spherical_tests": spherical_tests,
-            "spherical_count": spherical_count,
-            "source_tests": source_tests,
-            "source_count": source_count,
-            "done": given_up | (walks & (source_now < _CONVERGED)),
-        }
-
-    def finish(problem: Problem, state: dict[str, jax.Array]) -> jax.Array:
-        del problem
-        return state["best"]
-
+    options = _Options(
+        p, spherical_step, source_step, num_tries, bounds=(bounds[0], bounds[1])
+    )
     stage = Stage(
         name="boundary",
         num_steps=num_steps,
         bounds=bounds,
-        init=init,
-        step=step,
-        finish=finish,
-        done=lambda state: state["done"],
-        check=attack_lib.check_keys,
+        init=functools.partial(_init, options),
+        step=functools.partial(_step, options),
+        finish=lambda problem, state: state.nearest.point,
+        done=lambda state: state.done,
+        check=check_keys,
         takes_start=True,
     )
     return Attack(name="boundary", p=p, stages=(stage,), budget=False)
+
+
+class _Options(NamedTuple):
+    """The options of :func:`boundary`."""
+
+    p: float
+    spherical_step: float
+    source_step: float
+    num_tries: int
+    bounds: tuple[float, float]
+
+
+class _Tests(NamedTuple):
+    """The latest tests of a step size, one row for each example.
+
+    Attributes:
+      passed: ``(B, L)`` bool, a ring buffer: whether the point was misclassified.
+      taken: ``(B,)`` int32, tests since the step size was last changed.
+    """
+
+    passed: jax.Array
+    taken: jax.Array
+
+
+class _State(NamedTuple):
+    """The walk, one row for each example.
+
+    Attributes:
+      nearest: the nearest misclassified point, which the walk goes on from.
+      inside: ``(B, ...)``, the point of the bisection that is classified correctly.
+      tries: ``(B,)`` int32, points tried before the first misclassified one.
+      halvings: ``(B,)`` int32, halvings of the way to x.
+      turn: ``(B,)`` int32, steps of the walk.
+      spherical_step: ``(B,)``, in units of the distance.
+      source_step: ``(B,)``, in units of the distance.
+      spherical_tests: tests on the sphere.
+      source_tests: tests of points after a step towards x.
+      done: ``(B,)`` bool.
+    """
+
+    nearest: Nearest
+    inside: jax.Array
+    tries: jax.Array
+    halvings: jax.Array
+    turn: jax.Array
+    spherical_step: jax.Array
+    source_step: jax.Array
+    spherical_tests: _Tests
+    source_tests: _Tests
+    done: jax.Array
+
+
+def _init(options: _Options, f: BatchFunction, problem: Problem) -> _State:
+    x, labels = problem.x, problem.labels
+    wrong = parts.decided(f(x), labels)
+    nothing = jnp.zeros_like(labels, dtype=jnp.int32)
+
+    def fresh(length: int) -> _Tests:
+        passed = jnp.broadcast_to((nothing > 0)[:, None], (len(x), length))
+        return _Tests(passed, nothing)
+
+    def constant(value: float) -> jax.Array:
+        return jnp.full_like(labels, value, dtype=parts.wide(x))
+
+    return _State(
+        nearest=parts.begin_nearest(x, wrong),
+        inside=x,
+        tries=nothing,
+        halvings=nothing,
+        turn=nothing,
+        spherical_step=constant(options.spherical_step),
+        source_step=constant(options.source_step),
+        spherical_tests=fresh(_SPHERICAL_TESTS),
+        source_tests=fresh(_SOURCE_TESTS),
+        done=wrong,
+    )
+
+
+def _step(
+    options: _Options,
+    f: BatchFunction,
+    problem: Problem,
+    state: _State,
+    i: jax.Array,
+) -> _State:
+    x = problem.x
+    seeks = jnp.isinf(state.nearest.distance)
+    halves = ~seeks & (state.halvings < _HALVINGS)
+    walks = ~seeks & ~halves
+    # A test on the sphere comes before every tenth move.
+    place = state.turn % (_PERIOD + 1)
+    tests = walks & (place == 0)
+    point = _propose(options, problem, state, i, seeks, halves, tests)
+
+    hit = parts.decided(f(point), problem.labels)
+    distance = linalg.norm(point - x, options.p)
+    # A test's point is as far as the last up to rounding, which must not decide.
+    nearest = parts.keep_nearest(state.nearest, point, distance, hit & ~tests)
+    tries = state.tries + seeks
+    given_up = seeks & jnp.isinf(nearest.distance) & (tries >= options.num_tries)
+    spherical, spherical_tests = _adapt(
+        state.spherical_tests, hit, tests, _SPHERICAL_SHARES
+    )
+    source, source_tests = _adapt(
+        state.source_tests, hit, walks & (place == 1), _SOURCE_SHARES
+    )
+    spherical_step = jnp.minimum(state.spherical_step * spherical, _LARGEST_STEP)
+    source_step = state.source_step * spherical * source
+    source_step = jnp.minimum(source_step, _LARGEST_STEP)
+    return _State(
+        nearest=nearest,
+        inside=parts.select(halves & ~hit, point, state.inside),
+        tries=tries,
+        halvings=state.halvings + halves,
+        turn=state.turn + walks,
+        spherical_step=spherical_step,
+        source_step=source_step,
+        spherical_tests=spherical_tests,
+        source_tests=source_tests,
+        done=given_up | (walks & (source_step < _CONVERGED)),
+    )
+
+
+def _propose(
+    options: _Options,
+    problem: Problem,
+    state: _State,
+    i: jax.Array,
+    seeks: jax.Array,
+    halves: jax.Array,
+    tests: jax.Array,
+) -> jax.Array:
+    """Returns the point that a step evaluates, shape of ``x``.
+
+    Args:
+      options: of the attack.
+      problem: rows.
+      state: before the step.
+      i: number of the step.
+      seeks: ``(B,)`` bool, rows without a misclassified point, which draw one.
+      halves: ``(B,)`` bool, rows that halve the way to x.
+      tests: ``(B,)`` bool, rows that test a point on the sphere.
+    """
+    assert problem.keys is not None
+    x, p, bounds = problem.x, options.p, options.bounds
+    best, inside = state.nearest.point, state.inside
+    keys = parts.fold_in(problem.keys, i)
+    drawn = _uniform(keys, x, *bounds)
+    if problem.start is not None:
+        drawn = parts.select(state.tries == 0, problem.start, drawn)
+    shrink = jnp.where(tests, 0.0, state.source_step)
+    radius = (1 - shrink) * state.nearest.distance
+    point = _beside(keys, x, best - x, state.spherical_step, p)
+    point = _contract(x, parts.clip(point, bounds) - x, radius, p)
+    point = parts.select(halves, inside + (best - inside) / 2, point)
+    point = parts.select(seeks, drawn, point)
+    return parts.clip(point.astype(x.dtype), bounds)
 
 
 def _uniform(keys: jax.Array, x: jax.Array, low: float, high: float) -> jax.Array:
@@ -219,22 +289,29 @@ def _contract(x: jax.Array, delta: jax.Array, radius: jax.Array, p: float) -> ja
 
 
 def _adapt(
-    tests: jax.Array,
-    count: jax.Array,
-    hit: jax.Array,
-    counts: jax.Array,
-    shares: tuple[float, float],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Notes a test where it counts; the factor for the step, and the tests after."""
-    length = tests.shape[1]
-    here = jnp.arange(length)[None] == (count % length)[:, None]
-    tests = jnp.where(here & counts[:, None], hit[:, None], tests)
-    count = count + counts
-    share = jnp.mean(tests, axis=1, dtype=jnp.float32)
-    judged = counts & (count >= length)
+    tests: _Tests, hit: jax.Array, counts: jax.Array, shares: tuple[float, float]
+) -> tuple[jax.Array, _Tests]:
+    """Notes a test in the rows where it counts.
+
+    Args:
+      tests: before the test.
+      hit: ``(B,)`` bool, whether the point was misclassified.
+      counts: ``(B,)`` bool, rows that have taken the test.
+      shares: the step shrinks below the first share of points that pass, and grows
+        above the second.
+
+    Returns:
+      ``(B,)``, the factor for the step, and the tests.
+    """
+    length = tests.passed.shape[1]
+    here = jnp.arange(length)[None] == (tests.taken % length)[:, None]
+    passed = jnp.where(here & counts[:, None], hit[:, None], tests.passed)
+    taken = tests.taken + counts
+    share = jnp.mean(passed, axis=1, dtype=jnp.float32)
+    judged = counts & (taken >= length)
     grows, falls = judged & (share > shares[1]), judged & (share < shares[0])
     factor = jnp.where(grows, _ADAPTATION, jnp.where(falls, 1 / _ADAPTATION, 1.0))
-    return factor, tests, jnp.where(grows | falls, 0, count)
+    return factor, _Tests(passed, jnp.where(grows | falls, 0, taken))
 
 
 def _check_share(name: str, value: float) -> None:

@@ -2,20 +2,21 @@
 
 :func:`unblocked` leaves out the gradient entries that point out of the box. The rest is
 a fallback for attacks that look for the nearest point: a short walk to the corners of
-the box, for the examples for which the search itself has found nothing. It evaluates
-one point and one gradient a step, so an attack takes these steps with the forward and
-backward pass that its own step has anyway.
+the box, for the examples in which the search itself has found nothing. A step of the
+walk evaluates one point and one gradient, so an attack takes it with the forward and
+backward pass of its own step.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import losses
-from opnorm.attacks.attack import like
+from opnorm import linalg
+from opnorm.attacks import losses, parts
 from opnorm.attacks.checks import Bounds
+from opnorm.attacks.parts import like
 
 # x + (high - x) may round to the inside of the box by this many units of epsilon.
 _ROUNDING = 2
@@ -26,6 +27,26 @@ _BEGINNINGS = 3
 _POINTS = 5
 _HALVINGS = 10
 _WALK_STEPS = (_TARGETS + _BEGINNINGS) * (_POINTS + 1) + _HALVINGS
+
+
+class Walk(NamedTuple):
+    """The state of a walk, one row for each example.
+
+    Attributes:
+      targets: ``(B, T)`` int32, the classes that it steers to from x.
+      point: ``(B, ...)`` float, the point to evaluate next.
+      right: ``(B, ...)`` float, the nearest point known that does not succeed.
+      round: ``(B,)`` int32, how many beginnings are over.
+      tried: ``(B,)`` int32, how many points were evaluated since the last beginning.
+      halvings: ``(B,)`` int32, how often the way from x was halved.
+    """
+
+    targets: jax.Array
+    point: jax.Array
+    right: jax.Array
+    round: jax.Array
+    tried: jax.Array
+    halvings: jax.Array
 
 
 def unblocked(x: jax.Array, ascent: jax.Array, bounds: Bounds) -> jax.Array:
@@ -46,21 +67,21 @@ def unblocked(x: jax.Array, ascent: jax.Array, bounds: Bounds) -> jax.Array:
         return ascent
     low, high = bounds
     size = max([abs(end) for end in bounds if math.isfinite(end)], default=0.0)
-    slack = _ROUNDING * float(jnp.finfo(x.dtype).eps) * size
+    slack = _ROUNDING * linalg.machine_epsilon(x.dtype) * size
     below = (ascent < 0) & (x <= low + slack)
     above = (ascent > 0) & (x >= high - slack)
     return jnp.where(below | above, 0.0, ascent)
 
 
 def walk_steps(bounds: Bounds) -> int:
-    """Steps that the walk takes at most: none without a finite box."""
+    """Returns how many steps the walk takes at most: 0 without a finite box."""
     finite = bounds is not None and all(map(math.isfinite, bounds))
     return _WALK_STEPS if finite else 0
 
 
 def begin_walk(
     x: jax.Array, logits: jax.Array, labels: jax.Array, rounds: int = _TARGETS
-) -> dict[str, jax.Array]:
+) -> Walk:
     """Returns the state of a walk that has not begun, one row per example.
 
     Args:
@@ -69,42 +90,36 @@ def begin_walk(
       labels: ``(B,)`` int.
       rounds: how many classes it steers to at most.
     """
-    targets, _ = attack_lib.other_classes(logits, labels, min(rounds, _TARGETS))
+    targets, _ = parts.other_classes(logits, labels, min(rounds, _TARGETS))
     zero = jnp.zeros_like(labels, dtype=jnp.int32)
-    return {
-        "targets": targets,
-        "point": x,
-        "right": x,
-        "round": zero,
-        "tried": zero,
-        "halvings": zero,
-    }
+    return Walk(targets, point=x, right=x, round=zero, tried=zero, halvings=zero)
 
 
 def walk_objective(
-    walk: dict[str, jax.Array],
+    walk: Walk,
     logits: jax.Array,
     labels: jax.Array,
     targeted: bool = False,
 ) -> jax.Array:
     """Computes the objective of the walk, ``(B,)``: the lead of a class over the label.
 
-    From x that is the lead of one class after another, from elsewhere of the largest.
+    From x it is the lead of one class after another, and from elsewhere the lead of the
+    class of the largest logit.
     """
     margin = losses.margin(logits, labels)
     if targeted:
         return -margin
-    count = walk["targets"].shape[1]
-    number = jnp.minimum(walk["round"], count - 1)
-    target = jnp.take_along_axis(walk["targets"], number[:, None], axis=1)
+    count = walk.targets.shape[1]
+    number = jnp.minimum(walk.round, count - 1)
+    target = jnp.take_along_axis(walk.targets, number[:, None], axis=1)
     at = jnp.arange(logits.shape[1])[None]
     lead = jnp.where(at == target, logits, 0.0)
     lead = jnp.sum(lead - jnp.where(at == labels[:, None], logits, 0.0), axis=1)
-    return jnp.where(walk["round"] < count, lead.astype(margin.dtype), margin)
+    return jnp.where(walk.round < count, lead.astype(margin.dtype), margin)
 
 
 def advance_walk(
-    walk: dict[str, jax.Array],
+    walk: Walk,
     walks: jax.Array,
     x: jax.Array,
     best: jax.Array,
@@ -112,7 +127,7 @@ def advance_walk(
     hit: jax.Array,
     ascent: jax.Array,
     bounds: Bounds,
-) -> tuple[dict[str, jax.Array], jax.Array]:
+) -> tuple[Walk, jax.Array]:
     """Chooses the next point of the rows that walk, after their last was evaluated.
 
     For each class, in the order of the clean logits, it goes from x to the corner of
@@ -139,16 +154,16 @@ def advance_walk(
         return walk, found | walks
     assert bounds is not None
     low, high = bounds
-    length = (high - low) * 0.5 ** walk["tried"].astype(x.dtype)
-    ahead = walk["point"] + like(length, x) * jnp.sign(ascent).astype(x.dtype)
-    ahead = attack_lib.clip(ahead, bounds)
-    tried = walk["tried"] + 1
+    length = (high - low) * 0.5 ** walk.tried.astype(x.dtype)
+    ahead = walk.point + like(length, x) * jnp.sign(ascent).astype(x.dtype)
+    ahead = parts.clip(ahead, bounds)
+    tried = walk.tried + 1
     over = tried > _POINTS
-    right = jnp.where(like(found & ~hit, x), walk["point"], walk["right"])
+    right = jnp.where(like(found & ~hit, x), walk.point, walk.right)
     middle = right + (best - right) / 2
-    halvings = walk["halvings"] + found
-    rounds = walk["round"] + (over & ~found)
-    beyond = rounds - walk["targets"].shape[1]
+    halvings = walk.halvings + found
+    rounds = walk.round + (over & ~found)
+    beyond = rounds - walk.targets.shape[1]
     far = jnp.where(x > (low + high) / 2, low, high)
     begin = jnp.where(like(beyond == 0, x), far, x)
     begin = jnp.where(
@@ -156,15 +171,12 @@ def advance_walk(
     )
     ahead = jnp.where(like(over, x), begin.astype(x.dtype), ahead)
     ended = (halvings > _HALVINGS) | (beyond >= _BEGINNINGS)
-    new = {
-        **walk,
-        "point": jnp.where(like(found, x), middle, ahead),
-        "right": right,
-        "round": rounds,
-        "tried": jnp.where(over, 0, tried),
-        "halvings": halvings,
-    }
-    kept = jax.tree.map(
-        lambda new, old: jnp.where(like(walks, old), new, old), new, walk
+    new = Walk(
+        walk.targets,
+        point=jnp.where(like(found, x), middle, ahead),
+        right=right,
+        round=rounds,
+        tried=jnp.where(over, 0, tried),
+        halvings=halvings,
     )
-    return kept, walks & ended
+    return parts.select(walks, new, walk), walks & ended

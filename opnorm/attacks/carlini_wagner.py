@@ -1,16 +1,19 @@
-"""attacks: Carlini and Wagner's L2 attack, with its search for the constant."""
+"""Carlini and Wagner's L2 attack, with its search for the constant."""
 
-from typing import Any
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from opnorm import linalg
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import box, checks, losses
-from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks import box, checks, losses, parts, registry
+from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
+from opnorm.attacks.parts import Nearest, like
+from opnorm.attacks.stage import Problem, Stage
+from opnorm.linalg import BatchFunction
 
 # The inputs are pulled this far off the faces of the box, where tanh has no inverse.
 _INSIDE = 0.999999
@@ -20,6 +23,7 @@ _PROGRESS = 0.9999
 _REPEAT_FROM = 10
 
 
+@registry.register
 def carlini_wagner(
     *,
     num_steps: int = 1000,
@@ -58,6 +62,20 @@ def carlini_wagner(
       ValueError: for an option out of range; when applied, as :class:`Attack`.
 
     Source: Carlini & Wagner 2017, section V (f_6) and VI.
+
+    Example:
+      A linear network gives the larger coordinate; the nearest point of the
+      other class is at distance 0.2 / sqrt(2).
+
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> attack = attacks.carlini_wagner(num_steps=20, num_searches=4)
+      >>> found = attack.run(lambda x: x, x, labels)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> round(float(found.distance[0]), 3)
+      0.142
     """
     linalg.check_count("num_steps", num_steps, 1)
     linalg.check_count("num_searches", num_searches, 1)
@@ -69,136 +87,202 @@ def carlini_wagner(
     linalg.check_length("confidence", confidence)
     checks.check_box(bounds)
     assert bounds is not None
-    middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
-    optimizer = optax.adam(learning_rate)
-    interval = max(num_steps // 10, 1)
-
-    def init(f: BatchFunction, problem: Problem) -> dict[str, Any]:
-        x, labels = problem.x, problem.labels
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        logits = f(x)
-        at_input = attack_lib.decided(logits, labels, targeted, confidence)
-        rounds = 1 if targeted else logits.shape[1]
-        zero = jnp.zeros_like(labels, dtype=wide)
-        shift = jnp.zeros_like(x, dtype=wide)
-        return {
-            "shift": shift,
-            "adam": jax.vmap(optimizer.init)(shift),
-            "constant": zero + initial_constant,
-            "low": zero,
-            "high": zero + jnp.inf,
-            "step": jnp.zeros_like(labels, dtype=jnp.int32),
-            "search": jnp.zeros_like(labels, dtype=jnp.int32),
-            "succeeded": jnp.zeros_like(labels, dtype=bool),
-            "checked": zero + jnp.inf,
-            "best": x,
-            "distance": jnp.where(at_input, 0.0, jnp.inf).astype(wide),
-            "walk": box.begin_walk(x, logits, labels, rounds),
-            "done": at_input,
-        }
-
-    def step(
-        f: BatchFunction, problem: Problem, state: dict[str, Any], i: jax.Array
-    ) -> dict[str, Any]:
-        del i
-        x, labels, constant = problem.x, problem.labels, state["constant"]
-        centred = (x.astype(state["shift"].dtype) - middle) / half
-        origin = jnp.arctanh(jnp.clip(centred, -1, 1) * _INSIDE)
-        start = (middle + half * jnp.tanh(origin)).astype(x.dtype)
-        walk, walks = state["walk"], state["search"] >= num_searches
-
-        def point_at(shift: jax.Array) -> jax.Array:
-            z = middle + half * jnp.tanh(origin + shift)
-            return attack_lib.clip(z, bounds).astype(x.dtype)
-
-        def total(z: jax.Array) -> tuple[jax.Array, Any]:
-            logits = f(z)
-            margin = losses.margin(logits, labels)
-            short = (margin if targeted else -margin) + confidence
-            length = linalg.inner(z - start, z - start)
-            values = length + constant * jnp.maximum(short, 0.0)
-            lead = box.walk_objective(walk, logits, labels, targeted)
-            values = jnp.where(walks, -lead, values)
-            return jnp.sum(values), (values, logits)
-
-        z, pull_back = jax.vjp(point_at, state["shift"])
-        z = jnp.where(like(walks, z), walk["point"], z)
-        slope, (values, logits) = jax.grad(total, has_aux=True)(z)
-        slope = _sound(slope)
-        gradient = _sound(pull_back(slope)[0])
-        hit = attack_lib.decided(logits, labels, targeted, confidence)
-        distance = linalg.norm(z - x, 2.0)
-        nearer = hit & (distance < state["distance"])
-        update, adam = jax.vmap(optimizer.update)(gradient, state["adam"])
-        new = {
-            **state,
-            "shift": state["shift"] + update,
-            "adam": adam,
-            "step": state["step"] + 1,
-            "succeeded": state["succeeded"] | hit,
-            "best": jnp.where(like(nearer, z), z, state["best"]),
-            "distance": jnp.where(nearer, distance, state["distance"]),
-        }
-        over = new["step"] >= num_steps
-        if abort_early:
-            check = new["step"] % interval == 0
-            stuck = ~(values <= _PROGRESS * state["checked"])
-            over |= check & stuck
-            new["checked"] = jnp.where(check, values, state["checked"])
-        found = jnp.isfinite(new["distance"])
-        new["walk"], ended = box.advance_walk(
-            walk, walks, x, new["best"], found, hit, -slope, bounds
-        )
-        new["done"] = state["done"] | ended
-        return _next_search(new, over & ~walks)
-
-    def _next_search(state: dict[str, Any], over: jax.Array) -> dict[str, Any]:
-        """Where a search is over, chooses the next constant and begins again."""
-        constant, succeeded = state["constant"], state["succeeded"]
-        high = jnp.where(succeeded, constant, jnp.inf)
-        high = jnp.minimum(high, state["high"])
-        low = jnp.where(succeeded, state["low"], jnp.maximum(state["low"], constant))
-        known = jnp.isfinite(high)
-        between = 0.5 * (low + jnp.where(known, high, low))
-        chosen = jnp.where(known, between, 10 * constant)
-        search = state["search"] + 1
-        if num_searches >= _REPEAT_FROM:
-            chosen = jnp.where(known & (search == num_searches - 1), high, chosen)
-        shift = jnp.zeros_like(state["shift"])
-        fresh = {
-            "shift": shift,
-            "adam": jax.vmap(optimizer.init)(shift),
-            "constant": chosen,
-            "low": low,
-            "high": high,
-            "step": jnp.zeros_like(state["step"]),
-            "search": search,
-            "succeeded": jnp.zeros_like(succeeded),
-            "checked": jnp.full_like(state["checked"], jnp.inf),
-        }
-        kept = {name: state[name] for name in fresh}
-        chosen_state = jax.tree.map(
-            lambda new, old: jnp.where(like(over, old), new, old), fresh, kept
-        )
-        found = jnp.isfinite(state["distance"])
-        done = state["done"] | (over & (search >= num_searches) & found)
-        return {**state, **chosen_state, "done": done}
-
+    options = _Options(
+        num_steps=num_steps,
+        num_searches=num_searches,
+        optimizer=optax.adam(learning_rate),
+        initial_constant=initial_constant,
+        confidence=confidence,
+        abort_early=abort_early,
+        targeted=targeted,
+        bounds=(bounds[0], bounds[1]),
+    )
     stage = Stage(
         name="carlini_wagner",
         num_steps=num_searches * num_steps + box.walk_steps(bounds),
         bounds=bounds,
-        init=init,
-        step=step,
-        finish=lambda problem, state: state["best"],
-        done=lambda state: state["done"],
+        init=functools.partial(_init, options),
+        step=functools.partial(_step, options),
+        finish=lambda problem, state: state.nearest.point,
+        done=lambda state: state.done,
         targeted=targeted,
         confidence=confidence,
     )
     return Attack(name=stage.name, p=2.0, stages=(stage,), budget=False)
 
 
-def _sound(gradient: jax.Array) -> jax.Array:
-    """The gradient, zero for an example where it is not finite everywhere."""
-    sound = jnp.all(jnp.isfinite(gradient), axis=tuple(range(1, gradient.ndim)))
-    return jnp.where(like(sound, gradient), gradient, 0.0)
+class _Options(NamedTuple):
+    """The options of :func:`carlini_wagner`."""
+
+    num_steps: int
+    num_searches: int
+    optimizer: optax.GradientTransformation
+    initial_constant: float
+    confidence: float
+    abort_early: bool
+    targeted: bool
+    bounds: tuple[float, float]
+
+
+class _Search(NamedTuple):
+    """The search at one constant, one row for each example.
+
+    Attributes:
+      shift: ``(B, ...)``, w less its value at x.
+      adam: state of the optimiser.
+      constant: ``(B,)``, c.
+      low: ``(B,)``, the largest constant that has failed, or 0.
+      high: ``(B,)``, the smallest constant that has succeeded, or inf.
+      step: ``(B,)`` int32, steps at this constant.
+      number: ``(B,)`` int32, constants before this one.
+      succeeded: ``(B,)`` bool, whether a point has succeeded at this constant.
+      checked: ``(B,)``, the loss at the last check for progress, or inf.
+    """
+
+    shift: jax.Array
+    adam: optax.OptState
+    constant: jax.Array
+    low: jax.Array
+    high: jax.Array
+    step: jax.Array
+    number: jax.Array
+    succeeded: jax.Array
+    checked: jax.Array
+
+
+class _State(NamedTuple):
+    search: _Search
+    nearest: Nearest
+    walk: box.Walk
+    done: jax.Array
+
+
+def _init(options: _Options, f: BatchFunction, problem: Problem) -> _State:
+    x, labels = problem.x, problem.labels
+    logits = f(x)
+    targeted = options.targeted
+    at_input = parts.decided(logits, labels, targeted, options.confidence)
+    rounds = 1 if targeted else logits.shape[1]
+    zero = jnp.zeros_like(labels, dtype=parts.wide(x))
+    shift = jnp.zeros_like(x, dtype=parts.wide(x))
+    search = _Search(
+        shift=shift,
+        adam=jax.vmap(options.optimizer.init)(shift),
+        constant=zero + options.initial_constant,
+        low=zero,
+        high=zero + jnp.inf,
+        step=jnp.zeros_like(labels, dtype=jnp.int32),
+        number=jnp.zeros_like(labels, dtype=jnp.int32),
+        succeeded=jnp.zeros_like(labels, dtype=bool),
+        checked=zero + jnp.inf,
+    )
+    nearest = parts.begin_nearest(x, at_input)
+    walk = box.begin_walk(x, logits, labels, rounds)
+    return _State(search, nearest, walk, at_input)
+
+
+def _step(
+    options: _Options,
+    f: BatchFunction,
+    problem: Problem,
+    state: _State,
+    i: jax.Array,
+) -> _State:
+    del i
+    x, labels, bounds = problem.x, problem.labels, options.bounds
+    search, walk = state.search, state.walk
+    targeted, confidence = options.targeted, options.confidence
+    middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
+    centred = (x.astype(search.shift.dtype) - middle) / half
+    origin = jnp.arctanh(jnp.clip(centred, -1, 1) * _INSIDE)
+    start = (middle + half * jnp.tanh(origin)).astype(x.dtype)
+    walks = search.number >= options.num_searches
+
+    def point_at(shift: jax.Array) -> jax.Array:
+        z = middle + half * jnp.tanh(origin + shift)
+        return parts.clip(z, bounds).astype(x.dtype)
+
+    def total(z: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        logits = f(z)
+        margin = losses.margin(logits, labels)
+        short = (margin if targeted else -margin) + confidence
+        length = linalg.inner(z - start, z - start)
+        values = length + search.constant * jnp.maximum(short, 0.0)
+        lead = box.walk_objective(walk, logits, labels, targeted)
+        values = jnp.where(walks, -lead, values)
+        return jnp.sum(values), (values, logits)
+
+    z, pull_back = jax.vjp(point_at, search.shift)
+    z = jnp.where(like(walks, z), walk.point, z)
+    slope, (values, logits) = jax.grad(total, has_aux=True)(z)
+    slope = parts.finite_rows(slope)
+    gradient = parts.finite_rows(pull_back(slope)[0])
+    hit = parts.decided(logits, labels, targeted, confidence)
+    nearest = parts.keep_nearest(state.nearest, z, linalg.norm(z - x, 2.0), hit)
+    search, over = _advance(options, search, gradient, values, hit)
+    walk, ended = box.advance_walk(
+        walk, walks, x, nearest.point, nearest.found, hit, -slope, bounds
+    )
+    over &= ~walks
+    following = _next_search(options, search)
+    finished = over & (following.number >= options.num_searches) & nearest.found
+    return _State(
+        parts.select(over, following, search),
+        nearest,
+        walk,
+        state.done | ended | finished,
+    )
+
+
+def _advance(
+    options: _Options,
+    search: _Search,
+    gradient: jax.Array,
+    values: jax.Array,
+    hit: jax.Array,
+) -> tuple[_Search, jax.Array]:
+    """Takes a step of Adam.
+
+    Returns:
+      The search, and whether the example gives up the constant, ``(B,)`` bool.
+    """
+    update, adam = jax.vmap(options.optimizer.update)(gradient, search.adam)
+    search = search._replace(
+        shift=search.shift + update,
+        adam=adam,
+        step=search.step + 1,
+        succeeded=search.succeeded | hit,
+    )
+    over = search.step >= options.num_steps
+    if options.abort_early:
+        check = search.step % max(options.num_steps // 10, 1) == 0
+        stuck = ~(values <= _PROGRESS * search.checked)
+        over |= check & stuck
+        search = search._replace(checked=jnp.where(check, values, search.checked))
+    return search, over
+
+
+def _next_search(options: _Options, search: _Search) -> _Search:
+    """Chooses the next constant, and returns the search that begins there."""
+    constant, succeeded = search.constant, search.succeeded
+    high = jnp.where(succeeded, constant, jnp.inf)
+    high = jnp.minimum(high, search.high)
+    low = jnp.where(succeeded, search.low, jnp.maximum(search.low, constant))
+    known = jnp.isfinite(high)
+    between = 0.5 * (low + jnp.where(known, high, low))
+    chosen = jnp.where(known, between, 10 * constant)
+    number = search.number + 1
+    if options.num_searches >= _REPEAT_FROM:
+        chosen = jnp.where(known & (number == options.num_searches - 1), high, chosen)
+    shift = jnp.zeros_like(search.shift)
+    return _Search(
+        shift=shift,
+        adam=jax.vmap(options.optimizer.init)(shift),
+        constant=chosen,
+        low=low,
+        high=high,
+        step=jnp.zeros_like(search.step),
+        number=number,
+        succeeded=jnp.zeros_like(succeeded),
+        checked=jnp.full_like(search.checked, jnp.inf),
+    )

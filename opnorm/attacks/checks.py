@@ -2,7 +2,6 @@
 
 import math
 import numbers
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +12,14 @@ from opnorm import linalg
 Bounds = tuple[float, float] | None
 
 
-def known(array: Any) -> bool:
+def known(array: object) -> bool:
     """Whether the values are at hand: not traced, nor on devices of other processes."""
     if isinstance(array, jax.core.Tracer):
         return False
     return not isinstance(array, jax.Array) or array.is_fully_addressable
 
 
-def check_inside(x: Any, bounds: Bounds, name: str = "x") -> bool:
+def check_inside(x: jax.Array | np.ndarray, bounds: Bounds, name: str = "x") -> bool:
     """Raises ValueError unless x is in the box, where it is :func:`known`.
 
     Clipping an input from outside into the box would leave the budget. Rounding, a
@@ -46,7 +45,9 @@ def check_inside(x: Any, bounds: Bounds, name: str = "x") -> bool:
     return bounds[0] <= low and high <= bounds[1]
 
 
-def check_labels(labels: Any, count: int, logits: Any = None) -> None:
+def check_labels(
+    labels: jax.Array | np.ndarray, count: int, logits: object = None
+) -> None:
     """Raises ValueError unless labels are ``(count,)`` ints and classes of the network.
 
     A network of one logit has one class, and no decision that could be wrong: it is
@@ -89,7 +90,7 @@ def check_classes(count: int) -> None:
         )
 
 
-def check_per_example(name: str, value: Any, count: int) -> None:
+def check_per_example(name: str, value: float | jax.Array, count: int) -> None:
     """Raises ValueError unless an option is a scalar or has one value per example.
 
     Args:
@@ -127,7 +128,7 @@ def check_bounds(bounds: Bounds) -> None:
         raise ValueError(f"bounds is {bounds}; {allowed}.")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     if isinstance(value, jax.core.Tracer):
         return False
     return isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()

@@ -1,31 +1,25 @@
-"""attacks: nearest points by steps of decoupled direction and length: DDN and FMN."""
+"""Nearest points by steps of decoupled direction and length: DDN and FMN."""
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from opnorm import linalg
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import box, checks, losses
-from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks import box, checks, losses, parts, registry
+from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
+from opnorm.attacks.parts import Nearest, like
+from opnorm.attacks.stage import Problem, Stage
+from opnorm.linalg import BatchFunction
 
 # An estimate that is exact ends on the boundary itself, where nothing is decided.
 _BEYOND = 1.01
 
 
-class _Search(NamedTuple):
-    """The options that DDN and FMN share."""
-
-    p: float
-    num_steps: int
-    targeted: bool
-    bounds: Bounds
-
-
+@registry.register
 def decoupled_direction(
     *,
     num_steps: int = 100,
@@ -55,47 +49,54 @@ def decoupled_direction(
       ValueError: for an option out of range; when applied, as :class:`Attack`.
 
     Source: Rony et al. 2019, Algorithm 1, without its rounding to 256 levels.
+
+    Example:
+      A linear network gives the larger coordinate; the nearest point of the
+      other class is at distance 0.2 / sqrt(2).
+
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> attack = attacks.decoupled_direction(num_steps=30)
+      >>> found = attack.run(lambda x: x, x, labels)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> round(float(found.distance[0]), 3)
+      0.192
     """
     linalg.check_count("num_steps", num_steps, 1)
     _check_fraction("gamma", gamma)
     linalg.check_length("initial_epsilon", initial_epsilon, positive=True)
     checks.check_box(bounds)
-    search = _Search(2.0, num_steps, targeted, bounds)
+    search = _Search(2.0, num_steps, targeted, bounds, losses.cross_entropy)
 
-    def init(f: BatchFunction, problem: Problem) -> dict[str, Any]:
-        state = _initial_state(f, problem, search)
+    def init(f: BatchFunction, problem: Problem) -> _State:
         largest = _largest(problem.x, 2.0, bounds)
         epsilon = jnp.minimum(initial_epsilon, largest).astype(largest.dtype)
-        return {**state, "epsilon": epsilon}
+        return _initial_state(f, problem, search, epsilon)
 
-    def step(
-        f: BatchFunction, problem: Problem, state: dict[str, Any], i: jax.Array
-    ) -> dict[str, Any]:
-        x, delta = problem.x, state["delta"]
-
-        def objective(logits: jax.Array) -> jax.Array:
-            value = losses.cross_entropy(logits, problem.labels)
-            return -value if targeted else value
-
-        new, _, gradient, hit = _evaluate(f, problem, state, i, objective, search)
+    def step(f: BatchFunction, problem: Problem, state: _State, i: jax.Array) -> _State:
+        x = problem.x
+        new, _, gradient, hit = _evaluate(f, problem, state, i, search)
         direction = linalg.dual_map(gradient, 2.0)
         if problem.keys is not None:
-            keys = attack_lib.fold_in(problem.keys, i)
+            keys = parts.fold_in(problem.keys, i)
             random = linalg.sample_sphere(keys, x, 2.0)
             zero = linalg.norm(gradient, math.inf) == 0
             direction = jnp.where(like(zero, x), random, direction)
         size = _cosine(i, num_steps, 1.0, 0.01).astype(x.dtype)
-        moved = delta + size * direction
-        epsilon = state["epsilon"] * jnp.where(hit, 1 - gamma, 1 + gamma)
+        moved = state.delta + size * direction
+        epsilon = state.epsilon * jnp.where(hit, 1 - gamma, 1 + gamma)
         epsilon = jnp.minimum(epsilon, _largest(x, 2.0, bounds))
         length = linalg.norm(moved, 2.0)
-        moved = linalg.scale(moved, epsilon / jnp.where(length > 0, length, 1.0))
-        moved = attack_lib.clip(x + moved, bounds) - x
-        return {**new, "delta": moved, "epsilon": epsilon}
+        moved = linalg.scale(moved, epsilon / parts.positive(length))
+        moved = parts.clip(x + moved, bounds) - x
+        return new._replace(delta=moved, epsilon=epsilon)
 
     return _attack("decoupled_direction", search, init, step)
 
 
+@registry.register
 def fast_minimum_norm(
     *,
     p: float,
@@ -127,55 +128,104 @@ def fast_minimum_norm(
       ValueError: for an option out of range; when applied, as :class:`Attack`.
 
     Source: Pintor et al. 2021, Algorithm 1.
+
+    Example:
+      A linear network gives the larger coordinate; the nearest point of the
+      other class is at distance 0.2 / sqrt(2).
+
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> attack = attacks.fast_minimum_norm(p=2, num_steps=30)
+      >>> found = attack.run(lambda x: x, x, labels)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> round(float(found.distance[0]), 3)
+      0.141
     """
     p = checks.check_norm(p, (1.0, 2.0, math.inf))
     linalg.check_count("num_steps", num_steps, 1)
     _check_fraction("gamma", gamma)
     checks.check_box(bounds)
     conjugate = linalg.conjugate_exponent(p)
-    search = _Search(p, num_steps, targeted, bounds)
+    search = _Search(p, num_steps, targeted, bounds, losses.margin)
 
-    def init(f: BatchFunction, problem: Problem) -> dict[str, Any]:
-        state = _initial_state(f, problem, search)
-        return {**state, "epsilon": jnp.full_like(state["distance"], jnp.inf)}
+    def init(f: BatchFunction, problem: Problem) -> _State:
+        x = problem.x
+        epsilon = jnp.full_like(problem.labels, jnp.inf, dtype=parts.wide(x))
+        return _initial_state(f, problem, search, epsilon)
 
-    def step(
-        f: BatchFunction, problem: Problem, state: dict[str, Any], i: jax.Array
-    ) -> dict[str, Any]:
-        x, delta = problem.x, state["delta"]
-
-        def objective(logits: jax.Array) -> jax.Array:
-            value = losses.margin(logits, problem.labels)
-            return -value if targeted else value
-
-        new, value, gradient, hit = _evaluate(f, problem, state, i, objective, search)
+    def step(f: BatchFunction, problem: Problem, state: _State, i: jax.Array) -> _State:
+        x, delta = problem.x, state.delta
+        new, value, gradient, hit = _evaluate(f, problem, state, i, search)
         slope = linalg.norm(gradient, conjugate)
         gap = jnp.where(jnp.isfinite(value), jnp.abs(value), 0.0)
-        ahead = _BEYOND * gap / jnp.where(slope > 0, slope, 1.0)
+        ahead = _BEYOND * gap / parts.positive(slope)
         linear = linalg.norm(delta, p) + jnp.where(slope > 0, ahead, 0.0)
         change = _cosine(i, num_steps, gamma, gamma / 50)
-        shrunk = jnp.minimum(state["epsilon"] * (1 - change), new["distance"])
-        searched = jnp.isfinite(state["distance"])
-        grown = jnp.where(searched, state["epsilon"] * (1 + change), linear)
+        shrunk = jnp.minimum(state.epsilon * (1 - change), new.nearest.distance)
+        searched = state.nearest.found
+        grown = jnp.where(searched, state.epsilon * (1 + change), linear)
         epsilon = jnp.where(hit, shrunk, grown)
         epsilon = jnp.minimum(epsilon, _largest(x, p, bounds)).astype(slope.dtype)
         size = _cosine(i, num_steps, 1.0, 0.01).astype(x.dtype)
         moved = delta + size * linalg.dual_map(gradient, 2.0)
-        moved = attack_lib.confine(x, moved, p, epsilon, bounds)
-        return {**new, "delta": moved, "epsilon": epsilon}
+        moved = parts.confine(x, moved, p, epsilon, bounds)
+        return new._replace(delta=moved, epsilon=epsilon)
 
     return _attack("fast_minimum_norm", search, init, step)
 
 
-def _attack(name: str, search: _Search, init: Any, step: Any) -> Attack:
+class _Search(NamedTuple):
+    """The options that DDN and FMN share.
+
+    Attributes:
+      p: exponent of the norm.
+      num_steps: steps before the walk to the corners.
+      targeted: whether the labels are to be reached.
+      bounds: box (low, high).
+      loss: the objective, to maximise or, if targeted, to minimise.
+    """
+
+    p: float
+    num_steps: int
+    targeted: bool
+    bounds: Bounds
+    loss: losses.Loss
+
+
+class _State(NamedTuple):
+    """The search, one row for each example.
+
+    Attributes:
+      delta: ``(B, ...)``, the perturbation to evaluate next.
+      epsilon: ``(B,)``, its length, or the radius of its ball.
+      nearest: the nearest point that succeeds.
+      done: ``(B,)`` bool.
+      walk: the walk to the corners.
+    """
+
+    delta: jax.Array
+    epsilon: jax.Array
+    nearest: Nearest
+    done: jax.Array
+    walk: box.Walk
+
+
+def _attack(
+    name: str,
+    search: _Search,
+    init: Callable[[BatchFunction, Problem], _State],
+    step: Callable[[BatchFunction, Problem, _State, jax.Array], _State],
+) -> Attack:
     stage = Stage(
         name=name,
         num_steps=search.num_steps + 1 + box.walk_steps(search.bounds),
         bounds=search.bounds,
         init=init,
         step=step,
-        finish=lambda problem, state: state["best"],
-        done=lambda state: state["done"],
+        finish=lambda problem, state: state.nearest.point,
+        done=lambda state: state.done,
         targeted=search.targeted,
         takes_start=True,
     )
@@ -183,33 +233,27 @@ def _attack(name: str, search: _Search, init: Any, step: Any) -> Attack:
 
 
 def _initial_state(
-    f: BatchFunction, problem: Problem, search: _Search
-) -> dict[str, Any]:
+    f: BatchFunction, problem: Problem, search: _Search, epsilon: jax.Array
+) -> _State:
     x, targeted = problem.x, search.targeted
     start = x if problem.start is None else problem.start
-    start = attack_lib.clip(start, search.bounds)
+    start = parts.clip(start, search.bounds)
     logits = f(x)
-    classes = logits.shape[1]
-    at_input = attack_lib.decided(logits, problem.labels, targeted)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    return {
-        "delta": start - x,
-        "best": x,
-        "distance": jnp.where(at_input, 0.0, jnp.inf).astype(wide),
-        "done": at_input,
-        # One class is to be reached, or all others are tried.
-        "walk": box.begin_walk(x, logits, problem.labels, 1 if targeted else classes),
-    }
+    at_input = parts.decided(logits, problem.labels, targeted)
+    # One class is to be reached, or all others are tried.
+    rounds = 1 if targeted else logits.shape[1]
+    return _State(
+        delta=start - x,
+        epsilon=epsilon,
+        nearest=parts.begin_nearest(x, at_input),
+        done=at_input,
+        walk=box.begin_walk(x, logits, problem.labels, rounds),
+    )
 
 
 def _evaluate(
-    f: BatchFunction,
-    problem: Problem,
-    state: dict[str, Any],
-    i: jax.Array,
-    objective: Callable[[jax.Array], jax.Array],
-    search: _Search,
-) -> tuple[dict[str, Any], jax.Array, jax.Array, jax.Array]:
+    f: BatchFunction, problem: Problem, state: _State, i: jax.Array, search: _Search
+) -> tuple[_State, jax.Array, jax.Array, jax.Array]:
     """Evaluates the point of a step, and keeps it if it is the nearest that succeeds.
 
     After the last step of the search, that is the point of the walk to the corners.
@@ -218,50 +262,40 @@ def _evaluate(
       The state, the objective ``(B,)``, its gradient without the entries that the box
       blocks, and ``(B,)`` bool, whether the point succeeds.
     """
-    x, labels, walk, targeted = (
-        problem.x,
-        problem.labels,
-        state["walk"],
-        search.targeted,
-    )
-    bounds = search.bounds
+    x, labels, walk, bounds = problem.x, problem.labels, state.walk, search.bounds
+    targeted = search.targeted
     walks = i > search.num_steps
-    point = attack_lib.clip(x + state["delta"], bounds)
-    point = jnp.where(walks, walk["point"], point)
+    point = parts.clip(x + state.delta, bounds)
+    point = jnp.where(walks, walk.point, point)
 
-    def chosen(logits: jax.Array) -> jax.Array:
+    def objective(logits: jax.Array) -> jax.Array:
         lead = box.walk_objective(walk, logits, labels, targeted)
-        value = objective(logits)
+        value = search.loss(logits, labels)
+        value = -value if targeted else value
         return jnp.where(walks, lead.astype(value.dtype), value)
 
-    value, logits, gradient = attack_lib.value_and_gradient(f, chosen, point)
-    hit = attack_lib.decided(logits, labels, targeted)
+    value, logits, gradient = parts.value_and_gradient(f, objective, point)
+    hit = parts.decided(logits, labels, targeted)
     distance = linalg.norm(point - x, search.p)
-    nearer = hit & (distance < state["distance"])
-    best = jnp.where(like(nearer, point), point, state["best"])
-    distance = jnp.where(nearer, distance, state["distance"])
-    found = jnp.isfinite(distance)
-    walk, ended = box.advance_walk(walk, walks, x, best, found, hit, gradient, bounds)
-    over = (i == search.num_steps) & found
-    new = {
-        **state,
-        "best": best,
-        "distance": distance,
-        "walk": walk,
-        "done": jnp.where(walks, ended, state["done"] | over),
-    }
+    nearest = parts.keep_nearest(state.nearest, point, distance, hit)
+    walk, ended = box.advance_walk(
+        walk, walks, x, nearest.point, nearest.found, hit, gradient, bounds
+    )
+    over = (i == search.num_steps) & nearest.found
+    done = jnp.where(walks, ended, state.done | over)
+    new = state._replace(nearest=nearest, walk=walk, done=done)
     return new, value, box.unblocked(point, gradient, bounds), hit
 
 
 def _largest(x: jax.Array, p: float, bounds: Bounds) -> jax.Array:
-    """The length of the longest perturbation inside the box."""
+    """Computes the length of the longest perturbation inside the box, ``(B,)``."""
     assert bounds is not None
     low, high = bounds
     return linalg.norm(jnp.maximum(x - low, high - x), p)
 
 
 def _cosine(i: jax.Array, num_steps: int, first: float, last: float) -> jax.Array:
-    """From first to last along half a cosine."""
+    """Goes from first to last along half a cosine."""
     return last + (first - last) * (1 + jnp.cos(math.pi * i / num_steps)) / 2
 
 

@@ -1,20 +1,24 @@
-"""attacks: DeepFool, which steps to the nearest linearised decision boundary."""
+"""DeepFool, which steps to the nearest linearised decision boundary."""
 
+import functools
 import math
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from opnorm import linalg
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import box, checks
-from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks import box, checks, parts, registry
+from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
+from opnorm.attacks.parts import like
+from opnorm.attacks.stage import Problem, Stage
+from opnorm.linalg import BatchFunction
 
 _LEAST_STEP = 1e-4
 
 
+@registry.register
 def deepfool(
     *,
     p: float = 2.0,
@@ -49,95 +53,141 @@ def deepfool(
     the 1e-4 by which every step is lengthened: without it about a hundredth of the
     images come ever nearer to the boundary and never cross it. Their steps also count
     where the box has taken them away.
+
+    Example:
+      A linear network gives the larger coordinate; the nearest point of the
+      other class is at distance 0.2 / sqrt(2).
+
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> attack = attacks.deepfool(p=2)
+      >>> found = attack.run(lambda x: x, x, labels)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> round(float(found.distance[0]), 3)
+      0.144
     """
     p = checks.check_norm(p, (2.0, math.inf))
     linalg.check_count("num_steps", num_steps, 1)
     linalg.check_count("num_candidates", num_candidates, 2)
     linalg.check_length("overshoot", overshoot)
     checks.check_bounds(bounds)
-    conjugate = linalg.conjugate_exponent(p)
 
-    def init(f: BatchFunction, problem: Problem) -> dict[str, Any]:
-        x, labels = problem.x, problem.labels
-        logits = f(x)
-        wrong = attack_lib.decided(logits, labels, False)
-        candidates, _ = attack_lib.other_classes(logits, labels, num_candidates - 1)
-        return {
-            "moved": jnp.zeros_like(x),
-            "candidates": candidates,
-            "best": x,
-            "walk": box.begin_walk(x, logits, labels, rounds=candidates.shape[1]),
-            "done": wrong,
-            "found": wrong,
-        }
-
-    def point(x: jax.Array, moved: jax.Array) -> jax.Array:
-        return attack_lib.clip(x + (1 + overshoot) * moved, bounds).astype(x.dtype)
-
-    def inside(x: jax.Array, moved: jax.Array) -> jax.Array:
-        """The sum of the steps that ends where its point is clipped to."""
-        if bounds is None:
-            return moved
-        low, high = ((end - x) / (1 + overshoot) for end in bounds)
-        return jnp.clip(moved, low, high)
-
-    def step(
-        f: BatchFunction, problem: Problem, state: dict[str, Any], i: jax.Array
-    ) -> dict[str, Any]:
-        x, labels, moved = problem.x, problem.labels, state["moved"]
-        walk, walks = state["walk"], i > num_steps
-        here = jnp.where(walks, walk["point"], point(x, moved))
-        logits, pull_back = jax.vjp(f, here)
-        hit = attack_lib.decided(logits, labels, False)
-        classes = jnp.arange(logits.shape[1])
-        own = (classes == labels[:, None]).astype(logits.dtype)
-
-        def away(candidate: jax.Array) -> tuple[jax.Array, jax.Array]:
-            other = (classes == candidate[:, None]).astype(logits.dtype)
-            normal = box.unblocked(here, pull_back(other - own)[0], bounds)
-            gap = jnp.sum(jnp.where(other - own != 0, (other - own) * logits, 0), 1)
-            size = linalg.norm(normal, conjugate)
-            alive = jnp.isfinite(size) & (size > 0) & jnp.isfinite(gap)
-            ratio = jnp.abs(gap) / jnp.where(alive, size, 1.0)
-            normal = jnp.where(like(alive, normal), normal, 0.0)
-            return jnp.where(alive, ratio, jnp.inf), normal
-
-        distances, normals = jax.vmap(away)(state["candidates"].T)
-        nearest = jnp.argmin(distances, axis=0)
-        distance = jnp.min(distances, axis=0)
-        rows = jnp.arange(len(x))
-        normal = normals[nearest, rows]
-        direction = linalg.dual_map(normal, conjugate)
-        known = jnp.isfinite(distance)
-        length = jnp.where(known, distance + _LEAST_STEP, 0.0)
-        ahead = moved + linalg.scale(direction, length).astype(x.dtype)
-        ahead = inside(x, ahead)
-        sound = jnp.all(jnp.isfinite(ahead), axis=tuple(range(1, x.ndim)))
-        ahead = jnp.where(like(sound & ~hit, x), ahead, moved)
-        best = jnp.where(like(hit, x), here, state["best"])
-        found = state["found"] | hit
-        leads = jnp.take_along_axis(logits, state["candidates"], axis=1)
-        at = jnp.where(
-            walk["round"] < len(normals), walk["round"], jnp.argmax(leads, 1)
-        )
-        ascent = normals[at, rows]
-        walk, ended = box.advance_walk(walk, walks, x, best, found, hit, ascent, bounds)
-        return {
-            **state,
-            "moved": ahead,
-            "best": best,
-            "walk": walk,
-            "found": found,
-            "done": jnp.where(walks, ended, hit),
-        }
-
+    options = _Options(p, num_steps, overshoot, num_candidates, bounds)
     stage = Stage(
         name="deepfool",
         num_steps=num_steps + 1 + box.walk_steps(bounds),
         bounds=bounds,
-        init=init,
-        step=step,
-        finish=lambda problem, state: state["best"],
-        done=lambda state: state["done"],
+        init=functools.partial(_init, options),
+        step=functools.partial(_step, options),
+        finish=lambda problem, state: state.best,
+        done=lambda state: state.done,
     )
     return Attack(name="deepfool", p=p, stages=(stage,), budget=False)
+
+
+class _Options(NamedTuple):
+    """The options of :func:`deepfool`."""
+
+    p: float
+    num_steps: int
+    overshoot: float
+    num_candidates: int
+    bounds: Bounds
+
+
+class _State(NamedTuple):
+    """The search, one row for each example.
+
+    Attributes:
+      moved: ``(B, ...)``, the sum of the steps.
+      candidates: ``(B, T)`` int32, the classes whose boundaries are looked at.
+      best: ``(B, ...)``, the point to return.
+      found: ``(B,)`` bool, whether ``best`` is misclassified.
+      done: ``(B,)`` bool.
+      walk: the walk to the corners.
+    """
+
+    moved: jax.Array
+    candidates: jax.Array
+    best: jax.Array
+    found: jax.Array
+    done: jax.Array
+    walk: box.Walk
+
+
+def _init(options: _Options, f: BatchFunction, problem: Problem) -> _State:
+    x, labels = problem.x, problem.labels
+    logits = f(x)
+    wrong = parts.decided(logits, labels)
+    candidates, _ = parts.other_classes(logits, labels, options.num_candidates - 1)
+    return _State(
+        moved=jnp.zeros_like(x),
+        candidates=candidates,
+        best=x,
+        found=wrong,
+        done=wrong,
+        walk=box.begin_walk(x, logits, labels, rounds=candidates.shape[1]),
+    )
+
+
+def _step(
+    options: _Options,
+    f: BatchFunction,
+    problem: Problem,
+    state: _State,
+    i: jax.Array,
+) -> _State:
+    x, labels, moved, walk = problem.x, problem.labels, state.moved, state.walk
+    conjugate, bounds = linalg.conjugate_exponent(options.p), options.bounds
+    walks = i > options.num_steps
+    ahead = parts.clip(x + (1 + options.overshoot) * moved, bounds).astype(x.dtype)
+    here = jnp.where(walks, walk.point, ahead)
+    logits, pull_back = jax.vjp(f, here)
+    hit = parts.decided(logits, labels)
+    classes = jnp.arange(logits.shape[1])
+    own = (classes == labels[:, None]).astype(logits.dtype)
+
+    def away(candidate: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Distance to the boundary with a class, and its normal."""
+        other = (classes == candidate[:, None]).astype(logits.dtype)
+        normal = box.unblocked(here, pull_back(other - own)[0], bounds)
+        gap = jnp.sum(jnp.where(other - own != 0, (other - own) * logits, 0), 1)
+        size = linalg.norm(normal, conjugate)
+        alive = jnp.isfinite(size) & (size > 0) & jnp.isfinite(gap)
+        ratio = jnp.abs(gap) / jnp.where(alive, size, 1.0)
+        normal = jnp.where(like(alive, normal), normal, 0.0)
+        return jnp.where(alive, ratio, jnp.inf), normal
+
+    distances, normals = jax.vmap(away)(state.candidates.T)
+    nearest = jnp.argmin(distances, axis=0)
+    distance = jnp.min(distances, axis=0)
+    rows = jnp.arange(len(x))
+    direction = linalg.dual_map(normals[nearest, rows], conjugate)
+    length = jnp.where(jnp.isfinite(distance), distance + _LEAST_STEP, 0.0)
+    ahead = moved + linalg.scale(direction, length).astype(x.dtype)
+    ahead = _inside(options, x, ahead)
+    ahead = parts.select(parts.all_finite(ahead) & ~hit, ahead, moved)
+    best = parts.select(hit, here, state.best)
+    found = state.found | hit
+    leads = jnp.take_along_axis(logits, state.candidates, axis=1)
+    at = jnp.where(walk.round < len(normals), walk.round, jnp.argmax(leads, 1))
+    ascent = normals[at, rows]
+    walk, ended = box.advance_walk(walk, walks, x, best, found, hit, ascent, bounds)
+    return _State(
+        moved=ahead,
+        candidates=state.candidates,
+        best=best,
+        found=found,
+        done=jnp.where(walks, ended, hit),
+        walk=walk,
+    )
+
+
+def _inside(options: _Options, x: jax.Array, moved: jax.Array) -> jax.Array:
+    """Shortens the sum of the steps, so that it ends where its point is clipped to."""
+    if options.bounds is None:
+        return moved
+    low, high = ((end - x) / (1 + options.overshoot) for end in options.bounds)
+    return jnp.clip(moved, low, high)

@@ -1,4 +1,4 @@
-"""attacks: several attacks as one: AutoAttack, and the nearest point of many."""
+"""Several attacks joined to one, such as AutoAttack."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
-from opnorm.attacks import checks
+from opnorm.attacks import checks, registry
 from opnorm.attacks.apgd import apgd
 from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
@@ -14,6 +14,7 @@ from opnorm.attacks.fab import fab
 from opnorm.attacks.square import square
 
 
+@registry.register
 def auto_attack(
     *,
     p: float,
@@ -25,12 +26,12 @@ def auto_attack(
 ) -> Attack:
     """Returns the AutoAttack ensemble: APGD-CE, APGD-T, FAB-T and Square, in order.
 
-    The standard version. Each attacks the examples that the ones before it have left;
-    of an example that none breaks, the clean input is returned. For p = inf and 2 it
+    This is the standard version. Each attacks the examples that the ones before it have
+    left; if none breaks an example, its clean input is returned. For p = inf and 2 it
     runs APGD on the cross-entropy once, APGD on the targeted DLR loss and FAB for 9
     targets each, and Square; for p = 1 APGD, with its larger radii, 5 times and for 5
-    targets. With K classes there are at most K - 1 targets. Its version for randomised
-    networks has no place here: a batch function is deterministic.
+    targets. With K classes there are at most K - 1 targets. The version for
+    randomised networks is left out: a batch function is deterministic.
 
     Args:
       p: exponent of the norm: 1, 2 or inf.
@@ -47,6 +48,15 @@ def auto_attack(
 
     Source: Croce & Hein 2020, "Reliable evaluation of adversarial robustness with an
     ensemble of diverse parameter-free attacks"; Croce & Hein 2021 for p = 1.
+
+    Example:
+      The stages of the ensemble, in order:
+
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> attack = attacks.auto_attack(p=jnp.inf, epsilon=8 / 255)
+      >>> [stage.name for stage in attack.stages]
+      ['apgd_cross_entropy', 'apgd_dlr_targeted', 'fab_t', 'square']
     """
     p = checks.check_norm(p, (1.0, 2.0, math.inf))
     sparse = p == 1

@@ -1,17 +1,21 @@
-"""attacks: FAB, which follows the linearised decision boundary towards the input."""
+"""FAB, which follows the linearised decision boundary towards the input."""
 
+import functools
 import math
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import box, checks, meshes
-from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks import box, checks, meshes, parts, registry, repeats
+from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
+from opnorm.attacks.parts import Nearest
+from opnorm.attacks.repeats import Targets
+from opnorm.attacks.stage import Problem, Stage
+from opnorm.linalg import BatchFunction
 
 # Croce & Hein 2020 (FAB), section 4: largest pull to the input, overshoot, way back.
 _LARGEST_PULL = 0.1
@@ -23,6 +27,7 @@ _NEWTON_STEPS = 20
 _BISECTIONS = 32
 
 
+@registry.register
 def fab(
     *,
     p: float,
@@ -56,6 +61,20 @@ def fab(
 
     Source: Croce & Hein 2020, "Minimally distorted adversarial examples with a fast
     adaptive boundary attack", Algorithm 1; targets as in their AutoAttack.
+
+    Example:
+      A linear network gives the larger coordinate; the nearest point of the
+      other class is at distance 0.2 / sqrt(2).
+
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> attack = attacks.fab(p=2, num_steps=5)
+      >>> found = attack.run(lambda x: x, x, labels)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> round(float(found.distance[0]), 3)
+      0.142
     """
     p = checks.check_norm(p, (1.0, 2.0, math.inf))
     if epsilon is not None:
@@ -65,104 +84,150 @@ def fab(
     linalg.check_count("num_targets", num_targets, 1)
     checks.check_box(bounds)
     walk_steps = box.walk_steps(bounds) if epsilon is None else 0
-
-    def init(f: BatchFunction, problem: Problem) -> dict[str, Any]:
-        x, labels = problem.x, problem.labels
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        logits = f(x)
-        targets, count = attack_lib.other_classes(logits, labels, num_targets)
-        wrong = attack_lib.decided(logits, labels, False)
-        state: dict[str, Any] = {
-            "x": x,
-            "best": x,
-            "distance": jnp.where(wrong, 0.0, jnp.inf).astype(wide),
-            "targets": targets,
-            "num_targets": count,
-            "done": wrong | (count == 0),
-        }
-        if walk_steps:
-            state["walk"] = box.begin_walk(x, logits, labels, rounds=targets.shape[1])
-        return state
-
-    def step(
-        f: BatchFunction, problem: Problem, state: dict[str, Any], i: jax.Array
-    ) -> dict[str, Any]:
-        x, labels, targets = problem.x, problem.labels, state["targets"]
-        begins, last = i % num_steps == 0, targets.shape[1] * num_steps
-        current = jnp.where(begins, x, state["x"])
-        at = jnp.minimum(i // num_steps, targets.shape[1] - 1)
-        target = lax.dynamic_index_in_dim(targets, at, 1, keepdims=False)
-        walk, walks = state.get("walk"), i >= last
-        if walk is not None:
-            current = jnp.where(walks, walk["point"], current)
-
-        def difference(logits: jax.Array) -> jax.Array:
-            lead = _pick(logits, target) - _pick(logits, labels)
-            if walk is None:
-                return lead
-            value = box.walk_objective(walk, logits, labels)
-            return jnp.where(walks, value.astype(lead.dtype), lead)
-
-        gap, logits, gradient = attack_lib.value_and_gradient(f, difference, current)
-        gap = jnp.where(jnp.isfinite(gap), gap, 0.0)
-        # The linearised difference at x, without a constant in which digits cancel.
-        gap_at_x = gap + linalg.inner(gradient, x - current)
-        to_boundary = project_hyperplane(current, gradient, gap, p, bounds) - current
-        from_x = project_hyperplane(x, gradient, gap_at_x, p, bounds) - x
-        near, far = linalg.norm(to_boundary, p), linalg.norm(from_x, p)
-        near, far = jnp.maximum(near, 1e-8), jnp.maximum(far, 1e-8)
-        pull = jnp.minimum(near / (near + far), _LARGEST_PULL)
-        mixed = linalg.scale(current + _OVERSHOOT * to_boundary, 1 - pull)
-        mixed += linalg.scale(x + _OVERSHOOT * from_x, pull)
-        point = attack_lib.clip(mixed, bounds).astype(x.dtype)
-
-        hit = attack_lib.decided(f(point), labels, False)
-        if walk is not None:
-            # The walk judges the point that it has chosen the step before.
-            at_current = attack_lib.decided(logits, labels, False)
-            hit = jnp.where(walks, at_current, hit)
-            point = jnp.where(walks, current, point)
-        distance = linalg.norm(point - x, p)
-        nearer = hit & (distance < state["distance"])
-        best = jnp.where(nearer, distance, state["distance"])
-        back = x + _WAY_BACK * (point - x)
-        done = i + 1 >= state["num_targets"] * num_steps
-        if epsilon is not None:
-            done |= best <= meshes.constant(epsilon)
-        new = {
-            "x": jnp.where(like(hit, x), back, point),
-            "best": jnp.where(like(nearer, x), point, state["best"]),
-            "distance": best,
-            "targets": targets,
-            "num_targets": state["num_targets"],
-            "done": done,
-        }
-        if walk is None:
-            return new
-        found = jnp.isfinite(best)
-        walk, ended = box.advance_walk(
-            walk, walks, x, new["best"], found, hit, gradient, bounds
-        )
-        done = jnp.where(walks, ended, done & found)
-        return {**new, "walk": walk, "done": done}
-
-    def finish(problem: Problem, state: dict[str, jax.Array]) -> jax.Array:
-        found = jnp.isfinite(state["distance"])
-        if epsilon is not None:
-            found &= state["distance"] <= meshes.constant(epsilon)
-        return jnp.where(like(found, problem.x), state["best"], problem.x)
-
+    schedule = repeats.Schedule(num_steps, num_targets=num_targets)
+    options = _Options(p, epsilon, schedule, bounds)
     stage = Stage(
         name="fab_t",
-        num_steps=num_targets * num_steps + walk_steps,
+        num_steps=schedule.total + walk_steps,
         bounds=bounds,
         epsilon=epsilon,
-        init=init,
-        step=step,
-        finish=finish,
-        done=lambda state: state["done"],
+        init=functools.partial(_init, options),
+        step=functools.partial(_step, options),
+        finish=functools.partial(_finish, options),
+        done=lambda state: state.done,
     )
     return Attack(name="fab_t", p=p, stages=(stage,), budget=epsilon is not None)
+
+
+class _Options(NamedTuple):
+    """The options of :func:`fab`."""
+
+    p: float
+    epsilon: float | jax.Array | None
+    schedule: repeats.Schedule
+    bounds: Bounds
+
+
+class _State(NamedTuple):
+    """The search, one row for each example.
+
+    Attributes:
+      x: ``(B, ...)``, the point to linearise at.
+      nearest: the nearest misclassified point.
+      targets: the classes that the runs steer to.
+      done: ``(B,)`` bool.
+      walk: the walk to the corners; None with a budget.
+    """
+
+    x: jax.Array
+    nearest: Nearest
+    targets: Targets
+    done: jax.Array
+    walk: box.Walk | None
+
+
+def _init(options: _Options, f: BatchFunction, problem: Problem) -> _State:
+    x, labels = problem.x, problem.labels
+    logits = f(x)
+    targets = options.schedule.targets(logits, labels)
+    wrong = parts.decided(logits, labels)
+    walk = None
+    if options.epsilon is None:
+        rounds = targets.classes.shape[1]
+        walk = box.begin_walk(x, logits, labels, rounds)
+    return _State(
+        x=x,
+        nearest=parts.begin_nearest(x, wrong),
+        targets=targets,
+        done=wrong | (targets.candidates == 0),
+        walk=walk,
+    )
+
+
+def _step(
+    options: _Options,
+    f: BatchFunction,
+    problem: Problem,
+    state: _State,
+    i: jax.Array,
+) -> _State:
+    x, labels, walk, bounds = problem.x, problem.labels, state.walk, options.bounds
+    schedule, targets = options.schedule, state.targets
+    turn = schedule.turn(i, targets)
+    assert turn.target is not None
+    target = turn.target
+    current = jnp.where(turn.step == 0, x, state.x)
+    walks = i >= targets.classes.shape[1] * schedule.num_steps
+    if walk is not None:
+        current = jnp.where(walks, walk.point, current)
+
+    def difference(logits: jax.Array) -> jax.Array:
+        lead = parts.pick(logits, target) - parts.pick(logits, labels)
+        if walk is None:
+            return lead
+        value = box.walk_objective(walk, logits, labels)
+        return jnp.where(walks, value.astype(lead.dtype), lead)
+
+    gap, logits, gradient = parts.value_and_gradient(f, difference, current)
+    point = _mixture(options, x, current, gap, gradient)
+    hit = parts.decided(f(point), labels)
+    if walk is not None:
+        # The walk judges the point that it has chosen the step before.
+        at_current = parts.decided(logits, labels)
+        hit = jnp.where(walks, at_current, hit)
+        point = jnp.where(walks, current, point)
+    distance = linalg.norm(point - x, options.p)
+    nearest = parts.keep_nearest(state.nearest, point, distance, hit)
+    done = schedule.is_last(i, targets)
+    if options.epsilon is not None:
+        done |= nearest.distance <= meshes.constant(options.epsilon)
+    if walk is not None:
+        walk, ended = box.advance_walk(
+            walk, walks, x, nearest.point, nearest.found, hit, gradient, bounds
+        )
+        done = jnp.where(walks, ended, done & nearest.found)
+    back = x + _WAY_BACK * (point - x)
+    return _State(parts.select(hit, back, point), nearest, targets, done, walk)
+
+
+def _mixture(
+    options: _Options,
+    x: jax.Array,
+    current: jax.Array,
+    gap: jax.Array,
+    gradient: jax.Array,
+) -> jax.Array:
+    """Mixes the projections of two points on the linearised boundary.
+
+    Args:
+      options: of the attack.
+      x: ``(B, ...)``, the clean inputs.
+      current: shape of ``x``, the point where the boundary is linearised.
+      gap: ``(B,)``, the lead of the target over the label there.
+      gradient: shape of ``x``, of that lead.
+
+    Returns:
+      Shape of ``x``: points of the box a little beyond the linearised boundary.
+    """
+    p, bounds = options.p, options.bounds
+    gap = jnp.where(jnp.isfinite(gap), gap, 0.0)
+    # The linearised difference at x, without a constant in which digits cancel.
+    gap_at_x = gap + linalg.inner(gradient, x - current)
+    to_boundary = project_hyperplane(current, gradient, gap, p, bounds) - current
+    from_x = project_hyperplane(x, gradient, gap_at_x, p, bounds) - x
+    near, far = linalg.norm(to_boundary, p), linalg.norm(from_x, p)
+    near, far = jnp.maximum(near, 1e-8), jnp.maximum(far, 1e-8)
+    pull = jnp.minimum(near / (near + far), _LARGEST_PULL)
+    mixed = linalg.scale(current + _OVERSHOOT * to_boundary, 1 - pull)
+    mixed += linalg.scale(x + _OVERSHOOT * from_x, pull)
+    return parts.clip(mixed, bounds).astype(x.dtype)
+
+
+def _finish(options: _Options, problem: Problem, state: _State) -> jax.Array:
+    found = state.nearest.found
+    if options.epsilon is not None:
+        found &= state.nearest.distance <= meshes.constant(options.epsilon)
+    return parts.select(found, state.nearest.point, problem.x)
 
 
 def project_hyperplane(
@@ -198,22 +263,24 @@ def project_hyperplane(
     room = jnp.where(w > 0, flat - low, high - flat)
     room = jnp.where(w == 0, 0.0, jnp.maximum(room, 0.0))
     size = jnp.abs(w)
-    solve = _move_largest if p == 1 else _move_together
-    moved = solve(size, room, way, 1.0 if p == math.inf else size)
+    if p == 1:
+        moved = _move_largest(size, room, way)
+    else:
+        moved = _move_together(size, room, way, 1.0 if p == math.inf else size)
     moved = flat - jnp.sign(w) * moved
-    moved = attack_lib.clip(moved, bounds)
+    moved = parts.clip(moved, bounds)
     return moved.reshape(x.shape).astype(x.dtype)
 
 
 def _move_together(
-    size: jax.Array, room: jax.Array, way: jax.Array, rate: Any
+    size: jax.Array, room: jax.Array, way: jax.Array, rate: float | jax.Array
 ) -> jax.Array:
     """Moves ``min(t rate, room)`` with t such that ``sum(size * moved) = way``."""
 
     def gained(t: jax.Array) -> jax.Array:
         return jnp.sum(size * jnp.minimum(t * rate, room), axis=1, keepdims=True)
 
-    def improve(_: Any, t: jax.Array) -> jax.Array:
+    def improve(_: jax.Array, t: jax.Array) -> jax.Array:
         free = t * rate < room
         slope = jnp.sum(jnp.where(free, size * rate, 0.0), axis=1, keepdims=True)
         # The function is concave, so Newton's method comes from below and never passes.
@@ -226,16 +293,15 @@ def _move_together(
     return jnp.where(short, room, jnp.minimum(t * rate, room))
 
 
-def _move_largest(
-    size: jax.Array, room: jax.Array, way: jax.Array, rate: Any
-) -> jax.Array:
+def _move_largest(size: jax.Array, room: jax.Array, way: jax.Array) -> jax.Array:
     """Moves the entries of largest size first, each as far as there is room."""
-    del rate
     # Without a box one entry can go the whole way.
     room = jnp.minimum(room, way / jnp.where(size > 0, size, 1.0))
     gain = size * room
 
-    def halve(_: Any, ends: Any) -> Any:
+    def halve(
+        _: jax.Array, ends: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         low, high = ends
         middle = 0.5 * (low + high)
         above = jnp.sum(jnp.where(size > middle, gain, 0.0), axis=1, keepdims=True)
@@ -249,8 +315,3 @@ def _move_largest(
     shared = jnp.sum(jnp.where(partly, gain, 0.0), axis=1, keepdims=True)
     share = jnp.clip(rest / jnp.where(shared > 0, shared, 1.0), 0.0, 1.0)
     return jnp.where(whole, room, jnp.where(partly, share * room, 0.0))
-
-
-def _pick(logits: jax.Array, classes: jax.Array) -> jax.Array:
-    hit = jnp.arange(logits.shape[1])[None] == classes[:, None]
-    return jnp.sum(jnp.where(hit, logits, 0.0), axis=1)

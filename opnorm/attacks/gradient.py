@@ -1,21 +1,25 @@
-"""attacks: projected gradient attacks of fixed budget, and random noise beside them."""
+"""Projected gradient attacks of fixed budget, and random noise to compare with."""
 
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import box, checks, losses, meshes
-from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks import box, checks, losses, meshes, parts, registry, repeats
+from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
+from opnorm.attacks.parts import Best, default_step_size
+from opnorm.attacks.repeats import Turn
+from opnorm.attacks.stage import Problem, Stage, check_keys
+from opnorm.linalg import BatchFunction
 
 
+@registry.register
 def fgm(
     *,
     p: float,
@@ -53,6 +57,7 @@ def fgm(
     return _renamed(attack, "fgm")
 
 
+@registry.register
 def pga(
     *,
     p: float,
@@ -116,6 +121,22 @@ def pga(
 
     Source: Roth et al. 2020, Eqs. 15-18; Madry et al. 2018; Dong et al. 2018 for
     momentum.
+
+    Example:
+      A linear network gives the larger coordinate; the attack exchanges the
+      two.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> key = jax.random.key(0)
+      >>> attack = attacks.pga(p=2, epsilon=0.3, num_steps=4)
+      >>> found = attack.run(lambda x: x, x, labels, key)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> round(float(found.distance[0]), 3)
+      0.3
     """
     p, q = linalg.check_exponent("p", p), linalg.check_exponent("q", q)
     linalg.check_length("epsilon", epsilon)
@@ -137,14 +158,43 @@ def pga(
         raise ValueError(f"keep is {keep!r}; it may be 'last' or 'success'.")
     if num_restarts > 1 and not random_start:
         raise ValueError("num_restarts needs random_start=True: they would be alike.")
-    size = None if step_size is None else lax.stop_gradient(step_size)
     radius = lax.stop_gradient(epsilon)
-    if size is None:
-        size = 2 * jnp.asarray(radius) / max(num_steps, 1)
-    confine = functools.partial(attack_lib.confine, p=p, radius=radius, bounds=bounds)
-    faces = bounds if skip_blocked else None
-    # Judging a restart takes one evaluation of its last point.
-    period = num_steps + (num_restarts > 1)
+    size = (
+        default_step_size(jnp.asarray(radius), num_steps)
+        if step_size is None
+        else lax.stop_gradient(step_size)
+    )
+    repeated = num_restarts > 1
+    options = _Options(
+        p=p,
+        radius=radius,
+        size=size,
+        num_steps=num_steps,
+        random_start=random_start,
+        momentum=momentum,
+        loss=losses.NAMED.get(loss, loss) if isinstance(loss, str) else loss,
+        q=q,
+        targeted=targeted,
+        repeated=repeated,
+        judges_last=keep == "last",
+        bounds=bounds,
+        faces=bounds if skip_blocked else None,
+    )
+    search = repeats.Search(
+        # Judging a run takes one evaluation of its last point.
+        num_steps + repeated,
+        functools.partial(_init, options),
+        functools.partial(_step, options),
+    )
+    if repeated:
+        steps = repeats.repeat(
+            search,
+            bounds,
+            num_restarts=num_restarts,
+            keep="success" if keep == "success" else "goal",
+        )
+    else:
+        steps = repeats.once(search, bounds, stops=keep == "success")
 
     def check(problem: Problem) -> None:
         if step_size is not None:
@@ -155,109 +205,24 @@ def pga(
                 "loss 'logit_distance' has no gradient at x; it needs "
                 "random_start=True or a start."
             )
-        if random_start and (not started or num_restarts > 1):
-            attack_lib.check_keys(problem)
+        if random_start and (not started or repeated):
+            check_keys(problem)
 
-    def begin(problem: Problem, restart: Any) -> jax.Array:
-        x, keys = problem.x, problem.keys
-        begin = x if problem.start is None else problem.start
-        if not random_start or keys is None:
-            return confine(x, begin - x)
-        limit = meshes.constant(radius)
-        drawn = linalg.sample_ball(attack_lib.fold_in(keys, restart), x, p, limit)
-        if problem.start is not None:
-            drawn = jnp.where(restart == 0, begin - x, drawn)
-        return confine(x, drawn)
-
-    def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
-        delta = begin(problem, 0)
-        # Made of the labels, so that under shard_map they differ where those do.
-        nothing = jnp.zeros_like(problem.labels, dtype=bool)
-        lowest = jnp.full_like(problem.labels, -jnp.inf, dtype=_wide(delta))
-        state = {"delta": delta}
-        if momentum:
-            state["velocity"] = jnp.zeros_like(delta)
-        if keep == "success":
-            state["done"] = nothing
-        if num_restarts > 1:
-            state |= {"best": delta, "value": lowest, "hit": nothing}
-        if loss == "logit_distance":
-            state["clean"] = f(problem.x)
-        return state
-
-    def step(
-        f: BatchFunction, problem: Problem, state: dict[str, jax.Array], i: jax.Array
-    ) -> dict[str, jax.Array]:
-        x, labels, delta = problem.x, problem.labels, state["delta"]
-        new, velocity = dict(state), state.get("velocity")
-        fresh = (i % period == 0) & (i > 0)
-        if num_restarts > 1:
-            delta = lax.cond(
-                fresh,
-                lambda: begin(problem, i // period).astype(x.dtype),
-                lambda: delta,
-            )
-
-        def objective(logits: jax.Array) -> jax.Array:
-            return _objective(logits, labels, state, loss, q, targeted)
-
-        # Clipped as in the end: the sum may round to the outside of the box.
-        point = attack_lib.clip(x + delta, bounds)
-        if num_steps == 0:
-            logits = f(point)
-            values, ascent = objective(logits), jnp.zeros_like(delta)
-        else:
-            values, logits, ascent = attack_lib.value_and_gradient(f, objective, point)
-        hit = attack_lib.decided(logits, labels, targeted) & (loss != "logit_distance")
-        if num_restarts > 1:
-            higher = (hit == state["hit"]) & (values > state["value"])
-            wins = (hit & ~state["hit"]) | higher
-            if keep == "last":
-                wins &= i % period == num_steps
-            current = {"best": delta, "value": values, "hit": hit}
-            for name, value in current.items():
-                value = value.astype(state[name].dtype)
-                new[name] = jnp.where(like(wins, value), value, state[name])
-        # An unlimited step starts from x, and is blocked there.
-        jumps = jnp.isinf(meshes.constant(size))
-        origin = jnp.where(like(jumps, x), x, point)
-        ascent = box.unblocked(origin, ascent, faces)
-        if velocity is not None:
-            unit = linalg.scale(ascent, 1 / _positive(linalg.norm(ascent, 1.0)))
-            ascent = jnp.where(fresh, 0.0, momentum) * velocity + unit
-            new["velocity"] = ascent.astype(velocity.dtype)
-            ascent = box.unblocked(origin, ascent, faces)
-        # Without steps the ascent is a constant zero, and XLA folds its dual map and
-        # its norm at compile time, for seconds.
-        moved = _advance(delta, ascent, p, radius, size) if num_steps else delta
-        new["delta"] = confine(x, moved).astype(x.dtype)
-        if keep == "success":
-            new["done"] = hit
-            new["delta"] = jnp.where(like(hit, delta), delta, new["delta"])
-        return new
-
-    def finish(problem: Problem, state: dict[str, jax.Array]) -> jax.Array:
-        delta = state["best" if num_restarts > 1 else "delta"]
-        # Adding x back rounds, and may round out of the box.
-        return attack_lib.clip(problem.x + delta, bounds)
-
+    reads_labels = isinstance(loss, str) and loss != "logit_distance"
     stage = Stage(
-        name="pga",
-        num_steps=num_restarts * period,
+        "pga",
+        *steps,
         bounds=bounds,
         epsilon=radius,
-        init=init,
-        step=step,
-        finish=finish,
-        done=(lambda state: state["done"]) if keep == "success" else None,
         targeted=targeted,
         check=check,
         takes_start=True,
-        any_labels=keep == "last" and (period == 0 or loss not in tuple(losses.NAMED)),
+        any_labels=keep == "last" and not (reads_labels and steps.num_steps),
     )
     return Attack(name="pga", p=p, stages=(stage,), judges_input=keep == "success")
 
 
+@registry.register
 def uniform_noise(
     *,
     p: float,
@@ -292,6 +257,7 @@ def uniform_noise(
     )
 
 
+@registry.register
 def gaussian_noise(
     *,
     epsilon: float | jax.Array,
@@ -321,7 +287,7 @@ def gaussian_noise(
         unit = linalg.sample_sphere(problem.keys, problem.x, p)
         radius = meshes.constant(epsilon)
         drawn = linalg.scale(unit, jnp.asarray(radius))
-        return attack_lib.confine(problem.x, drawn, p, radius, bounds)
+        return parts.confine(problem.x, drawn, p, radius, bounds)
 
     stage = Stage(
         name="gaussian_noise",
@@ -330,51 +296,150 @@ def gaussian_noise(
         epsilon=epsilon,
         init=init,
         step=lambda f, problem, state, i: state,
-        finish=lambda problem, state: attack_lib.clip(problem.x + state, bounds),
-        check=attack_lib.check_keys,
+        finish=lambda problem, state: parts.clip(problem.x + state, bounds),
+        check=check_keys,
         any_labels=True,
     )
     return Attack(name="gaussian_noise", p=p, stages=(stage,))
 
 
+class _Options(NamedTuple):
+    """The options of :func:`pga`.
+
+    ``loss`` is a function or "logit_distance". If there are several runs (``repeated``)
+    and ``judges_last``, only their last points may be kept.
+    """
+
+    p: float
+    radius: float | jax.Array
+    size: float | jax.Array
+    num_steps: int
+    random_start: bool
+    momentum: float
+    loss: str | losses.Loss
+    q: float
+    targeted: bool
+    repeated: bool
+    judges_last: bool
+    bounds: Bounds
+    faces: Bounds
+
+
+class _State(NamedTuple):
+    """The perturbation, the velocity with momentum, the clean logits if needed."""
+
+    delta: jax.Array
+    velocity: jax.Array | None
+    clean: jax.Array | None
+
+
+def _begin(options: _Options, problem: Problem, run: int | jax.Array) -> jax.Array:
+    """Returns the perturbation that a run begins at."""
+    x, keys = problem.x, problem.keys
+    p, radius, bounds = options.p, options.radius, options.bounds
+    begin = x if problem.start is None else problem.start
+    if not options.random_start or keys is None:
+        return parts.confine(x, begin - x, p, radius, bounds)
+    limit = meshes.constant(radius)
+    drawn = linalg.sample_ball(parts.fold_in(keys, run), x, p, limit)
+    if problem.start is not None:
+        drawn = jnp.where(run == 0, begin - x, drawn)
+    return parts.confine(x, drawn, p, radius, bounds)
+
+
+def _init(options: _Options, f: BatchFunction, problem: Problem) -> _State:
+    delta = _begin(options, problem, 0)
+    velocity = jnp.zeros_like(delta) if options.momentum else None
+    clean = f(problem.x) if options.loss == "logit_distance" else None
+    return _State(delta, velocity, clean)
+
+
+def _step(
+    options: _Options,
+    f: BatchFunction,
+    problem: Problem,
+    state: _State,
+    turn: Turn,
+) -> tuple[_State, Best, bool | jax.Array]:
+    x, labels, delta = problem.x, problem.labels, state.delta
+    # The first run has begun in init.
+    fresh = (turn.step == 0) & (turn.run > 0)
+    if options.repeated:
+        delta = lax.cond(
+            fresh,
+            lambda: _begin(options, problem, turn.run).astype(x.dtype),
+            lambda: delta,
+        )
+
+    def objective(logits: jax.Array) -> jax.Array:
+        return _objective(options, logits, labels, state.clean)
+
+    # Clipped as in the end: the sum may round to the outside of the box.
+    point = parts.clip(x + delta, options.bounds)
+    if options.num_steps == 0:
+        logits = f(point)
+        values, ascent = objective(logits), jnp.zeros_like(delta)
+    else:
+        values, logits, ascent = parts.value_and_gradient(f, objective, point)
+    hit = parts.decided(logits, labels, options.targeted)
+    if options.loss == "logit_distance":
+        hit = jnp.zeros_like(hit)
+    counts = turn.step == options.num_steps if options.judges_last else True
+    # Without steps the ascent is a constant zero, and XLA folds its dual map and its
+    # norm at compile time, for seconds.
+    moved, velocity = delta, state.velocity
+    if options.num_steps:
+        state = state._replace(delta=delta)
+        moved, velocity = _move(options, x, point, state, ascent, fresh)
+    moved = parts.confine(x, moved, options.p, options.radius, options.bounds)
+    new = _State(moved.astype(x.dtype), velocity, state.clean)
+    return new, Best(delta, values, hit), counts
+
+
 def _objective(
+    options: _Options,
     logits: jax.Array,
     labels: jax.Array,
-    state: dict[str, jax.Array],
-    loss: str | losses.Loss,
-    q: float,
-    targeted: bool,
+    clean: jax.Array | None,
 ) -> jax.Array:
-    """What to maximise, ``(B,)``."""
-    if loss == "logit_distance":
-        return losses.logit_distance(logits, state["clean"], q)
-    chosen = losses.NAMED[loss] if isinstance(loss, str) else loss
-    return (-1.0 if targeted else 1.0) * chosen(logits, labels)
+    """Computes the function to maximise, ``(B,)``."""
+    if isinstance(options.loss, str):
+        assert clean is not None
+        return losses.logit_distance(logits, clean, options.q)
+    return (-1.0 if options.targeted else 1.0) * options.loss(logits, labels)
 
 
-def _advance(
-    delta: jax.Array,
+def _move(
+    options: _Options,
+    x: jax.Array,
+    point: jax.Array,
+    state: _State,
     ascent: jax.Array,
-    p: float,
-    epsilon: float | jax.Array,
-    step_size: float | jax.Array,
-) -> jax.Array:
-    direction = linalg.dual_map(ascent, linalg.conjugate_exponent(p))
-    step_size = jnp.asarray(meshes.constant(step_size), direction.dtype)
-    epsilon = meshes.constant(epsilon)
+    fresh: jax.Array,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Takes a step along the gradient; the perturbation is not confined yet."""
+    delta, velocity = state.delta, state.velocity
+    # An unlimited step starts from x, and is blocked there.
+    jumps = jnp.isinf(meshes.constant(options.size))
+    origin = jnp.where(parts.like(jumps, x), x, point)
+    ascent = box.unblocked(origin, ascent, options.faces)
+    if velocity is not None:
+        unit = linalg.scale(ascent, 1 / parts.positive(linalg.norm(ascent, 1.0)))
+        ascent = jnp.where(fresh, 0.0, options.momentum) * velocity + unit
+        velocity = ascent.astype(velocity.dtype)
+        ascent = box.unblocked(origin, ascent, options.faces)
+    return _advance(options, delta, ascent), velocity
+
+
+def _advance(options: _Options, delta: jax.Array, ascent: jax.Array) -> jax.Array:
+    direction = linalg.dual_map(ascent, linalg.conjugate_exponent(options.p))
+    step_size = jnp.asarray(meshes.constant(options.size), direction.dtype)
+    epsilon = meshes.constant(options.radius)
     unlimited = jnp.isinf(step_size)
     walked = delta + linalg.scale(direction, jnp.where(unlimited, 0.0, step_size))
     jumped = linalg.scale(direction, jnp.asarray(epsilon, direction.dtype))
     jumps = unlimited & (linalg.norm(direction, math.inf) > 0)
-    return jnp.where(like(jumps, delta), jumped, walked)
-
-
-def _positive(value: jax.Array) -> jax.Array:
-    return jnp.where(value > 0, value, 1.0)
-
-
-def _wide(x: jax.Array) -> Any:
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return parts.select(jumps, jumped, walked)
 
 
 def _renamed(attack: Attack, name: str) -> Attack:

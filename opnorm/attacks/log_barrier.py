@@ -1,16 +1,19 @@
-"""attacks: LogBarrier, which shortens a perturbation from inside the wrong decision."""
+"""LogBarrier, which shortens a perturbation from inside the wrong decision."""
 
+import functools
 import math
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from opnorm import linalg
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import box, checks
-from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks import box, checks, parts, registry
+from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
+from opnorm.attacks.parts import Nearest, like
+from opnorm.attacks.stage import Problem, Stage, check_keys
+from opnorm.linalg import BatchFunction
 
 # A move shorter than this ends a round, and the noise that a start is looked for with
 # grows by this factor a try, from this size on: the constants of the paper's code.
@@ -19,6 +22,7 @@ _SMALLEST_NOISE = 0.01
 _GROWTH = 1.01
 
 
+@registry.register
 def log_barrier(
     *,
     p: float = 2.0,
@@ -91,120 +95,209 @@ def log_barrier(
     _check_between("backtrack", backtrack, 1.0)
     checks.check_bounds(bounds)
 
-    def attempt(problem: Problem, tries: jax.Array) -> jax.Array:
-        assert problem.keys is not None
-        x = problem.x
-
-        def draw(key: jax.Array) -> jax.Array:
-            return jax.random.normal(key, x.shape[1:], x.dtype)
-
-        noise = jax.vmap(draw)(attack_lib.fold_in(problem.keys, tries))
-        size = _SMALLEST_NOISE * _GROWTH ** tries.astype(jnp.float32)
-        point = x + linalg.scale(noise, size)
-        if problem.start is not None:
-            point = jnp.where(like(tries == 0, x), problem.start, point)
-        return attack_lib.clip(point, bounds)
-
-    walk_steps = box.walk_steps(bounds)
-
-    def init(f: BatchFunction, problem: Problem) -> dict[str, Any]:
-        x, labels = problem.x, problem.labels
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        logits = f(x)
-        wrong = attack_lib.decided(logits, labels, False)
-        nothing = jnp.zeros_like(labels, dtype=jnp.int32)
-        return {
-            "point": attempt(problem, nothing),
-            "feasible": x,
-            "best": x,
-            "distance": jnp.where(wrong, 0.0, jnp.inf).astype(wide),
-            "right": x,
-            "tries": nothing,
-            "walk": box.begin_walk(x, logits, labels),
-            "outer": nothing,
-            "inner": nothing,
-            "bisections": nothing,
-            "done": wrong,
-        }
-
-    def step(
-        f: BatchFunction, problem: Problem, state: dict[str, Any], i: jax.Array
-    ) -> dict[str, Any]:
-        del i
-        x, labels, point = problem.x, problem.labels, state["point"]
-        walk = state["walk"]
-        walks = jnp.isinf(state["distance"]) & (state["tries"] >= num_tries)
-
-        def objective(logits: jax.Array) -> jax.Array:
-            lead = box.walk_objective(walk, logits, labels)
-            return jnp.where(walks, lead, _barrier(logits, labels))
-
-        _, logits, gradient = attack_lib.value_and_gradient(f, objective, point)
-        distance = linalg.norm(point - x, p)
-        hit = attack_lib.decided(logits, labels, False) & jnp.isfinite(distance)
-        nearer = hit & (distance < state["distance"])
-        best = jnp.where(like(nearer, x), point, state["best"])
-        distance = jnp.where(nearer, distance, state["distance"])
-        seeks = jnp.isinf(distance)
-        walk, ended = box.advance_walk(
-            walk, walks, x, best, ~seeks, hit, gradient, bounds
-        )
-        gradient = jnp.where(like(walks, x), 0.0, gradient)
-        ends = ~seeks & (state["outer"] == num_outer)
-        descends = ~seeks & ~ends
-
-        weight = initial_weight * decay ** state["outer"].astype(distance.dtype)
-        force = _pull(point - x, p, temperature) + linalg.scale(gradient, weight)
-        moved = attack_lib.clip(point - step_size * force, bounds).astype(x.dtype)
-        still = hit & (linalg.norm(moved - point, p) < _STILL)
-        back = point + backtrack * (state["feasible"] - point)
-        inner = state["inner"] + descends
-        over = descends & (still | (inner >= num_inner))
-        outer = state["outer"] + over
-
-        bisections = state["bisections"] + ends
-        right = jnp.where(like(ends & ~hit, x), point, state["right"])
-        halved = right + (best - right) / 2
-        tries = state["tries"] + seeks
-
-        following = jnp.where(like(hit, x), moved, back)
-        following = jnp.where(like(outer == num_outer, x), halved, following)
-        sought = jnp.where(
-            like(tries >= num_tries, x), walk["point"], attempt(problem, tries)
-        )
-        following = jnp.where(like(seeks, x), sought, following)
-        given_up = seeks & (ended if walk_steps else tries >= num_tries)
-        finished = ~seeks & (outer == num_outer) & (bisections >= final_bisections)
-        return {
-            "point": attack_lib.clip(following.astype(x.dtype), bounds),
-            "feasible": jnp.where(like(hit, x), point, state["feasible"]),
-            "best": best,
-            "distance": distance,
-            "right": right,
-            "tries": tries,
-            "walk": walk,
-            "outer": outer,
-            "inner": jnp.where(over, 0, inner),
-            "bisections": bisections,
-            "done": given_up | finished,
-        }
-
-    def finish(problem: Problem, state: dict[str, jax.Array]) -> jax.Array:
-        del problem
-        return state["best"]
-
+    options = _Options(
+        p=p,
+        num_outer=num_outer,
+        num_inner=num_inner,
+        step_size=step_size,
+        initial_weight=initial_weight,
+        decay=decay,
+        backtrack=backtrack,
+        temperature=temperature,
+        final_bisections=final_bisections,
+        num_tries=num_tries,
+        bounds=bounds,
+    )
+    num_steps = num_tries + num_outer * num_inner + final_bisections
     stage = Stage(
         name="log_barrier",
-        num_steps=num_tries + walk_steps + num_outer * num_inner + final_bisections,
+        num_steps=num_steps + box.walk_steps(bounds),
         bounds=bounds,
-        init=init,
-        step=step,
-        finish=finish,
-        done=lambda state: state["done"],
-        check=attack_lib.check_keys,
+        init=functools.partial(_init, options),
+        step=functools.partial(_step, options),
+        finish=lambda problem, state: state.nearest.point,
+        done=lambda state: state.done,
+        check=check_keys,
         takes_start=True,
     )
     return Attack(name="log_barrier", p=p, stages=(stage,), budget=False)
+
+
+class _Options(NamedTuple):
+    """The options of :func:`log_barrier`."""
+
+    p: float
+    num_outer: int
+    num_inner: int
+    step_size: float
+    initial_weight: float
+    decay: float
+    backtrack: float
+    temperature: float
+    final_bisections: int
+    num_tries: int
+    bounds: Bounds
+
+
+class _Counts(NamedTuple):
+    """The progress of a search, each ``(B,)`` int32.
+
+    Attributes:
+      tries: points tried before the first misclassified one.
+      outer: rounds that are over.
+      inner: steps of the present round.
+      bisections: halvings after the last round.
+    """
+
+    tries: jax.Array
+    outer: jax.Array
+    inner: jax.Array
+    bisections: jax.Array
+
+
+class _State(NamedTuple):
+    """The search, one row for each example.
+
+    Attributes:
+      point: ``(B, ...)``, the point to evaluate next.
+      feasible: ``(B, ...)``, the last misclassified point.
+      right: ``(B, ...)``, the nearest point of the bisection that is classified
+        correctly.
+      nearest: the nearest misclassified point.
+      counts: the progress.
+      walk: the walk to the corners.
+      done: ``(B,)`` bool.
+    """
+
+    point: jax.Array
+    feasible: jax.Array
+    right: jax.Array
+    nearest: Nearest
+    counts: _Counts
+    walk: box.Walk
+    done: jax.Array
+
+
+def _init(options: _Options, f: BatchFunction, problem: Problem) -> _State:
+    x, labels = problem.x, problem.labels
+    logits = f(x)
+    wrong = parts.decided(logits, labels)
+    zero = jnp.zeros_like(labels, dtype=jnp.int32)
+    return _State(
+        point=_attempt(options, problem, zero),
+        feasible=x,
+        right=x,
+        nearest=parts.begin_nearest(x, wrong),
+        counts=_Counts(zero, zero, zero, zero),
+        walk=box.begin_walk(x, logits, labels),
+        done=wrong,
+    )
+
+
+def _attempt(options: _Options, problem: Problem, tries: jax.Array) -> jax.Array:
+    """Draws a point that may be misclassified, with more noise in each try."""
+    assert problem.keys is not None
+    x = problem.x
+
+    def draw(key: jax.Array) -> jax.Array:
+        return jax.random.normal(key, x.shape[1:], x.dtype)
+
+    noise = jax.vmap(draw)(parts.fold_in(problem.keys, tries))
+    size = _SMALLEST_NOISE * _GROWTH ** tries.astype(jnp.float32)
+    point = x + linalg.scale(noise, size)
+    if problem.start is not None:
+        point = parts.select(tries == 0, problem.start, point)
+    return parts.clip(point, options.bounds)
+
+
+def _step(
+    options: _Options,
+    f: BatchFunction,
+    problem: Problem,
+    state: _State,
+    i: jax.Array,
+) -> _State:
+    del i
+    x, labels, point, walk = problem.x, problem.labels, state.point, state.walk
+    p, bounds, tried = options.p, options.bounds, state.counts.tries
+    walks = jnp.isinf(state.nearest.distance) & (tried >= options.num_tries)
+
+    def objective(logits: jax.Array) -> jax.Array:
+        lead = box.walk_objective(walk, logits, labels)
+        return jnp.where(walks, lead, _barrier(logits, labels))
+
+    _, logits, gradient = parts.value_and_gradient(f, objective, point)
+    distance = linalg.norm(point - x, p)
+    hit = parts.decided(logits, labels) & jnp.isfinite(distance)
+    nearest = parts.keep_nearest(state.nearest, point, distance, hit)
+    seeks = jnp.isinf(nearest.distance)
+    walk, ended = box.advance_walk(
+        walk, walks, x, nearest.point, ~seeks, hit, gradient, bounds
+    )
+    gradient = jnp.where(like(walks, x), 0.0, gradient)
+    moved = _descend(options, x, state, gradient)
+    still = hit & (linalg.norm(moved - point, p) < _STILL)
+    counts = _count(options, state.counts, seeks, still)
+
+    ends = ~seeks & (state.counts.outer == options.num_outer)
+    right = parts.select(ends & ~hit, point, state.right)
+    halved = right + (nearest.point - right) / 2
+    back = point + options.backtrack * (state.feasible - point)
+    following = parts.select(hit, moved, back)
+    following = parts.select(counts.outer == options.num_outer, halved, following)
+    exhausted = counts.tries >= options.num_tries
+    attempt = _attempt(options, problem, counts.tries)
+    sought = parts.select(exhausted, walk.point, attempt)
+    following = parts.select(seeks, sought, following)
+
+    given_up = seeks & (ended if box.walk_steps(bounds) else exhausted)
+    finished = ~seeks & (counts.outer == options.num_outer)
+    finished &= counts.bisections >= options.final_bisections
+    return _State(
+        point=parts.clip(following.astype(x.dtype), bounds),
+        feasible=parts.select(hit, point, state.feasible),
+        right=right,
+        nearest=nearest,
+        counts=counts,
+        walk=walk,
+        done=given_up | finished,
+    )
+
+
+def _descend(
+    options: _Options, x: jax.Array, state: _State, gradient: jax.Array
+) -> jax.Array:
+    """Takes a step along the length and the barrier, whose gradient is given."""
+    point, distance = state.point, state.nearest.distance
+    weight = options.initial_weight * options.decay ** state.counts.outer.astype(
+        distance.dtype
+    )
+    force = _pull(point - x, options.p, options.temperature)
+    force += linalg.scale(gradient, weight)
+    return parts.clip(point - options.step_size * force, options.bounds).astype(x.dtype)
+
+
+def _count(
+    options: _Options, counts: _Counts, seeks: jax.Array, still: jax.Array
+) -> _Counts:
+    """Counts the step that was just taken.
+
+    Args:
+      options: of the attack.
+      counts: before the step.
+      seeks: ``(B,)`` bool, whether no misclassified point is known yet.
+      still: ``(B,)`` bool, whether the point has hardly moved.
+    """
+    ends = ~seeks & (counts.outer == options.num_outer)
+    descends = ~seeks & ~ends
+    inner = counts.inner + descends
+    over = descends & (still | (inner >= options.num_inner))
+    return _Counts(
+        tries=counts.tries + seeks,
+        outer=counts.outer + over,
+        inner=jnp.where(over, 0, inner),
+        bisections=counts.bisections + ends,
+    )
 
 
 def _barrier(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -236,6 +329,6 @@ def _pull(delta: jax.Array, p: float, temperature: float) -> jax.Array:
     return slope.reshape(delta.shape).astype(delta.dtype)
 
 
-def _check_between(name: str, value: Any, high: float) -> None:
+def _check_between(name: str, value: float, high: float) -> None:
     if isinstance(value, bool) or not 0 < value < high:
         raise ValueError(f"{name} is {value}; it must be in (0, {high:g}).")

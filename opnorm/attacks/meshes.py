@@ -1,21 +1,31 @@
 """Searches on arrays that are spread over the devices of a mesh."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 from jax import lax
+from jax.sharding import PartitionSpec
 
+from opnorm.linalg import BatchFunction, PyTree
 from opnorm.linalg.linear_map import varying_axes
+
+R = TypeVar("R")
+Rows = TypeVar("Rows")
+Tree = TypeVar("Tree")
+
+# Functions of JAX with the types that JAX does not state.
+_spec: Callable[..., PartitionSpec] = PartitionSpec
+_reshard: Callable[[jax.Array, PartitionSpec], jax.Array] = jax.sharding.reshard
 
 
 def without_explicit_axes(
-    search: Callable[[Callable[..., Any], Any], Any],
-    f: Callable[..., Any],
-    rows: Any,
+    search: Callable[[BatchFunction, Rows], R],
+    f: BatchFunction,
+    rows: Rows,
     x: jax.Array,
-    result: Callable[[Any, Any], Any],
-) -> Any:
+    result: Callable[[PyTree, PyTree], PyTree],
+) -> R:
     """Runs ``search(f, rows)`` with the explicit axes of the mesh of x made automatic.
 
     A search mixes arrays with and without a sharding of their own, which explicit axes
@@ -27,16 +37,16 @@ def without_explicit_axes(
       f: the network.
       rows: pytree of arrays ``(B, ...)``.
       x: ``(B, ...)``, the inputs among them.
-      result: makes the shardings of what ``search`` returns from that of arrays like x
+      result: makes the shardings of the result of ``search`` from that of arrays like x
         and that of arrays ``(B,)``.
     """
     sharding = jax.typeof(x).sharding
     axes = _explicit_axes(sharding.mesh)
     if not axes:
         return search(f, rows)
-    row = jax.NamedSharding(sharding.mesh, jax.P(*sharding.spec[:1]))
+    row = jax.NamedSharding(sharding.mesh, _spec(*sharding.spec[:1]))
     network = jax.sharding.explicit_axes(f, axes=axes, in_sharding=sharding)
-    run = jax.sharding.auto_axes(
+    run: Callable[[Rows], R] = jax.sharding.auto_axes(
         lambda rows: search(network, rows),
         axes=axes,
         out_sharding=result(sharding, row),
@@ -44,20 +54,20 @@ def without_explicit_axes(
     return run(rows)
 
 
-def constant(value: Any) -> Any:
-    """An option of an attack, such as epsilon, as a constant of the search.
+def constant(value: float | jax.Array) -> float | jax.Array:
+    """Returns an option of an attack, such as epsilon, as a constant of the search.
 
     A search runs without explicit mesh axes, and an option that has them is rid of them
     here. No gradient flows through it.
     """
     value = lax.stop_gradient(value)
     if isinstance(value, jax.Array) and _explicit_axes(jax.typeof(value).sharding.mesh):
-        return jax.sharding.reshard(value, jax.P())
+        return _reshard(value, _spec())
     return value
 
 
-def vary_alike(rows: Any, tree: Any) -> Any:
-    """Arrays marked as differing along the mesh axes along which the rows differ.
+def vary_alike(rows: PyTree, tree: Tree) -> Tree:
+    """Marks arrays as differing along the mesh axes along which the rows differ.
 
     ``shard_map`` tells shared values from those of each device by their type, and a
     loop has to start from the type that its body returns.
@@ -72,10 +82,13 @@ def vary_alike(rows: Any, tree: Any) -> Any:
         missing = tuple(axes - varying_axes(array))
         return lax.pcast(array, missing, to="varying") if missing else array
 
-    return jax.tree.map(mark, tree) if axes else tree
+    if not axes:
+        return tree
+    marked: Tree = jax.tree.map(mark, tree)
+    return marked
 
 
-def _explicit_axes(mesh: Any) -> tuple[str, ...]:
+def _explicit_axes(mesh: jax.sharding.AbstractMesh) -> tuple[str, ...]:
     explicit = jax.sharding.AxisType.Explicit
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return tuple(name for name, kind in kinds if kind == explicit)

@@ -1,59 +1,54 @@
-"""attacks: every attack by its name, for flags and configuration files."""
+"""Every attack by its name, for flags and configuration files.
+
+A factory is registered where it is defined; ``opnorm/attacks/__init__.py`` imports it.
+"""
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from opnorm.attacks.apgd import apgd
+import jax
+
 from opnorm.attacks.attack import Attack
-from opnorm.attacks.boundary import boundary
-from opnorm.attacks.carlini_wagner import carlini_wagner
-from opnorm.attacks.decoupled_direction import decoupled_direction, fast_minimum_norm
-from opnorm.attacks.deepfool import deepfool
-from opnorm.attacks.ensemble import auto_attack
-from opnorm.attacks.fab import fab
-from opnorm.attacks.gradient import fgm, gaussian_noise, pga, uniform_noise
-from opnorm.attacks.log_barrier import log_barrier
-from opnorm.attacks.square import square
-from opnorm.attacks.wrm import wrm
+from opnorm.attacks.checks import Bounds
 
-_FACTORIES: dict[str, Callable[..., Attack]] = {
-    "apgd": apgd,
-    "auto_attack": auto_attack,
-    "boundary": boundary,
-    "carlini_wagner": carlini_wagner,
-    "decoupled_direction": decoupled_direction,
-    "deepfool": deepfool,
-    "fab": fab,
-    "fast_minimum_norm": fast_minimum_norm,
-    "fgm": fgm,
-    "gaussian_noise": gaussian_noise,
-    "log_barrier": log_barrier,
-    "pga": pga,
-    "square": square,
-    "uniform_noise": uniform_noise,
-    "wrm": wrm,
-}
-NAMES = tuple(_FACTORIES)
+Factory = TypeVar("Factory", bound=Callable[..., Attack])
+
+_FACTORIES: dict[str, Callable[..., Attack]] = {}
+
+
+def register(factory: Factory) -> Factory:
+    """Registers the factory of an attack under its own name; a decorator.
+
+    Args:
+      factory: takes its options by keyword and returns an attack.
+    """
+    _FACTORIES[factory.__name__] = factory
+    return factory
+
+
+def names() -> tuple[str, ...]:
+    """Returns the names of all attacks, in alphabetical order."""
+    return tuple(sorted(_FACTORIES))
 
 
 def make(
     name: str,
     *,
     p: float,
-    epsilon: Any = None,
-    bounds: Any = (0.0, 1.0),
+    epsilon: float | jax.Array | None = None,
+    bounds: Bounds = (0.0, 1.0),
     **options: Any,
 ) -> Attack:
     """Makes an attack from its name.
 
     Args:
-      name: one of ``NAMES``.
+      name: one of ``opnorm.attacks.NAMES``.
       p: exponent of the norm; an attack made for one norm must be given that one.
-      epsilon: budget, scalar or ``(B,)``, may be traced; attacks that look for the
-        nearest point do without, or take None for that.
+      epsilon: budget, scalar or ``(B,)``, may be traced. None for an attack that looks
+        for the nearest point; an attack that has no such option ignores it.
       bounds: box (low, high), or None.
-      **options: of the attack's function.
+      **options: further options of the factory.
 
     Returns:
       The attack.
@@ -61,10 +56,16 @@ def make(
     Raises:
       ValueError: for an unknown name, an option that the attack does not have or does
         not allow, a norm that it does not know, or a missing budget.
+
+    Example:
+      >>> from opnorm import attacks
+      >>> attacks.make("pga", p=2, epsilon=0.5, num_steps=20).name
+      'pga'
+      >>> attacks.make("pga", p=2, epsilon=0.5, steps=20)
+      Traceback (most recent call last):
+      ValueError: pga has no option 'steps'; it has keep, loss, ..., targeted.
     """
-    if name not in _FACTORIES:
-        raise ValueError(f"attack is {name!r}; it may be {', '.join(NAMES)}.")
-    factory = _FACTORIES[name]
+    factory = _find(name)
     known = inspect.signature(factory).parameters
     for option in options:
         if option not in known:
@@ -87,8 +88,16 @@ def make(
 
 
 def needs_budget(name: str) -> bool:
-    """Whether an attack of this name cannot do without an epsilon."""
-    if name not in _FACTORIES:
-        raise ValueError(f"attack is {name!r}; it may be {', '.join(NAMES)}.")
-    known = inspect.signature(_FACTORIES[name]).parameters
+    """Whether an attack of this name must be given an epsilon.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    known = inspect.signature(_find(name)).parameters
     return "epsilon" in known and known["epsilon"].default is inspect.Parameter.empty
+
+
+def _find(name: str) -> Callable[..., Attack]:
+    if name not in _FACTORIES:
+        raise ValueError(f"attack is {name!r}; it may be {', '.join(names())}.")
+    return _FACTORIES[name]

@@ -1,18 +1,20 @@
-"""attacks: the Square Attack, random search by squares that sees only the logits."""
+"""The Square Attack, a random search by squares that sees only the logits."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from opnorm import linalg
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks, losses, meshes
-from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage, like
+from opnorm.attacks import checks, losses, meshes, parts, registry
+from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
+from opnorm.attacks.parts import Best
+from opnorm.attacks.stage import Problem, Stage, check_keys
+from opnorm.linalg import BatchFunction
 
 CHANNELS = ("last", "first", "none")
 # So many channels an image usually has: grey, RGB, RGBA.
@@ -21,6 +23,7 @@ _USUAL_CHANNELS = (1, 3, 4)
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
+@registry.register
 def square(
     *,
     p: float,
@@ -64,6 +67,24 @@ def square(
     Source: Andriushchenko et al. 2020, Algorithms 1 to 3; Croce & Hein 2021 for p = 1.
     Unlike the published code, squares also reach the last row and column, and every
     example draws its own.
+
+    Example:
+      A linear network gives the larger coordinate; an image here has no
+      channels.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> x, labels = jnp.array([[0.4, 0.6]]), jnp.array([1])
+      >>> key = jax.random.key(0)
+      >>> attack = attacks.square(
+      ...     p=jnp.inf, epsilon=0.2, num_queries=10, channels="none"
+      ... )
+      >>> found = attack.run(lambda x: x, x, labels, key)
+      >>> found.success
+      Array([ True], dtype=bool)
+      >>> [round(entry, 3) for entry in found.x_adv[0].tolist()]
+      [0.6, 0.4]
     """
     p = checks.check_norm(p, (1.0, 2.0, math.inf))
     linalg.check_length("epsilon", epsilon)
@@ -78,21 +99,14 @@ def square(
     radius = lax.stop_gradient(epsilon)
 
     def check(problem: Problem) -> None:
-        attack_lib.check_keys(problem)
+        check_keys(problem)
         check_layout(problem.x.shape, channels)
 
-    def init(f: BatchFunction, problem: Problem) -> dict[str, jax.Array]:
+    def init(f: BatchFunction, problem: Problem) -> Best:
         del f
-        wide = jnp.promote_types(problem.x.dtype, jnp.float32)
-        return {
-            "delta": jnp.zeros_like(problem.x),
-            "margin": jnp.full_like(problem.labels, -jnp.inf, dtype=wide),
-            "done": jnp.zeros_like(problem.labels, dtype=bool),
-        }
+        return parts.begin_best(jnp.zeros_like(problem.x), problem.labels)
 
-    def step(
-        f: BatchFunction, problem: Problem, state: dict[str, jax.Array], i: jax.Array
-    ) -> dict[str, jax.Array]:
+    def step(f: BatchFunction, problem: Problem, state: Best, i: jax.Array) -> Best:
         assert problem.keys is not None
         x = problem.x
         shape = image_shape(x.shape, channels)
@@ -101,7 +115,7 @@ def square(
             _sizes(p, num_queries, fraction, rescale_schedule, shape), jnp.int32
         )
         size = sizes[jnp.maximum(i - 1, 0)]
-        keys = attack_lib.fold_in(problem.keys, i)
+        keys = parts.fold_in(problem.keys, i)
         reach = jnp.asarray(meshes.constant(radius), x.dtype)
         reach = jnp.broadcast_to(reach, problem.labels.shape)
 
@@ -115,25 +129,21 @@ def square(
                     return _recolour(key, delta, r, size)
                 return _move_mass(key, delta, r, size, p)
 
-            images = state["delta"]
+            images = state.delta
             images = jnp.moveaxis(images, 1, 3) if moves else images
             unit = jax.vmap(one)(keys, images.reshape(len(x), *shape), reach)
             return unit.astype(x.dtype)
 
         unit = lax.cond(i == 0, first, propose)
         unit = (jnp.moveaxis(unit, 3, 1) if moves else unit).reshape(x.shape)
-        delta = attack_lib.confine(x, linalg.scale(unit, reach), p, reach, bounds)
+        delta = parts.confine(x, linalg.scale(unit, reach), p, reach, bounds)
         # Clipped as in the end: the sum may round to the outside of the box.
-        logits = f(attack_lib.clip(x + delta, bounds))
+        logits = f(parts.clip(x + delta, bounds))
         margin = losses.margin(logits, problem.labels)
-        margin = jnp.nan_to_num(margin, nan=-jnp.inf).astype(state["margin"].dtype)
-        hit = attack_lib.decided(logits, problem.labels, False)
-        better = hit | (margin > state["margin"]) | (i == 0)
-        return {
-            "delta": jnp.where(like(better, delta), delta, state["delta"]),
-            "margin": jnp.where(better, margin, state["margin"]),
-            "done": hit,
-        }
+        margin = jnp.nan_to_num(margin, nan=-jnp.inf).astype(state.value.dtype)
+        new = Best(delta, margin, parts.decided(logits, problem.labels))
+        better = parts.improves(new, state, "success") | (i == 0)
+        return parts.select(better, new, state)
 
     stage = Stage(
         name="square",
@@ -142,10 +152,8 @@ def square(
         epsilon=radius,
         init=init,
         step=step,
-        finish=lambda problem, state: attack_lib.clip(
-            problem.x + state["delta"], bounds
-        ),
-        done=lambda state: state["done"],
+        finish=lambda problem, state: parts.clip(problem.x + state.delta, bounds),
+        done=lambda state: state.hit,
         check=check,
     )
     return Attack(name="square", p=p, stages=(stage,), judges_input=True)
@@ -200,7 +208,7 @@ def _sizes(
 
 
 def _stripes(
-    key: jax.Array, shape: tuple[int, int, int], p: float, dtype: Any
+    key: jax.Array, shape: tuple[int, int, int], p: float, dtype: DTypeLike
 ) -> jax.Array:
     del p
     _, width, channels = shape
@@ -311,7 +319,7 @@ def _move_mass(
 
 
 def _grid(
-    key: jax.Array, shape: tuple[int, int, int], p: float, dtype: Any
+    key: jax.Array, shape: tuple[int, int, int], p: float, dtype: DTypeLike
 ) -> jax.Array:
     """Patterns all over the image, a fifth of it each, of p-norm 1 together."""
     height, width, channels = shape

@@ -1,16 +1,18 @@
-"""attacks: WRM, gradient ascent on a loss that pays for the squared length."""
+"""WRM, gradient ascent on a loss that pays for the squared length."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks, losses, meshes
-from opnorm.attacks.attack import Attack, BatchFunction, Problem, Stage
+from opnorm.attacks import checks, losses, meshes, parts, registry
+from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
+from opnorm.attacks.stage import Problem, Stage
+from opnorm.linalg import BatchFunction
 
 
+@registry.register
 def wrm(
     *,
     gamma: float | jax.Array | None = None,
@@ -61,18 +63,18 @@ def wrm(
     def init(f: BatchFunction, problem: Problem) -> jax.Array:
         del f
         begin = problem.x if problem.start is None else problem.start
-        return attack_lib.clip(begin, bounds)
+        return parts.clip(begin, bounds)
 
     def step(
         f: BatchFunction, problem: Problem, z: jax.Array, i: jax.Array
     ) -> jax.Array:
-        _, _, gradient = attack_lib.value_and_gradient(
+        _, _, gradient = parts.value_and_gradient(
             f, lambda logits: chosen(logits, problem.labels), z
         )
-        reach = 0.5 / meshes.constant(price)
+        reach = jnp.asarray(0.5 / meshes.constant(price))
         ascent = linalg.scale(gradient, reach) - (z - problem.x)
         moved = z + ascent / jnp.sqrt(i + 1).astype(z.dtype)
-        return attack_lib.clip(moved, bounds)
+        return parts.clip(moved, bounds)
 
     stage = Stage(
         takes_start=True,
@@ -162,12 +164,12 @@ def residual(
     """
     reach, chosen = 0.5 / _price(gamma, penalty), _named(loss)
     checks.check_bounds(bounds)
-    _, _, gradient = attack_lib.value_and_gradient(
+    _, _, gradient = parts.value_and_gradient(
         f, lambda logits: chosen(logits, labels), x_adv
     )
     # Entries of x outside the bounds are confined as in the search.
-    inside = attack_lib.clip(x, bounds)
-    target = attack_lib.clip(inside + linalg.scale(gradient, reach), bounds)
+    inside = parts.clip(x, bounds)
+    target = parts.clip(inside + linalg.scale(gradient, reach), bounds)
     target += x - inside
     return linalg.norm(target - x_adv, 2.0)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from opnorm import analysis, attacks
-from opnorm.attacks.attack import Attack, Stage, within_budget
+from opnorm.attacks.parts import within_budget
 
 COUNT = 8
 W = np.random.default_rng(0).normal(size=6).astype(np.float32)
@@ -47,7 +47,7 @@ def far_point(length, epsilon):
     """An attack that ends at this L2 distance behind the plane, whatever its budget."""
     step = -length * np.sign(MARGINS)[:, None] * W / np.linalg.norm(W)
     step = step.reshape(IMAGES.shape).astype(np.float32)
-    stage = Stage(
+    stage = attacks.Stage(
         name="far",
         num_steps=0,
         init=lambda f, problem: problem.x + step,
@@ -55,7 +55,7 @@ def far_point(length, epsilon):
         finish=lambda problem, state: state,
     )
     del epsilon
-    return Attack(name="far", p=2.0, stages=(stage,))
+    return attacks.Attack(name="far", p=2.0, stages=(stage,))
 
 
 far = functools.partial(far_point, 0.75)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from opnorm import attacks, linalg
-from opnorm.attacks import attack as attack_lib
 from opnorm.attacks.apgd import _checkpoints
+from opnorm.attacks.stage import make_problem
 
 P = (1.0, 2.0, math.inf)
 EPSILON = {1.0: 1.6, 2.0: 0.3, math.inf: 0.05}
@@ -49,17 +49,17 @@ def cross_entropies(x, labels):
     return attacks.cross_entropy(network(x), labels)
 
 
-def pictures(count, edges=0.0, shape=SHAPE):
-    """Pictures in [0.4, 0.6], with a part of their pixels at 0 or 1."""
+def images(count, edges=0.0, shape=SHAPE):
+    """Images in [0.4, 0.6], with a part of their pixels at 0 or 1."""
     rng = np.random.default_rng(3)
     x = rng.uniform(0.4, 0.6, (count, *shape))
     x = np.where(rng.uniform(size=x.shape) < edges, rng.integers(0, 2, x.shape), x)
     return x.astype(np.float32)
 
 
-def pictures_for(p, edges=0.0):
+def images_for(p, edges=0.0):
     # Sparse steps are coarse where the answer has only a few entries.
-    return pictures(6, edges, (16, 16, 3) if p == 1 else SHAPE)
+    return images(6, edges, (16, 16, 3) if p == 1 else SHAPE)
 
 
 def keys(count):
@@ -67,7 +67,7 @@ def keys(count):
 
 
 def largest_drop(x, p, epsilon):
-    """By how much the margin of one picture can fall inside ball and box."""
+    """By how much the margin of one image can fall inside ball and box."""
     w = W[: x.size]
     room, size = np.where(w > 0, x.ravel(), 1 - x.ravel()), np.abs(w)
     if p == math.inf:
@@ -93,7 +93,7 @@ def _attack(options, x, labels, offset, epsilon, key):
 
 
 def run_affine(x, margin, epsilon, label=0, **options):
-    """The attack on pictures of a margin, and which part of the best drop it finds."""
+    """The attack on images of a margin, and which part of the best drop it finds."""
     w = W[: x[0].size]
     offset = margin - flatten(x).astype(np.float64) @ w
     labels = np.full(len(x), label, np.int32)
@@ -107,7 +107,7 @@ def run_affine(x, margin, epsilon, label=0, **options):
 @pytest.mark.parametrize("margin", [7.0, 20.0])
 def test_the_worst_case_of_the_ball_is_found(p, floor, margin) -> None:
     # At a margin of 20 the usual cross-entropy is 0 in float32, and its gradient too.
-    found, ratio = run_affine(pictures_for(p), margin, EPSILON[p], p=p)
+    found, ratio = run_affine(images_for(p), margin, EPSILON[p], p=p)
     assert np.all(ratio >= floor - 1e-5), ratio
     assert np.all(ratio <= 1 + 1e-5), ratio
     assert not found.success.any()
@@ -117,21 +117,21 @@ def test_the_worst_case_of_the_ball_is_found(p, floor, margin) -> None:
 
 @pytest.mark.parametrize(("p", "floor"), [(1.0, 0.97), (2.0, 0.99), (math.inf, 1)])
 def test_the_worst_case_of_ball_and_box_is_nearly_found(p, floor) -> None:
-    _, ratio = run_affine(pictures_for(p, 0.6), 30.0, 4 * EPSILON[p], p=p)
+    _, ratio = run_affine(images_for(p, 0.6), 30.0, 4 * EPSILON[p], p=p)
     assert np.all(ratio >= floor - 1e-5), ratio
     assert np.all(ratio <= 1 + 1e-5), ratio
 
 
 @pytest.mark.parametrize("p", P)
 def test_a_vanishing_budget_moves_nothing(p) -> None:
-    x = pictures_for(p, 0.6)
+    x = images_for(p, 0.6)
     found, _ = run_affine(x, 7.0, 1e-30, p=p)
     np.testing.assert_allclose(found.x_adv, x, atol=1e-7)
 
 
 @pytest.mark.parametrize("p", P)
 def test_an_example_rests_at_its_first_success(p) -> None:
-    x = pictures_for(p)
+    x = images_for(p)
     goal = 0.7 * np.array([largest_drop(row, p, EPSILON[p]) for row in x])
     found, ratio = run_affine(x, goal, EPSILON[p], p=p)
     assert found.success.all()
@@ -153,7 +153,7 @@ def triple(logits, labels):
     ],
 )
 def test_the_first_step_reaches_every_face_of_the_cube(options, label) -> None:
-    x, options = pictures(6), {"p": math.inf, "num_steps": 1} | options
+    x, options = images(6), {"p": math.inf, "num_steps": 1} | options
     found, _ = run_affine(x, 7.0, 0.05, label, **options)
     corner = 0.05 * np.sign(W[:N]).reshape(SHAPE)
     np.testing.assert_allclose(found.x_adv, x - corner, atol=1e-7)
@@ -305,20 +305,21 @@ class Published:
 def test_the_points_are_those_of_the_published_algorithm(p, num_steps) -> None:
     epsilon = {1.0: 2.0, 2.0: 0.8, math.inf: 0.2}[p]
     with jax.enable_x64(True):
-        x = jnp.asarray(pictures(4, edges=0.3), jnp.float64)
+        x = jnp.asarray(images(4, edges=0.3), jnp.float64)
         labels = decisions(x)
         options = {"p": p, "epsilon": epsilon, "num_steps": num_steps}
         stage = attacks.apgd(keep="loss", **options).stages[0]
-        problem = attack_lib.make_problem(x, labels, keys(4))
+        problem = make_problem(x, labels, keys(4))
 
         init = jax.jit(lambda problem: stage.init(network, problem))
 
         @jax.jit
         def advance(problem, state, first, count):
-            return stage.advance(network, problem, state, first, count)[0]
+            rows = jnp.full(4, True)
+            return stage.advance(network, problem, state, first, count, rows)[0]
 
         state = advance(problem, init(problem), 0, 1)
-        starts = flatten(np.asarray(state["delta"]))
+        starts = flatten(np.asarray(state.search.delta))
         state = advance(problem, state, 1, stage.num_steps - 1)
         found = jax.jit(stage.finish)(problem, state)
         at_best = cross_entropies(found, labels)
@@ -331,11 +332,11 @@ def test_the_points_are_those_of_the_published_algorithm(p, num_steps) -> None:
                 value, delta, step = plain.run_sparse(starts[i], phases)
             else:
                 value, delta, step = plain.run(starts[i], num_steps)
-            np.testing.assert_allclose(state["loss"][i], value, rtol=1e-6)
+            np.testing.assert_allclose(state.best.value[i], value, rtol=1e-6)
             np.testing.assert_allclose(delta_found[i], delta, atol=1e-6)
-            np.testing.assert_allclose(state["step_size"][i], step, rtol=1e-9)
+            np.testing.assert_allclose(state.search.step_size[i], step, rtol=1e-9)
     # The best loss is that of the point that is returned.
-    np.testing.assert_allclose(at_best, state["loss"], rtol=1e-12)
+    np.testing.assert_allclose(at_best, state.best.value, rtol=1e-12)
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
@@ -351,7 +352,7 @@ OPTIONS = {"p": 2.0, "epsilon": 0.1, "num_steps": 4}
 
 
 def test_restarts_are_runs_of_their_own_and_the_best_is_kept() -> None:
-    x = pictures(4)
+    x = images(4)
     labels = decisions(x)
     both = on_network(x, labels, keys(4), num_restarts=3, **OPTIONS)
     np.testing.assert_array_equal(both.steps, 3 * 5)
@@ -359,7 +360,7 @@ def test_restarts_are_runs_of_their_own_and_the_best_is_kept() -> None:
     @jax.jit
     def noise(run):
         # The start of each, drawn as the attack draws it.
-        drawn = attack_lib.fold_in(keys(4), run)
+        drawn = attacks.fold_in(keys(4), run)
         found = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(drawn)
         return 0.1 * found / linalg.norm(found)[:, None, None, None]
 
@@ -375,7 +376,7 @@ def test_restarts_are_runs_of_their_own_and_the_best_is_kept() -> None:
 
 
 def test_an_adversarial_start_is_returned() -> None:
-    x = pictures(4)
+    x = images(4)
     labels = np.asarray(decisions(x))
     uphill = FIRST @ (SECOND[:, (labels + 1) % 4] - SECOND[:, labels])
     start = np.float32(uphill.T > 0).reshape(x.shape)
@@ -397,7 +398,7 @@ def test_an_adversarial_start_is_returned() -> None:
 
 
 def test_an_example_does_not_depend_on_its_batch() -> None:
-    x = pictures(4)
+    x = images(4)
     labels = decisions(x)
     options = {"num_restarts": 3} | OPTIONS
     whole = on_network(x, labels, keys(4), **options)
@@ -410,8 +411,8 @@ def test_an_example_does_not_depend_on_its_batch() -> None:
 
 def test_every_class_is_tried_as_a_target() -> None:
     # The margins to three classes are linear, and only the one that comes last at the
-    # clean picture can be overtaken inside the ball.
-    x, norms = pictures(3), np.array([1.0, 1.0, 10.0])
+    # clean image can be overtaken inside the ball.
+    x, norms = images(3), np.array([1.0, 1.0, 10.0])
     weights = np.random.default_rng(7).normal(size=(N, 3))
     weights *= norms / np.linalg.norm(weights, axis=0)
     margins = 0.3 * norms * [1.2, 1.4, 0.9]
@@ -473,4 +474,4 @@ def test_bad_options_are_refused_by_name(options, message) -> None:
 
 def test_a_missing_key_is_refused() -> None:
     with pytest.raises(ValueError, match="key is None"):
-        attacks.apgd(p=2.0, epsilon=0.1)(network, pictures(1), jnp.zeros(1, int))
+        attacks.apgd(p=2.0, epsilon=0.1)(network, images(1), jnp.zeros(1, int))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opnorm import attacks, linalg
-from opnorm.attacks import attack as attack_lib
+from opnorm.attacks.parts import decided, within_budget
 
 P = [1.0, 1.5, 2.0, 3.0, math.inf]
 FIRST = np.random.default_rng(1).normal(size=(6, 7))
@@ -360,7 +360,7 @@ def test_the_budget_allows_for_rounding_and_no_more(p) -> None:
     delta *= epsilon / np.linalg.norm(delta, p, axis=1, keepdims=True)
     for factor, kept in ((1.0, True), (1 + 1e-4, False)):
         distance = linalg.norm((x + factor * delta).astype(np.float32) - x, p)
-        within = attack_lib.within_budget(distance, epsilon, x, p)
+        within = within_budget(distance, epsilon, x, p)
         np.testing.assert_array_equal(within, kept)
 
 
@@ -416,7 +416,7 @@ def test_labels_that_only_a_loss_of_the_callers_reads_may_be_any() -> None:
         attacks.wrm(gamma=1.0),
     ):
         assert bound.needs_classes
-    # What is joined is judged by the labels.
+    # A joined attack is judged by the labels.
     with pytest.raises(ValueError, match="labels has values from -2 to 9"):
         attacks.best_distance([attack])(lambda z: z[:, :4], x, rows)
 
@@ -475,10 +475,10 @@ def test_a_network_of_nan_decides_for_no_class():
     logits = jnp.array([[math.nan, 0.0], [1.0, math.nan], [1.0, 0.0]])
     labels = jnp.array([0, 1, 0])
     np.testing.assert_array_equal(
-        attack_lib.decided(logits, labels, targeted=False), [True, True, False]
+        decided(logits, labels, targeted=False), [True, True, False]
     )
     np.testing.assert_array_equal(
-        attack_lib.decided(logits, labels, targeted=True), [False, False, True]
+        decided(logits, labels, targeted=True), [False, False, True]
     )
 
 

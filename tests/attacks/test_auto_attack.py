@@ -10,7 +10,7 @@ import pytest
 import scipy.optimize
 
 from opnorm import attacks, linalg
-from opnorm.attacks.apgd import _adapt
+from opnorm.attacks.apgd import _adapt, _Momentum, _Peak, _State
 from opnorm.attacks.fab import project_hyperplane
 from opnorm.attacks.square import _sizes, image_shape
 
@@ -26,8 +26,8 @@ def affine(offset, x):
     return jnp.stack([margin / 2, -margin / 2], axis=1)
 
 
-def pictures(count=4, edges=0.0):
-    """Pictures in [0.4, 0.6], with a part of their pixels at 0 or 1."""
+def images(count=4, edges=0.0):
+    """Images in [0.4, 0.6], with a part of their pixels at 0 or 1."""
     rng = np.random.default_rng(1)
     x = rng.uniform(0.4, 0.6, (count, N))
     at_edge = rng.uniform(size=x.shape) < edges
@@ -83,32 +83,19 @@ def achieved(x, found, p, epsilon):
 
 
 def test_the_step_halves_where_it_does_not_pay() -> None:
-    def state(rises, checked, halved):
-        return {
-            "rises": jnp.array([rises]),
-            "last_loss": jnp.array([0.0]),
-            "halved": jnp.array([halved]),
-            "checked_loss": jnp.array([checked]),
-            "step_size": jnp.array([1.0]),
-        }
-
     @jax.jit
-    def changed(new, *given):
-        new = dict(new)
-        _adapt(new, *given, jnp.array([1.0]))
-        return new["step_size"][0], new["delta"][0, 0]
+    def changed(rises, checked, halved, window):
+        old, best = jnp.array([[2.0]]), jnp.array([[5.0]])
+        pace = _Momentum(old, jnp.array([0.0]), rises, checked, halved)
+        peak = _Peak(best, best, jnp.array([1.0]))
+        state = _State(old, old, peak, jnp.array([1.0]), pace)
+        loss, opens = jnp.array([-1.0]), jnp.array(False)
+        new = _adapt(state, pace, old, loss, opens, window, jnp.array([1.0]))
+        return new.step_size[0], new.delta[0, 0]
 
-    def adapted(rises, checked, halved, window=16, best=1.0):
-        new = {
-            "delta": jnp.array([[2.0]]),
-            "gradient": jnp.array([[2.0]]),
-            "run_best": jnp.array([[5.0]]),
-            "run_gradient": jnp.array([[5.0]]),
-            "run_loss": jnp.array([best]),
-        }
-        value, false = jnp.array([-1.0]), jnp.array(False)
-        given = (new, state(rises, checked, halved), value, false)
-        return tuple(map(float, changed(*given, jnp.array(window))))
+    def adapted(rises, checked, halved, window=16):
+        given = (np.array([rises]), np.array([checked]), np.array([halved]))
+        return tuple(map(float, changed(*given, np.array(window))))
 
     assert adapted(rises=12, checked=0.5, halved=False) == (0.5, 5.0)
     assert adapted(rises=13, checked=0.5, halved=False) == (1.0, 2.0)
@@ -141,7 +128,7 @@ def test_the_third_of_three_classes_pulls_too() -> None:
 
 @pytest.mark.parametrize("p", P)
 def test_fab_ends_where_its_recursion_does(p) -> None:
-    x, size = pictures(), np.linalg.norm(W, linalg.conjugate_exponent(p))
+    x, size = images(), np.linalg.norm(W, linalg.conjugate_exponent(p))
     margin = 0.15 * size * (0.5 if p == 1 else EPSILON[p])
     found = run(attacks.fab, x, margin, p=p, num_steps=30)
     assert found.success.all()
@@ -152,7 +139,7 @@ def test_fab_ends_where_its_recursion_does(p) -> None:
 
 @pytest.mark.parametrize("p", P)
 def test_fab_is_near_the_least_distance_inside_the_box(p) -> None:
-    x = pictures(6, edges=0.6)
+    x = images(6, edges=0.6)
     flat = np.asarray(x, np.float64).reshape(6, -1)
     wanted = 2 * EPSILON[p]
     margins = np.array([largest_drop(row, p, wanted) for row in flat])
@@ -163,7 +150,7 @@ def test_fab_is_near_the_least_distance_inside_the_box(p) -> None:
 
 
 def test_fab_with_a_budget_returns_nothing_beyond_it() -> None:
-    x, size = pictures(), np.linalg.norm(W)
+    x, size = images(), np.linalg.norm(W)
     options = {"p": 2.0, "epsilon": 0.1, "num_steps": 30}
     far = run(attacks.fab, x, 0.11 * size, **options)
     assert not far.success.any()
@@ -248,7 +235,7 @@ def test_square_reaches_the_corner_of_the_cube() -> None:
 
 @pytest.mark.parametrize("p", [2.0, math.inf])
 def test_square_only_gains_and_keeps_its_budget(p) -> None:
-    x, epsilon = pictures(), EPSILON[p]
+    x, epsilon = images(), EPSILON[p]
     drops = []
     for queries in (5, 240):
         options = {"p": p, "epsilon": epsilon, "num_queries": queries}
@@ -343,7 +330,7 @@ def test_square_takes_pictures_of_any_shape(p) -> None:
 
 @pytest.mark.parametrize("p", [2.0])
 def test_the_ensemble_breaks_what_can_be_broken_and_nothing_else(p) -> None:
-    x, epsilon = pictures(), EPSILON[p] / 2
+    x, epsilon = images(), EPSILON[p] / 2
     size = np.linalg.norm(W, linalg.conjugate_exponent(p))
     # Wrong already; easily broken; barely broken; out of reach.
     margins = np.array([-0.1, 0.5, 0.99, 1.02]) * size * epsilon
@@ -359,7 +346,7 @@ def test_the_ensemble_breaks_what_can_be_broken_and_nothing_else(p) -> None:
 
 
 def test_the_nearest_of_several_points_is_kept() -> None:
-    x, size = pictures(), np.linalg.norm(W)
+    x, size = images(), np.linalg.norm(W)
     members = [attacks.deepfool(overshoot=0.3), attacks.fab(p=2.0, num_steps=20)]
 
     def joined(**_):

@@ -3,14 +3,15 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from opnorm import linalg
-from opnorm.attacks.attack import Problem
-from opnorm.attacks.boundary import _adapt, _beside, _contract, boundary
+from opnorm.attacks.boundary import _adapt, _beside, _contract, _Tests, boundary
+from opnorm.attacks.stage import Problem
 
 P = [2.0, math.inf]
 W = np.random.default_rng(0).normal(size=10)
@@ -98,7 +99,7 @@ def test_more_steps_never_lengthen_the_perturbation(p) -> None:
     before = np.full(4, np.inf)
     for i in range(0, 500, 25):
         state, point, decisions = advance(state, i)
-        distance = np.asarray(state["distance"])
+        distance = np.asarray(state.nearest.distance)
         assert np.all(distance <= before)
         found = np.isfinite(distance)
         assert np.all(np.asarray(decisions)[found] == 1)
@@ -205,24 +206,23 @@ def test_a_point_beside_another_stays_in_the_cube() -> None:
 
 def test_steps_follow_the_latest_tests() -> None:
     length, shares = 4, (0.2, 0.5)
-    tests, count = jnp.zeros((3, length), bool), jnp.zeros(3, jnp.int32)
+    tests = _Tests(jnp.zeros((3, length), bool), jnp.zeros(3, jnp.int32))
     adapt = jax.jit(lambda *given: _adapt(*given, shares))
     # Row 0 always succeeds, row 1 never, and row 2 every other time.
     factors = []
     for i in range(9):
         hit = np.array([True, False, i % 2 == 0])
-        factor, tests, count = adapt(tests, count, hit, np.full(3, True))
+        factor, tests = adapt(tests, hit, np.full(3, True))
         factors.append(np.asarray(factor))
     table = np.array(factors)
     changes = np.where(np.arange(9) % 4 == 3, 1.5, 1.0)
     np.testing.assert_allclose(table[:, 0], changes)
     np.testing.assert_allclose(table[:, 1], 1 / changes)
     np.testing.assert_array_equal(table[:, 2], 1)
-    # What does not count leaves no trace.
-    factor, after, kept = adapt(tests, count, hit, np.full(3, False))
+    # A point that is no test leaves no trace.
+    factor, after = adapt(tests, hit, np.full(3, False))
     np.testing.assert_array_equal(factor, 1)
-    np.testing.assert_array_equal(after, tests)
-    np.testing.assert_array_equal(kept, count)
+    chex.assert_trees_all_equal(after, tests)
 
 
 def test_the_first_hundred_spherical_tests_change_the_step() -> None:
@@ -241,9 +241,7 @@ def test_the_first_hundred_spherical_tests_change_the_step() -> None:
     steps = []
     for i in range(0, 1 + 10 + 11 * 100, 11):
         state = advance(state, i)
-        steps.append(
-            (float(state["spherical_step"][0]), float(state["source_step"][0]))
-        )
+        steps.append((float(state.spherical_step[0]), float(state.source_step[0])))
     # The 30th test of a source step comes long before the 100th on the sphere.
     sphere, source = np.array(steps).T
     np.testing.assert_allclose(sphere[:99], 0.01, rtol=1e-6)

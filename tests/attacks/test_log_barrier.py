@@ -84,7 +84,7 @@ def test_the_bisection_removes_the_bias() -> None:
     ratio = np.asarray(result.distance) / least
     assert np.all(result.success)
     assert np.all((ratio >= 1 - 1e-6) & (ratio <= 1.005)), ratio
-    # Of 7500 inner steps; points that stand still end their rounds.
+    # There are 7500 inner steps; points that stand still end their rounds.
     assert np.all(result.steps < 5000)
 
 

@@ -1,4 +1,4 @@
-"""tests: what holds for every attack that has a name."""
+"""Every attack that has a name keeps budget, box and rows."""
 
 import functools
 import inspect
@@ -71,7 +71,7 @@ def runner(name, p):
     return run
 
 
-def pictures():
+def images():
     x = np.random.default_rng(1).uniform(0, 1, (4, *SHAPE)).astype(FLOAT)
     x[0, 0] = [[0, 1, 0]]
     return x
@@ -84,7 +84,7 @@ def keys(count):
 
 @pytest.mark.parametrize(("name", "p"), list(cases()))
 def test_points_are_sound_whatever_the_network_does(name, p) -> None:
-    x, run, attack = pictures(), runner(name, p), make(name, p)
+    x, run, attack = images(), runner(name, p), make(name, p)
     for kind in range(len(BROKEN)):
         clean = np.asarray(logits_of(kind, x))
         decisions = np.argmax(clean, axis=1)
@@ -124,7 +124,7 @@ def test_points_are_sound_whatever_the_network_does(name, p) -> None:
 
 @pytest.mark.parametrize(("name", "p"), list(cases()))
 def test_an_example_alone_fares_as_in_a_batch(name, p) -> None:
-    x, run = pictures(), runner(name, p)
+    x, run = images(), runner(name, p)
     labels = np.argmax(logits_of(0, x), axis=1)
     epsilon = np.linspace(0.1, 0.4, 4, dtype=np.float32)
     whole = run(0, x, labels, epsilon, keys(4))
@@ -136,7 +136,7 @@ def test_an_example_alone_fares_as_in_a_batch(name, p) -> None:
 
 @pytest.mark.parametrize(("name", "p"), list(cases()))
 def test_traced_inputs_outside_the_box_keep_the_budget(name, p) -> None:
-    x = 4 * pictures() - 1.5
+    x = 4 * images() - 1.5
     labels = np.argmax(logits_of(0, x), axis=1)
     epsilon = np.linspace(0.1, 0.4, 4, dtype=np.float32)
     found = runner(name, p)(0, x, labels, epsilon, keys(4))
@@ -175,7 +175,7 @@ def test_attacks_are_traced_on_explicit_meshes_and_under_shard_map(name) -> None
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     by_row, shared = jax.P("data"), jax.P()
     weights = jax.device_put(WEIGHTS, jax.NamedSharding(mesh, shared))
-    rows = (pictures(), np.zeros(4, int), np.full(4, EPSILON, np.float32), keys(4))
+    rows = (images(), np.zeros(4, int), np.full(4, EPSILON, np.float32), keys(4))
     rows = jax.device_put(rows, jax.NamedSharding(mesh, by_row))
 
     def run(weights, x, labels, epsilon, keys):

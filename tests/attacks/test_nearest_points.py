@@ -47,7 +47,7 @@ def affine(offset, x):
     return jnp.stack([margin / 2, -margin / 2], axis=1)
 
 
-def pictures(count=4):
+def images(count=4):
     return jnp.full((count, 4, 4, 3), 0.5)
 
 
@@ -67,7 +67,7 @@ def runner(name):
 
 
 def nearest(name, margins=MARGINS):
-    x = pictures(len(margins))
+    x = images(len(margins))
     keys = jax.random.split(jax.random.key(0), len(x))
     offset = offsets(x, margins)
     found = runner(name)(offset, x, jnp.zeros(len(x), int), keys)
@@ -88,7 +88,7 @@ def test_the_nearest_point_is_found_and_never_undercut(name) -> None:
 def test_what_is_wrong_already_is_left_where_it_is(name) -> None:
     found, _ = nearest(name, np.array([-0.1, 0.2, -1.0, 0.3]))
     np.testing.assert_array_equal(found.distance[::2], 0)
-    np.testing.assert_array_equal(found.x_adv[::2], pictures(2))
+    np.testing.assert_array_equal(found.x_adv[::2], images(2))
     np.testing.assert_array_equal(found.steps[::2], 0)
     assert found.success.all()
 
@@ -96,7 +96,7 @@ def test_what_is_wrong_already_is_left_where_it_is(name) -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_examples_do_not_depend_on_each_other(name) -> None:
     found, _ = nearest(name)
-    x, order = pictures(), np.array([2, 0, 3, 1])
+    x, order = images(), np.array([2, 0, 3, 1])
     keys = jax.random.split(jax.random.key(0), 4)[order]
     offset = offsets(x, MARGINS)[order]
     mixed = runner(name)(offset, x, jnp.zeros(4, int), keys)
@@ -110,7 +110,7 @@ def test_deepfool_ends_after_one_step_on_an_affine_network() -> None:
     np.testing.assert_array_equal(found.steps, 2)
     exact = exact + 1e-4
     np.testing.assert_allclose(found.distance, 1.02 * exact, rtol=1e-5)
-    along = (found.x_adv - pictures()).reshape(4, -1)
+    along = (found.x_adv - images()).reshape(4, -1)
     expected = -1.02 * exact[:, None] * W / np.linalg.norm(W)
     np.testing.assert_allclose(along, expected, atol=1e-6)
 
@@ -124,7 +124,7 @@ def test_carlini_wagner_raises_the_constant_until_it_suffices() -> None:
         attack = attacks.carlini_wagner(
             num_steps=400, num_searches=searches, abort_early=False
         )
-        x = pictures()
+        x = images()
         f = functools.partial(affine, offsets(x, MARGINS))
         found = jax.jit(lambda x, f=f, a=attack: a.run(f, x, jnp.zeros(4, int)))(x)
         assert found.success.all()
@@ -139,7 +139,7 @@ def test_carlini_wagner_raises_the_constant_until_it_suffices() -> None:
 def test_carlini_wagner_reaches_its_confidence_wherever_it_begins(targeted) -> None:
     options = {"num_steps": 300, "num_searches": 6, "initial_constant": 0.01}
     attack = attacks.carlini_wagner(confidence=0.5, targeted=targeted, **options)
-    x = pictures()
+    x = images()
     # Right; wrong by less than the confidence; by just enough; out of reach of the box.
     margins = np.array([0.2, -0.05, -0.51, 40.0])
     f = functools.partial(affine, offsets(x, margins))
@@ -239,7 +239,7 @@ def three(x):
 
 @pytest.mark.parametrize("name", ["deepfool", "decoupled_direction", "fmn_2"])
 def test_of_several_classes_the_nearest_is_found(name) -> None:
-    x = pictures(1)
+    x = images(1)
     normals = THREE[:, 1:] - THREE[:, :1]
     exact = np.min(np.array([0.4, 0.7]) / np.linalg.norm(normals, axis=0))
     attack = ATTACKS[name]()
@@ -261,7 +261,7 @@ def test_of_several_classes_the_nearest_is_found(name) -> None:
     ],
 )
 def test_targets_are_reached(make, target) -> None:
-    x, attack = pictures(2), make(targeted=True)
+    x, attack = images(2), make(targeted=True)
     labels = jnp.array([target, 0])
     found = jax.jit(lambda x, k: attack.run(three, x, labels, k))(x, jax.random.key(0))
     decisions = np.argmax(three(found.x_adv), axis=1)
@@ -275,7 +275,7 @@ def test_a_zero_gradient_gets_a_random_direction_where_there_is_a_key() -> None:
     def rounded(x):
         return three(jnp.round(x * 4) / 4 + 0 * x)
 
-    x, attack = pictures(2), attacks.decoupled_direction(initial_epsilon=3.0)
+    x, attack = images(2), attacks.decoupled_direction(initial_epsilon=3.0)
     labels = jnp.argmax(rounded(x), axis=1)
     # Without one only the walk from other corners of the box moves.
     assert np.all(attack.run(rounded, x, labels).steps > 101)
