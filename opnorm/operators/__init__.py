@@ -36,10 +36,12 @@ from opnorm.operators.layers import (
     singular_value_std,
 )
 from opnorm.operators.regression import regressed_jacobian
+from opnorm.operators.spread import LayerChange, layer_change
 
 __all__ = [
     "Capacity",
     "Layer",
+    "LayerChange",
     "LayerNorms",
     "ParameterMap",
     "SpectralComplexity",
@@ -53,6 +55,7 @@ __all__ = [
     "is_curved",
     "jacobian_map",
     "jacobian_norm",
+    "layer_change",
     "layer_map",
     "layer_norms",
     "layer_singular_values",
