@@ -69,6 +69,13 @@ from opnorm.analysis.margins import (
     top_k_margin,
 )
 from opnorm.analysis.nearest import NearestPoints, nearest_points
+from opnorm.analysis.outcomes import (
+    Gap,
+    Gaps,
+    Outcomes,
+    evaluate_outcomes,
+    generalization_gaps,
+)
 from opnorm.analysis.parameter_spectra import (
     PARAMETER_MATRICES,
     Eigenvalue,
@@ -96,11 +103,14 @@ __all__ = [
     "Check",
     "DensityCurve",
     "Eigenvalue",
+    "Gap",
+    "Gaps",
     "Improvement",
     "InputCurvature",
     "JacobianNorms",
     "Linearity",
     "NearestPoints",
+    "Outcomes",
     "ParameterSpectrum",
     "RankAlignment",
     "Regularity",
@@ -115,7 +125,9 @@ __all__ = [
     "density_curves",
     "deviation_from_linearity",
     "evaluate_accuracy",
+    "evaluate_outcomes",
     "expected_random_alignment",
+    "generalization_gaps",
     "gradient_norms",
     "improvement",
     "improvement_error",
