@@ -56,6 +56,7 @@ from opnorm.analysis.linearity import (
     deviation_from_linearity,
     random_directions,
 )
+from opnorm.analysis.loss_variation import loss_variation
 from opnorm.analysis.margins import (
     gradient_norms,
     label_and_rival,
@@ -139,6 +140,7 @@ __all__ = [
     "lipschitz_bound",
     "log_sum_exp_margin",
     "loss_regularity",
+    "loss_variation",
     "margin",
     "margin_loss",
     "nearest_points",
