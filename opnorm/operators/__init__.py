@@ -35,6 +35,11 @@ from opnorm.operators.layers import (
     log_lipschitz_bound,
     singular_value_std,
 )
+from opnorm.operators.margin_terms import (
+    MarginTerms,
+    log_covering_term,
+    log_margin_terms,
+)
 from opnorm.operators.regression import regressed_jacobian
 from opnorm.operators.spread import LayerChange, layer_change
 
@@ -43,6 +48,7 @@ __all__ = [
     "Layer",
     "LayerChange",
     "LayerNorms",
+    "MarginTerms",
     "ParameterMap",
     "SpectralComplexity",
     "cross_entropy_gauss_newton",
@@ -61,7 +67,9 @@ __all__ = [
     "layer_singular_values",
     "layers",
     "log_capacity",
+    "log_covering_term",
     "log_lipschitz_bound",
+    "log_margin_terms",
     "log_spectral_complexity",
     "parameter_hessian",
     "regressed_jacobian",
