@@ -149,8 +149,10 @@ def _gap(train: Average, test: Average) -> Gap:
 
 
 @linalg.network_program
-def _outcomes(f: linalg.Network, x: jax.Array, labels: jax.Array) -> Outcomes:
+def _outcomes(
+    f: linalg.Network, x: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, ...]:
     logits = f(to_pixels(x))
     loss = losses.cross_entropy(logits, labels)
     correct = ~attack_lib.decided(logits, labels, targeted=False)
-    return Outcomes(loss, margins.margin(logits, labels), jnp.exp(-loss), correct)
+    return loss, margins.margin(logits, labels), jnp.exp(-loss), correct
