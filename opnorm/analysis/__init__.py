@@ -21,6 +21,7 @@ from opnorm.analysis.accuracy import (
     Accuracy,
     JacobianNorms,
     Spectrum,
+    conditional_accuracy,
     evaluate_accuracy,
     jacobian_norms,
     jacobian_spectrum,
@@ -56,6 +57,7 @@ from opnorm.analysis.linearity import (
     deviation_from_linearity,
     random_directions,
 )
+from opnorm.analysis.loss_variation import loss_variation
 from opnorm.analysis.margins import (
     gradient_norms,
     label_and_rival,
@@ -69,6 +71,13 @@ from opnorm.analysis.margins import (
     top_k_margin,
 )
 from opnorm.analysis.nearest import NearestPoints, nearest_points
+from opnorm.analysis.outcomes import (
+    Gap,
+    Gaps,
+    Outcomes,
+    evaluate_outcomes,
+    generalization_gaps,
+)
 from opnorm.analysis.parameter_spectra import (
     PARAMETER_MATRICES,
     Eigenvalue,
@@ -96,11 +105,14 @@ __all__ = [
     "Check",
     "DensityCurve",
     "Eigenvalue",
+    "Gap",
+    "Gaps",
     "Improvement",
     "InputCurvature",
     "JacobianNorms",
     "Linearity",
     "NearestPoints",
+    "Outcomes",
     "ParameterSpectrum",
     "RankAlignment",
     "Regularity",
@@ -111,11 +123,14 @@ __all__ = [
     "attack_examples",
     "average",
     "budget_check",
+    "conditional_accuracy",
     "curvature_bound",
     "density_curves",
     "deviation_from_linearity",
     "evaluate_accuracy",
+    "evaluate_outcomes",
     "expected_random_alignment",
+    "generalization_gaps",
     "gradient_norms",
     "improvement",
     "improvement_error",
@@ -127,6 +142,7 @@ __all__ = [
     "lipschitz_bound",
     "log_sum_exp_margin",
     "loss_regularity",
+    "loss_variation",
     "margin",
     "margin_loss",
     "nearest_points",

@@ -16,7 +16,7 @@ import numpy as np
 
 from opnorm import linalg, operators
 from opnorm.analysis import inputs, margins, robustness
-from opnorm.analysis.averages import average
+from opnorm.analysis.averages import Average, average
 from opnorm.analysis.batches import in_batches
 from opnorm.analysis.inputs import AttackFactory, to_pixels
 from opnorm.attacks import checks, parts
@@ -167,6 +167,50 @@ def robust_accuracy(
         key=key,
     )
     return [_accuracy(~fallen) for fallen in attacked.success]
+
+
+def conditional_accuracy(clean: Accuracy, robust: Accuracy) -> Average:
+    """Computes the robust accuracy among the examples that are correct at x.
+
+    The absolute robust accuracy is ``robust.mean``. It is the product of the
+    conditional accuracy and the clean accuracy, since an example that is wrong at x is
+    never robust.
+
+    Args:
+      clean: accuracy on N clean examples.
+      robust: accuracy on the same examples after an attack, as :func:`robust_accuracy`
+        returns it.
+
+    Returns:
+      Scalars: the mean in [0, 1], its standard error, and the number of examples that
+      are correct at x. The mean is NaN where this number is 0.
+
+    Raises:
+      ValueError: for different numbers of examples, or an example that is robust and
+        not correct at x.
+
+    Source: "Towards Understanding the Regularization of Adversarial Robustness on
+    Neural Networks", 2020, the PGD accuracy of Tables 3 to 6.
+
+    Example:
+      >>> import numpy as np
+      >>> from opnorm import analysis
+      >>> clean = analysis.Accuracy(0.75, 0.25, np.array([True, True, True, False]))
+      >>> robust = analysis.Accuracy(0.5, 0.29, np.array([True, True, False, False]))
+      >>> round(float(analysis.conditional_accuracy(clean, robust).mean), 3)
+      0.667
+    """
+    if clean.correct.shape != robust.correct.shape:
+        raise ValueError(
+            f"clean and robust have {len(clean.correct)} and {len(robust.correct)} "
+            "examples; they must have the same."
+        )
+    if np.any(robust.correct & ~clean.correct):
+        raise ValueError(
+            "robust has a correct example that is wrong in clean; both must be of the "
+            "same network and examples."
+        )
+    return average(robust.correct, where=clean.correct)
 
 
 def perturbations(

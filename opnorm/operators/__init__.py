@@ -35,12 +35,20 @@ from opnorm.operators.layers import (
     log_lipschitz_bound,
     singular_value_std,
 )
+from opnorm.operators.margin_terms import (
+    MarginTerms,
+    log_covering_term,
+    log_margin_terms,
+)
 from opnorm.operators.regression import regressed_jacobian
+from opnorm.operators.spread import LayerChange, layer_change
 
 __all__ = [
     "Capacity",
     "Layer",
+    "LayerChange",
     "LayerNorms",
+    "MarginTerms",
     "ParameterMap",
     "SpectralComplexity",
     "cross_entropy_gauss_newton",
@@ -53,12 +61,15 @@ __all__ = [
     "is_curved",
     "jacobian_map",
     "jacobian_norm",
+    "layer_change",
     "layer_map",
     "layer_norms",
     "layer_singular_values",
     "layers",
     "log_capacity",
+    "log_covering_term",
     "log_lipschitz_bound",
+    "log_margin_terms",
     "log_spectral_complexity",
     "parameter_hessian",
     "regressed_jacobian",

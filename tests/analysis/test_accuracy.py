@@ -410,3 +410,22 @@ def test_attacks_that_robust_accuracy_cannot_count_are_refused() -> None:
         analysis.robust_accuracy(
             NETWORK, IMAGES, LABELS, attack=fgm, epsilons=[0.1], key=raw
         )
+
+
+def test_conditional_accuracy_counts_examples_that_are_correct_at_x() -> None:
+    def accuracy(correct):
+        return analysis.Accuracy(np.mean(correct), math.nan, np.array(correct))
+
+    clean = accuracy([True, False, True, True, False])
+    robust = accuracy([False, False, True, True, False])
+    found = analysis.conditional_accuracy(clean, robust)
+    assert found.counted == 3
+    assert found.mean * clean.mean == pytest.approx(robust.mean)
+    kept = np.array([0.0, 1, 1])
+    assert found.standard_error == pytest.approx(kept.std(ddof=1) / math.sqrt(3))
+    nothing = accuracy([False] * 5)
+    assert np.isnan(analysis.conditional_accuracy(nothing, nothing).mean)
+    with pytest.raises(ValueError, match="wrong in clean"):
+        analysis.conditional_accuracy(robust, clean)
+    with pytest.raises(ValueError, match="5 and 4 examples"):
+        analysis.conditional_accuracy(clean, accuracy([False] * 4))
