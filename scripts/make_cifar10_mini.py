@@ -19,7 +19,10 @@ from pathlib import Path
 from absl import app, flags
 
 _SOURCE = flags.DEFINE_string(
-    "source", None, "Folder with train/<class>/*.jpg and test/<class>/*.jpg."
+    "source",
+    None,
+    "Folder with train/<class>/*.jpg and test/<class>/*.jpg.",
+    required=True,
 )
 _OUTPUT = flags.DEFINE_string(
     "output", "opnorm/data/assets/cifar10_mini.tar.xz", "Archive to write."
@@ -90,5 +93,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("source")
     app.run(main)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from experiments.common import cli
+from opnorm import attacks
 
 
 class Peer(NamedTuple):
@@ -38,7 +39,7 @@ class Row(NamedTuple):
 
 def _step_size(epsilon: float, num_steps: int) -> float:
     """The default step size of opnorm's PGA, which the others are given too."""
-    return 2 * epsilon / num_steps
+    return float(attacks.default_step_size(epsilon, num_steps))
 
 
 def _plain_pgd(p: float, steps: int) -> Peer:

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.common import records
 from experiments.common.records import Record
-from opnorm import analysis, data, models, operators, training
+from opnorm import analysis, attacks, data, models, operators, training
 from opnorm.training import Config
 
 _ATTACKED = training.methods_with("attack_labels")
@@ -287,7 +287,7 @@ def _log_capacity(
             options = {
                 "scheme": "pgm",
                 "attack_steps": attack.num_steps,
-                "step_size": 2 * attack.epsilon / attack.num_steps
+                "step_size": attacks.default_step_size(attack.epsilon, attack.num_steps)
                 if size is None
                 else size,
             }

@@ -12,8 +12,7 @@ from opnorm import attacks, linalg
 from opnorm.analysis import inputs
 from opnorm.analysis.batches import in_batches
 from opnorm.analysis.inputs import to_pixels
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks, losses
+from opnorm.attacks import checks, losses, parts
 from opnorm.attacks.checks import Bounds
 
 
@@ -127,7 +126,7 @@ def _rises(
 ) -> jax.Array:
     """The largest rise of each example of a batch, ``(B,)``."""
     x = to_pixels(images)
-    keys = attack_lib.fold_in(key, number)
+    keys = parts.fold_in(key, number)
     draw = attacks.uniform_noise(p=p, epsilon=epsilon, bounds=bounds)
     # A step of length 0 is no step. With epsilon = 0 every step ends at x.
     size = jnp.where(epsilon > 0, relative_step * epsilon, 1.0)
@@ -152,7 +151,7 @@ def _rises(
         restart, number_of_step = jnp.divmod(i, num_steps + 1)
         point = jax.lax.cond(
             number_of_step == 0,
-            lambda: draw(f, x, labels, attack_lib.fold_in(keys, restart)),
+            lambda: draw(f, x, labels, parts.fold_in(keys, restart)),
             lambda: move(f, x, labels, start=point),
         )
         return point, jnp.fmax(highest, loss(point))

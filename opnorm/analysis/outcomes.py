@@ -11,8 +11,7 @@ from opnorm.analysis import inputs, margins
 from opnorm.analysis.averages import Average, average
 from opnorm.analysis.batches import in_batches
 from opnorm.analysis.inputs import to_pixels
-from opnorm.attacks import attack as attack_lib
-from opnorm.attacks import checks, losses
+from opnorm.attacks import checks, losses, parts
 from opnorm.attacks.checks import Bounds
 
 
@@ -154,5 +153,5 @@ def _outcomes(
 ) -> tuple[jax.Array, ...]:
     logits = f(to_pixels(x))
     loss = losses.cross_entropy(logits, labels)
-    correct = ~attack_lib.decided(logits, labels, targeted=False)
+    correct = ~parts.decided(logits, labels, targeted=False)
     return loss, margins.margin(logits, labels), jnp.exp(-loss), correct

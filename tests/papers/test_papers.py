@@ -1,6 +1,7 @@
 """The papers' tables against sums, ratios and products of their own columns."""
 
 import inspect
+import itertools
 import math
 
 import numpy as np
@@ -50,9 +51,11 @@ def test_rows_are_found_by_their_columns():
         *("erm", "fgm_l2", "pgm_l2", "wrm")
     ]
     assert table.row(**names, scheme="wrm").bounded_test == 0.50
-    with pytest.raises(ValueError, match="dataset='cifar10'.* fits 4 rows of Farnia"):
+    with pytest.raises(ValueError, match=r"dataset='cifar10'.* fits 4 rows of Farnia"):
         table.row(**names)
-    with pytest.raises(ValueError, match="column 'data' is unknown; Farnia .* has dat"):
+    with pytest.raises(
+        ValueError, match=r"column 'data' is unknown; Farnia .* has dat"
+    ):
         table.select(data="cifar10")
     assert papers.Table is type(table)
 
@@ -78,7 +81,8 @@ def test_farnias_notebooks_have_the_digits_that_table_1_rounds():
         assert (row.validation, row.test) == (row.bounded_validation, row.bounded_test)
     # The bound was chosen by its validation accuracy.
     chosen = column(digits, "bounded_validation") - column(digits, "validation")
-    assert chosen.min() >= 0 and (chosen > 0).sum() == 42 - len(starred)
+    assert chosen.min() >= 0
+    assert (chosen > 0).sum() == 42 - len(starred)
 
 
 def test_farnias_ratios_are_those_of_the_durations():
@@ -104,8 +108,10 @@ ABSOLUTE = {
     3: (58.58, 57.09, 61.26, 51.75, 58.30, 61.55),
     4: (18.71, 24.95, 29.01, 20.49, 25.78, 30.37),
     5: (0, 20.03, 25.17, 30.47),
-    6: (52.41, 62.19, 65.21, 51.16, 59.65, 62.71, 49.16, 58.10, 61.75)
-    + (58.58, 57.09, 61.26),
+    6: (
+        *(52.41, 62.19, 65.21, 51.16, 59.65, 62.71),
+        *(49.16, 58.10, 61.75, 58.58, 57.09, 61.26),
+    ),
 }
 
 
@@ -115,7 +121,7 @@ def test_the_regularization_views_robust_accuracies(number):
     found = 100 * column(rows, "robust") * column(rows, "test_accuracy")
     np.testing.assert_allclose(found, ABSOLUTE[number], atol=0.02)
     # Longer attacks in training fall short on clean images.
-    for row, longer in zip(rows, rows[1:], strict=False):
+    for row, longer in itertools.pairwise(rows):
         if row[:3] == longer[:3]:
             assert longer.trained_with > row.trained_with
             assert longer.test_accuracy < row.test_accuracy
@@ -172,7 +178,8 @@ def test_finlays_tables_are_of_the_same_networks():
 
 def test_roths_grid_has_the_values_of_table_2():
     (grid,) = roth.TABLE_3.rows
-    assert len(grid.epsilon_l2) == 14 and 2.25 not in grid.epsilon_l2
+    assert len(grid.epsilon_l2) == 14
+    assert 2.25 not in grid.epsilon_l2
     assert (len(grid.epsilon_linf), len(grid.num_steps)) == (18, 11)
     for row in roth.TABLE_2.rows:
         lengths = grid.epsilon_linf if row.method.endswith("linf") else grid.epsilon_l2

@@ -74,7 +74,7 @@ def test_a_method_is_one_entry(monkeypatch):
         training.validate(dataclasses.replace(config, epochs=4))
     with pytest.raises(ValueError, match="gamma is 0; it must be positive"):
         training.validate(dataclasses.replace(config, gamma=0))
-    with pytest.raises(ValueError, match="mix is 0.1, which the method 'mine'"):
+    with pytest.raises(ValueError, match=r"mix is 0\.1, which the method 'mine'"):
         training.validate(dataclasses.replace(config, mix=0.1))
 
 
