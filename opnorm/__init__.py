@@ -1,5 +1,5 @@
-"""opnorm: operator norms of network Jacobians, the attacks that follow them and the
-training that lowers them.
+"""Operator norms of network Jacobians, attacks that follow them, training that
+lowers them.
 
 Rooms: :mod:`opnorm.linalg`, :mod:`opnorm.operators`, :mod:`opnorm.attacks`,
 :mod:`opnorm.regularizers`, :mod:`opnorm.analysis`, :mod:`opnorm.models`,

@@ -1,4 +1,4 @@
-"""tests: APGD, against closed forms on affine networks and a plain numpy version."""
+"""APGD compared with closed forms on affine networks and with plain NumPy."""
 
 import functools
 import itertools

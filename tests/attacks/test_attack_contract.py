@@ -1,4 +1,4 @@
-"""tests: what every attack keeps: budget, box, finiteness, cost, keys and dtypes."""
+"""Every attack keeps budget, box, finiteness, cost, keys and dtypes."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""tests: FAB, Square and the ensemble on affine networks with known answers."""
+"""FAB, Square and the ensemble on affine networks with known answers."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""tests: the boundary attack on affine networks, whose nearest point is known."""
+"""The boundary attack on affine networks, whose nearest point is known."""
 
 import functools
 import math

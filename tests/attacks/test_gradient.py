@@ -1,4 +1,4 @@
-"""tests: FGM and PGA on affine networks, whose worst cases are known exactly."""
+"""FGM and PGA on affine networks, whose worst cases are known exactly."""
 
 import functools
 import math

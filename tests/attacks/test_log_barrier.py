@@ -1,4 +1,4 @@
-"""tests: LogBarrier on affine networks, where its points are known exactly."""
+"""LogBarrier on affine networks, where its points are known exactly."""
 
 import functools
 import math

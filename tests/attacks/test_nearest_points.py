@@ -1,4 +1,4 @@
-"""tests: CW, DeepFool, DDN and FMN find the nearest point of an affine boundary."""
+"""CW, DeepFool, DDN and FMN find the nearest point of an affine boundary."""
 
 import functools
 import itertools

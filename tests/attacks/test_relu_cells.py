@@ -1,4 +1,4 @@
-"""tests: attacks against the exact nearest adversarial point of small ReLU networks.
+"""Attacks compared with the exact nearest adversarial point of small ReLU networks.
 
 With two inputs and six units the network has a few cells in which it is affine. In each
 the points of another class are a polygon, and the nearest point of a polygon is known.

@@ -1,4 +1,4 @@
-"""tests: searches that run several times, against loops in NumPy."""
+"""Searches that run several times, compared with loops in NumPy."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""tests: WRM on losses whose penalised maximiser is known exactly."""
+"""WRM on losses whose penalised maximiser is known exactly."""
 
 import functools
 import math
