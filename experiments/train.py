@@ -120,6 +120,8 @@ def _draw_training(
     figure, (left, right) = figures.new_panels(figures.label(method), ("", ""))
     colors = (figures.BLACK, *figures.PALETTE)
     epoch = [line["epoch"] for line in metrics]
+    # A line through one point is not seen.
+    marker = "o" if len(metrics) < 10 else ""
     for axes, names in (
         (left, ("loss", "adversarial_loss", "penalty")),
         (right, ("accuracy", "adversarial_accuracy")),
@@ -127,7 +129,13 @@ def _draw_training(
         for name, color in zip(names, colors, strict=False):
             if metrics and name in metrics[0]:
                 values = [line[name] for line in metrics]
-                axes.plot(epoch, values, color=color, label=name.replace("_", " "))
+                axes.plot(
+                    epoch,
+                    values,
+                    color=color,
+                    marker=marker,
+                    label=name.replace("_", " "),
+                )
         axes.set_xlabel("epoch")
         figures.finish(axes)
     right.set_ylim(0, 1)
