@@ -269,11 +269,12 @@ class Published:
 
     def run_sparse(self, delta, phases):
         """For p = 1, over (radius in units of epsilon, steps)."""
+        best = -math.inf, delta, None
         for number, (factor, steps) in enumerate(phases):
             radius = factor * self.epsilon
             window, step, counter = max(int(0.04 * steps), 1), radius, 0
             if number:
-                delta = self.project(best[1], radius)  # noqa: F821
+                delta = self.project(best[1], radius)
             support = np.count_nonzero(delta)
             density = support / N / 1.5
             value, gradient = self.evaluate(delta)
