@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex_core
 
+from opnorm.linalg import onednn
 from opnorm.linalg.types import Options, PyTree
 
 Carry = TypeVar("Carry")
@@ -222,7 +223,10 @@ def _convolve(
     outs = []
     for images, kernel in parts:
         sizes = _output_sizes(images, kernel, params)
-        if _spreads(images, kernel, sizes, params):
+        window = _plain_window(params)
+        if window is not None and onednn.supports(images, kernel, **window):
+            outs.append(onednn.convolve(images, kernel, **window))
+        elif _spreads(images, kernel, sizes, params):
             outs.append(_product_and_shifts(images, kernel, sizes, params))
         else:
             out = jex_core.primitives.conv_general_dilated_p.bind(
@@ -231,6 +235,17 @@ def _convolve(
             outs.append(out)
     out = outs[0] if len(outs) == 1 else lax.concatenate(outs, rank - 1)
     return lax.transpose(out, _inverse_gather(last_channel, out_spec))
+
+
+def _plain_window(params: Options) -> Options | None:
+    """The window of a convolution that has neither groups nor dilated images."""
+    if any(params[name] > 1 for name in _GROUPS) or max(params["lhs_dilation"]) > 1:
+        return None
+    return {
+        "strides": params["window_strides"],
+        "padding": params["padding"],
+        "dilation": params["rhs_dilation"],
+    }
 
 
 def _output_sizes(images: jax.Array, kernel: jax.Array, params: Options) -> list[int]:
