@@ -206,6 +206,10 @@ def _convolve(
     params.pop("rhs_shape", None)
     images = lax.transpose(lhs, _inverse_gather(lhs_spec, last_channel))
     kernel = lax.transpose(rhs, _inverse_gather(rhs_spec, kernel_last))
+    window = _window(params)
+    if window is not None and onednn.supports(images, kernel, window):
+        out = onednn.convolve(images, kernel, window)
+        return lax.transpose(out, _inverse_gather(last_channel, out_spec))
     parts = [(images, kernel)]
     groups = {name: params[name] for name in _GROUPS}
     if 1 < max(groups.values()) <= _FEW_GROUPS:
@@ -223,10 +227,7 @@ def _convolve(
     outs = []
     for images, kernel in parts:
         sizes = _output_sizes(images, kernel, params)
-        window = _plain_window(params)
-        if window is not None and onednn.supports(images, kernel, **window):
-            outs.append(onednn.convolve(images, kernel, **window))
-        elif _spreads(images, kernel, sizes, params):
+        if _spreads(images, kernel, sizes, params):
             outs.append(_product_and_shifts(images, kernel, sizes, params))
         else:
             out = jex_core.primitives.conv_general_dilated_p.bind(
@@ -237,15 +238,18 @@ def _convolve(
     return lax.transpose(out, _inverse_gather(last_channel, out_spec))
 
 
-def _plain_window(params: Options) -> Options | None:
-    """The window of a convolution that has neither groups nor dilated images."""
-    if any(params[name] > 1 for name in _GROUPS) or max(params["lhs_dilation"]) > 1:
+def _window(params: Options) -> onednn.Window | None:
+    """The window of a convolution, if oneDNN may have the kind."""
+    if params["batch_group_count"] > 1 or max(params["lhs_dilation"], default=2) > 1:
         return None
-    return {
-        "strides": params["window_strides"],
-        "padding": params["padding"],
-        "dilation": params["rhs_dilation"],
-    }
+    if params["preferred_element_type"] not in (None, jnp.float32):
+        return None
+    return onednn.Window(
+        strides=tuple(params["window_strides"]),
+        padding=tuple((low, high) for low, high in params["padding"]),
+        dilation=tuple(params["rhs_dilation"]),
+        groups=params["feature_group_count"],
+    )
 
 
 def _output_sizes(images: jax.Array, kernel: jax.Array, params: Options) -> list[int]:
