@@ -25,8 +25,8 @@ The call is a primitive of JAX: derivatives of every order, ``vmap`` and
 another platform has XLA's convolution in its place. A compiled program that holds the
 call cannot be stored (``jax.experimental.serialize_executable``).
 
-Values differ from XLA's by rounding, and in that zeros of the padding are not multiplied:
-an infinity in the kernel gives no NaN at the border.
+Values differ from XLA's by rounding. Zeros of the padding are not multiplied, so an
+infinity in the kernel makes no NaN at the border.
 
 The child process runs this file alone, so the file imports nothing of this project.
 """
