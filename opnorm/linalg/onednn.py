@@ -10,8 +10,6 @@ process. So :func:`supports` allows the call only where it is known to work:
 * jax and jaxlib are of one of :data:`RELEASES`, with which the tests have run;
 * the system is Linux on an x86-64 processor, and JAX sees one CPU device (XLA cannot
   split a custom call, so several devices would each convolve the whole batch);
-* JAX keeps no compiled programs on disk (``JAX_COMPILATION_CACHE_DIR``): XLA cannot
-  store a program that holds the call;
 * the arrays and the window are of the kinds that :func:`probe` covers;
 * a child process has made the calls of :func:`probe` and found the right values. Its
   answer is kept in ``~/.cache/opnorm`` (or below ``XDG_CACHE_HOME``), in one file for
@@ -22,8 +20,9 @@ function is traced: a function that is compiled already stays as it is.
 
 The call is a primitive of JAX: derivatives of every order, ``vmap`` and
 ``linear_transpose`` work. A program that is exported (``jax.export``) or lowered for
-another platform has XLA's convolution in its place. A compiled program that holds the
-call cannot be stored (``jax.experimental.serialize_executable``).
+another platform has XLA's convolution in its place. XLA cannot store a compiled program
+that holds the call: JAX's compilation cache does without it, and every process compiles
+the program again. Do not give it to ``jax.experimental.serialize_executable``.
 
 Values differ from XLA's by rounding. Zeros of the padding are not multiplied, so an
 infinity in the kernel makes no NaN at the border.
@@ -167,19 +166,35 @@ def is_available() -> bool:
         raise ValueError(f"OPNORM_ONEDNN is {mode!r}; it may be 'auto' or 'off'.")
     if mode == "off" or jax.default_backend() != "cpu" or jax.device_count() > 1:
         return False
-    return not _stores_programs() and _works_here()
+    return _works_here()
 
 
-def _stores_programs() -> bool:
-    """Whether JAX stores compiled programs.
+@functools.cache
+def _keeps_out_of_cache() -> bool:
+    """Keeps programs that hold the call out of JAX's compilation cache.
 
     XLA takes the call for one of another class when it stores a program: it reads
     memory at random, and most often raises a MemoryError.
+
+    Returns:
+      False if this release of JAX gives no way to do so.
     """
-    config = jax.config
-    return bool(
-        config.jax_enable_compilation_cache and config.jax_compilation_cache_dir
-    )
+    try:
+        from jax._src import compilation_cache
+
+        store = compilation_cache.put_executable_and_time
+    except (ImportError, AttributeError):
+        return False
+
+    @functools.wraps(store)
+    def store_others(
+        cache_key: str, module_name: str, executable: Any, *args: Any
+    ) -> None:
+        if not any(_TARGET in part.to_string() for part in executable.hlo_modules()):
+            store(cache_key, module_name, executable, *args)
+
+    compilation_cache.put_executable_and_time = store_others
+    return True
 
 
 def _covers(images: jax.Array, kernel: jax.Array, window: Window) -> bool:
@@ -474,9 +489,9 @@ def _batch(
 
 
 def _lower(ctx: Any, images: Any, kernel: Any, *, window: Window) -> Any:
-    """Lowers the primitive to the custom call, but not in a program to be stored."""
+    """Lowers the primitive to the custom call, but not in a program to be exported."""
     parameters = ctx.module_context.lowering_parameters
-    if parameters.for_export or _stores_programs():
+    if parameters.for_export or not _keeps_out_of_cache():
         by_xla = mlir.lower_fun(_by_xla, multiple_results=False)
         return by_xla(ctx, images, kernel, window=window)
     taps = ctx.avals_in[1].shape[:2]

@@ -1,7 +1,6 @@
 """oneDNN convolves where it is known to work, and gives XLA's values and derivatives.
 
-The tests of values need one device and no compilation cache, so that they run in a
-process of their own, with ``OPNORM_TEST_FLAGS=onednn``.
+The tests of values need a process with one device: ``OPNORM_TEST_FLAGS=onednn``.
 """
 
 import functools
@@ -51,7 +50,12 @@ def supports(images, kernel, window=PLAIN, dtype=np.float32):
 
 @pytest.mark.skipif(ALONE or not HERE, reason="oneDNN is not known to work here")
 def test_tests_of_values_pass_in_a_process_of_their_own(tmp_path):
-    settings = {"OPNORM_TEST_FLAGS": "onednn", "XDG_CACHE_HOME": str(tmp_path)}
+    settings = {
+        "OPNORM_TEST_FLAGS": "onednn",
+        "OPNORM_ONEDNN": "auto",
+        "XDG_CACHE_HOME": str(tmp_path),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"),
+    }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, "-k", "alone", "-rs", __file__],
@@ -65,6 +69,31 @@ def test_tests_of_values_pass_in_a_process_of_their_own(tmp_path):
     # The probe of that process found the call to work, and the answer was kept.
     (answer,) = tmp_path.glob("opnorm/onednn-*.json")
     assert json.loads(answer.read_text()) == {"works": True}
+    # JAX stored programs of that process, but none that holds the call.
+    stored = [path.name for path in (tmp_path / "programs").iterdir()]
+    assert any(name.startswith("jit_stored") for name in stored)
+    assert not any(name.startswith("jit_held") for name in stored)
+
+
+@alone
+@pytest.mark.filterwarnings("error")
+def test_alone_programs_are_stored_if_they_hold_no_call():
+    x, kernel = arrays()
+
+    @jax.jit
+    def held(x):
+        return lax.fori_loop(
+            0,
+            2,
+            lambda _, y: y + onednn.convolve(x, kernel, PLAIN),
+            jnp.zeros((4, 16, 16, 6)),
+        )
+
+    @jax.jit
+    def stored(x):
+        return onednn._by_xla(x, kernel, window=PLAIN)
+
+    np.testing.assert_allclose(held(x), 2 * stored(x), rtol=1e-4, atol=1e-5)
 
 
 @alone
@@ -238,20 +267,20 @@ def test_alone_only_what_is_tried_and_fast_is_allowed(monkeypatch):
     assert not supports(images, kernel)
 
 
-def test_the_switch_and_stored_programs_turn_it_off(monkeypatch):
+def test_the_switch_turns_it_off(monkeypatch):
     monkeypatch.setattr(onednn, "_works_here", lambda: True)
-    monkeypatch.setattr(onednn, "_stores_programs", lambda: False)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert onednn.is_available() == (jax.default_backend() == "cpu")
+    for mode in (None, "auto"):
+        if mode is None:
+            monkeypatch.delenv("OPNORM_ONEDNN", raising=False)
+        else:
+            monkeypatch.setenv("OPNORM_ONEDNN", mode)
+        assert onednn.is_available() == (jax.default_backend() == "cpu")
     monkeypatch.setenv("OPNORM_ONEDNN", "off")
     assert not onednn.is_available()
     monkeypatch.setenv("OPNORM_ONEDNN", "fast")
     with pytest.raises(ValueError, match=r"OPNORM_ONEDNN is 'fast'.*'off'"):
         onednn.is_available()
-    monkeypatch.undo()
-    stores = jax.config.jax_enable_compilation_cache
-    assert onednn._stores_programs() == stores
-    assert not stores or not onednn.is_available()
 
 
 @pytest.fixture

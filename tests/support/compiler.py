@@ -6,7 +6,7 @@
 not set               eight simulated devices, and programs that compile fast
 ``strict``            the same, and JAX refuses implicit promotion of dtypes and ranks
 ``float64``           the same, with 64-bit numbers as the default
-``onednn``            one CPU device and no stored programs, so that oneDNN convolves
+``onednn``            one CPU device, where oneDNN may convolve, and fast compilation
 ``default``           JAX as a user has it, on any backend
 ====================  ==================================================================
 """
@@ -47,8 +47,9 @@ def configure() -> None:
     if MODE == "float64":
         os.environ["JAX_ENABLE_X64"] = "1"
 
-    if MODE == "onednn":
-        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    if MODE not in ("onednn", "default"):
+        # Programs with calls to oneDNN cannot be stored, so they compile in every run.
+        os.environ.setdefault("OPNORM_ONEDNN", "off")
 
     import jax
 
