@@ -38,6 +38,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex_core
 
+from opnorm.linalg import onednn
 from opnorm.linalg.types import Options, PyTree
 
 Carry = TypeVar("Carry")
@@ -208,6 +209,10 @@ def _convolve(
     params.pop("rhs_shape", None)
     images = lax.transpose(lhs, _inverse_gather(lhs_spec, last_channel))
     kernel = lax.transpose(rhs, _inverse_gather(rhs_spec, kernel_last))
+    window = _window(params)
+    if window is not None and onednn.supports(images, kernel, window):
+        out = onednn.convolve(images, kernel, window)
+        return lax.transpose(out, _inverse_gather(last_channel, out_spec))
     parts = [(images, kernel)]
     groups = {name: params[name] for name in _GROUPS}
     if 1 < max(groups.values()) <= _FEW_GROUPS:
@@ -236,6 +241,22 @@ def _convolve(
             outs.append(out)
     out = outs[0] if len(outs) == 1 else lax.concatenate(outs, rank - 1)
     return lax.transpose(out, _inverse_gather(last_channel, out_spec))
+
+
+def _window(params: Options) -> onednn.Window | None:
+    """The window of a convolution, if oneDNN may have the kind."""
+    if params["batch_group_count"] > 1 or max(params["lhs_dilation"], default=2) > 1:
+        return None
+    result = params["preferred_element_type"]
+    # NumPy takes None for float64 in comparisons.
+    if result is not None and result != jnp.float32:
+        return None
+    return onednn.Window(
+        strides=tuple(params["window_strides"]),
+        padding=tuple((low, high) for low, high in params["padding"]),
+        dilation=tuple(params["rhs_dilation"]),
+        groups=params["feature_group_count"],
+    )
 
 
 def _output_sizes(images: jax.Array, kernel: jax.Array, params: Options) -> list[int]:

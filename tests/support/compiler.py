@@ -6,6 +6,7 @@
 not set               eight simulated devices, and programs that compile fast
 ``strict``            the same, and JAX refuses implicit promotion of dtypes and ranks
 ``float64``           the same, with 64-bit numbers as the default
+``onednn``            one CPU device, where oneDNN may convolve, and fast compilation
 ``default``           JAX as a user has it, on any backend
 ====================  ==================================================================
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 NUM_DEVICES = 8
-MODES = ("", "strict", "float64", "default")
+MODES = ("", "strict", "float64", "onednn", "default")
 MODE = os.environ.get("OPNORM_TEST_FLAGS", "")
 # A process of Linux may map 65,530 pieces of memory by default.
 _MOST_MAPS = 40_000
@@ -46,9 +47,13 @@ def configure() -> None:
     if MODE == "float64":
         os.environ["JAX_ENABLE_X64"] = "1"
 
+    if MODE not in ("onednn", "default"):
+        # Programs with calls to oneDNN cannot be stored, so they compile in every run.
+        os.environ.setdefault("OPNORM_ONEDNN", "off")
+
     import jax
 
-    if MODE != "default":
+    if MODE not in ("onednn", "default"):
         jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
     share_contexts(num_programs=100)
 
