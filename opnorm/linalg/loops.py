@@ -209,6 +209,10 @@ def _convolve(
     params.pop("rhs_shape", None)
     images = lax.transpose(lhs, _inverse_gather(lhs_spec, last_channel))
     kernel = lax.transpose(rhs, _inverse_gather(rhs_spec, kernel_last))
+    sizes = _output_sizes(images, kernel, params)
+    if _sums_over_places(images, kernel, sizes, params):
+        out = _product_over_places(images, kernel, sizes, params)
+        return lax.transpose(out, _inverse_gather(last_channel, out_spec))
     window = _window(params)
     if window is not None and onednn.supports(images, kernel, window):
         out = onednn.convolve(images, kernel, window)
@@ -232,8 +236,6 @@ def _convolve(
         sizes = _output_sizes(images, kernel, params)
         if _spreads(images, kernel, sizes, params):
             outs.append(_product_and_shifts(images, kernel, sizes, params))
-        elif _sums_over_places(images, kernel, sizes, params):
-            outs.append(_product_over_places(images, kernel, sizes, params))
         else:
             out = jex_core.primitives.conv_general_dilated_p.bind(
                 images, kernel, dimension_numbers=canonical, **params
