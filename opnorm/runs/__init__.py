@@ -12,6 +12,7 @@ from opnorm.runs.hosts import ProcessLost, is_writer
 from opnorm.runs.hosts import initialize as initialize_hosts
 from opnorm.runs.json_values import Json, JsonObject, as_json
 from opnorm.runs.lock import RunInUse
+from opnorm.runs.memory import keep_freed_memory
 from opnorm.runs.preemption import Preempted
 from opnorm.runs.progress import Progress
 
@@ -29,6 +30,7 @@ __all__ = [
     "git_revision",
     "initialize_hosts",
     "is_writer",
+    "keep_freed_memory",
     "read_metrics",
     "restore_parts",
     "version",

@@ -81,6 +81,52 @@ def test_products_and_shifts_are_convolutions(size, channels, stride, padding):
     np.testing.assert_allclose(rewritten(x, kernel), f(x, kernel), rtol=2e-5, atol=2e-5)
 
 
+def kernel_gradient(x, cotangents, size, padding):
+    """The gradient by its definition, in float64: one product for each tap."""
+    padded = np.pad(np.float64(x), ((0, 0), *padding, (0, 0)))
+    rows, columns = cotangents.shape[1:3]
+    gradient = np.zeros((*size, x.shape[-1], cotangents.shape[-1]))
+    for i, j in np.ndindex(*size):
+        gradient[i, j] = np.einsum(
+            "byxc,byxd->cd", padded[:, i : i + rows, j : j + columns], cotangents
+        )
+    return gradient
+
+
+@pytest.mark.parametrize(
+    ("size", "padding"),
+    [
+        ((3, 3), ((1, 1), (1, 1))),
+        ((3, 2), ((0, 0), (0, 0))),
+        ((2, 3), ((2, 0), (0, 3))),
+        ((1, 1), ((0, 0), (0, 0))),
+        ((5, 4), ((2, 2), (3, 3))),
+        ((4, 4), ((0, 1), (1, 0))),
+    ],
+)
+@pytest.mark.parametrize("channels", [(8, 9), (7, 9)])
+def test_gradients_of_kernels_are_one_product(size, padding, channels):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (2, 9, 8, channels[0]))
+    kernel = jnp.zeros((*size, *channels))
+
+    def f(kernel):
+        return conv(x, kernel, padding=padding)
+
+    shape = jax.eval_shape(f, kernel).shape
+    cotangents = jax.random.normal(keys[1], shape)
+    rewritten = linalg.canonicalize_convolutions(lambda g: jax.vjp(f, kernel)[1](g)[0])
+    # Few channels keep the convolution.
+    products = str(jax.make_jaxpr(rewritten)(cotangents)).count("dot_general")
+    assert products == (min(channels) >= 8)
+    np.testing.assert_allclose(
+        jax.jit(rewritten)(cotangents),
+        kernel_gradient(x, cotangents, size, padding),
+        rtol=2e-5,
+        atol=2e-5,
+    )
+
+
 def ascend(x, kernel, steps=3):
     def loss(x):
         return jnp.sum(jax.nn.relu(conv(jnp.tanh(conv(x, kernel)), kernel)) ** 2)
