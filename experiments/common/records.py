@@ -3,7 +3,7 @@
 import time
 from typing import Any, NamedTuple
 
-from opnorm import analysis, runs
+from opnorm import analysis, linalg, runs
 
 # The content of a JSON file: numbers, text, lists and further records, by name.
 Record = dict[str, Any]
@@ -39,15 +39,14 @@ def origin(started: Start | None = None) -> Record:
 
     Returns:
       "environment" and "git_revision"; with ``started`` its revision, and "seconds",
-      the time since then.
+      the time since then. The environment says whether oneDNN convolves, since the
+      last digits of results depend on it.
     """
+    environment = {**runs.environment(), "onednn": linalg.uses_onednn()}
     if started is None:
-        return {
-            "environment": runs.environment(),
-            "git_revision": runs.git_revision(),
-        }
+        return {"environment": environment, "git_revision": runs.git_revision()}
     return {
-        "environment": runs.environment(),
+        "environment": environment,
         "git_revision": started.revision,
         "seconds": started.seconds,
     }

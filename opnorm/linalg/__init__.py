@@ -63,6 +63,7 @@ from opnorm.linalg.norms import (
     norm,
     scale,
 )
+from opnorm.linalg.onednn import uses_onednn
 from opnorm.linalg.operator_norm import OperatorNorm, operator_norm
 from opnorm.linalg.project_ball_box import project_ball_box
 from opnorm.linalg.projections import project_ball, project_sphere
@@ -155,5 +156,6 @@ __all__ = [
     "spectral_density",
     "squared_frobenius_norm",
     "trace",
+    "uses_onednn",
     "while_loop",
 ]

@@ -41,13 +41,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxlib
+import jaxlib.version
 import numpy as np
 from jax import lax
 from jax.extend import core as jex_core
@@ -129,8 +129,7 @@ def convolve(images: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     Returns:
       (B, H', W', D), float32.
     """
-    out: jax.Array = _primitive().bind(images, kernel, window=window)
-    return out
+    return _primitive()(images, kernel, window=window)
 
 
 def supports(images: jax.Array, kernel: jax.Array, window: Window) -> bool:
@@ -151,11 +150,11 @@ def supports(images: jax.Array, kernel: jax.Array, window: Window) -> bool:
         and _is_fast(images.shape, kernel.shape, window)
         # A custom call has no rule of sharding.
         and jax.sharding.get_abstract_mesh().empty
-        and is_available()
+        and uses_onednn()
     )
 
 
-def is_available() -> bool:
+def uses_onednn() -> bool:
     """Whether this process may make the call; the module says when.
 
     Raises:
@@ -187,13 +186,12 @@ def _keeps_out_of_cache() -> bool:
         return False
 
     @functools.wraps(store)
-    def store_others(
-        cache_key: str, module_name: str, executable: Any, *args: Any
-    ) -> None:
+    def store_others(*args: Any) -> None:
+        _, _, executable, *_ = args
         if not any(_TARGET in part.to_string() for part in executable.hlo_modules()):
-            store(cache_key, module_name, executable, *args)
+            store(*args)
 
-    compilation_cache.put_executable_and_time = store_others
+    vars(compilation_cache)["put_executable_and_time"] = store_others
     return True
 
 
@@ -231,7 +229,7 @@ def _is_fast(images: Sequence[int], kernel: Sequence[int], window: Window) -> bo
 
 @functools.cache
 def _works_here() -> bool:
-    releases = {jax.__version__, jaxlib.__version__}
+    releases = {jax.__version__, jaxlib.version.__version__}
     if not releases <= set(RELEASES) or sys.platform != "linux":
         return False
     if platform.machine().lower() not in ("x86_64", "amd64"):
@@ -249,14 +247,18 @@ def _answer_file() -> Path | None:
     """Where the answer is kept; None if there is no place for it."""
     try:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(cache) / "opnorm" / f"onednn-{jaxlib.__version__}-{_machine()}.json"
+        return (
+            Path(cache)
+            / "opnorm"
+            / f"onednn-{jaxlib.version.__version__}-{_machine()}.json"
+        )
     except (OSError, RuntimeError):
         return None
 
 
 def _machine() -> str:
     """A name for all that the answer depends on: processor, jaxlib, probe, settings."""
-    installed = Path(jaxlib.__file__)
+    installed = Path(jaxlib.version.__file__)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -367,14 +369,15 @@ def probe() -> None:
       RuntimeError: if a value is wrong. The process ends if oneDNN refuses a call.
     """
     rng = np.random.default_rng(0)
-    cases = []
+    cases: list[tuple[np.ndarray, np.ndarray, Window]] = []
     for taps, strides, padding, dilation in _WINDOWS:
         for channels, outputs, groups in _CHANNELS:
             batch = _BATCHES[len(cases) % len(_BATCHES)]
-            images = rng.standard_normal((batch, 13, 11, channels), np.float32)
+            images = rng.standard_normal((batch, 13, 11, channels))
             kernel = rng.standard_normal((*taps, channels // groups, outputs))
             window = Window(strides, padding, dilation, groups)
-            cases.append((images, kernel.astype(np.float32), window))
+            case = images.astype(np.float32), kernel.astype(np.float32), window
+            cases.append(case)
 
     @jax.jit
     def convolve_all(arrays: list[tuple[jax.Array, jax.Array]]) -> list[jax.Array]:
@@ -396,7 +399,7 @@ def probe() -> None:
 def _reference(images: np.ndarray, kernel: np.ndarray, window: Window) -> np.ndarray:
     """The convolution in NumPy in float64, one tap after another."""
     sizes = window.sizes(images.shape, kernel.shape)
-    padded = np.pad(images.astype(np.float64), ((0, 0), *window.padding, (0, 0)))
+    padded = np.pad(np.float64(images), ((0, 0), *window.padding, (0, 0)))
     groups = window.groups
     taps = kernel.reshape(*kernel.shape[:3], groups, -1)
     total = np.zeros((len(images), *sizes, groups, taps.shape[-1]))
@@ -413,31 +416,37 @@ def _reference(images: np.ndarray, kernel: np.ndarray, window: Window) -> np.nda
 
 
 @functools.cache
-def _primitive() -> jex_core.Primitive:
+def _primitive() -> Callable[..., jax.Array]:
     """The call as a primitive: made on first use, since only some releases make it."""
-    convolution = jex_core.Primitive("onednn_convolution")
+    # JAX gives no types to the functions that make a primitive.
+    new: Callable[..., Any] = jex_core.Primitive
+    bilinear: Callable[..., None] = ad.defbilinear
+    convolution = new("onednn_convolution")
     compiled = jax.jit(convolution.bind, static_argnames="window")
 
-    @convolution.def_impl
     def evaluate(images: jax.Array, kernel: jax.Array, *, window: Window) -> jax.Array:
         with jax.disable_jit(False):
-            return compiled(images, kernel, window=window)
+            out: jax.Array = compiled(images, kernel, window=window)
+        return out
 
-    @convolution.def_abstract_eval
-    def shape(images: Any, kernel: Any, *, window: Window) -> jax.core.ShapedArray:
-        sizes = window.sizes(images.shape, kernel.shape)
-        return jax.core.ShapedArray(
-            (images.shape[0], *sizes, kernel.shape[-1]),
-            images.dtype,
-            weak_type=images.weak_type and kernel.weak_type,
-        )
-
-    ad.defbilinear(convolution, _pull_to_images, _pull_to_kernel)
+    convolution.def_impl(evaluate)
+    convolution.def_abstract_eval(_abstract)
+    bilinear(convolution, _pull_to_images, _pull_to_kernel)
     batching.primitive_batchers[convolution] = _batch
     by_xla = mlir.lower_fun(_by_xla, multiple_results=False)
     mlir.register_lowering(convolution, by_xla)
     mlir.register_lowering(convolution, _lower, platform="cpu")
-    return convolution
+    call: Callable[..., jax.Array] = convolution.bind
+    return call
+
+
+def _abstract(images: Any, kernel: Any, *, window: Window) -> jax.core.ShapedArray:
+    sizes = window.sizes(images.shape, kernel.shape)
+    return jax.core.ShapedArray(
+        (images.shape[0], *sizes, kernel.shape[-1]),
+        images.dtype,
+        weak_type=images.weak_type and kernel.weak_type,
+    )
 
 
 def _by_xla(images: jax.Array, kernel: jax.Array, *, window: Window) -> jax.Array:
@@ -458,7 +467,7 @@ def _pull_to_images(
     def linear(images: jax.Array) -> jax.Array:
         return _by_xla(images, kernel, window=window)
 
-    (pulled,) = jax.linear_transpose(linear, images.aval)(cotangent)
+    pulled: jax.Array = jax.linear_transpose(linear, images.aval)(cotangent)[0]
     return pulled
 
 
@@ -468,7 +477,7 @@ def _pull_to_kernel(
     def linear(kernel: jax.Array) -> jax.Array:
         return _by_xla(images, kernel, window=window)
 
-    (pulled,) = jax.linear_transpose(linear, kernel.aval)(cotangent)
+    pulled: jax.Array = jax.linear_transpose(linear, kernel.aval)(cotangent)[0]
     return pulled
 
 
@@ -477,8 +486,9 @@ def _batch(
 ) -> tuple[jax.Array, int]:
     """``vmap`` over images is one longer batch; XLA convolves for mapped kernels."""
     images, kernel = args
-    if axes[1] is None:
-        images = jnp.moveaxis(images, axes[0], 0)
+    of_images, of_kernel = axes
+    if of_images is not None and of_kernel is None:
+        images = jnp.moveaxis(images, of_images, 0)
         count, batch, *rest = images.shape
         merged = images.reshape(count * batch, *rest)
         either = convolve if _covers(merged, kernel, window) else _by_xla

@@ -14,7 +14,7 @@ from pathlib import Path
 import chex
 import jax
 import jax.numpy as jnp
-import jaxlib
+import jaxlib.version
 import numpy as np
 import pytest
 from jax import export, lax
@@ -28,7 +28,7 @@ alone = pytest.mark.skipif(not ALONE, reason="runs in a process of its own")
 HERE = (
     sys.platform == "linux"
     and platform.machine() == "x86_64"
-    and {jax.__version__, jaxlib.__version__} <= set(onednn.RELEASES)
+    and {jax.__version__, jaxlib.version.__version__} <= set(onednn.RELEASES)
 )
 SAME = ((1, 1), (1, 1))
 PLAIN = onednn.Window((1, 1), SAME, (1, 1))
@@ -239,7 +239,7 @@ def test_alone_exported_and_foreign_programs_have_the_convolution_of_xla():
 @alone
 def test_alone_only_what_is_tried_and_fast_is_allowed(monkeypatch):
     images, kernel = (4, 16, 16, 4), (3, 3, 4, 6)
-    assert onednn.is_available()
+    assert onednn.uses_onednn()
     assert supports(images, kernel)
     assert supports(images, (3, 3, 2, 6), PLAIN._replace(groups=2))
     assert supports(images, (11, 11, 4, 6), PLAIN._replace(padding=((5, 5), (5, 5))))
@@ -275,12 +275,12 @@ def test_the_switch_turns_it_off(monkeypatch):
             monkeypatch.delenv("OPNORM_ONEDNN", raising=False)
         else:
             monkeypatch.setenv("OPNORM_ONEDNN", mode)
-        assert onednn.is_available() == (jax.default_backend() == "cpu")
+        assert onednn.uses_onednn() == (jax.default_backend() == "cpu")
     monkeypatch.setenv("OPNORM_ONEDNN", "off")
-    assert not onednn.is_available()
+    assert not onednn.uses_onednn()
     monkeypatch.setenv("OPNORM_ONEDNN", "fast")
     with pytest.raises(ValueError, match=r"OPNORM_ONEDNN is 'fast'.*'off'"):
-        onednn.is_available()
+        onednn.uses_onednn()
 
 
 @pytest.fixture
@@ -295,7 +295,9 @@ def asked(monkeypatch, tmp_path):
     monkeypatch.setattr(onednn, "_ask_child", ask)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(onednn, "RELEASES", (jax.__version__, jaxlib.__version__))
+    monkeypatch.setattr(
+        onednn, "RELEASES", (jax.__version__, jaxlib.version.__version__)
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def works(*next_answers):
