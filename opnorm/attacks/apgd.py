@@ -305,13 +305,10 @@ def _start(
     assert problem.keys is not None
     x, p, bounds = problem.x, options.p, options.bounds
     keys = parts.fold_in(problem.keys, run)
+    sampler = jax.random.normal
     if p == math.inf:
-        draw = functools.partial(
-            jax.random.uniform, shape=x.shape[1:], dtype=x.dtype, minval=-1.0
-        )
-    else:
-        draw = functools.partial(jax.random.normal, shape=x.shape[1:], dtype=x.dtype)
-    noise = jax.vmap(draw)(keys)
+        sampler = functools.partial(jax.random.uniform, minval=-1.0)
+    noise = jax.vmap(lambda key: linalg.draw(sampler, key, x.shape[1:], x.dtype))(keys)
     if p == 1:
         noise = parts.confine(x, noise, p, radius, bounds)
     else:

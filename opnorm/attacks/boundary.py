@@ -261,8 +261,10 @@ def _propose(
 
 
 def _uniform(keys: jax.Array, x: jax.Array, low: float, high: float) -> jax.Array:
-    shape = x.shape[1:]
-    unit = jax.vmap(lambda key: jax.random.uniform(key, shape, x.dtype))(keys)
+    def draw(key: jax.Array) -> jax.Array:
+        return linalg.draw(jax.random.uniform, key, x.shape[1:], x.dtype)
+
+    unit = jax.vmap(draw)(keys)
     return low + (high - low) * unit
 
 

@@ -200,7 +200,7 @@ def _attempt(options: _Options, problem: Problem, tries: jax.Array) -> jax.Array
     x = problem.x
 
     def draw(key: jax.Array) -> jax.Array:
-        return jax.random.normal(key, x.shape[1:], x.dtype)
+        return linalg.draw(jax.random.normal, key, x.shape[1:], x.dtype)
 
     noise = jax.vmap(draw)(parts.fold_in(problem.keys, tries))
     size = _SMALLEST_NOISE * _GROWTH ** tries.astype(jnp.float32)

@@ -212,7 +212,7 @@ def _stripes(
 ) -> jax.Array:
     del p
     _, width, channels = shape
-    signs = jax.random.rademacher(key, (1, width, channels), dtype)
+    signs = linalg.draw(jax.random.rademacher, key, (1, width, channels), dtype)
     return jnp.broadcast_to(signs, shape)
 
 
@@ -241,7 +241,8 @@ def _recolour(
     """Sets a square of each channel to plus or minus one, in units of the radius."""
     place, colour = jax.random.split(key)
     window = _inside(*_corner(place, delta.shape, size), size)
-    signs = jax.random.rademacher(colour, (1, 1, delta.shape[2]), delta.dtype)
+    shape = (1, 1, delta.shape[2])
+    signs = linalg.draw(jax.random.rademacher, colour, shape, delta.dtype)
     unit = delta / jnp.where(radius > 0, radius, 1.0)
     return jnp.where(window[..., None], signs, unit)
 
@@ -294,7 +295,7 @@ def _move_mass(
     sides = jnp.where(turned, wide, tall), jnp.where(turned, tall, wide)
     pattern = _pattern(across, along, *sides, p, longest)
     pattern = pattern[..., None].astype(delta.dtype)
-    signs = jax.random.rademacher(colour, (1, 1, channels), delta.dtype)
+    signs = linalg.draw(jax.random.rademacher, colour, (1, 1, channels), delta.dtype)
 
     def length(image: jax.Array) -> jax.Array:
         return linalg.norm(jnp.moveaxis(image, 2, 0), p)
@@ -327,7 +328,7 @@ def _grid(
     rows, columns = np.arange(height), np.arange(width)
     down, right = (height % side) // 2, (width % side) // 2
     tiles = (-(-height // side) + 1, -(-width // side) + 1)
-    signs = jax.random.rademacher(key, (*tiles, channels), dtype)
+    signs = linalg.draw(jax.random.rademacher, key, (*tiles, channels), dtype)
     row_of = (rows - down) // side + 1 - (down == 0)
     column_of = (columns - right) // side + 1 - (right == 0)
     places, size = jnp.arange(side), jnp.int32(side)

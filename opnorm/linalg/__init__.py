@@ -74,7 +74,7 @@ from opnorm.linalg.quadrature import (
     squared_frobenius_norm,
     trace,
 )
-from opnorm.linalg.sampling import sample_ball, sample_sphere
+from opnorm.linalg.sampling import draw, sample_ball, sample_sphere
 from opnorm.linalg.typed import jit, machine_epsilon, smallest_normal
 from opnorm.linalg.types import (
     ArrayShape,
@@ -124,6 +124,7 @@ __all__ = [
     "convolution_norm_bounds",
     "convolution_upper_bound",
     "detach",
+    "draw",
     "dual_map",
     "eigenpairs",
     "fast_convolutions",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from opnorm.linalg import checks, loops, norms
+from opnorm.linalg import checks, loops, norms, sampling
 from opnorm.linalg.linear_map import LinearMap
 from opnorm.linalg.typed import machine_epsilon
 
@@ -42,7 +42,7 @@ def start(
         return init
     if key is None:
         raise ValueError("init and key are None; one of them must give the start.")
-    return jax.random.normal(key, shape, dtype)
+    return sampling.draw(jax.random.normal, key, shape, dtype)
 
 
 def check_tolerance(tolerance: float | None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from opnorm.linalg import checks, norms
+from opnorm.linalg import checks, norms, sampling
 from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.types import Product
 
@@ -290,7 +290,9 @@ def adjoint_error(linear_map: LinearMap, key: jax.Array) -> jax.Array:
     )
     wide = at_least_single(linear_map.dtype)
     v, u = (
-        linear_map.spread(jax.random.normal(k, shape, wide).astype(linear_map.dtype))
+        linear_map.spread(
+            sampling.draw(jax.random.normal, k, shape, wide).astype(linear_map.dtype)
+        )
         for k, shape in zip(jax.random.split(key), (into, out), strict=True)
     )
     image, pulled = linear_map.matvec(v), linear_map.rmatvec(u)

@@ -295,6 +295,11 @@ def _product_and_shifts(
 ) -> jax.Array:
     """A convolution as one product for all taps, whose parts are shifted and added."""
     spatial = images.ndim - 2
+    # The axis that is summed first comes first among the taps. The axes after it count
+    # as one, since LLVM takes up to a second to compile a padding among four or more
+    # short axes.
+    axes = tuple(reversed(range(spatial)))
+    kernel = lax.transpose(kernel, (*axes, spatial, spatial + 1))
     contract = (((spatial + 1,), (spatial,)), ((), ()))
     taps = lax.dot_general(
         images,
@@ -305,10 +310,13 @@ def _product_and_shifts(
     )
     # The parts are added along one axis after the other. These additions are few and
     # simple, and compile several times faster than one sum over all taps.
-    for axis in reversed(range(spatial)):
+    for axis, count in zip(axes, kernel.shape, strict=False):
+        places = taps.shape[: spatial + 1]
+        size = math.prod(taps.shape[spatial + 1 :]) // count
+        taps = taps.reshape(*places, count, size)
         total = None
-        for place in range(kernel.shape[axis]):
-            part = lax.index_in_dim(taps, place, spatial + 1 + axis, keepdims=False)
+        for place in range(count):
+            part = lax.index_in_dim(taps, place, spatial + 1, keepdims=False)
             low = params["padding"][axis][0] - place * params["rhs_dilation"][axis]
             spread = params["lhs_dilation"][axis]
             end = low + (images.shape[1 + axis] - 1) * spread + 1

@@ -1,13 +1,37 @@
 """Uniform samples of Lp balls and spheres about the origin, one per example."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from opnorm.linalg import checks, norms
 from opnorm.linalg.projections import prepare, restore, sign
 from opnorm.linalg.typed import jit
+
+
+def draw(
+    sampler: Callable[..., jax.Array],
+    key: jax.Array,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+) -> jax.Array:
+    """Draws independent entries of an array by a program that compiles fast.
+
+    The entries are drawn flat and then shaped, and are those of ``sampler(key, shape,
+    dtype)``. XLA unrolls the counters of several short axes on CPU, which takes three
+    quarters of the compile time.
+
+    Args:
+      sampler: ``(key, shape, dtype) -> array`` of independent entries, such as
+        ``jax.random.normal``.
+      key: typed key.
+      shape: shape of the array.
+      dtype: dtype of the array.
+    """
+    return sampler(key, (math.prod(shape),), dtype).reshape(shape)
 
 
 def sample_ball(

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from opnorm.models import activations, entrance, layers, normalization
+from opnorm.models import (
+    activations,
+    entrance,
+    initializers,
+    layers,
+    normalization,
+)
 from opnorm.models import outputs as outputs_lib
 
 # The two poolings leave 3 and 1 of 7 places.
@@ -82,7 +88,7 @@ class AlexNet(nn.Module):
         for index, factor in enumerate((4, 2), start=1):
             h = nn.Dense(
                 factor * self.width,
-                kernel_init=layers.XAVIER_UNIFORM,
+                kernel_init=initializers.XAVIER_UNIFORM,
                 dtype=self.dtype,
                 param_dtype=outputs_lib.parameter_dtype(self.dtype),
                 name=f"dense{index}",
@@ -90,7 +96,7 @@ class AlexNet(nn.Module):
             preactivations.append(h)
             h = activations.ACTIVATIONS[self.activation](h)
         logits = layers.linear(
-            h, self.num_classes, self.dtype, kernel_init=layers.XAVIER_UNIFORM
+            h, self.num_classes, self.dtype, kernel_init=initializers.XAVIER_UNIFORM
         )
         return outputs_lib.select(outputs, logits, h, preactivations)
 

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from opnorm.models import activations, entrance, layers, normalization
+from opnorm.models import (
+    activations,
+    entrance,
+    initializers,
+    layers,
+    normalization,
+)
 from opnorm.models import outputs as outputs_lib
 
 # Three poolings leave 3 of 24 places, as many as the last 3x3 kernel needs.
@@ -90,6 +96,7 @@ class CNN7(nn.Module):
             channels,
             (3, 3),
             padding="VALID" if index == 7 else "SAME",
+            kernel_init=initializers.LECUN_NORMAL,
             dtype=self.dtype,
             param_dtype=outputs_lib.parameter_dtype(self.dtype),
             name=f"conv{index}",

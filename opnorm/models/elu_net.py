@@ -5,7 +5,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from opnorm.models import activations, entrance, layers, normalization
+from opnorm.models import (
+    activations,
+    entrance,
+    initializers,
+    layers,
+    normalization,
+)
 from opnorm.models import outputs as outputs_lib
 
 # The first layer leaves 14 places of 27, the second 5, the third 1.
@@ -82,6 +88,9 @@ class ELUNet(nn.Module):
             h = activations.ACTIVATIONS[self.activation](h)
         features = h.reshape(h.shape[0], -1)
         logits = layers.linear(
-            features, self.num_classes, self.dtype, kernel_init=layers.XAVIER_UNIFORM
+            features,
+            self.num_classes,
+            self.dtype,
+            kernel_init=initializers.XAVIER_UNIFORM,
         )
         return outputs_lib.select(outputs, logits, features, preactivations)

@@ -5,7 +5,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from opnorm.models import activations, entrance, layers, normalization
+from opnorm.models import (
+    activations,
+    entrance,
+    initializers,
+    layers,
+    normalization,
+)
 from opnorm.models import outputs as outputs_lib
 
 
@@ -74,7 +80,11 @@ class FixupResNet(nn.Module):
 
         h = entrance.enter(self, x, outputs, min_size=4)
         h = layers.convolution(
-            "conv", self.width, 3, kernel_init=layers.LECUN_NORMAL, dtype=self.dtype
+            "conv",
+            self.width,
+            3,
+            kernel_init=initializers.LECUN_NORMAL,
+            dtype=self.dtype,
         )(h)
         preactivations = [h]
         h = activations.ACTIVATIONS[self.activation](h)
@@ -126,7 +136,7 @@ class FixupBlock(nn.Module):
             self.channels,
             3,
             stride=self.stride,
-            kernel_init=nn.initializers.variance_scaling(scale, "fan_out", "normal"),
+            kernel_init=initializers.variance_scaling(scale, "fan_out", "normal"),
             dtype=self.dtype,
         )(x)
         h = layers.convolution(

@@ -5,7 +5,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from opnorm.models import activations, entrance, layers, normalization
+from opnorm.models import (
+    activations,
+    entrance,
+    initializers,
+    layers,
+    normalization,
+)
 from opnorm.models import outputs as outputs_lib
 
 # Each stage has the number of channels of the convolution that halves the map before
@@ -109,7 +115,10 @@ class Inception(nn.Module):
         h = layers.local_average(h, POOL_SIZE)
         features = h.reshape(h.shape[0], -1)
         logits = layers.linear(
-            features, self.num_classes, self.dtype, kernel_init=layers.XAVIER_UNIFORM
+            features,
+            self.num_classes,
+            self.dtype,
+            kernel_init=initializers.XAVIER_UNIFORM,
         )
         return outputs_lib.select(outputs, logits, features, preactivations)
 

@@ -5,7 +5,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from opnorm.models import activations, entrance, layers, normalization
+from opnorm.models import (
+    activations,
+    entrance,
+    initializers,
+    layers,
+    normalization,
+)
 from opnorm.models import outputs as outputs_lib
 
 
@@ -58,7 +64,11 @@ class MLP(nn.Module):
         preactivations = []
         for index, width in enumerate(self.hidden, start=1):
             h = nn.Dense(
-                width, dtype=self.dtype, param_dtype=param_dtype, name=f"dense{index}"
+                width,
+                dtype=self.dtype,
+                param_dtype=param_dtype,
+                kernel_init=initializers.LECUN_NORMAL,
+                name=f"dense{index}",
             )(h)
             preactivations.append(h)
             h = activations.ACTIVATIONS[self.activation](h)

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from opnorm.models import activations, entrance, layers, normalization
+from opnorm.models import (
+    activations,
+    entrance,
+    initializers,
+    layers,
+    normalization,
+)
 from opnorm.models import outputs as outputs_lib
 
 # Smaller images have maps of a single place in the last stage but one, where only the
@@ -17,7 +23,7 @@ from opnorm.models import outputs as outputs_lib
 MIN_SIZE = 17
 # The output of a bottleneck has this many times the channels of its 3x3 convolution.
 EXPANSION = 4
-KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+KERNEL_INIT = initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class ResNet50(nn.Module):

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from opnorm.models import activations, entrance, layers, normalization
+from opnorm.models import (
+    activations,
+    entrance,
+    initializers,
+    layers,
+    normalization,
+)
 from opnorm.models import outputs as outputs_lib
 
 
@@ -84,7 +90,11 @@ class ResNet32(nn.Module):
 
         h = entrance.enter(self, x, outputs)
         h = layers.convolution(
-            "conv", self.width, 3, kernel_init=layers.LECUN_NORMAL, dtype=self.dtype
+            "conv",
+            self.width,
+            3,
+            kernel_init=initializers.LECUN_NORMAL,
+            dtype=self.dtype,
         )(h)
         preactivations: list[jax.Array] = []
         block = nn.remat(PlainBlock) if self.rematerialize else PlainBlock
@@ -104,7 +114,10 @@ class ResNet32(nn.Module):
         act = activations.ACTIVATIONS[self.activation]
         features = jnp.mean(act(h), axis=(1, 2))
         logits = layers.linear(
-            features, self.num_classes, self.dtype, kernel_init=layers.XAVIER_UNIFORM
+            features,
+            self.num_classes,
+            self.dtype,
+            kernel_init=initializers.XAVIER_UNIFORM,
         )
         return outputs_lib.select(outputs, logits, features, preactivations)
 
@@ -130,7 +143,7 @@ class PlainBlock(nn.Module):
         """Returns the block's output and its two pre-activations."""
         act = activations.ACTIVATIONS[self.activation]
         convolution = functools.partial(
-            layers.convolution, kernel_init=layers.LECUN_NORMAL, dtype=self.dtype
+            layers.convolution, kernel_init=initializers.LECUN_NORMAL, dtype=self.dtype
         )
         h = act(x)
         shortcut = x

@@ -7,13 +7,19 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from opnorm.models import activations, entrance, layers, normalization
+from opnorm.models import (
+    activations,
+    entrance,
+    initializers,
+    layers,
+    normalization,
+)
 from opnorm.models import outputs as outputs_lib
 
 # Two poolings halve the map.
 MIN_SIZE = 4
 # U(+-1 / sqrt(fan-in)), PyTorch's default.
-KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+KERNEL_INIT = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class ResNeXt34(nn.Module):

@@ -7,10 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from opnorm.models import activations, entrance, layers, normalization
+from opnorm.models import (
+    activations,
+    entrance,
+    initializers,
+    layers,
+    normalization,
+)
 from opnorm.models import outputs as outputs_lib
 
-KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+KERNEL_INIT = initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class WideResNet(nn.Module):

@@ -6,10 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from opnorm.models import activations, layers
+from opnorm.models import activations, initializers, layers
 from opnorm.models.resnet import ResNet50
 
-KERNEL_INIT = nn.initializers.xavier_uniform()
+KERNEL_INIT = initializers.XAVIER_UNIFORM
 # The 3x3 convolutions have twice the usual width, so outputs have twice their channels
 # in place of four times.
 EXPANSION = 2
@@ -53,4 +53,4 @@ class WideResNet50(ResNet50):
         }
 
     def _linear_init(self) -> Callable[..., jax.Array]:
-        return layers.LECUN_NORMAL
+        return initializers.LECUN_NORMAL

@@ -99,7 +99,7 @@ def is_curved(f: BatchFunction, x: jax.Array, *, key: jax.Array) -> jax.Array:
         outputs = f(z)
         return jnp.sum(weights.astype(outputs.dtype) * outputs, axis=1)
 
-    direction = jax.random.normal(direction_key, x.shape, x.dtype)
+    direction = linalg.draw(jax.random.normal, direction_key, x.shape, x.dtype)
     product = input_hessian_map(combined, x).matvec(direction)
     return jnp.any(product.reshape(len(x), -1) != 0, axis=1)
 

@@ -69,7 +69,7 @@ def _fit(
     radius: float,
 ) -> jax.Array:
     batch, shape = len(x), x.shape[1:]
-    drawn = jax.random.uniform(key, (num_samples, *shape), x.dtype)
+    drawn = linalg.draw(jax.random.uniform, key, (num_samples, *shape), x.dtype)
     noise = radius * (2 * drawn - 1)
     empty = jnp.zeros((num_samples, batch, d), jax.eval_shape(f, x).dtype)
     outputs = linalg.fori_loop(

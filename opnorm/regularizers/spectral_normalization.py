@@ -74,7 +74,7 @@ def init_spectral_vectors(
     maps = _maps(params, layers, form)
     keys = jax.random.split(key, len(maps))
     drawn = {
-        name: jax.random.normal(k, (1, *linear.in_shape), linear.dtype)
+        name: linalg.draw(jax.random.normal, k, (1, *linear.in_shape), linear.dtype)
         for k, (name, linear) in zip(keys, sorted(maps.items()), strict=True)
     }
     return _refine(maps, drawn, num_steps)
