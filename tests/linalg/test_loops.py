@@ -81,6 +81,33 @@ def test_products_and_shifts_are_convolutions(size, channels, stride, padding):
     np.testing.assert_allclose(rewritten(x, kernel), f(x, kernel), rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("size", [(3, 3), (4, 2), (1, 7)])
+@pytest.mark.parametrize("strides", [(2, 2), (1, 3)])
+@pytest.mark.parametrize("padding", [((1, 1), (0, 0)), ((0, 3), (2, 1))])
+def test_gradients_of_strided_convolutions_have_no_dilation(size, strides, padding):
+    keys = jax.random.split(jax.random.key(0), 2)
+    shape = (2, 12, 11, 4)
+    kernel = jax.random.normal(keys[0], (*size, 4, 5))
+
+    def f(x):
+        return lax.conv_general_dilated(
+            x, kernel, strides, padding, dimension_numbers=LAYOUTS[0]
+        )
+
+    def gradient(cotangents):
+        return jax.linear_transpose(f, jax.ShapeDtypeStruct(shape, jnp.float32))(
+            cotangents
+        )[0]
+
+    out = jax.eval_shape(f, jax.ShapeDtypeStruct(shape, jnp.float32))
+    cotangents = jax.random.normal(keys[1], out.shape)
+    rewritten = linalg.canonicalize_convolutions(gradient)
+    text = str(jax.make_jaxpr(rewritten)(cotangents))
+    assert text.count("lhs_dilation=") == text.count("lhs_dilation=(1, 1)")
+    found = jax.jit(rewritten)(cotangents)
+    np.testing.assert_allclose(found, gradient(cotangents), rtol=2e-5, atol=2e-5)
+
+
 def kernel_gradient(x, cotangents, size, padding):
     """The gradient by its definition, in float64: one product for each tap."""
     padded = np.pad(np.float64(x), ((0, 0), *padding, (0, 0)))
