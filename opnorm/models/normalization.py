@@ -52,8 +52,10 @@ def normalize(
     scale = _per_channel("std", std, channels)
     if min(scale) <= 0:
         raise ValueError(f"std is {std!r}; every entry must be positive.")
-    images = images.astype(dtype)
-    return (images - jnp.asarray(shift, dtype)) / jnp.asarray(scale, dtype)
+    shift, scale = (
+        jnp.asarray(value, dtype)[None, None, None] for value in (shift, scale)
+    )
+    return (images.astype(dtype) - shift) / scale
 
 
 def check_images(images: jax.Array, *, min_size: int = 1) -> None:
