@@ -34,16 +34,20 @@ def serve():
 
 @pytest.fixture(scope="session")
 def start(serve, tmp_path_factory):
-    """``(name, *arguments, devices=1) ->`` a process of a binary, just begun."""
+    """``(name, *arguments, devices=1) ->`` a process of a binary, just begun.
+
+    ``constants`` are values of modules that differ there: ``{module: {name: value}}``.
+    """
     ask = serve(forking.BINARIES)
 
-    def start(name, *arguments, devices=1):
+    def start(name, *arguments, devices=1, constants=None):
         return forking.Forked(
             ask,
             tmp_path_factory.mktemp("output"),
             module=f"experiments.{name}",
             arguments=[str(argument) for argument in arguments],
             devices=devices,
+            constants=constants or {},
         )
 
     return start

@@ -149,6 +149,7 @@ def _pga(epsilon):
     return attacks.pga(p=2.0, epsilon=epsilon, num_steps=10)
 
 
+@pytest.mark.dtypes
 @pytest.mark.parametrize("name", ["cnn7", "mlp"])
 def test_networks_have_gradients(name):
     module = models.create(name, width=4)

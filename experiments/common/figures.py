@@ -17,11 +17,15 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from opnorm import runs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Keyword arguments of matplotlib's ``plot``.
 Style = dict[str, Any]
@@ -95,7 +99,7 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
 
 
 def curve(
-    axes: Any, x: Any, found: Mapping[str, Any], *, times: float = 1, **style: Any
+    axes: "Axes", x: Any, found: Mapping[str, Any], *, times: float = 1, **style: Any
 ) -> None:
     """Draws a mean, with its standard error as a band.
 
@@ -117,7 +121,7 @@ def curve(
     )
 
 
-def distribution(axes: Any, values: Any, **style: Any) -> None:
+def distribution(axes: "Axes", values: Any, **style: Any) -> None:
     """Draws the percentage of values up to each value, as steps from (0, 0) on.
 
     Args:
@@ -133,7 +137,10 @@ def distribution(axes: Any, values: Any, **style: Any) -> None:
 
 
 def curves(
-    axes: Any, drawn: Mapping[str, tuple[Any, Mapping[str, Any]]], *, times: float = 1
+    axes: "Axes",
+    drawn: Mapping[str, tuple[Any, Mapping[str, Any]]],
+    *,
+    times: float = 1,
 ) -> None:
     """Draws (x, mean with error) of each network or attack by name, in its style."""
     styled = styles(list(drawn))
@@ -203,13 +210,13 @@ def plot_singular_values(
     save_figure(figure, axes, path)
 
 
-def mark_training(axes: Any, *epsilons: float) -> None:
+def mark_training(axes: "Axes", *epsilons: float) -> None:
     """Draws each epsilon that networks were trained with as a dashed line."""
     for epsilon in epsilons:
         mark(axes, epsilon, "training $\\epsilon$")
 
 
-def mark(axes: Any, place: float, text: str) -> None:
+def mark(axes: "Axes", place: float, text: str) -> None:
     """Draws a dashed line at a place of the horizontal axis, with a text beside it."""
     axes.axvline(place, color="0.5", linestyle="--", linewidth=1)
     axes.annotate(
@@ -234,7 +241,7 @@ def pyplot() -> Any:
     return pyplot
 
 
-def new_figure(title: str) -> tuple[Any, Any]:
+def new_figure(title: str) -> tuple["Figure", "Axes"]:
     """Returns a figure of one panel with a title."""
     figure, axes = pyplot().subplots(figsize=(6, 4), layout="constrained")
     axes.set_title(title, fontsize=9)
@@ -247,7 +254,7 @@ def new_panels(
     *,
     columns: int | None = None,
     sharey: bool | str = False,
-) -> tuple[Any, list[Any]]:
+) -> tuple["Figure", list["Axes"]]:
     """Returns a figure of panels in rows, and the panels.
 
     Args:
@@ -280,7 +287,7 @@ def new_panels(
     return figure, panels[:count]
 
 
-def scale_log(axes: Any, low: float, high: float) -> None:
+def scale_log(axes: "Axes", low: float, high: float) -> None:
     """Makes the horizontal axis logarithmic, with labels that do not run together."""
     from matplotlib import ticker
 
@@ -292,7 +299,7 @@ def scale_log(axes: Any, low: float, high: float) -> None:
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def scale_asinh(axes: Any, width: float, low: float, high: float) -> None:
+def scale_asinh(axes: "Axes", width: float, low: float, high: float) -> None:
     """Makes the horizontal axis logarithmic on both sides of zero.
 
     Args:
@@ -310,7 +317,7 @@ def scale_asinh(axes: Any, width: float, low: float, high: float) -> None:
     axes.minorticks_off()
 
 
-def scale_decades(axes: Any, low: float, high: float) -> None:
+def scale_decades(axes: "Axes", low: float, high: float) -> None:
     """Makes the vertical axis logarithmic, on both sides of zero for negative values.
 
     Args:
@@ -335,7 +342,11 @@ def scale_decades(axes: Any, low: float, high: float) -> None:
 
 
 def save_panels(
-    figure: Any, panels: Sequence[Any], path: Path, *, columns: int | None = None
+    figure: "Figure",
+    panels: Sequence["Axes"],
+    path: Path,
+    *,
+    columns: int | None = None,
 ) -> None:
     """Gives panels one legend below them, and writes the figure.
 
@@ -350,7 +361,9 @@ def save_panels(
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
             known.setdefault(text, handle)
         finish(axes)
-        axes.get_legend().remove()
+        legend = axes.get_legend()
+        assert legend is not None
+        legend.remove()
     # Inches that a label takes at this font size, with its line.
     width = 0.55 + 0.056 * max(map(len, known), default=0)
     figure.legend(
@@ -364,20 +377,20 @@ def save_panels(
     write(figure, path)
 
 
-def finish(axes: Any) -> None:
+def finish(axes: "Axes") -> None:
     """Adds grid and legend, and takes the frame away."""
     axes.grid(color="0.9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
 
 
-def save_figure(figure: Any, axes: Any, path: Path) -> None:
+def save_figure(figure: "Figure", axes: "Axes", path: Path) -> None:
     """Finishes the panel, writes the figure and closes it."""
     finish(axes)
     write(figure, path)
 
 
-def write(figure: Any, path: Path) -> None:
+def write(figure: "Figure", path: Path) -> None:
     """Writes a PNG whole or not at all, never through a link, and closes the figure."""
     png = io.BytesIO()
     figure.savefig(png, dpi=150, format="png")

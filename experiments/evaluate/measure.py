@@ -176,13 +176,14 @@ def _budget_card(
         **{name: found[name] for name in _FIELDS}, x_adv=None, row_steps=0
     )
     robust = ~analysis.worst_over_budgets(attacked, settings.epsilons)
-    curve = mean_and_error(np.concatenate([correct[None], robust]).T)
-    clean = curve["mean"][0]
+    right = np.concatenate([correct[None], robust]).T
+    curve = mean_and_error(right)
+    among_correct = analysis.average(right, where=correct[:, None]).mean
     card: Record = {
         "epsilon": [0.0, *map(float, settings.epsilons)],
         **curve,
         # As a fraction of the examples that are right at x: some papers report this.
-        "conditional": [mean / clean if clean else None for mean in curve["mean"]],
+        "conditional": [_finite(mean) for mean in among_correct.tolist()],
         "mean_steps": found["steps"].mean(axis=1).tolist(),
         "seconds": found["seconds"],
     }

@@ -84,7 +84,7 @@ def draw_bounds(out: runs.RunDirectory, results: Record) -> None:
             if bound in network["mean"]["bounds"]
         ]
         for title, line, values in drawn:
-            style = {
+            style: figures.Style = {
                 "color": colors[name],
                 "linestyle": line,
                 "label": f"{_label(network)}: {title}",

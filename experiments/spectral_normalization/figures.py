@@ -6,7 +6,7 @@ this part is the margin loss of the paper's Eqs. 1 and 8; no width of bins is ne
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from experiments.spectral_normalization.tables import (
     log_unit,
 )
 from opnorm import runs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _PERCENTS = np.linspace(0, 100, 101)
 # Decades below the largest value that are drawn.
@@ -199,7 +203,7 @@ def _draw_margins(out: runs.RunDirectory, results: Record) -> None:
 
 
 def _draw_margin_panel(
-    axes: Any,
+    axes: "Axes",
     networks: Sequence[tuple[figures.Style, Mapping[str, Any]]],
     *,
     in_units: bool,
@@ -258,7 +262,7 @@ def _draw_strengths(out: runs.RunDirectory, results: Record) -> None:
     _save(out, "attack_strength", figure, panels, "test accuracy (%)", 2)
 
 
-def _draw_strength(axes: Any, results: Record, name: str, attack: str) -> None:
+def _draw_strength(axes: "Axes", results: Record, name: str, attack: str) -> None:
     """Draws the networks of one scheme under the attack of one scheme."""
     scheme, own = results["schemes"][name], name == attack
     trained = "trained with it" if own else f"{label(name)}-trained"
@@ -335,7 +339,7 @@ def _percentiles(network: Mapping[str, Any], quantity: str) -> np.ndarray:
 
 def _new_panels(
     results: Record, title: str, titles: Sequence[str], columns: int | None = None
-) -> tuple[Any, list[Any]]:
+) -> tuple["Figure", list["Axes"]]:
     """Returns a figure with panels of one vertical axis, and the panels."""
     source = (
         f"{results['data']}, {results['train_examples']} training and "
@@ -349,13 +353,14 @@ def _new_panels(
 def _save(
     out: runs.RunDirectory,
     name: str,
-    figure: Any,
-    panels: Sequence[Any],
+    figure: "Figure",
+    panels: Sequence["Axes"],
     quantity: str,
     columns: int | None = None,
 ) -> None:
     """Names the vertical axis at the left panels, and writes the figure."""
     for axes in panels:
-        if axes.get_subplotspec().is_first_col():
+        place = axes.get_subplotspec()
+        if place is not None and place.is_first_col():
             axes.set_ylabel(quantity)
     figures.save_panels(figure, panels, out.figure_path(name), columns=columns)

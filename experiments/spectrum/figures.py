@@ -40,8 +40,9 @@ def draw_spectra(
         # Ranks that few examples reach end in rounding.
         low = min(
             value
-            for line in panels[0].lines + panels[1].lines
-            for value in line.get_ydata()
+            for axes in panels
+            for line in axes.lines
+            for value in np.asarray(line.get_ydata())
             if value > 1e-5 * highest
         )
         panels[0].set(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from opnorm import linalg
+from opnorm.linalg.dtypes import at_least_single
 
 
 def alignment(perturbation: jax.Array, direction: jax.Array) -> jax.Array:
@@ -85,4 +86,4 @@ def expected_random_alignment(size: int) -> float:
 
 def _wide(array: jax.Array) -> jax.Array:
     array = jnp.asarray(array)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(at_least_single(array.dtype))

@@ -20,6 +20,7 @@ from opnorm.analysis.alignment import alignment, pearson_alignment
 from opnorm.analysis.batches import in_batches, reporting_progress
 from opnorm.analysis.inputs import check_examples, evaluate
 from opnorm.analysis.linearity import check_perturbations
+from opnorm.linalg.dtypes import at_least_single
 
 # Arrays of the Jacobian's size that exist at once: the Jacobian, its right singular
 # vectors, and those of the decomposition. A measurement on CPU gave about 3.
@@ -159,7 +160,7 @@ def _jacobian(f: linalg.Network, x: jax.Array, max_bytes: int) -> jax.Array:
     pixels = inputs.to_pixels(x)
     dense = operators.dense_jacobian(f, pixels, max_bytes=max_bytes)
     matrix = dense.reshape(*dense.shape[:2], -1)
-    return matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    return matrix.astype(at_least_single(matrix.dtype))
 
 
 def _batch_size(
@@ -171,7 +172,7 @@ def _batch_size(
     """Returns the examples per call, so that calls are about equally full."""
     one = jax.eval_shape(inputs.to_pixels, images[:1])
     outputs = evaluate.eval_shape(f, one)
-    wide = jnp.promote_types(one.dtype, jnp.float32).itemsize
+    wide = at_least_single(one.dtype).itemsize
     needed: int = _COPIES * outputs.shape[1] * math.prod(one.shape) * wide
     if needed > max_bytes:
         raise ValueError(

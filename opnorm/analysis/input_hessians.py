@@ -18,6 +18,7 @@ from opnorm.analysis.batches import in_batches, reporting_progress
 from opnorm.analysis.inputs import check_examples, check_labels
 from opnorm.analysis.precision import exact_program
 from opnorm.attacks import losses
+from opnorm.linalg.dtypes import at_least_single
 
 
 class InputCurvature(NamedTuple):
@@ -232,6 +233,6 @@ def _trace(
         image = linear_map.matvec(jnp.broadcast_to(unit, (shape[0], n)).reshape(shape))
         return total + image.reshape(shape[0], n)[:, number].astype(total.dtype)
 
-    wide = jnp.promote_types(linear_map.dtype, jnp.float32)
+    wide = at_least_single(linear_map.dtype)
     zero = jnp.zeros(linear_map.batch_size, wide)
     return linalg.Estimate(linalg.fori_loop(n, add, zero), zero)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from opnorm import linalg
 from opnorm.attacks import checks, losses
 from opnorm.linalg import BatchFunction
+from opnorm.linalg.dtypes import at_least_single
 
 
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -309,7 +310,7 @@ def gradient_norms(
 
 def _probabilities(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     checks.check_labels(labels, len(logits), logits)
-    p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    p = jax.nn.softmax(logits.astype(at_least_single(logits.dtype)))
     return p, jnp.take_along_axis(p, labels[:, None], axis=1)[:, 0]
 
 

@@ -22,6 +22,7 @@ from opnorm.analysis.inputs import check_examples, check_labels
 from opnorm.analysis.precision import exact_program
 from opnorm.attacks import losses
 from opnorm.linalg import PyTree
+from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.lanczos import tridiagonal_eigh
 
 PARAMETER_MATRICES = ("hessian", "gauss_newton")
@@ -177,7 +178,7 @@ def _process(
         )
     else:
         found = operators.gauss_newton(logits, mean_loss, params, shards)
-    wide = jnp.promote_types(found.map.dtype, jnp.float32)
+    wide = at_least_single(found.map.dtype)
     signs = jax.random.rademacher(key, (1, *found.map.in_shape), wide)
     krylov = linalg.lanczos(found.map, num_steps, init=signs, key=key)
     nodes, vectors = tridiagonal_eigh(krylov.diagonal, krylov.off_diagonal)

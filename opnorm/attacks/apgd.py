@@ -395,8 +395,8 @@ def _adapt(
       radius: ``(B,)``, of the ball.
     """
     peak = state.peak
-    rises = pace.rises + (loss > pace.last_loss)
-    few = rises <= _RHO * window
+    rises = parts.count(pace.rises, loss > pace.last_loss)
+    few = rises.astype(float) <= _RHO * window.astype(float)
     same = ~pace.halved & (peak.loss <= pace.checked_loss)
     check = window > 0
     halve = check & (few | same)

@@ -199,7 +199,7 @@ def _step(
     distance = linalg.norm(point - x, options.p)
     # A test's point is as far as the last up to rounding, which must not decide.
     nearest = parts.keep_nearest(state.nearest, point, distance, hit & ~tests)
-    tries = state.tries + seeks
+    tries = parts.count(state.tries, seeks)
     given_up = seeks & jnp.isinf(nearest.distance) & (tries >= options.num_tries)
     spherical, spherical_tests = _adapt(
         state.spherical_tests, hit, tests, _SPHERICAL_SHARES
@@ -214,8 +214,8 @@ def _step(
         nearest=nearest,
         inside=parts.select(halves & ~hit, point, state.inside),
         tries=tries,
-        halvings=state.halvings + halves,
-        turn=state.turn + walks,
+        halvings=parts.count(state.halvings, halves),
+        turn=parts.count(state.turn, walks),
         spherical_step=spherical_step,
         source_step=source_step,
         spherical_tests=spherical_tests,
@@ -308,7 +308,7 @@ def _adapt(
     length = tests.passed.shape[1]
     here = jnp.arange(length)[None] == (tests.taken % length)[:, None]
     passed = jnp.where(here & counts[:, None], hit[:, None], tests.passed)
-    taken = tests.taken + counts
+    taken = parts.count(tests.taken, counts)
     share = jnp.mean(passed, axis=1, dtype=jnp.float32)
     judged = counts & (taken >= length)
     grows, falls = judged & (share > shares[1]), judged & (share < shares[0])

@@ -161,8 +161,8 @@ def advance_walk(
     over = tried > _POINTS
     right = jnp.where(like(found & ~hit, x), walk.point, walk.right)
     middle = right + (best - right) / 2
-    halvings = walk.halvings + found
-    rounds = walk.round + (over & ~found)
+    halvings = parts.count(walk.halvings, found)
+    rounds = parts.count(walk.round, over & ~found)
     beyond = rounds - walk.targets.shape[1]
     far = jnp.where(x > (low + high) / 2, low, high)
     begin = jnp.where(like(beyond == 0, x), far, x)

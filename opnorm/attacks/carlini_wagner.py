@@ -246,7 +246,9 @@ def _advance(
     Returns:
       The search, and whether the example gives up the constant, ``(B,)`` bool.
     """
-    update, adam = jax.vmap(options.optimizer.update)(gradient, search.adam)
+    # Optax multiplies by powers whose exponents are integers.
+    with jax.numpy_dtype_promotion("standard"):
+        update, adam = jax.vmap(options.optimizer.update)(gradient, search.adam)
     search = search._replace(
         shift=search.shift + update,
         adam=adam,

@@ -163,9 +163,12 @@ def fast_minimum_norm(
         ahead = _BEYOND * gap / parts.positive(slope)
         linear = linalg.norm(delta, p) + jnp.where(slope > 0, ahead, 0.0)
         change = _cosine(i, num_steps, gamma, gamma / 50)
-        shrunk = jnp.minimum(state.epsilon * (1 - change), new.nearest.distance)
-        searched = state.nearest.found
-        grown = jnp.where(searched, state.epsilon * (1 + change), linear)
+        less, more = (
+            state.epsilon * factor.astype(state.epsilon.dtype)
+            for factor in (1 - change, 1 + change)
+        )
+        shrunk = jnp.minimum(less, new.nearest.distance)
+        grown = jnp.where(state.nearest.found, more, linear)
         epsilon = jnp.where(hit, shrunk, grown)
         epsilon = jnp.minimum(epsilon, _largest(x, p, bounds)).astype(slope.dtype)
         size = _cosine(i, num_steps, 1.0, 0.01).astype(x.dtype)
@@ -296,7 +299,8 @@ def _largest(x: jax.Array, p: float, bounds: Bounds) -> jax.Array:
 
 def _cosine(i: jax.Array, num_steps: int, first: float, last: float) -> jax.Array:
     """Goes from first to last along half a cosine."""
-    return last + (first - last) * (1 + jnp.cos(math.pi * i / num_steps)) / 2
+    angle = math.pi * i.astype(float) / num_steps
+    return last + (first - last) * (1 + jnp.cos(angle)) / 2
 
 
 def _check_fraction(name: str, value: float) -> None:

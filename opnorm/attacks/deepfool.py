@@ -146,7 +146,7 @@ def _step(
     here = jnp.where(walks, walk.point, ahead)
     logits, pull_back = jax.vjp(f, here)
     hit = parts.decided(logits, labels)
-    classes = jnp.arange(logits.shape[1])
+    classes = jnp.arange(logits.shape[1])[None]
     own = (classes == labels[:, None]).astype(logits.dtype)
 
     def away(candidate: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -14,6 +14,7 @@ from opnorm.attacks.checks import Bounds
 from opnorm.attacks.parts import Nearest, like
 from opnorm.attacks.stage import Problem, Stage, check_keys
 from opnorm.linalg import BatchFunction
+from opnorm.linalg.dtypes import at_least_single
 
 # A move shorter than this ends a round, and the noise that a start is looked for with
 # grows by this factor a try, from this size on: the constants of the paper's code.
@@ -290,13 +291,13 @@ def _count(
     """
     ends = ~seeks & (counts.outer == options.num_outer)
     descends = ~seeks & ~ends
-    inner = counts.inner + descends
+    inner = parts.count(counts.inner, descends)
     over = descends & (still | (inner >= options.num_inner))
     return _Counts(
-        tries=counts.tries + seeks,
-        outer=counts.outer + over,
+        tries=parts.count(counts.tries, seeks),
+        outer=parts.count(counts.outer, over),
         inner=jnp.where(over, 0, inner),
-        bisections=counts.bisections + ends,
+        bisections=parts.count(counts.bisections, ends),
     )
 
 
@@ -306,7 +307,7 @@ def _barrier(logits: jax.Array, labels: jax.Array) -> jax.Array:
     As ``logsumexp(z) - z_c - log(1 - exp(z_y - z_c))``, in which no digits cancel near
     the boundary; zero, with gradient zero, on the other side of it.
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(at_least_single(logits.dtype))
     chosen = jnp.arange(logits.shape[1])[None] == labels[:, None]
     own = jnp.sum(jnp.where(chosen, logits, 0.0), axis=1)
     other = jnp.max(jnp.where(chosen, -jnp.inf, logits), axis=1)
@@ -321,7 +322,7 @@ def _pull(delta: jax.Array, p: float, temperature: float) -> jax.Array:
     if p == 2:
         return delta
     flat = delta.reshape(len(delta), -1)
-    flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
+    flat = flat.astype(at_least_single(flat.dtype))
     size = jnp.abs(flat)
     share = jax.nn.softmax(temperature * size, axis=1)
     value = jnp.sum(share * size, axis=1, keepdims=True)

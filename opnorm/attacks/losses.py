@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from opnorm import linalg
 from opnorm.attacks import checks
+from opnorm.linalg.dtypes import at_least_single
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -154,7 +155,7 @@ def _split(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
             "must be (B, K) and (B,)."
         )
     checks.check_classes(logits.shape[1])
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(at_least_single(logits.dtype))
     hit = jnp.arange(logits.shape[1])[None] == labels[:, None]
     chosen = jnp.sum(jnp.where(hit, logits, 0.0), axis=1)
     return chosen, jnp.where(hit, -jnp.inf, logits)
@@ -165,7 +166,7 @@ def _largest(logits: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
 
     A masked one is replaced by the first, so that no infinity reaches a gradient.
     """
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    wide = logits.astype(at_least_single(logits.dtype))
     values = jax.lax.top_k(wide, min(most, logits.shape[1]))[0]
     masked = jnp.isneginf(values)
     return jnp.where(masked, values[:, :1], values), jnp.sum(~masked, axis=1)

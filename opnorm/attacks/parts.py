@@ -12,6 +12,7 @@ from opnorm import linalg
 from opnorm.attacks import losses, meshes
 from opnorm.attacks.checks import Bounds
 from opnorm.linalg import BatchFunction
+from opnorm.linalg.dtypes import at_least_single
 
 Tree = TypeVar("Tree")
 Keep = Literal["value", "goal", "success"]
@@ -126,7 +127,12 @@ def like(mask: jax.Array, array: jax.Array) -> jax.Array:
 
 def wide(x: jax.Array) -> jnp.dtype:
     """The dtype of losses and distances for inputs of the dtype of x."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return at_least_single(x.dtype)
+
+
+def count(counter: jax.Array, rows: jax.Array) -> jax.Array:
+    """Adds one to a counter ``(B,)`` in the rows of a mask ``(B,)``."""
+    return counter + rows.astype(counter.dtype)
 
 
 def positive(value: jax.Array) -> jax.Array:

@@ -226,9 +226,12 @@ def _corner(
     height, width = shape[:2]
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None]
     place = jax.random.uniform(key, (2,))
-    down = jnp.floor(place[0] * jnp.maximum(height - size + 1, 1)).astype(jnp.int32)
-    right = jnp.floor(place[1] * jnp.maximum(width - size + 1, 1)).astype(jnp.int32)
-    return rows - down, columns - right
+
+    def corner(place: jax.Array, length: int) -> jax.Array:
+        corners = jnp.maximum(length - size + 1, 1).astype(place.dtype)
+        return jnp.floor(place * corners).astype(jnp.int32)
+
+    return rows - corner(place[0], height), columns - corner(place[1], width)
 
 
 def _inside(rows: jax.Array, columns: jax.Array, size: jax.Array) -> jax.Array:
@@ -302,7 +305,7 @@ def _move_mass(
 
     kept = jnp.where(target, unit, 0.0)
     kept_length = length(kept)
-    mixed = pattern * signs + kept / jnp.where(kept_length > 0, kept_length, 1.0)
+    mixed = pattern * signs + kept / parts.positive(kept_length)[None, None]
     mixed_length = length(mixed)
     freed = length(jnp.where(target | emptied, unit, 0.0))
     whole = linalg.norm(unit[None], p)[0]
@@ -311,7 +314,7 @@ def _move_mass(
         wanted = jnp.sqrt(spare + freed**2)
     else:
         wanted = jnp.maximum(1.0 - whole, 0.0) / channels + freed
-    mixed = mixed * (wanted / jnp.where(mixed_length > 0, mixed_length, 1.0))
+    mixed = mixed * (wanted / parts.positive(mixed_length))[None, None]
     moved = jnp.where(target, mixed, jnp.where(emptied, 0.0, unit))
     if p == 1:
         return moved

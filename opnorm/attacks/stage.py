@@ -141,7 +141,7 @@ class Stage:
             i, state, taken = carry
             rows = alive(state)
             moved = self.step(f, problem, state, first + i)
-            return i + 1, parts.select(rows, moved, state), taken + rows
+            return i + 1, parts.select(rows, moved, state), parts.count(taken, rows)
 
         taken = jnp.zeros_like(problem.labels, dtype=jnp.int32)
         # The step number varies over devices where the rows do.

@@ -82,7 +82,9 @@ def scale(x: jax.Array, factor: jax.Array) -> jax.Array:
     factor = jnp.asarray(factor)
     if factor.ndim:
         factor = factor.reshape(factor.shape + (1,) * (x.ndim - 1))
-    return (x * factor).astype(x.dtype)
+    # A factor may be wider than x also where JAX refuses implicit promotion.
+    with jax.numpy_dtype_promotion("standard"):
+        return (x * factor).astype(x.dtype)
 
 
 def rescale(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:

@@ -52,8 +52,11 @@ def normalize(
     scale = _per_channel("std", std, channels)
     if min(scale) <= 0:
         raise ValueError(f"std is {std!r}; every entry must be positive.")
-    images = images.astype(dtype)
-    return (images - jnp.asarray(shift, dtype)) / jnp.asarray(scale, dtype)
+
+    def row(entries: tuple[float, ...]) -> jax.Array:
+        return jnp.asarray(entries, dtype).reshape(1, 1, 1, -1)
+
+    return (images.astype(dtype) - row(shift)) / row(scale)
 
 
 def check_images(images: jax.Array, *, min_size: int = 1) -> None:

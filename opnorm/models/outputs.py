@@ -60,4 +60,6 @@ def check_stage_sizes(stage_sizes: tuple[int, ...]) -> None:
 
 def parameter_dtype(dtype: DTypeLike) -> jnp.dtype:
     """Returns the dtype of parameters and logits for a computation in ``dtype``."""
-    return jnp.promote_types(dtype, jnp.float32)
+    # The promotion is asked for; it must also hold where JAX refuses implicit ones.
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(dtype, jnp.float32)

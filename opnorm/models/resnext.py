@@ -160,7 +160,8 @@ class BiasedNorm(nn.Module):
         )
         dtype = outputs_lib.parameter_dtype(self.dtype)
         bias = self.param("bias", init, x.shape[-1:], dtype)
-        shifted: jax.Array = norm(x) + bias.astype(self.dtype)
+        bias = bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        shifted: jax.Array = norm(x) + bias
         return shifted
 
 

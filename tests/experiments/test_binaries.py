@@ -191,6 +191,8 @@ def test_a_trained_network_can_be_evaluated(evaluated):
     assert curve["epsilon"][0] == 0
     assert curve["mean"][0] == pytest.approx(found["clean_accuracy"])
     assert all(np.diff(curve["mean"]) <= 0)
+    among_correct = np.divide(curve["mean"], found["clean_accuracy"])
+    np.testing.assert_allclose(curve["conditional"], among_correct, rtol=1e-12)
     assert len(found["checks"]) == 13
     for name in ("accuracy.png", "distances.png", "evaluation.md"):
         assert (evaluated / name).stat().st_size > 0

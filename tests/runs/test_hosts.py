@@ -21,6 +21,8 @@ FLAGS = [
     "--log_every=1",
     "--checkpoint_every=3",
 ]
+# The death of a process is noticed after this time, not after half a minute.
+SOON = {"opnorm.runs.hosts": {"_HEARTBEAT_SECONDS": 10}}
 
 
 @pytest.fixture
@@ -37,7 +39,13 @@ def begin(start):
             ]
         return [
             start(
-                "train", *FLAGS, *options, *shared, f"--process_id={number}", devices=2
+                "train",
+                *FLAGS,
+                *options,
+                *shared,
+                f"--process_id={number}",
+                devices=2,
+                constants=SOON,
             )
             for number in range(2)
         ]

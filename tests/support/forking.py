@@ -18,7 +18,7 @@ from tests.support.compiler import ROOT
 # there on, and ends as such, with its exit code and traceback. Most of what binaries
 # load is there already: the embedded images alone take as long to decode as a tiny run.
 BINARIES = """
-import gc, json, os, runpy, signal, sys
+import gc, importlib, json, os, runpy, signal, sys
 import jax
 import opnorm.training
 import experiments.common.cli
@@ -47,6 +47,8 @@ for line in sys.stdin:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             os.dup2(os.open(request[name], flags), number)
         jax.config.update("jax_num_cpu_devices", request["devices"])
+        for module, constants in request["constants"].items():
+            vars(importlib.import_module(module)).update(constants)
         sys.argv = [request["module"], *request["arguments"]]
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         break
