@@ -26,18 +26,16 @@ def linear(weight, x):
     return jnp.where(jnp.abs(flat[:, :1] - 200 / 255) < 1e-6, jnp.nan, logits)
 
 
-def exact():
+def exact(dual=2):
     """The distance to the nearest of the planes that border the predicted class."""
     weight = WEIGHT.astype(np.float64)
     logits = (IMAGES.reshape(COUNT, 48) / 255 - 0.5) @ weight + np.arange(3) / 20
     found = np.full(COUNT, np.inf)
-    for row, (a, b) in itertools.product(
-        range(COUNT), itertools.permutations(range(3), 2)
-    ):
-        if logits[row].argmax() == a:
-            away = logits[row, a] - logits[row, b]
-            length = np.linalg.norm(weight[:, a] - weight[:, b])
-            found[row] = min(found[row], away / length)
+    for a, b in itertools.permutations(range(3), 2):
+        away = logits[:, a] - logits[:, b]
+        length = np.linalg.norm(weight[:, a] - weight[:, b], dual)
+        predicted = logits.argmax(axis=1) == a
+        found[predicted] = np.minimum(found, away / length)[predicted]
     found[5] = np.nan
     return found
 
@@ -48,14 +46,28 @@ def measure(weight, **options):
     return analysis.boundary_distance(f, IMAGES, **given)
 
 
-def test_distances_of_a_linear_network_are_those_in_closed_form() -> None:
-    found, expected = measure(WEIGHT), exact()
-    # Attacks overshoot, and do not come nearer than the boundary.
-    np.testing.assert_allclose(found.distance, expected, rtol=2e-3)
-    assert np.all((found.distance >= expected * (1 - 1e-4))[~np.isnan(expected)])
+def fast_in_linf(epsilon):
+    del epsilon
+    return attacks.fast_minimum_norm(p=np.inf)
+
+
+@pytest.mark.parametrize(
+    ("options", "dual"),
+    [({}, 2), ({"p": np.inf, "attacks": [fast_in_linf]}, 1)],
+)
+def test_least_distance_of_a_linear_network_is_that_in_closed_form(
+    options, dual
+) -> None:
+    found, expected = measure(WEIGHT, **options), exact(dual)
     assert found.nearest == np.nanargmin(expected)
     assert found.v_min == found.distance[found.nearest]
+    np.testing.assert_allclose(found.v_min, np.nanmin(expected), rtol=2e-3)
     assert (found.num_found, found.num_images) == (COUNT - 1, COUNT)
+    # The attack may end at the wrong plane, but never before the nearest one.
+    others = ~np.isnan(expected)
+    assert np.all(found.distance[others] >= expected[others] * (1 - 1e-4))
+    assert np.sum(np.isclose(found.distance, expected, rtol=5e-3)) >= COUNT - 2
+    assert np.isnan(found.distance[5])
 
 
 def test_balls_come_nearer_to_the_boundary_by_their_radius() -> None:
@@ -71,20 +83,11 @@ def test_a_network_without_a_boundary_has_none() -> None:
     assert np.all(np.isinf(found.distance) | (np.arange(COUNT) == 5))
 
 
-@pytest.mark.parametrize(
-    ("p", "names"),
-    [
-        (1.0, ["fast_minimum_norm"]),
-        (2.0, ["deepfool", "fast_minimum_norm"]),
-        (np.inf, ["deepfool", "fast_minimum_norm"]),
-    ],
-)
-def test_default_attacks_are_of_the_norm_and_made_once(p, names) -> None:
-    factories = boundary._default_attacks(p, (0.0, 1.0))
-    assert factories == boundary._default_attacks(p, (0.0, 1.0))
-    made = [factory(jnp.zeros(1)) for factory in factories]
-    assert [attack.name for attack in made] == names
-    assert {attack.p for attack in made} == {p}
+@pytest.mark.parametrize("p", [1.0, 2.0, np.inf])
+def test_the_default_attack_has_the_norm_and_is_made_once(p) -> None:
+    factory = boundary._default_attack(p, (0.0, 1.0))
+    assert factory is boundary._default_attack(p, (0.0, 1.0))
+    assert factory(jnp.zeros(1)).p == p
 
 
 @pytest.mark.parametrize(
@@ -95,6 +98,7 @@ def test_default_attacks_are_of_the_norm_and_made_once(p, names) -> None:
         ({"radius": -1.0}, "radius is -1.0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"bounds": None}, "bounds is None; this attack needs a finite"),
+        ({"bounds": (0.5, 0.5)}, "bounds"),
         ({"bounds": (0.0, 0.5)}, "images"),
         ({"key": jax.random.PRNGKey(0)}, "key has dtype"),
         ({"index": np.arange(3)}, "index has shape"),
