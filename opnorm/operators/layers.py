@@ -332,6 +332,13 @@ def singular_value_std(layers: Sequence[Layer], *, form: str = "operator") -> ja
 
     Source: "Towards Understanding the Regularization of Adversarial Robustness on
     Neural Networks", 2020, Figs. 1 and 5.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from opnorm import operators
+      >>> layer = operators.Layer(jnp.diag(jnp.array([5.0, 1.0])), "a", "dense", (2,))
+      >>> print(operators.singular_value_std([layer]).round(3))
+      [2.]
     """
     values = [layer_singular_values(layer, form=form) for layer in layers]
     return stack([_std(v) for v in values])
