@@ -146,8 +146,8 @@ def create(
             continue
         if name not in _OWNERS[option]:
             raise ValueError(
-                f"{option} is {value}; only {', '.join(_OWNERS[option])} has it, "
-                f"{name} does not."
+                f"{option} is {value}, which {name} does not have; it belongs to "
+                f"{', '.join(_OWNERS[option])}."
             )
         options[option] = value
     return _MODELS[name](**options)
