@@ -74,6 +74,8 @@ _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "number of this process among them, from 0"
 )
 
+_LABELS = {"fgsm_accuracy": "FGSM accuracy", "pgd_accuracy": "PGD accuracy"}
+
 
 def main() -> None:
     """Trains a network, and prints its last metrics."""
@@ -141,7 +143,7 @@ def _draw_training(
                     color=color,
                     # A line through one point is not seen.
                     marker="o" if len(lines) < 10 else "",
-                    label=name.replace("_", " "),
+                    label=_LABELS.get(name, name.replace("_", " ")),
                 )
         axes.set_xlabel("epoch")
         figures.finish(axes)
