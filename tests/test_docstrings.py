@@ -82,6 +82,7 @@ REQUIRED = (
     "training.Config",
     "training.get_grid",
     "training.get_preset",
+    "training.in_pixels",
     "training.validate",
     "network",
 )
