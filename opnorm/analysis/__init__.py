@@ -102,6 +102,7 @@ from opnorm.analysis.sanity import (
     sanity_checks,
     square_check,
 )
+from opnorm.analysis.trends import Trend, trend
 
 __all__ = [
     "PARAMETER_MATRICES",
@@ -127,6 +128,7 @@ __all__ = [
     "RankAlignment",
     "Regularity",
     "Spectrum",
+    "Trend",
     "activation_agreement",
     "alignment",
     "alignment_by_rank",
@@ -174,6 +176,7 @@ __all__ = [
     "square_check",
     "to_pixels",
     "top_k_margin",
+    "trend",
     "violations",
     "worst_over_budgets",
 ]
