@@ -115,7 +115,11 @@ def measure(
       standard deviations of their singular values, both ``(L,)``; the terms of Theorem
       4.1, see :func:`_theorem`.
     """
-    key = {"identity": cache.fingerprint(config, network, *examples[:2])}
+    identity = cache.fingerprint(config, network, examples.train, examples.test)
+    key = {
+        **cache.network_settings(config, identity),
+        "trained_on": examples.trained_on,
+    }
     names = {
         "outcomes": (_outcomes, ()),
         "pgd": (_robust, ("unit", "level", "num_steps", "seed")),
