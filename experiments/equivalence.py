@@ -119,6 +119,7 @@ def _config(method: str, seed: int) -> training.Config:
 
 def _report(measured: jobs.Measured, started: records.Start) -> None:
     run, averages = measured.run, measured.averages
+    trained_with = training.in_pixels(options.config_from_flags(training.Config))
     results = {
         "data": measured.data,
         "seeds": measured.seeds,
@@ -132,7 +133,7 @@ def _report(measured: jobs.Measured, started: records.Start) -> None:
     figures.plot_accuracy(
         {method: average["accuracy"] for method, average in averages.items()},
         run.figure_path("accuracy"),
-        training_epsilon=flags.FLAGS.epsilon,
+        training_epsilon=trained_with.epsilon,
         norm="L2",
         title=measured.title,
     )

@@ -109,7 +109,11 @@ def main() -> None:
             {_label(name): found["accuracy"][norm] for name, found in measured.items()},
             run.figure_path(f"accuracy_{norm}"),
             training_epsilon=max(
-                (config.epsilon for config in rows.values() if config.p == p),
+                (
+                    training.in_pixels(config).epsilon
+                    for config in rows.values()
+                    if config.p == p
+                ),
                 default=None,
             ),
             norm=norm,

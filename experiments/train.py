@@ -49,6 +49,13 @@ _MAX_SKIPPED = flags.DEFINE_integer(
     10,
     "updates in a row that may be skipped since they are not finite",
 )
+_ROBUST_CHECK_EVERY = flags.DEFINE_integer(
+    "robust_check_every",
+    None,
+    "epochs between measurements of the accuracy under FGSM and PGD on 128 training "
+    "images, with a warning if the two part; 0 for none; by default 1 where the method "
+    "is adversarial training with one step, and 0 elsewhere",
+)
 _SHARDING = flags.DEFINE_string(
     "parameter_sharding",
     "replicated",
@@ -66,6 +73,8 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "number of this process among them, from 0"
 )
+
+_LABELS = {"fgsm_accuracy": "FGSM accuracy", "pgd_accuracy": "PGD accuracy"}
 
 
 def main() -> None:
@@ -88,6 +97,7 @@ def main() -> None:
             log_every=_LOG_EVERY.value,
             checkpoint_every=_CHECKPOINT_EVERY.value,
             max_skipped_updates=_MAX_SKIPPED.value,
+            robust_check_every=_ROBUST_CHECK_EVERY.value,
         )
     except runs.ProcessLost as error:
         print(f"train: {error}", file=sys.stderr, flush=True)
@@ -119,22 +129,21 @@ def _draw_training(
     """
     figure, (left, right) = figures.new_panels(figures.label(method), ("", ""))
     colors = (figures.BLACK, *figures.PALETTE)
-    epoch = [line["epoch"] for line in metrics]
-    # A line through one point is not seen.
-    marker = "o" if len(metrics) < 10 else ""
+    attacked = ("adversarial_accuracy", "fgsm_accuracy", "pgd_accuracy")
     for axes, names in (
         (left, ("loss", "adversarial_loss", "penalty")),
-        (right, ("accuracy", "adversarial_accuracy")),
+        (right, ("accuracy", *attacked)),
     ):
         for name, color in zip(names, colors, strict=False):
-            if metrics and name in metrics[0]:
-                values = [line[name] for line in metrics]
+            lines = [line for line in metrics if name in line]
+            if lines:
                 axes.plot(
-                    epoch,
-                    values,
+                    [line["epoch"] for line in lines],
+                    [line[name] for line in lines],
                     color=color,
-                    marker=marker,
-                    label=name.replace("_", " "),
+                    # A line through one point is not seen.
+                    marker="o" if len(lines) < 10 else "",
+                    label=_LABELS.get(name, name.replace("_", " ")),
                 )
         axes.set_xlabel("epoch")
         figures.finish(axes)

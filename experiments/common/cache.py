@@ -47,7 +47,13 @@ _FUNCTION = (
     "logit_activation",
     "normalization",
     "compute_dtype",
+    "depth",
+    "scalar_biases",
+    "scalar_multipliers",
 )
+# Fields that earlier versions did not have. They are left out of identities at their
+# defaults, so that measurements of those versions stay valid.
+_ADDED = frozenset(("depth", "scalar_biases", "scalar_multipliers", "epsilon_unit"))
 
 # A flag defined here is shown in the --help of the experiment that defines it.
 flags.disclaim_key_flags()
@@ -81,7 +87,7 @@ def fingerprint(
         digest.update(f"{name} {array.shape} {array.dtype} ".encode())
         digest.update(array.tobytes())
 
-    function = {name: getattr(config, name) for name in _FUNCTION}
+    function = {name: v for name, v in _identity(config).items() if name in _FUNCTION}
     digest.update(_text({"opnorm": opnorm.__version__, **function}).encode())
     arrays = (network.params, network.batch_stats)
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
@@ -272,9 +278,19 @@ def network_settings(config: Config, identity: str) -> dict[str, Any]:
         another network.
       identity: the result of :func:`fingerprint`.
     """
-    chosen = {k: v for k, v in dataclasses.asdict(config).items() if k != "data_dir"}
+    chosen = {k: v for k, v in _identity(config).items() if k != "data_dir"}
     # Texts, because JSON cannot hold infinity.
     return {"config": {k: str(v) for k, v in chosen.items()}, "identity": identity}
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """Returns the fields of a configuration as every version names them."""
+    default = Config()
+    return {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in _ADDED or value != getattr(default, name)
+    }
 
 
 def _read(file: Path) -> dict[str, Any] | None:

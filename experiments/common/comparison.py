@@ -266,7 +266,7 @@ def training_epsilons(networks: Sequence[NamedNetwork], p: float) -> list[float]
     """
     used = training.methods_with("random_start", "search")
     found = {
-        network.config.epsilon
+        training.in_pixels(network.config).epsilon
         for network in networks
         if network.config.method in used and network.config.p == p
     }

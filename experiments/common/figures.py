@@ -361,9 +361,8 @@ def save_panels(
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
             known.setdefault(text, handle)
         finish(axes)
-        legend = axes.get_legend()
-        assert legend is not None
-        legend.remove()
+        if (legend := axes.get_legend()) is not None:
+            legend.remove()
     # Inches that a label takes at this font size, with its line.
     width = 0.55 + 0.056 * max(map(len, known), default=0)
     figure.legend(
@@ -378,10 +377,11 @@ def save_panels(
 
 
 def finish(axes: "Axes") -> None:
-    """Adds grid and legend, and takes the frame away."""
+    """Adds grid and legend, if anything has a label, and takes the frame away."""
     axes.grid(color="0.9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def save_figure(figure: "Figure", axes: "Axes", path: Path) -> None:

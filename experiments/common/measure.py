@@ -182,7 +182,7 @@ def train_and_measure(
             test_set,
             Pga(config.p, num_steps, config.seed),
             epsilons=epsilons,
-            alignment_epsilon=config.epsilon,
+            alignment_epsilon=training.in_pixels(config).epsilon,
         )
         found["training_seconds"] = trained - start
         found["measuring_seconds"] = time.monotonic() - trained

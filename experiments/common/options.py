@@ -116,7 +116,7 @@ def config_from_flags(config: type[_Config], **values: Any) -> _Config:
     if "dataset" in preset.needs and "dataset" not in given:
         raise ValueError(
             f"dataset is not given, and the preset {preset.name} needs it; give "
-            "--dataset=image_folder:/path."
+            f"--dataset={preset.config.dataset}:/path."
         )
     for name in sorted(set(preset.needs) - set(given)):
         print(

@@ -132,7 +132,9 @@ def main() -> None:
     text = tables.text(card)
     out.write_json("evaluation.json", card)
     out.write_text("evaluation.md", text)
-    trained_with = run.config.epsilon if run.config.p == settings.p else None
+    trained_with = None
+    if run.config.p == settings.p:
+        trained_with = training.in_pixels(run.config).epsilon
     figures.draw(out, card, nearest, trained_with)
     records.report(out, text)
 
@@ -165,7 +167,7 @@ def _settings(
         attacks=attacks,
         p=p,
         epsilons=epsilons,
-        typical_epsilon=config.epsilon if config.p == p else middle,
+        typical_epsilon=training.in_pixels(config).epsilon if config.p == p else middle,
         batch_size=_BATCH_SIZE.value,
         part_size=_PART_SIZE.value,
         check_examples=_CHECKS.value,

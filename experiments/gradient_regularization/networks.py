@@ -21,7 +21,14 @@ METHODS = {
 # The fields of each method; networks of the others have the defaults.
 _OWN: dict[str, tuple[str, ...]] = {
     "undefended": (),
-    "adversarial": ("p", "epsilon", "num_steps", "step_size", "random_start"),
+    "adversarial": (
+        "p",
+        "epsilon",
+        "epsilon_unit",
+        "num_steps",
+        "step_size",
+        "random_start",
+    ),
     "gradient": ("p", "difference_step", "penalty_fraction"),
 }
 # Fields that a row decides, and fields that no method here uses.

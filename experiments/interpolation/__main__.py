@@ -108,7 +108,7 @@ def main() -> None:
         _RUN.value or f"runs/interpolation-{_SWEEP.value}",
         groups,
         {"sweep": _SWEEP.value, "values": list(values), "seeds": list(seeds)},
-        epsilons=[flags.FLAGS.epsilon],
+        epsilons=[_epsilon()],
     )
     _report(measured, values, started)
 
@@ -139,10 +139,16 @@ def _config(value: float, seed: int) -> training.Config:
     return options.config_from_flags(training.Config, seed=seed, **chosen)
 
 
+def _epsilon() -> float:
+    """Returns the length of the attack in training, in [0, 1] pixel units."""
+    config = options.config_from_flags(training.Config)
+    return training.in_pixels(config).epsilon
+
+
 def _report(
     measured: jobs.Measured, values: Sequence[float], started: records.Start
 ) -> None:
-    run, epsilon = measured.run, flags.FLAGS.epsilon
+    run, epsilon = measured.run, _epsilon()
     averages = zip(values, measured.averages.values(), strict=True)
     results = {
         "data": measured.data,

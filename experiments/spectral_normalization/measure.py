@@ -81,6 +81,7 @@ def own_attack(config: Config) -> Config | None:
     """
     if config.method not in _ATTACKED:
         return None
+    config = training.in_pixels(config)
     return Config(**{name: getattr(config, name) for name in _ATTACK_FIELDS})
 
 

@@ -23,6 +23,9 @@ _COMMON = (
     "width",
     "activation",
     "logit_activation",
+    "depth",
+    "scalar_biases",
+    "scalar_multipliers",
     "normalization",
 )
 

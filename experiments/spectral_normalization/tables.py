@@ -16,6 +16,7 @@ LABELS = {
     "normalize": "layer's norm",
     "normalize_kernels": "kernel matrix's norm",
     "clip": "clipped",
+    "clip_once": "clipped once",
 }
 assert LABELS.keys() == training.SPECTRAL_NORM_METHODS.keys()
 # The way to bound of the paper's networks.

@@ -25,7 +25,7 @@ from experiments.common.figures import label
 from experiments.common.records import Record
 from experiments.common.tables import Column
 from experiments.spectrum import figures
-from opnorm import analysis, data, runs
+from opnorm import analysis, data, runs, training
 
 _FOLDER = "spectrum"
 comparison.define_flags(_FOLDER)
@@ -87,7 +87,7 @@ def main() -> None:
     first = compared.networks[0].config
     epsilon = _EPSILON.value
     if epsilon is None:
-        epsilon = first.epsilon if first.p == 2 else 0.5
+        epsilon = training.in_pixels(first).epsilon if first.p == 2 else 0.5
     few = compared.examples.slice(0, count)
     many = compared.examples.slice(0, aligned or count)
 

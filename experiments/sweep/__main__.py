@@ -177,7 +177,7 @@ def _launch(
 
 
 def _read_measurement(base: training.Config) -> Measurement:
-    epsilons: Sequence[float] = (base.epsilon,)
+    epsilons: Sequence[float] = (training.in_pixels(base).epsilon,)
     if _EPSILONS.value is not None:
         epsilons = options.parse_floats("epsilons", _EPSILONS.value)
     if not epsilons or not all(0 < e < math.inf for e in epsilons):

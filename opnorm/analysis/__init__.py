@@ -35,6 +35,7 @@ from opnorm.analysis.alignment import (
 )
 from opnorm.analysis.averages import Average, average
 from opnorm.analysis.batches import in_batches
+from opnorm.analysis.boundary import BoundaryDistance, boundary_distance
 from opnorm.analysis.bounds import (
     Regularity,
     curvature_bound,
@@ -48,6 +49,7 @@ from opnorm.analysis.feature_spectrum import (
     alignment_by_rank,
     singular_values,
 )
+from opnorm.analysis.histograms import Histograms, histograms
 from opnorm.analysis.improvements import Improvement, improvement, improvement_error
 from opnorm.analysis.input_hessians import InputCurvature, input_curvature
 from opnorm.analysis.inputs import AttackFactory, to_pixels
@@ -58,6 +60,11 @@ from opnorm.analysis.linearity import (
     random_directions,
 )
 from opnorm.analysis.loss_variation import loss_variation
+from opnorm.analysis.margin_distributions import (
+    MarginDistribution,
+    margin_distribution,
+    ramp_risk,
+)
 from opnorm.analysis.margins import (
     gradient_norms,
     label_and_rival,
@@ -95,6 +102,7 @@ from opnorm.analysis.sanity import (
     sanity_checks,
     square_check,
 )
+from opnorm.analysis.trends import Trend, trend
 
 __all__ = [
     "PARAMETER_MATRICES",
@@ -102,26 +110,31 @@ __all__ = [
     "AttackFactory",
     "Attacked",
     "Average",
+    "BoundaryDistance",
     "Check",
     "DensityCurve",
     "Eigenvalue",
     "Gap",
     "Gaps",
+    "Histograms",
     "Improvement",
     "InputCurvature",
     "JacobianNorms",
     "Linearity",
+    "MarginDistribution",
     "NearestPoints",
     "Outcomes",
     "ParameterSpectrum",
     "RankAlignment",
     "Regularity",
     "Spectrum",
+    "Trend",
     "activation_agreement",
     "alignment",
     "alignment_by_rank",
     "attack_examples",
     "average",
+    "boundary_distance",
     "budget_check",
     "conditional_accuracy",
     "curvature_bound",
@@ -132,6 +145,7 @@ __all__ = [
     "expected_random_alignment",
     "generalization_gaps",
     "gradient_norms",
+    "histograms",
     "improvement",
     "improvement_error",
     "in_batches",
@@ -144,6 +158,7 @@ __all__ = [
     "loss_regularity",
     "loss_variation",
     "margin",
+    "margin_distribution",
     "margin_loss",
     "nearest_points",
     "output_gain",
@@ -152,6 +167,7 @@ __all__ = [
     "perturbations",
     "probability_margin",
     "ramp_loss",
+    "ramp_risk",
     "random_directions",
     "robust_accuracy",
     "sanity_checks",
@@ -160,6 +176,7 @@ __all__ = [
     "square_check",
     "to_pixels",
     "top_k_margin",
+    "trend",
     "violations",
     "worst_over_budgets",
 ]

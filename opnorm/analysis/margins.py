@@ -30,6 +30,13 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     Source: "Towards Understanding the Regularization of Adversarial Robustness on
     Neural Networks", 2020, Definition 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from opnorm import analysis
+      >>> logits = jnp.array([[3.0, 1.0, 0.0], [3.0, 1.0, 0.0]])
+      >>> print(analysis.margin(logits, jnp.array([0, 1])))
+      [ 2. -2.]
     """
     checks.check_labels(labels, len(logits), logits)
     return -losses.margin(logits, labels)
@@ -210,6 +217,12 @@ def ramp_loss(margins: jax.Array, gamma: float | jax.Array) -> jax.Array:
       ValueError: for a gamma that is not positive.
 
     Source: see :func:`margin`; Definitions 4 and 5.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from opnorm import analysis
+      >>> print(analysis.ramp_loss(jnp.array([-1.0, 0.5, 1.5, 3.0]), 2.0))
+      [1.   0.75 0.25 0.  ]
     """
     linalg.check_length("gamma", gamma, positive=True)
     margins = jnp.asarray(margins)

@@ -108,7 +108,7 @@ def nearest_points(
     inputs.check_examples(images, labels, batch_size)
     index = inputs.check_index(index, len(images))
     halvings = linalg.check_count("halvings", halvings, 0)
-    patterns = _patterns(attacks)
+    patterns = make_patterns(attacks)
     budgets = _budgets(epsilons, largest, patterns)
     for pattern in patterns:
         images = inputs.check_attack(pattern, images, labels, key)
@@ -147,8 +147,12 @@ def nearest_points(
     return NearestPoints(nearest, points, np.stack(by_attack), np.array(seconds))
 
 
-def _patterns(attacks: Sequence[AttackFactory]) -> list[attacks_lib.Attack]:
-    """Returns attacks of the factories, for properties that no budget changes."""
+def make_patterns(attacks: Sequence[AttackFactory]) -> list[attacks_lib.Attack]:
+    """Returns attacks of the factories, for properties that no budget changes.
+
+    Raises:
+      ValueError: for no attack, a targeted one, or attacks of several norms.
+    """
     if not attacks:
         raise ValueError("attacks is empty; at least one is needed.")
     patterns = [inputs.make_pattern(attack) for attack in attacks]

@@ -1,7 +1,7 @@
 """Encoded images that stay on disk and are read one by one.
 
-They lie in folders of class folders, or belong to ImageNet as TensorFlow Datasets
-prepares it, which is read without TensorFlow.
+They lie in folders, of classes or as Tiny-ImageNet's archive has them, or belong to
+ImageNet as TensorFlow Datasets prepares it, which is read without TensorFlow.
 """
 
 import os
@@ -57,21 +57,20 @@ class EncodedImages(Protocol):
 
 
 class FolderImages:
-    """One split of a folder of class folders; see :mod:`opnorm.data.folder`.
+    """One split of a folder.
 
     Args:
       path: the folder; ``~`` is expanded.
-      split: "train" or "test".
-
-    Raises:
-      FileNotFoundError, ValueError: as :func:`opnorm.data.folder.list_images`.
+      listing: its images, from :func:`opnorm.data.folder.list_images` or
+        :func:`opnorm.data.tiny_imagenet.list_images`.
+      description: the name of the data in results.
     """
 
-    def __init__(self, path: str, split: str) -> None:
+    def __init__(self, path: str, listing: folder.Listing, description: str) -> None:
         self._root = Path(path).expanduser()
-        self._listing = folder.list_images(path, split)
-        self.class_names = self._listing.class_names
-        self.description = folder.describe(path)
+        self._listing = listing
+        self.class_names = listing.class_names
+        self.description = description
 
     def __len__(self) -> int:
         return len(self._listing.files)

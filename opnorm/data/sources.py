@@ -35,9 +35,9 @@ def load(
       name: "cifar10_mini", embedded in the package; "cifar10", "cifar100", "mnist" or
         "svhn_cropped", as TensorFlow Datasets prepares them; or "folder:/path", a
         folder with ``train/<class>/`` and ``test/<class>/`` (or ``val``), or with
-        ``<class>/`` alone, a fixed fifth of which is the test split; or "imagenet2012"
-        or "image_folder:/path", as for :func:`open_stream`, whose images have any size:
-        the middles of these images are loaded.
+        ``<class>/`` alone, a fixed fifth of which is the test split; or "imagenet2012",
+        "image_folder:/path" or "tiny_imagenet:/path", as for :func:`open_stream`, whose
+        images may have any size: the middles of these images are loaded.
       split: "train" or "test".
       data_dir: where TensorFlow Datasets keeps its data; None for ``TFDS_DATA_DIR`` or
         ``~/tensorflow_datasets``. Other sources ignore it.

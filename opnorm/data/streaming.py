@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from opnorm.data import views
+from opnorm.data import folder, tiny_imagenet, views
 from opnorm.data.dataset import Dataset, check_limit, interleave_classes
 from opnorm.data.encoded import (
     IMAGENET,
@@ -17,10 +17,11 @@ from opnorm.data.encoded import (
     ImagenetImages,
 )
 
-NAMES = (IMAGENET, "image_folder:/path")
+NAMES = (IMAGENET, "image_folder:/path", "tiny_imagenet:/path")
 SPLITS = ("train", "test")
 
 _FOLDER = "image_folder:"
+_TINY_IMAGENET = "tiny_imagenet:"
 # Examples that are read at once where the caller gives no number.
 _BLOCK = 256
 # Number of batches that are decoded ahead.
@@ -222,7 +223,10 @@ def is_streamed(name: str) -> bool:
     Returns:
       Whether ``open_stream`` takes the name.
     """
-    return name == IMAGENET or (name.startswith(_FOLDER) and name != _FOLDER)
+    return name == IMAGENET or any(
+        name.startswith(prefix) and name != prefix
+        for prefix in (_FOLDER, _TINY_IMAGENET)
+    )
 
 
 def open_stream(
@@ -238,8 +242,9 @@ def open_stream(
     Args:
       name: "imagenet2012", which the user prepares with TensorFlow Datasets, or
         "image_folder:/path", a folder with the layout of "folder:/path" and images of
-        any size.
-      split: "train" or "test"; ImageNet's "test" is its validation split.
+        any size; or "tiny_imagenet:/path", the unpacked archive of Tiny-ImageNet.
+      split: "train" or "test"; ImageNet's and Tiny-ImageNet's "test" is the validation
+        split.
       data_dir: where TensorFlow Datasets keeps its data; None for ``TFDS_DATA_DIR`` or
         ``~/tensorflow_datasets``. Folders ignore it.
       limit: keep at most this many examples, drawn at random, as many of each class as
@@ -268,8 +273,14 @@ def open_stream(
     images: EncodedImages
     if name == IMAGENET:
         images = ImagenetImages(split, data_dir)
+    elif name.startswith(_TINY_IMAGENET):
+        path = name.removeprefix(_TINY_IMAGENET)
+        listing = tiny_imagenet.list_images(path, split)
+        images = FolderImages(path, listing, tiny_imagenet.DESCRIPTION)
     else:
-        images = FolderImages(name.removeprefix(_FOLDER), split)
+        path = name.removeprefix(_FOLDER)
+        listing = folder.list_images(path, split)
+        images = FolderImages(path, listing, folder.describe(path))
     kept = None
     if limit is not None and limit < len(images):
         kept = _draw(images, limit, seed)

@@ -12,7 +12,7 @@ from opnorm.models.activations import check_activation
 from opnorm.models.alexnet import AlexNet
 from opnorm.models.cnn7 import CNN7
 from opnorm.models.elu_net import ELUNet
-from opnorm.models.fixup import FixupResNet
+from opnorm.models.fixup import FixupResNet, check_depth
 from opnorm.models.inception import Inception
 from opnorm.models.mlp import MLP
 from opnorm.models.normalization import ChannelStatistic
@@ -29,6 +29,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "wrn28": WideResNet,
     "resnet50": ResNet50,
     "resnext34": ResNeXt34,
+    "fixup": FixupResNet,
     "fixup56": FixupResNet,
     "fixup110": functools.partial(FixupResNet, depth=110),
     "wrn50_2": WideResNet50,
@@ -41,6 +42,14 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
 NAMES = tuple(_MODELS)
 _HIDDEN_LAYERS = {"mlp": 2, "mlp1": 1}
 _WITHOUT_BLOCKS = (*_HIDDEN_LAYERS, "elu_net")
+_FIXUP = ("fixup", "fixup56", "fixup110")
+# The networks that have an option which others do not have.
+_OWNERS = {
+    "logit_activation": ("resnext34",),
+    "depth": ("fixup",),
+    "scalar_biases": _FIXUP,
+    "scalar_multipliers": _FIXUP,
+}
 
 
 def create(
@@ -54,6 +63,9 @@ def create(
     activation: str = "relu",
     rematerialize: bool = False,
     logit_activation: bool = False,
+    depth: int | None = None,
+    scalar_biases: bool = False,
+    scalar_multipliers: bool = False,
 ) -> nn.Module:
     """Builds the network called ``name``; nothing is computed or allocated.
 
@@ -63,8 +75,8 @@ def create(
       width: channels of the first convolution (cnn7: 128; alexnet and inception: 96;
         wrn50_2 and elu_net: 64), size of the hidden layers (mlp, which has two, and
         mlp1, which has one: 512), widening factor (wrn28: 10), or channels of the first
-        stage (resnet50: 64, before their expansion; resnext34: 32; fixup56, fixup110
-        and resnet32: 16). None for the default in parentheses.
+        stage (resnet50: 64, before their expansion; resnext34: 32; fixup, fixup56,
+        fixup110 and resnet32: 16). None for the default in parentheses.
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units
         (``STATISTICS`` has common ones).
       std: the pixels are then divided by it; one number or one per channel.
@@ -75,13 +87,18 @@ def create(
         the values inside it; mlp, mlp1 and elu_net have no blocks and do not take it.
       logit_activation: if true, logits go through the activation; only resnext34 takes
         it.
+      depth: depth of fixup, 6 n + 2; None for 56. The other networks have the depth of
+        their name.
+      scalar_biases: if true, fixup, fixup56 and fixup110 have their authors' scalar
+        biases; see :class:`FixupResNet`.
+      scalar_multipliers: if true, their blocks have scalar factors.
 
     Returns:
       A Flax module ``model.apply(variables, x, train=False, outputs="logits")``.
 
     Raises:
-      ValueError: for an unknown name or activation, a size below 1, or an option that
-        the network does not have.
+      ValueError: for an unknown name or activation, a size below 1, another depth, or
+        an option that the network does not have.
 
     Example:
       >>> import jax
@@ -116,10 +133,21 @@ def create(
         raise ValueError(
             f"rematerialize is True; {name} has no blocks, so it must be False."
         )
-    if name == "resnext34":
-        options["logit_activation"] = logit_activation
-    elif logit_activation:
-        raise ValueError(
-            f"logit_activation is True; only resnext34 has it, {name} does not."
-        )
+    if depth is not None:
+        check_depth(depth)
+    own = {
+        "logit_activation": logit_activation,
+        "depth": depth,
+        "scalar_biases": scalar_biases,
+        "scalar_multipliers": scalar_multipliers,
+    }
+    for option, value in own.items():
+        if value in (None, False):
+            continue
+        if name not in _OWNERS[option]:
+            raise ValueError(
+                f"{option} is {value}, which {name} does not have; it belongs to "
+                f"{', '.join(_OWNERS[option])}."
+            )
+        options[option] = value
     return _MODELS[name](**options)

@@ -9,6 +9,12 @@ from opnorm.operators.capacity import (
     log_capacity,
     log_spectral_complexity,
 )
+from opnorm.operators.generalization_bound import (
+    GeneralizationBound,
+    log_covering_number,
+    log_covering_term,
+    log_generalization_bound,
+)
 from opnorm.operators.hessian import (
     ParameterMap,
     cross_entropy_gauss_newton,
@@ -35,22 +41,28 @@ from opnorm.operators.layers import (
     log_lipschitz_bound,
     singular_value_std,
 )
-from opnorm.operators.margin_terms import (
-    MarginTerms,
-    log_covering_term,
-    log_margin_terms,
-)
+from opnorm.operators.margin_terms import MarginTerms, log_margin_terms
 from opnorm.operators.regression import regressed_jacobian
-from opnorm.operators.spread import LayerChange, layer_change
+from opnorm.operators.spread import (
+    LayerChange,
+    LayerSpreads,
+    SpreadChanges,
+    layer_change,
+    layer_spreads,
+    spread_changes,
+)
 
 __all__ = [
     "Capacity",
+    "GeneralizationBound",
     "Layer",
     "LayerChange",
     "LayerNorms",
+    "LayerSpreads",
     "MarginTerms",
     "ParameterMap",
     "SpectralComplexity",
+    "SpreadChanges",
     "cross_entropy_gauss_newton",
     "cross_entropy_hessian",
     "dense_jacobian",
@@ -65,9 +77,12 @@ __all__ = [
     "layer_map",
     "layer_norms",
     "layer_singular_values",
+    "layer_spreads",
     "layers",
     "log_capacity",
+    "log_covering_number",
     "log_covering_term",
+    "log_generalization_bound",
     "log_lipschitz_bound",
     "log_margin_terms",
     "log_spectral_complexity",
@@ -75,4 +90,5 @@ __all__ = [
     "regressed_jacobian",
     "singular_triplets",
     "singular_value_std",
+    "spread_changes",
 ]

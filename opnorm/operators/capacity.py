@@ -3,9 +3,10 @@
 All quantities are logarithms, since products of the norms of fifty layers overflow.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,17 @@ def log_spectral_complexity(
         are in no kernel.
 
     Source: Farnia et al. 2019, Phi^erm (Theorem 1); Neyshabur et al. 2018.
+
+    Example:
+      The spectral norms are 4 and 3, and the stable ranks 17 / 16 and 13 / 9.
+
+      >>> import jax.numpy as jnp
+      >>> from opnorm import operators
+      >>> first = operators.Layer(jnp.diag(jnp.array([4.0, 1.0])), "a", "dense", (2,))
+      >>> last = operators.Layer(jnp.diag(jnp.array([2.0, 3.0])), "b", "dense", (2,))
+      >>> found = operators.log_spectral_complexity([first, last])
+      >>> print(f"{jnp.exp(found.log_product):.2f} {jnp.exp(found.log_ratio):.2f}")
+      12.00 2.51
     """
     logs, log_ratio = _log_norms(layers, form, num_steps)
     log_product = jnp.sum(logs)
@@ -229,18 +241,34 @@ def _log_norms(
             spectral.append(kernel_values(layer)[0])
             frobenius.append(length * math.sqrt(places))
             continue
-        found = linalg.convolution_norm(
-            layer.kernel, layer.input_shape, num_steps=num_steps, **layer.options
+        norm, length = _convolution_norms(
+            layer.kernel,
+            input_shape=layer.input_shape,
+            num_steps=num_steps,
+            **layer.options,
         )
-        spectral.append(found.value)
-        frobenius.append(
-            linalg.convolution_frobenius_norm(
-                layer.kernel, layer.input_shape, **layer.options
-            )
-        )
+        spectral.append(norm)
+        frobenius.append(length)
     norms, lengths = stack(spectral), stack(frobenius)
     ratio = jnp.where(norms == 0, 0.0, lengths / jnp.where(norms == 0, 1.0, norms))
     return jnp.log(norms), jnp.log(jnp.sum(ratio**2))
+
+
+# Layers of one shape share a program, whatever their names are.
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        *("input_shape", "num_steps"),
+        *("strides", "padding", "kernel_dilation", "groups"),
+    ),
+)
+def _convolution_norms(
+    kernel: jax.Array, *, input_shape: tuple[int, ...], num_steps: int, **options: Any
+) -> tuple[jax.Array, jax.Array]:
+    """The spectral and the Frobenius norm of a convolution as a map."""
+    found = linalg.convolution_norm(kernel, input_shape, num_steps=num_steps, **options)
+    frobenius = linalg.convolution_frobenius_norm(kernel, input_shape, **options)
+    return found.value, frobenius
 
 
 def _check(scheme: str, given: Mapping[str, object]) -> None:

@@ -290,6 +290,15 @@ def layer_singular_values(layer: Layer, *, form: str = "operator") -> jax.Array:
       ValueError: for an unknown form.
     """
     check_form(form)
+    # Layers of one shape share a program, whatever their names are.
+    nameless = dataclasses.replace(
+        layer, name="", batch_norm=None, uncounted=(), ignored=()
+    )
+    return _singular_values(nameless, form)
+
+
+@linalg.jit(static_argnums=1)
+def _singular_values(layer: Layer, form: str) -> jax.Array:
     if form == "kernel" or layer.kind != "convolution":
         return kernel_values(layer)
     sizes = [
@@ -323,11 +332,19 @@ def singular_value_std(layers: Sequence[Layer], *, form: str = "operator") -> ja
 
     Source: "Towards Understanding the Regularization of Adversarial Robustness on
     Neural Networks", 2020, Figs. 1 and 5.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from opnorm import operators
+      >>> layer = operators.Layer(jnp.diag(jnp.array([5.0, 1.0])), "a", "dense", (2,))
+      >>> print(operators.singular_value_std([layer]).round(3))
+      [2.]
     """
     values = [layer_singular_values(layer, form=form) for layer in layers]
     return stack([_std(v) for v in values])
 
 
+@linalg.jit()
 def _std(values: jax.Array) -> jax.Array:
     """The standard deviation of the population, for values of any size.
 

@@ -1,9 +1,12 @@
-"""Sums of the changes of a quantity of each layer between two networks."""
+"""Spreads of the singular values of layers, and their changes between networks."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from opnorm.operators.layers import Layer, singular_value_std
 
 
 class LayerChange(NamedTuple):
@@ -20,6 +23,122 @@ class LayerChange(NamedTuple):
     rise: float
     num_fallen: int
     num_risen: int
+
+
+class LayerSpreads(NamedTuple):
+    """Standard deviations of the singular values of the L layers of one network.
+
+    Attributes:
+      names: names of the layers, in order.
+      kinds: kinds of the layers, see :class:`Layer`.
+      operator: ``(L,)`` float64, of the layers as periodic maps of a whole image, by
+        Fourier transforms.
+      kernel: ``(L,)`` float64, of the kernel matrices ``C_out x (taps C_in)``.
+    """
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    operator: np.ndarray
+    kernel: np.ndarray
+
+    @property
+    def operator_sum(self) -> float:
+        """The sum of ``operator`` over the layers."""
+        return float(np.sum(self.operator))
+
+    @property
+    def kernel_sum(self) -> float:
+        """The sum of ``kernel`` over the layers."""
+        return float(np.sum(self.kernel))
+
+
+class SpreadChanges(NamedTuple):
+    """Changes of the spreads between two networks, in both forms.
+
+    Attributes:
+      operator: falls and rises of :attr:`LayerSpreads.operator`.
+      kernel: falls and rises of :attr:`LayerSpreads.kernel`.
+    """
+
+    operator: LayerChange
+    kernel: LayerChange
+
+
+def layer_spreads(layers: Sequence[Layer]) -> LayerSpreads:
+    """Measures the spread of each layer's singular values in both forms.
+
+    The paper does not state which matrix of a convolution it decomposes; its context
+    suggests the operator. The sums over the layers belong to the sums of
+    :func:`spread_changes`: the fall minus the rise between two networks is the
+    difference of their sums.
+
+    Args:
+      layers: L layers from :func:`layers`, L at least 1; with ``batch_norm="ignore"``
+        for the quantity of the paper, whose 55 layers are the convolutions (``kind``
+        "convolution") of its ResNet-56.
+
+    Returns:
+      The standard deviations (of the population), in units of the outputs of a layer
+      per unit of its inputs. The layers are computed one after another on the default
+      device, and layers of one shape share a program.
+
+    Raises:
+      ValueError: for no layer.
+
+    Source: "Towards Understanding the Regularization of Adversarial Robustness on
+    Neural Networks", 2020, Figs. 1a, 5 and 10, and Appendix B.2; Sedghi et al. 2019
+    for the operator form.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from opnorm import operators
+      >>> layer = operators.Layer(jnp.diag(jnp.array([4.0, 2.0])), "a", "dense", (2,))
+      >>> found = operators.layer_spreads([layer, layer])
+      >>> found.names, found.kernel.round(3).tolist(), round(found.kernel_sum, 3)
+      (('a', 'a'), [1.0, 1.0], 2.0)
+    """
+    operator, kernel = (
+        np.asarray(singular_value_std(layers, form=form), np.float64)
+        for form in ("operator", "kernel")
+    )
+    names = tuple(layer.name for layer in layers)
+    return LayerSpreads(names, tuple(layer.kind for layer in layers), operator, kernel)
+
+
+def spread_changes(first: LayerSpreads, second: LayerSpreads) -> SpreadChanges:
+    """Sums falls and rises of the spreads from one network to another.
+
+    Args:
+      first: spreads of the first network, such as one trained with a weak attack.
+      second: spreads of the second network, with the same layers.
+
+    Returns:
+      The sums in both forms, see :func:`layer_change`.
+
+    Raises:
+      ValueError: for networks whose layers have different names, or spreads that are
+        not finite.
+
+    Source: see :func:`layer_change`.
+
+    Example:
+      >>> import numpy as np
+      >>> from opnorm import operators
+      >>> def spreads(*values):
+      ...     each = np.array(values)
+      ...     return operators.LayerSpreads(("a", "b"), ("dense",) * 2, each, each)
+      >>> operators.spread_changes(spreads(1.0, 0.5), spreads(0.25, 1.0)).kernel
+      LayerChange(fall=0.75, rise=0.5, num_fallen=1, num_risen=1)
+    """
+    if first.names != second.names:
+        raise ValueError(
+            f"first and second have the layers {first.names} and {second.names}; they "
+            "must have the same."
+        )
+    return SpreadChanges(
+        layer_change(first.operator, second.operator),
+        layer_change(first.kernel, second.kernel),
+    )
 
 
 def layer_change(first: ArrayLike, second: ArrayLike) -> LayerChange:

@@ -174,6 +174,7 @@ def clip_spectral_norms(
     bound: float,
     *,
     num_iterations: int = 12,
+    rescale: bool = True,
 ) -> Params:
     """Projects the kernel of every layer to a spectral norm of at most ``bound``.
 
@@ -184,11 +185,17 @@ def clip_spectral_norms(
     rest above the bound. Strides only lower the norm. With zero padding the norm may be
     slightly above the bound.
 
+    The published projection is ``num_iterations=1, rescale=False``: one clip, after
+    which cutting raises the norm of a convolution above the bound again, such as from 1
+    to 1.38 for a random 3 x 3 kernel of norm 5.8.
+
     Args:
       params: a Flax parameter tree.
       layers: as in :func:`spectral_normalize`.
       bound: the largest norm, positive and finite.
       num_iterations: number of alternations, at least 1.
+      rescale: whether a factor removes from a convolution what is above the bound after
+        the alternations.
 
     Returns:
       The parameters, with new kernels for the layers that exceeded the bound.
@@ -213,6 +220,7 @@ def clip_spectral_norms(
                 layer.input_shape[:-1],
                 bound,
                 num_iterations=num_iterations,
+                rescale=rescale,
                 kernel_dilation=layer.kernel_dilation,
                 groups=layer.groups,
             )

@@ -6,6 +6,7 @@ Imports every other room. Orbax is imported when a checkpoint is written or read
 from opnorm.training.config import (
     COMPUTE_DTYPES,
     DATA_FIELDS,
+    EPSILON_UNITS,
     SPECTRAL_NORM_METHODS,
     Config,
 )
@@ -44,11 +45,13 @@ from opnorm.training.shardings import (
 from opnorm.training.state import TrainState, init_state
 from opnorm.training.step import make_step
 from opnorm.training.train_set import load_train_set
+from opnorm.training.units import in_pixels
 from opnorm.training.validation import validate
 
 __all__ = [
     "COMPUTE_DTYPES",
     "DATA_FIELDS",
+    "EPSILON_UNITS",
     "GRIDS",
     "METHODS",
     "PRESETS",
@@ -74,6 +77,7 @@ __all__ = [
     "get_grid",
     "get_preset",
     "image_size",
+    "in_pixels",
     "init_state",
     "load_run",
     "load_train_set",

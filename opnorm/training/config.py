@@ -7,6 +7,7 @@ OPTIMIZERS = ("adam", "sgd", "rmsprop")
 SCHEDULES = ("constant", "cosine", "step", "linear")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 DECAYED = ("all", "kernels_and_scales")
+EPSILON_UNITS = ("pixels", "standardized")
 # Fields that decide the training set.
 DATA_FIELDS = ("dataset", "data_dir", "train_examples", "random_labels", "image_size")
 SPECTRAL_NORM_METHODS = {
@@ -14,12 +15,13 @@ SPECTRAL_NORM_METHODS = {
     "the bound, as a part of the network",
     "normalize_kernels": "the same with the norm of the kernel matrix",
     "clip": "singular values of every layer clipped after each epoch",
+    "clip_once": "the same with a single clip, as published; norms exceed the bound",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The choices of a training run. Lengths are in [0, 1] pixel units::
+    """The choices of a training run. Lengths are in [0, 1] pixel units by default::
 
         >>> from opnorm import training
         >>> config = training.Config(method="adversarial", epsilon=0.25)
@@ -45,9 +47,14 @@ class Config:
         least_area.
       model: a name that :func:`opnorm.models.create` knows.
       width: the model's width, or None for its own default.
+      depth: depth of the model "fixup", 6 n + 2, or None for 56.
       activation: "relu", "smooth_relu" or "elu".
       logit_activation: whether "resnext34" has the activation on the logits too, as
         published.
+      scalar_biases: whether a Fixup network has a scalar bias before every convolution,
+        activation and the last layer, as published by its authors.
+      scalar_multipliers: whether every block of a Fixup network has a scalar factor,
+        likewise.
       normalization: the network's normalisation of pixels, a name in
         :data:`opnorm.models.STATISTICS`.
       compute_dtype: dtype of the network's computation; parameters, BatchNorm
@@ -56,8 +63,11 @@ class Config:
       method: a key of :data:`opnorm.training.METHODS`.
       p: exponent of the norm of perturbations, in [1, inf].
       q: exponent of the norm of logits for "data_dependent_onr", in [1, inf].
-      epsilon: length of the perturbations of attack and penalty, in [0, 1] pixel
-        units.
+      epsilon: length of the perturbations of attack and penalty, in epsilon_unit.
+      epsilon_unit: unit of epsilon and step_size: "pixels", of [0, 1], or
+        "standardized": of images that the normalisation divides by its standard
+        deviations; :func:`opnorm.training.in_pixels` converts. Other lengths are in
+        pixels.
       weight: lambda, the factor of the method's term. Its conventions are those of
         Roth et al. 2020 (Eqs. 5, 7, 13, 14): squared penalties carry a 1/2, and the
         adversarial term is added to the clean one.
@@ -72,7 +82,7 @@ class Config:
       num_steps: steps of the attack, of the search with search="iterative" (power
         steps; for "dense" with exponents other than 2 steps on the dense Jacobian),
         or of "global_snr" in each update.
-      step_size: step of the attack; None for 2 epsilon / num_steps.
+      step_size: step of the attack, in epsilon_unit; None for 2 epsilon / num_steps.
       random_start: whether the attack starts at a random point of the ball.
       attack_labels: the labels that the attack leads away from: "true", or "predicted"
         by the network at the clean image.
@@ -86,8 +96,8 @@ class Config:
         2019, with any method; infinity bounds nothing at the same cost, None is
         without.
       spectral_norm_method: a key of ``SPECTRAL_NORM_METHODS``: "normalize" (Farnia et
-        al. 2019), "normalize_kernels" (Miyato et al. 2018), or "clip" (Sedghi et al.
-        2019).
+        al. 2019), "normalize_kernels" (Miyato et al. 2018), "clip" (Sedghi et al. 2019,
+        repeated until the bound holds), or "clip_once" (the published single clip).
       spectral_norm_steps: power steps in each update, for "normalize" and
         "normalize_kernels". They estimate the norm from below, and one lags behind fast
         updates: norms were 5 to 15 % above the bound with Adam.
@@ -131,8 +141,11 @@ class Config:
     phases: str | None = None
     model: str = "cnn7"
     width: int | None = 16
+    depth: int | None = None
     activation: str = "relu"
     logit_activation: bool = False
+    scalar_biases: bool = False
+    scalar_multipliers: bool = False
     normalization: str = "half"
     compute_dtype: str = "float32"
     rematerialize: bool = False
@@ -140,6 +153,7 @@ class Config:
     p: float = 2.0
     q: float = 2.0
     epsilon: float = 0.5
+    epsilon_unit: str = "pixels"
     weight: float = 1.0
     mix: float = 0.5
     difference_step: float = 0.01

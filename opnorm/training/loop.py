@@ -20,6 +20,7 @@ from opnorm.training.config import Config
 from opnorm.training.feed import DeviceBatch
 from opnorm.training.load import initial_state
 from opnorm.training.program import Program, make_program
+from opnorm.training.robust_check import RobustCheck
 from opnorm.training.shardings import data_mesh, place
 from opnorm.training.shared_run import SharedRun
 from opnorm.training.state import TrainState
@@ -63,6 +64,7 @@ def train(
     log_every: int = 20,
     checkpoint_every: int | None = None,
     max_skipped_updates: int = 10,
+    robust_check_every: int | None = None,
     show_progress: bool = True,
 ) -> TrainResult:
     """Trains the network of a configuration, or goes on where an earlier call ended::
@@ -94,6 +96,13 @@ def train(
         written at the end in any case.
       max_skipped_updates: how many updates in a row may have a loss or gradient that
         is not finite. They are left out, and counted in the metrics.
+      robust_check_every: epochs between measurements of the accuracy under FGSM and
+        under PGD with 10 steps, both of length epsilon in norm p, on the first 128
+        training images. A line of metrics after such an epoch, and after the last one,
+        has "fgsm_accuracy" and "pgd_accuracy". A warning is logged once where the
+        first exceeds the second by more than 0.2: catastrophic overfitting. None
+        measures every epoch where the method is adversarial training with one step
+        (FGSM) and never elsewhere; 0 never measures.
       show_progress: whether to show a progress bar or lines.
 
     Returns:
@@ -123,6 +132,10 @@ def train(
     ):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1.")
+    if robust_check_every is not None and robust_check_every < 0:
+        raise ValueError(
+            f"robust_check_every is {robust_check_every}; it must be at least 0."
+        )
     mesh = data_mesh() if mesh is None else mesh
     if train_set is None:
         train_set = load_train_set(config, download=download)
@@ -149,17 +162,19 @@ def train(
             examples=plan.examples_done,
             enabled=show_progress and hosts.is_writer(),
         )
-        every = _Every(log_every, checkpoint_every, max_skipped_updates)
+        check = RobustCheck(config, plan, train_set, robust_check_every)
+        every = _Every(log_every, checkpoint_every, max_skipped_updates, check)
         state, metrics = _take_steps(program, state, batches, run, bar, every)
     return TrainResult(program.network(state), int(state.step), metrics)
 
 
 class _Every(NamedTuple):
-    """The limits of a loop, as in :func:`train`."""
+    """The limits of a loop, and the measurements in it, as in :func:`train`."""
 
     log: int
     checkpoint: int | None
     max_skipped: int
+    check: RobustCheck
 
 
 def _take_steps(
@@ -185,9 +200,12 @@ def _take_steps(
             last, epoch_ends = done == plan.total_steps, plan.is_end_of_epoch(done)
             if clip is not None and epoch_ends:
                 state = dataclasses.replace(state, params=clip(state.params))
-            if done % every.log == 0 or last:
+            checks = every.check.is_due(done)
+            if done % every.log == 0 or last or checks:
                 logged = {name: float(value) for name, value in metrics.items()}
                 skipped = _check_skipped(state, skipped, every.max_skipped, done)
+                if checks:
+                    logged |= every.check.measure(program.network(state), done)
                 if run is not None:
                     run.log(done, epoch=plan.epochs_done(done), **logged)
             bar.update(done, loss=metrics["loss"], accuracy=metrics["accuracy"])

@@ -37,8 +37,6 @@ _REPLICATED = "replicated"
 def build_model(config: Config, num_classes: int) -> nn.Module:
     """Builds the Flax module that a configuration names."""
     mean, std = models.STATISTICS[config.normalization]
-    # Only some models take this option.
-    options = {"logit_activation": True} if config.logit_activation else {}
     return models.create(
         config.model,
         num_classes=num_classes,
@@ -48,7 +46,10 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         dtype=jnp.dtype(config.compute_dtype),
         activation=config.activation,
         rematerialize=config.rematerialize,
-        **options,
+        logit_activation=config.logit_activation,
+        depth=config.depth,
+        scalar_biases=config.scalar_biases,
+        scalar_multipliers=config.scalar_multipliers,
     )
 
 

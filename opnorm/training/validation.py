@@ -4,10 +4,11 @@ import dataclasses
 import math
 
 from opnorm import data, models
-from opnorm.training import methods, notation, ranges
+from opnorm.training import methods, notation, ranges, units
 from opnorm.training.config import (
     COMPUTE_DTYPES,
     DECAYED,
+    EPSILON_UNITS,
     OPTIMIZERS,
     SCHEDULES,
     SPECTRAL_NORM_METHODS,
@@ -29,6 +30,7 @@ _RANGES = {
     "normalization": one_of(models.STATISTICS),
     "compute_dtype": one_of(COMPUTE_DTYPES),
     "decayed": one_of(DECAYED),
+    "epsilon_unit": one_of(EPSILON_UNITS),
     "padding": one_of(data.PADDINGS),
     "spectral_norm_method": one_of(SPECTRAL_NORM_METHODS),
     "epochs": at_least(1),
@@ -79,6 +81,7 @@ to interpolated.
     for name, allowed in _RANGES.items():
         allowed.check(name, getattr(config, name))
     data.check_name(config.dataset)
+    units.check(config)
     _check_spectral_norm(config)
     _check_learning_rate(config)
     _check_data(config)
@@ -90,6 +93,9 @@ to interpolated.
         activation=config.activation,
         rematerialize=config.rematerialize,
         logit_activation=config.logit_activation,
+        depth=config.depth,
+        scalar_biases=config.scalar_biases,
+        scalar_multipliers=config.scalar_multipliers,
     )
     methods.check(config)
 
@@ -103,15 +109,16 @@ def _check_spectral_norm(config: Config) -> None:
             raise ValueError(
                 f"{name} is {value!r}; without spectral_norm_bound it has no use."
             )
-    if method == "clip" and config.spectral_norm_steps != 1:
+    clips = method in ("clip", "clip_once")
+    if clips and config.spectral_norm_steps != 1:
         raise ValueError(
             f"spectral_norm_steps is {config.spectral_norm_steps}, which the "
-            "spectral_norm_method 'clip' does not use."
+            f"spectral_norm_method {method!r} does not use."
         )
     if bound is None:
         return
-    if not bound > 0 or (math.isinf(bound) and method == "clip"):
-        allowed = "positive and finite" if method == "clip" else "positive"
+    if not bound > 0 or (math.isinf(bound) and clips):
+        allowed = "positive and finite" if clips else "positive"
         raise ValueError(f"spectral_norm_bound is {bound}; it must be {allowed}.")
 
 

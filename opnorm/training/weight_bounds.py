@@ -103,4 +103,8 @@ def clipping(
     if bound is None or divides(config):
         return None
     layers = modes.layers(image_shape)
-    return lambda params: regularizers.clip_spectral_norms(params, layers, bound)
+    if config.spectral_norm_method == "clip":
+        return lambda params: regularizers.clip_spectral_norms(params, layers, bound)
+    return lambda params: regularizers.clip_spectral_norms(
+        params, layers, bound, num_iterations=1, rescale=False
+    )

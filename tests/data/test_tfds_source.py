@@ -25,7 +25,7 @@ def _images(split: str) -> np.ndarray:
     return rng.integers(0, 256, (COUNTS[split], 8, 8, 3), dtype=np.uint8)
 
 
-def _builder(data_dir: Path) -> Any:
+def _builder(data_dir: Path, name: str = "cifar10") -> Any:
     import tensorflow_datasets as tfds
 
     # A registered builder would collide with that of the first call.
@@ -35,14 +35,17 @@ def _builder(data_dir: Path) -> Any:
         VERSION = tfds.core.Version("3.0.2")
 
         def _info(self) -> Any:
-            features = tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(),
-                    "image": tfds.features.Image(shape=(8, 8, 3)),
-                    "label": tfds.features.ClassLabel(names=["cat", "dog"]),
-                }
+            features = {
+                "id": tfds.features.Text(),
+                "image": tfds.features.Image(shape=(8, 8, 3)),
+                "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+            }
+            if name == "cifar100":
+                coarse = tfds.features.ClassLabel(names=["sea", "land", "air"])
+                features["coarse_label"] = coarse
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
             )
-            return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager: Any) -> Any:
             return {split: self._generate_examples(split) for split in COUNTS}
@@ -52,8 +55,12 @@ def _builder(data_dir: Path) -> Any:
                 file = io.BytesIO()
                 Image.fromarray(pixels).save(file, "PNG")
                 file.seek(0)
-                yield index, {"id": str(index), "image": file, "label": index % 2}
+                example = {"id": str(index), "image": file, "label": index % 2}
+                if name == "cifar100":
+                    example["coarse_label"] = 2
+                yield index, example
 
+    Cifar10.name = name
     return Cifar10(data_dir=str(data_dir), file_format="array_record")
 
 
@@ -83,9 +90,9 @@ def as_tfrecord(prepared: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _check(dataset: data.Dataset, split: str) -> None:
+def _check(dataset: data.Dataset, split: str, description: str = "CIFAR-10") -> None:
     assert dataset.class_names == ("cat", "dog")
-    assert dataset.description == "CIFAR-10"
+    assert dataset.description == description
     labels = {p.tobytes(): i % 2 for i, p in enumerate(_images(split))}
     found = {
         image.tobytes(): label
@@ -103,6 +110,15 @@ def test_reads_array_records_without_tensorflow(prepared: Path, split: str) -> N
 
 def test_reads_tfrecords_without_tensorflow(as_tfrecord: Path) -> None:
     _check(data.load("cifar10", split="train", data_dir=str(as_tfrecord)), "train")
+    assert "tensorflow" not in sys.modules
+
+
+def test_cifar100_has_its_fine_labels(tmp_path: Path) -> None:
+    _builder(tmp_path, "cifar100").download_and_prepare()
+    assert (tmp_path / "cifar100" / "3.0.2").is_dir()
+    for split in COUNTS:
+        dataset = data.load("cifar100", split=split, data_dir=str(tmp_path))
+        _check(dataset, split, "CIFAR-100")
     assert "tensorflow" not in sys.modules
 
 

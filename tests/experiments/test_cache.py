@@ -125,6 +125,7 @@ def test_a_fingerprint_tells_apart_whatever_decides_a_measurement():
         (config, network(params), examples),
         (dataclasses.replace(config, activation="elu"), network(params), examples),
         (dataclasses.replace(config, normalization="none"), network(params), examples),
+        (dataclasses.replace(config, scalar_biases=True), network(params), examples),
         (config, network({"a": params["a"].T.copy(), "b": params["b"]}), examples),
         (config, network({"a": params["a"], "c": params["b"]}), examples),
         (config, network({"a": params["a"]}, {"b": params["b"]}), examples),
@@ -139,6 +140,16 @@ def test_a_fingerprint_tells_apart_whatever_decides_a_measurement():
     # These fields decide nothing: where it was trained, and for how long.
     same = dataclasses.replace(config, seed=7, epochs=3, data_dir="/elsewhere")
     assert cache.fingerprint(same, network(params), examples) == found[0]
+
+
+def test_fields_that_were_added_change_no_identity_at_their_defaults():
+    added = {"depth", "scalar_biases", "scalar_multipliers", "epsilon_unit"}
+    names = {field.name for field in dataclasses.fields(Config)} - {"data_dir"}
+    found = cache.network_settings(Config(), "identity")["config"]
+    assert set(found) == names - added
+    config = Config(epsilon_unit="standardized")
+    other = cache.network_settings(config, "identity")["config"]
+    assert other == found | {"epsilon_unit": "standardized"}
 
 
 def test_measurements_are_kept_for_the_same_settings_and_content_only(tmp_path, capsys):

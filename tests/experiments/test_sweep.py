@@ -334,7 +334,7 @@ def test_without_submitit_the_error_says_how_to_get_it(monkeypatch, tmp_path):
         (["--epsilons=0.1,-1"], ["epsilons"]),
         (["--sort_by=0.7", "--epsilons=0.1"], ["sort_by", "0.7", "clean", "0.1"]),
         (["--preset=roth_cnn7_snt"], ["roth_cnn7_snt", "roth_cnn7_snr"]),
-        (["--preset=regularization_view_tiny_imagenet_at4"], ["--dataset=image_fol"]),
+        (["--preset=regularization_view_tiny_imagenet_at4"], ["--dataset=tiny_image"]),
         (["--directory="], ["directory"]),
     ],
 )

@@ -53,6 +53,14 @@ def test_options_reach_every_model_that_has_them() -> None:
         assert models.create(name, **options) == CLASSES[name](**options)
     official = models.create("resnext34", logit_activation=True)
     assert official == models.ResNeXt34(logit_activation=True)
+    scalars = {"scalar_biases": True, "scalar_multipliers": True}
+    assert models.create("fixup", depth=20, **scalars) == models.FixupResNet(
+        depth=20, **scalars
+    )
+    assert models.create("fixup110", **scalars) == models.FixupResNet(
+        depth=110, **scalars
+    )
+    assert models.create("fixup") == models.create("fixup56")
 
 
 def test_statistics_fit_into_every_model_of_colour_images() -> None:
@@ -82,6 +90,14 @@ def test_rejects_unknown_names_and_lists_the_known_ones() -> None:
         ("elu_net", {"rematerialize": True}),
         ("alexnet", {"logit_activation": True}),
         ("cnn7", {"logit_activation": True}),
+        ("cnn7", {"scalar_biases": True}),
+        ("wrn28", {"scalar_multipliers": True}),
+        ("wrn28", {"depth": 26}),
+        ("fixup56", {"depth": 56}),
+        ("fixup", {"depth": 57}),
+        ("fixup", {"depth": 2}),
+        ("fixup", {"depth": 0}),
+        ("fixup", {"depth": 20.0}),
     ],
 )
 def test_rejects_what_a_model_cannot_have(name: str, options: dict) -> None:

@@ -37,8 +37,17 @@ def random_like(variables, seed):
     )
 
 
-def test_a_fixup_network_is_zero_at_first_and_then_what_its_layers_say():
-    module = models.FixupResNet(depth=8, width=4, num_classes=3, mean=0.0, std=1.0)
+@pytest.mark.parametrize("scalars", [False, True])
+def test_a_fixup_network_is_zero_at_first_and_then_what_its_layers_say(scalars):
+    module = models.FixupResNet(
+        depth=8,
+        width=4,
+        num_classes=3,
+        mean=0.0,
+        std=1.0,
+        scalar_biases=scalars,
+        scalar_multipliers=scalars,
+    )
     x = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
     variables = jax.jit(module.init)(jax.random.key(0), x)
     apply = jax.jit(lambda v, x: module.apply(v, x, outputs="all"))
@@ -64,15 +73,24 @@ def test_a_fixup_network_is_zero_at_first_and_then_what_its_layers_say():
             leaf = leaf[name]
         return np.asarray(leaf["kernel"], np.float64)
 
-    h = np.maximum(convolve(np.asarray(x, np.float64), kernel("conv")), 0)
+    def number(layers, name):
+        return float(layers[name]) if scalars else float(name == "scale")
+
+    h = convolve(np.asarray(x, np.float64), kernel("conv"))
+    h = np.maximum(h + number(params, "bias1"), 0)
     for stage, stride in ((1, 1), (2, 2), (3, 2)):
         block = f"stage{stage}_block1"
-        inner = np.maximum(convolve(h, kernel(block, "conv1"), stride), 0)
-        out = convolve(inner, kernel(block, "conv2"))
-        shortcut = h[:, ::stride, ::stride]
+        layers = params[block]
+        shifted = h + number(layers, "bias1a")
+        inner = convolve(shifted, kernel(block, "conv1"), stride)
+        inner = np.maximum(inner + number(layers, "bias1b"), 0)
+        out = convolve(inner + number(layers, "bias2a"), kernel(block, "conv2"))
+        out = number(layers, "scale") * out + number(layers, "bias2b")
+        shortcut = shifted if stride == 2 else h
+        shortcut = shortcut[:, ::stride, ::stride]
         out[..., : shortcut.shape[-1]] += shortcut
         h = np.maximum(out, 0)
-    features = h.mean((1, 2))
+    features = h.mean((1, 2)) + number(params, "bias2")
     np.testing.assert_allclose(found.features, features, rtol=1e-4, atol=1e-5)
     logits = features @ kernel("logits") + np.asarray(params["logits"]["bias"])
     np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
@@ -101,6 +119,17 @@ def test_rematerialised_networks_have_the_same_values_and_gradients(make):
         results.append(jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(variables, x))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_scalars_are_two_of_the_network_and_five_of_each_block():
+    options = {"depth": 20, "num_classes": 10}
+    plain = count(models.create("fixup", **options), 32)
+    # As in the authors' code: 4 biases and a multiplier in each of 9 blocks.
+    biased = count(models.create("fixup", scalar_biases=True, **options), 32)
+    scaled = count(models.create("fixup", scalar_multipliers=True, **options), 32)
+    assert (biased - plain, scaled - plain) == (2 + 4 * 9, 9)
+    pairs = 3 * 16 + 6 * 16**2 + 16 * 32 + 5 * 32**2 + 32 * 64 + 5 * 64**2
+    assert plain == 9 * pairs + 65 * 10
 
 
 def test_other_depths_are_refused():

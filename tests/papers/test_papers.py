@@ -103,6 +103,17 @@ def test_the_regularization_views_gaps_are_differences(number):
         np.testing.assert_allclose(column(rows, "accuracy_gap"), errors, atol=1.001e-4)
 
 
+def test_the_regularization_views_spreads_are_those_of_55_layers():
+    rows = regularization_view.APPENDIX_B_2.rows
+    assert [row.num_fallen + row.num_risen for row in rows] == [55, 55]
+    falls = column(rows, "fall") / column(rows, "num_fallen")
+    np.testing.assert_allclose(falls, column(rows, "mean_fall"), atol=6e-5)
+    # The sum that is printed for CIFAR-100 fits neither its mean nor its layers.
+    rises = column(rows, "rise") / column(rows, "num_risen")
+    np.testing.assert_allclose(rises[0], rows[0].mean_rise, atol=6e-5)
+    assert rises[1] < rows[1].mean_rise / 4
+
+
 # Percent of all test images that are correct under PGD, computed by hand from the text.
 ABSOLUTE = {
     3: (58.58, 57.09, 61.26, 51.75, 58.30, 61.55),

@@ -10,7 +10,7 @@ from opnorm import models, papers
 from opnorm.training import Config, plan, presets, validate
 
 # Values that a user gives for the fields that presets need.
-GIVEN = {"dataset": "image_folder:/images", "init_from": "runs/standard"}
+GIVEN = {"dataset": "tiny_imagenet:/images", "init_from": "runs/standard"}
 
 IMAGENET_STD = np.array([0.229, 0.224, 0.225])
 INF = float("inf")

@@ -22,6 +22,7 @@ TINY = training.Config(
 )
 DIVIDED = dataclasses.replace(TINY, spectral_norm_bound=0.7)
 CLIPPED = dataclasses.replace(DIVIDED, spectral_norm_method="clip")
+ONCE = dataclasses.replace(DIVIDED, spectral_norm_method="clip_once", epochs=1)
 # Both forms of the division are one for dense layers.
 CAREFUL = dataclasses.replace(
     DIVIDED,
@@ -147,6 +148,32 @@ def test_convolutions_are_bounded_for_the_images_they_see(train_set):
         assert np.linalg.norm(matrix, 2) < 0.6
 
 
+def test_a_single_clip_is_that_of_sedghi_and_leaves_norms_above_the_bound(train_set):
+    config = dataclasses.replace(ONCE, model="fixup", depth=8, width=2)
+    small = dataclasses.replace(train_set, images=train_set.images[:, 8:24, 8:24])
+    mesh = training.data_mesh(jax.devices()[:1])
+    program = training.make_program(config, small, mesh)
+    before = jax.tree.map(lambda leaf: 3 * leaf, program.initial_state(3).params)
+    # The given parameters are donated.
+    after = program.clip(jax.tree.map(np.copy, before))
+    for name, size in (("conv", 16), ("stage3_block1/conv1", 8)):
+        kernel, found = (_leaf(tree, f"{name}/kernel") for tree in (before, after))
+        blocks = np.fft.fft2(kernel, (size, size), axes=(0, 1))
+        left, values, right = np.linalg.svd(blocks, full_matrices=False)
+        kept = (left * np.minimum(values, 0.7)[..., None, :]) @ right
+        corner = np.fft.ifft2(kept, axes=(0, 1)).real[:3, :3]
+        np.testing.assert_allclose(found, corner, rtol=1e-3, atol=1e-5)
+        assert values.max() > 0.8
+        again = np.fft.fft2(found, (size, size), axes=(0, 1))
+        assert np.linalg.svd(again, compute_uv=False).max() > 0.72
+
+
+def _leaf(tree, path):
+    for part in path.split("/"):
+        tree = tree[part]
+    return np.asarray(tree, np.float64)
+
+
 def setup(config, train_set):
     """A network, a batch, and what its method makes of them."""
     objective = training.make_objective(config, 10, train_set.image_shape)
@@ -251,6 +278,18 @@ def test_images_in_memory_may_lose_their_margins():
                 "spectral_norm_steps": 2,
             },
             "spectral_norm_steps is 2.*'clip' does not use",
+        ),
+        (
+            {"spectral_norm_method": "clip_once", "spectral_norm_bound": float("inf")},
+            "spectral_norm_bound is inf.*finite",
+        ),
+        ({"depth": 20}, "depth is 20, which mlp does not.*to fixup"),
+        ({"model": "fixup", "depth": 21}, "depth is 21; it must be 6 n"),
+        ({"scalar_biases": True}, "scalar_biases is True.*to fixup, fixup56"),
+        ({"epsilon_unit": "levels"}, "epsilon_unit is 'levels'.*pixels, standardized"),
+        (
+            {"epsilon_unit": "standardized", "normalization": "none"},
+            "epsilon_unit is 'standardized'.*'none' has no standard deviation",
         ),
         ({"gamma": 1.0}, "gamma is 1.0.*wrm"),
         ({"method": "wrm", "gamma": -1.0}, "gamma is -1.0"),

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from opnorm.training import ranges
+from opnorm.training import ranges, units
 from opnorm.training.config import Config
 from opnorm.training.methods import (
     adversarial,
@@ -93,7 +93,7 @@ METHODS = {name: definition.summary for name, definition in TABLE.items()}
 
 def create(config: Config, modes: Modes) -> Method:
     """Returns the method that a validated configuration names."""
-    return TABLE[config.method].create(config, modes)
+    return TABLE[config.method].create(units.in_pixels(config), modes)
 
 
 def attack(config: Config, *, strength: float | jax.Array = 1.0) -> Perturb:
@@ -118,7 +118,7 @@ def attack(config: Config, *, strength: float | jax.Array = 1.0) -> Perturb:
             f"method is {config.method!r}, which trains with no attack; it may be "
             f"{', '.join(with_attack)}."
         )
-    return found(config, strength)
+    return found(units.in_pixels(config), strength)
 
 
 def methods_with(*fields: str) -> tuple[str, ...]:

@@ -46,12 +46,14 @@ _VIEW_TINY: Settings = {
 }
 _VIEW_UNITS = (
     "Epsilon is taken literally, as a length of pixels; the published accuracies look "
-    "as if it had been one of standardised pixels, about a fifth of that. "
+    "as if it had been one of standardised images, a quarter of that, which "
+    "--epsilon_unit=standardized takes it for. "
 )
 _VIEW_OPEN = (
     "Weight decay and normalisation [?]: 1e-4, as in the public Fixup code, and "
     "CIFAR-10's mean and standard deviation. That code's smaller learning rate of "
-    "biases and scales is not followed. "
+    "biases and scales is not followed. Scalar layers [?]: none; --scalar_biases and "
+    "--scalar_multipliers add them. "
 )
 
 
@@ -79,7 +81,7 @@ def presets() -> Iterable[Preset]:
                         bound,
                     )
     tiny = (
-        "Give --dataset=image_folder:/path, with Tiny-ImageNet in folders of classes. "
+        "Give --dataset=tiny_imagenet:/path, the unpacked archive. "
         "Weight decay, normalisation and least area of the crops [?]: 1e-4, ImageNet's "
         "mean and standard deviation, and 0.08. "
     )
@@ -98,7 +100,9 @@ def _bounded(preset: Preset, level: int, bound: int) -> Preset:
         },
         paper={**preset.paper, "spectral norms": f"clipped to {bound} every epoch"},
         rows=view.TABLE_6.select(bound=float(bound), trained_with=level),
-        notes=f"Strided and dense layers [?]: see clip_spectral_norms. {preset.notes}",
+        notes="Strided and dense layers [?]: see clip_spectral_norms. The published "
+        "clip is a single one, after which norms exceed the bound; "
+        f"--spectral_norm_method=clip_once takes it. {preset.notes}",
     )
 
 

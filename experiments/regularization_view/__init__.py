@@ -1,0 +1,1 @@
+"""The question of the paper on the regularisation view of adversarial robustness."""
