@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 from absl import flags
 
-from experiments.benchmark import attack, input, networks, power, spectrum, train
+from experiments.benchmark import attack, input, networks, peers, power, spectrum, train
 from experiments.benchmark.setting import Found, Setting
 from experiments.benchmark.tables import text
 from experiments.common import cli, options, records, timing, train_steps
@@ -33,6 +33,7 @@ _ALL_PARTS: dict[str, Callable[..., Found]] = {
     "spectrum": spectrum.measure,
     "networks": networks.measure,
     "input": input.measure,
+    "peers": peers.measure,
 }
 _PARTS = flags.DEFINE_list(
     "parts",
@@ -46,6 +47,11 @@ _NETWORKS = flags.DEFINE_list(
     list(train_steps.FULL),
     "networks of the part networks: as large as in the papers on an accelerator, "
     "smaller on CPU",
+)
+_PEER_ROWS = flags.DEFINE_list(
+    "peer_rows",
+    list(peers.ROWS),
+    f"rows of the part peers, out of {', '.join(peers.ROWS)}",
 )
 _COMPUTE_DTYPE = flags.DEFINE_enum(
     "compute_dtype",
@@ -64,8 +70,7 @@ def main() -> None:
     report = ""
     for title, measure in jobs.items():
         print(f"measuring: {title}", flush=True)
-        seconds, ratios = measure(setting)
-        found = Found(found.seconds | seconds, found.ratios | ratios)
+        found = found.joined(measure(setting))
         counts = setting.compilations.counts
         twice = {name: n for name, n in counts.items() if n != 1}
         if twice:
@@ -78,6 +83,7 @@ def main() -> None:
             "ratios": found.ratios,
             "seconds": found.seconds,
             "traces": counts,
+            **found.more,
         }
         report = text(results)
         run.write_json("benchmark.json", results)
@@ -103,18 +109,24 @@ def _read_setting() -> Setting:
 def _jobs() -> dict[str, Callable[[Setting], Found]]:
     """The parts to measure by their titles; each network is a part of its own."""
     train_steps.check_names(_NETWORKS.value)
+    for name in _PEER_ROWS.value:
+        if name not in peers.ROWS:
+            raise ValueError(
+                f"peer_rows has {name!r}; it may have {', '.join(peers.ROWS)}."
+            )
+    several = {"networks": _NETWORKS.value, "peers": _PEER_ROWS.value}
     jobs: dict[str, Callable[[Setting], Found]] = {}
     for part in _PARTS.value:
         if part not in _ALL_PARTS:
             raise ValueError(
                 f"parts has {part!r}; it may have {', '.join(_ALL_PARTS)}."
             )
-        measure = _ALL_PARTS[part]
-        if part != "networks":
+        measure, names = _ALL_PARTS[part], several.get(part)
+        if names is None:
             jobs[part] = measure
             continue
-        for name in _NETWORKS.value:
-            jobs[f"networks, {name}"] = functools.partial(measure, name=name)
+        for name in names:
+            jobs[f"{part}, {name}"] = functools.partial(measure, name=name)
     return jobs
 
 

@@ -56,10 +56,21 @@ class Found(NamedTuple):
     Attributes:
       seconds: median seconds of each function.
       ratios: ratios of times, and other numbers.
+      more: records of the parts that have a table of their own, by the name of the
+        part and of the record.
     """
 
     seconds: dict[str, float]
     ratios: dict[str, float]
+    more: dict[str, dict[str, Any]] = {}
+
+    def joined(self, other: "Found") -> "Found":
+        """Returns both results as one."""
+        more = {
+            part: self.more.get(part, {}) | other.more.get(part, {})
+            for part in (*self.more, *other.more)
+        }
+        return Found(self.seconds | other.seconds, self.ratios | other.ratios, more)
 
 
 class Subject(NamedTuple):

@@ -1,8 +1,9 @@
 """The tables of the benchmark, with the ratios that the project promises."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from experiments.benchmark import input
+from experiments.benchmark import input, peers
 from experiments.common import tables
 from experiments.common.records import Record
 from experiments.common.tables import Column
@@ -46,7 +47,15 @@ _PROMISES = {
         ("Lanczos step on parameters / one product", 1.1),
         ("Lanczos on parameters / matfree's", 1.0),
         ("Lanczos on a matrix / matfree's", 1.0),
+        (peers.ROWS["standard"].ratio, 1.0),
+        (peers.ROWS["adversarial"].ratio, 1.0),
+        (peers.ROWS["amortized"].ratio, 2.0),
+        (peers.ROWS["lanczos"].ratio, 1.0),
     )
+}
+_PROMISES |= {
+    peers.ROWS[name].ratio: _Promise(">=", 2.0, accelerator=False)
+    for name in ("pga", "pga100")
 }
 # A convolution in a plain loop is slow on CPU alone.
 _PROMISES["naive power loop / 10 power steps"] = _Promise(">=", 4.0, accelerator=False)
@@ -77,7 +86,7 @@ def text(results: Record) -> str:
         ratios.append(row)
     seconds = [{"name": n, "seconds": t} for n, t in results["seconds"].items()]
     milliseconds = tables.number("{:.1f}", times=1e3)
-    found = (
+    found = [
         tables.table(
             ratios,
             [
@@ -91,5 +100,27 @@ def text(results: Record) -> str:
             seconds,
             [Column("what", "name"), Column("median ms", "seconds", milliseconds)],
         ),
-    )
+    ]
+    if "peers" in results:
+        found.append(_peers(results["peers"]))
     return "\n\n".join(found)
+
+
+def _peers(rows: Mapping[str, Record]) -> str:
+    """A line for each task in each library and layout."""
+    lines = [
+        {"task": row["task"] if name == "opnorm" else row.get("beside"), **cost}
+        | {"library": name}
+        for row in rows.values()
+        for name, cost in row["costs"].items()
+    ]
+    megabytes = tables.number("{:.0f}", times=1e-6)
+    columns = (
+        Column("task", "task"),
+        Column("library", "library"),
+        Column("median ms", "seconds", tables.number("{:.1f}", times=1e3)),
+        Column("first call s", "first_seconds", tables.number("{:.1f}")),
+        Column("peak MB", "peak_bytes", megabytes),
+        Column("before the call", "bytes_before", megabytes),
+    )
+    return tables.table(lines, columns)
