@@ -12,11 +12,24 @@ that is ended early has written what it measured.
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 from absl import flags
 
-from experiments.benchmark import attack, input, networks, peers, power, spectrum, train
+from experiments.benchmark import (
+    attack,
+    breakdown,
+    figures,
+    input,
+    machine,
+    networks,
+    peers,
+    power,
+    scaling,
+    spectrum,
+    train,
+)
 from experiments.benchmark.setting import Found, Setting
 from experiments.benchmark.tables import text
 from experiments.common import cli, options, records, timing, train_steps
@@ -33,6 +46,8 @@ _ALL_PARTS: dict[str, Callable[..., Found]] = {
     "spectrum": spectrum.measure,
     "networks": networks.measure,
     "input": input.measure,
+    "breakdown": breakdown.measure,
+    "scaling": scaling.measure,
     "peers": peers.measure,
 }
 _PARTS = flags.DEFINE_list(
@@ -63,13 +78,15 @@ _COMPUTE_DTYPE = flags.DEFINE_enum(
 
 def main() -> None:
     """Measures the parts asked for and reports them."""
-    setting = _read_setting()
     jobs = _jobs()
+    setting = _read_setting()
     run = cli.hold(runs.RunDirectory(_RUN.value))
+    rates: list[float] = []
     found = Found({}, {})
     report = ""
     for title, measure in jobs.items():
         print(f"measuring: {title}", flush=True)
+        rates.append(machine.gflops(setting))
         found = found.joined(measure(setting))
         counts = setting.compilations.counts
         twice = {name: n for name, n in counts.items() if n != 1}
@@ -77,6 +94,7 @@ def main() -> None:
             raise ValueError(f"functions were traced more than once: {twice}")
         results = {
             **records.origin(),
+            "machine": {**machine.describe(), "product_gflops": rates},
             "width": setting.width,
             "batch_size": setting.batch_size,
             "rounds": setting.num_rounds,
@@ -88,6 +106,8 @@ def main() -> None:
         report = text(results)
         run.write_json("benchmark.json", results)
         run.write_text("table.md", f"{report}\n")
+        if "scaling" in results:
+            figures.draw_scaling(run, results)
     print(report)
 
 
@@ -103,6 +123,7 @@ def _read_setting() -> Setting:
         attack_steps=attack_steps,
         compute_dtype=_COMPUTE_DTYPE.value,
         full_size=jax.default_backend() != "cpu",
+        directory=Path(_RUN.value),
     )
 
 
@@ -114,7 +135,11 @@ def _jobs() -> dict[str, Callable[[Setting], Found]]:
             raise ValueError(
                 f"peer_rows has {name!r}; it may have {', '.join(peers.ROWS)}."
             )
-    several = {"networks": _NETWORKS.value, "peers": _PEER_ROWS.value}
+    several = {
+        "networks": _NETWORKS.value,
+        "peers": _PEER_ROWS.value,
+        "scaling": list(scaling.AXES),
+    }
     jobs: dict[str, Callable[[Setting], Found]] = {}
     for part in _PARTS.value:
         if part not in _ALL_PARTS:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,8 +38,16 @@ def build(task: Task) -> Callable[[], Any]:
 
 
 def _setting(task: Task, batch_size: int) -> Setting:
-    compilations = timing.Compilations()
-    return Setting(compilations, task.width, batch_size, 1, (), "float32", False)
+    return Setting(
+        compilations=timing.Compilations(),
+        width=task.width,
+        batch_size=batch_size,
+        num_rounds=1,
+        attack_steps=(),
+        compute_dtype="float32",
+        full_size=False,
+        directory=Path(task.folder),
+    )
 
 
 def _waiting(run: Callable[..., Any], *args: Any) -> Callable[[], Any]:

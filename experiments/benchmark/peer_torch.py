@@ -3,7 +3,6 @@
 JAX is not imported here, since its memory would count as PyTorch's.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -28,19 +27,13 @@ def build(task: Task) -> Callable[[], Any]:
       ValueError: if PyTorch or the library of the task is not installed.
     """
     torch = cli.import_optional("torch", "oracles")
-    torch.set_num_threads(_num_processors())
+    torch.set_num_threads(task.threads)
     torch.manual_seed(0)
     if task.name in (tasks.STANDARD, tasks.ADVERSARIAL):
         return _train_step(task)
     if task.name == tasks.JACOBIAN:
         return _dense_jacobian(task)
     return _attack(task)
-
-
-def _num_processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _network(task: Task, given: dict[str, Any]) -> Any:

@@ -151,6 +151,7 @@ def lanczos_on_matrix() -> Timed:
 
 
 def matfree_on_matrix() -> Timed:
+    """Returns matfree's Lanczos on the same matrix, and its arguments."""
     from matfree import decomp
 
     tridiagonalize = decomp.tridiag_sym(_MATRIX_STEPS)

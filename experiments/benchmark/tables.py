@@ -1,9 +1,10 @@
 """The tables of the benchmark, with the ratios that the project promises."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from experiments.benchmark import input, peers
+from experiments.benchmark import input, machine, peers, tasks
 from experiments.common import tables
 from experiments.common.records import Record
 from experiments.common.tables import Column
@@ -28,6 +29,7 @@ class _Promise(NamedTuple):
         return ratio <= self.limit if self.relation == "<=" else ratio >= self.limit
 
 
+_MS = tables.number("{:.1f}", times=1e3)
 _PGA = _Promise("<=", 1.2)
 _PROMISES = {
     name: _Promise("<=", limit)
@@ -51,6 +53,11 @@ _PROMISES = {
         (peers.ROWS["adversarial"].ratio, 1.0),
         (peers.ROWS["amortized"].ratio, 2.0),
         (peers.ROWS["lanczos"].ratio, 1.0),
+        (peers.first_call(tasks.STANDARD), 5.0),
+        (peers.first_call(tasks.ADVERSARIAL), 5.0),
+        (peers.first_call(tasks.AMORTIZED), 5.0),
+        (peers.first_call("PGA-10"), 2.5),
+        (peers.first_call("AutoAttack"), 20.0),
     )
 }
 _PROMISES |= {
@@ -85,24 +92,23 @@ def text(results: Record) -> str:
             row["holds"] = "yes" if promise.holds(ratio) else "NO"
         ratios.append(row)
     seconds = [{"name": n, "seconds": t} for n, t in results["seconds"].items()]
-    milliseconds = tables.number("{:.1f}", times=1e3)
-    found = [
-        tables.table(
-            ratios,
-            [
-                Column("ratio", "name"),
-                Column("measured", "ratio", tables.number("{:.3f}")),
-                Column("promised", "promised"),
-                Column("holds", "holds"),
-            ],
-        ),
-        tables.table(
-            seconds,
-            [Column("what", "name"), Column("median ms", "seconds", milliseconds)],
-        ),
-    ]
-    if "peers" in results:
-        found.append(_peers(results["peers"]))
+    found = []
+    if "machine" in results:
+        found.append(machine.line(results))
+    if ratios:
+        columns = (
+            Column("ratio", "name"),
+            Column("measured", "ratio", tables.number("{:.3f}")),
+            Column("promised", "promised"),
+            Column("holds", "holds"),
+        )
+        found.append(tables.table(ratios, columns))
+    if seconds:
+        columns = (Column("what", "name"), Column("median ms", "seconds", _MS))
+        found.append(tables.table(seconds, columns))
+    for part, report in _REPORTS.items():
+        if part in results:
+            found.append(report(results[part]))
     return "\n\n".join(found)
 
 
@@ -118,9 +124,52 @@ def _peers(rows: Mapping[str, Record]) -> str:
     columns = (
         Column("task", "task"),
         Column("library", "library"),
-        Column("median ms", "seconds", tables.number("{:.1f}", times=1e3)),
+        Column("median ms", "seconds", _MS),
         Column("first call s", "first_seconds", tables.number("{:.1f}")),
         Column("peak MB", "peak_bytes", megabytes),
         Column("before the call", "bytes_before", megabytes),
     )
     return tables.table(lines, columns)
+
+
+def _breakdown(parts: Mapping[str, Record]) -> str:
+    columns = (
+        Column("part of a standard step", "name"),
+        Column("median ms", "seconds", _MS),
+        Column("part", "fraction", tables.percent("{:.0f}")),
+    )
+    return tables.table(tables.named(parts), columns)
+
+
+def _scaling(axes: Mapping[str, Record]) -> str:
+    """A line for each function at each size, with its growth since the size before.
+
+    The growth is the exponent e in ``time = size ** e`` between both sizes.
+    """
+    lines = []
+    for axis in axes.values():
+        sizes = axis["sizes"]
+        for name, seconds in axis["seconds"].items():
+            points = list(zip(sizes, seconds, strict=True))
+            for before, (size, time) in zip([None, *points], points, strict=False):
+                line = {"axis": axis["title"], "name": name, "size": size}
+                line |= {"seconds": time, "growth": None}
+                if before is not None:
+                    growth = math.log(time / before[1]) / math.log(size / before[0])
+                    line["growth"] = growth
+                lines.append(line)
+    columns = (
+        Column("grows with", "axis"),
+        Column("what", "name"),
+        Column("size", "size"),
+        Column("median ms", "seconds", _MS),
+        Column("exponent", "growth", tables.number("{:.2f}", missing="")),
+    )
+    return tables.table(lines, columns)
+
+
+_REPORTS: dict[str, Callable[[Mapping[str, Record]], str]] = {
+    "peers": _peers,
+    "breakdown": _breakdown,
+    "scaling": _scaling,
+}

@@ -30,6 +30,7 @@ class Task(NamedTuple):
       name: of the task; every library has some.
       library: whose attack runs, where a module has those of several libraries.
       channels_last: layout of the images in memory, where there is a choice.
+      threads: of PyTorch; XLA uses all processors that a process may use.
       width: of CNN7.
       folder: holds ``given.npz``.
     """
@@ -37,6 +38,7 @@ class Task(NamedTuple):
     name: str
     library: str
     channels_last: bool
+    threads: int
     width: int
     folder: str
 
