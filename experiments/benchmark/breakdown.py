@@ -80,7 +80,7 @@ def _programs(
     state = program.initial_state(0)
     images, labels = read_batch(setting.batch_size)
     pixels, labels = jax.device_put((images, np.asarray(labels, np.int32)))
-    x = jax.block_until_ready(jax.jit(data.to_float)(pixels))
+    x = jax.jit(data.to_float)(pixels)
     key = jax.random.key(0)
     indices = np.arange(setting.batch_size, dtype=np.int32)
     batch = training.Batch(x, labels, jax.device_put(indices))
@@ -97,7 +97,7 @@ def _programs(
         return loss(joined, *rest)
 
     def without_batch_norm(*args: Any) -> Any:
-        with nn.intercept_methods(_skip_batch_norm):
+        with nn.intercept_methods(skip_batch_norm):
             return loss(*args)
 
     def update(gradient: Params, optimizer_state: PyTree, params: Params) -> Any:
@@ -123,13 +123,13 @@ def _programs(
     }
 
 
-def _skip_batch_norm(
+def skip_batch_norm(
     run: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     context: nn.module.InterceptorContext,
 ) -> Any:
-    """Replaces BatchNorm by the identity."""
+    """Replaces BatchNorm by the identity; for ``flax.linen.intercept_methods``."""
     return args[0] if isinstance(context.module, nn.BatchNorm) else run(*args, **kwargs)
 
 
@@ -152,8 +152,12 @@ def _pooled(
             outputs.append(found.shape)
         return found
 
-    with nn.intercept_methods(record):
-        jax.eval_shape(modes.train, params, batch_stats, x)
+    def forward(*args: Any) -> Any:
+        # A new function: JAX would not trace one again that it has traced.
+        with nn.intercept_methods(record):
+            return modes.train(*args)
+
+    jax.eval_shape(forward, params, batch_stats, x)
     generator = np.random.default_rng(0)
     return [
         jax.device_put(generator.standard_normal(before, np.float32))

@@ -1,14 +1,12 @@
 """The figure of how costs grow."""
 
-from collections.abc import Mapping
-
 from experiments.benchmark import machine
 from experiments.common import figures
 from experiments.common.records import Record
 from opnorm import runs
 
 
-def draw_scaling(run: runs.RunDirectory, results: Mapping[str, Record]) -> None:
+def draw_scaling(run: runs.RunDirectory, results: Record) -> None:
     """Draws times against sizes, on logarithmic axes.
 
     Args:

@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -48,7 +48,7 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def line(results: Mapping[str, Record]) -> str:
+def line(results: Record) -> str:
     """Returns a sentence on the machine, the releases and the revision of results."""
     machine, environment = results["machine"], results["environment"]
     rates = machine["product_gflops"]

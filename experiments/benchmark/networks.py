@@ -33,8 +33,7 @@ def measure(setting: Setting, name: str) -> Found:
     found = Found({}, {})
     dtypes = [setting.compute_dtype, *(["float32"] if name in REGULARIZED else [])]
     for dtype in dict.fromkeys(dtypes):
-        seconds, ratios = _measure(setting, name, dtype)
-        found = Found(found.seconds | seconds, found.ratios | ratios)
+        found = found.joined(_measure(setting, name, dtype))
     return found
 
 

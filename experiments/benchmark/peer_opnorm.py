@@ -56,8 +56,8 @@ def _waiting(run: Callable[..., Any], *args: Any) -> Callable[[], Any]:
 
 def _network(task: Task, given: dict[str, Any]) -> models.Network:
     objective = cnn7_program(_setting(task, 1)).objective
-    trees = jax.device_put((given["params"], given["batch_stats"]))
-    return objective.network(*trees, ())
+    params, batch_stats = jax.device_put((given["params"], given["batch_stats"]))
+    return objective.network(params, batch_stats, ())
 
 
 def _train_step(task: Task) -> Callable[[], Any]:

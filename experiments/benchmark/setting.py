@@ -101,7 +101,7 @@ def read_batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     return found.images[rows], found.labels[rows]
 
 
-def cnn7_program(setting: Setting, **fields: Any) -> Any:
+def cnn7_program(setting: Setting, **fields: Any) -> training.Program:
     """Returns the program of CNN7 with further fields of ``Config``."""
     size = train_steps.Size(setting.width, setting.batch_size, 32, 10)
     device = jax.devices()[0]

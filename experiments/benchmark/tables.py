@@ -104,8 +104,12 @@ def text(results: Record) -> str:
         )
         found.append(tables.table(ratios, columns))
     if seconds:
-        columns = (Column("what", "name"), Column("median ms", "seconds", _MS))
-        found.append(tables.table(seconds, columns))
+        found.append(
+            tables.table(
+                seconds,
+                [Column("what", "name"), Column("median ms", "seconds", _MS)],
+            )
+        )
     for part, report in _REPORTS.items():
         if part in results:
             found.append(report(results[part]))

@@ -1,5 +1,7 @@
 """The tasks that several libraries are given; nothing here imports a library."""
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ ATTACKS = {
 # Of attacks and of adversarial training, the default of ``Config``.
 EPSILON = 0.5
 ATTACK_STEPS = 10
+_FILE = "given.zip"
 
 
 class Task(NamedTuple):
@@ -32,7 +35,7 @@ class Task(NamedTuple):
       channels_last: layout of the images in memory, where there is a choice.
       threads: of PyTorch; XLA uses all processors that a process may use.
       width: of CNN7.
-      folder: holds ``given.npz``.
+      folder: holds what :func:`write` wrote.
     """
 
     name: str
@@ -51,22 +54,23 @@ class Task(NamedTuple):
           a CNN7.
         """
         found: dict[str, Any] = {}
-        with np.load(Path(self.folder) / _FILE) as file:
-            for path, array in file.items():
+        with zipfile.ZipFile(Path(self.folder) / _FILE) as file:
+            for path in file.namelist():
                 place = found
                 *between, last = path.split("/")
                 for key in between:
                     place = place.setdefault(key, {})
-                place[last] = array
+                place[last] = np.load(io.BytesIO(file.read(path)))
         return found
-
-
-_FILE = "given.npz"
 
 
 def write(folder: Path, arrays: dict[str, Any]) -> None:
     """Writes a tree of arrays, for :meth:`Task.load`."""
-    np.savez(folder / _FILE, **_flat(arrays))
+    with zipfile.ZipFile(folder / _FILE, "w") as file:
+        for path, array in _flat(arrays).items():
+            content = io.BytesIO()
+            np.save(content, array)
+            file.writestr(path, content.getvalue())
 
 
 def _flat(arrays: dict[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
