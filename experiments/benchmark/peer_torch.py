@@ -71,7 +71,7 @@ def _train_step(task: Task) -> Callable[[], Any]:
     loss = torch.nn.CrossEntropyLoss()
 
     def step() -> float:
-        x = _augment(pixels.float() / 255).contiguous(memory_format=_layout(task))
+        x = augment(pixels.float() / 255).contiguous(memory_format=_layout(task))
         if adversarial:
             # As in opnorm, the attack sees the network in inference mode.
             _set_training(network, False)
@@ -95,8 +95,12 @@ def _set_training(network: Any, training: bool) -> None:
         parameter.requires_grad_(training)
 
 
-def _augment(x: Any) -> Any:
-    """A random crop after zero padding and a random mirror image of each example."""
+def augment(x: Any) -> Any:
+    """Crops each image at random after padding with zeros, and mirrors half of them.
+
+    Args:
+      x: ``(B, C, H, W)``.
+    """
     import torch
 
     count, _, height, width = x.shape

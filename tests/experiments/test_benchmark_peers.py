@@ -216,10 +216,10 @@ def test_growth_is_drawn_and_told_as_an_exponent(tmp_path, monkeypatch):
     assert (tmp_path / "scaling.png").stat().st_size > 1000
 
 
-def test_the_tasks_of_pytorch_compute_those_of_opnorm(tmp_path):
+@pytest.fixture
+def given(tmp_path):
+    """Two images with labels, and the weights of a CNN7."""
     pytest.importorskip("torch")
-    from experiments.benchmark import peer_opnorm, peer_torch
-
     objective = cnn7_program(setting(tmp_path)).objective
     params, batch_stats = jax.device_get(objective.init(jax.random.key(0)))
     generator = np.random.default_rng(0)
@@ -230,13 +230,47 @@ def test_the_tasks_of_pytorch_compute_those_of_opnorm(tmp_path):
         "batch_stats": batch_stats,
     }
     tasks.write(tmp_path, given)
+    return given
+
+
+def test_the_tasks_of_pytorch_compute_those_of_opnorm(given, tmp_path, monkeypatch):
+    from experiments.benchmark import peer_opnorm, peer_torch
+
     asked = task(tmp_path, tasks.JACOBIAN)
     ours = np.asarray(peer_opnorm.build(asked)())
     for layout in (False, True):
         theirs = peer_torch.build(asked._replace(channels_last=layout))()
         found = theirs.numpy().transpose(0, 1, 3, 4, 2)
         np.testing.assert_allclose(found, ours, rtol=1e-3, atol=1e-5)
-    for name in (tasks.STANDARD, tasks.ADVERSARIAL):
-        step = peer_torch.build(asked._replace(name=name))
-        losses = [step() for _ in range(8)]
-        assert losses[-1] < losses[0]
+    modes = cnn7_program(setting(tmp_path)).objective.modes
+    x, rows = np.float32(given["images"]) / 255, np.arange(2)
+    logits, _ = jax.jit(modes.train)(given["params"], given["batch_stats"], x)
+    exact = np.asarray(logits, np.float64)
+    loss = np.log(np.exp(exact).sum(axis=1)) - exact[rows, given["labels"]]
+    monkeypatch.setattr(peer_torch, "augment", lambda x: x)
+    first = peer_torch.build(asked._replace(name=tasks.STANDARD))()
+    assert first == pytest.approx(loss.mean(), rel=1e-4)
+    # The perturbed examples come on top of the clean ones.
+    assert peer_torch.build(asked._replace(name=tasks.ADVERSARIAL))() > 1.5 * first
+
+
+def test_augmentation_in_pytorch_crops_and_mirrors():
+    torch = pytest.importorskip("torch")
+    from experiments.benchmark import peer_torch
+
+    x = torch.rand(8, 3, 6, 6)
+    padded = np.pad(x.numpy(), [(0, 0), (0, 0), (4, 4), (4, 4)])
+    seen = set()
+    for image, found in zip(padded, peer_torch.augment(x).numpy(), strict=True):
+        crops = {
+            (row, column, sign): image[:, row : row + 6, column : column + 6][
+                :, :, ::sign
+            ]
+            for row in range(9)
+            for column in range(9)
+            for sign in (1, -1)
+        }
+        places = [p for p, crop in crops.items() if np.array_equal(crop, found)]
+        assert places
+        seen.add(places[0])
+    assert len(seen) > 4
