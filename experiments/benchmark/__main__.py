@@ -3,11 +3,13 @@ r"""Measures what opnorm's kernels and train steps cost, as ratios within one ru
   python -m experiments.benchmark                      # CPU: CNN7 at width 16
   python -m experiments.benchmark --width=128 --batch_size=512   # a GPU, < 10 minutes
   python -m experiments.benchmark --parts=networks --compute_dtype=bfloat16   # a GPU
+  python -m experiments.benchmark --parts=peers        # beside PyTorch, if installed
+  python -m experiments.benchmark --parts=breakdown,scaling
 
 Absolute times differ between machines and hours; ratios of interleaved runs hold. Every
 number is a median over rounds, every ratio the median of the rounds' own ratios. Writes
-benchmark.json and table.md into --run after every part and every network, so that a run
-that is ended early has written what it measured.
+benchmark.json and table.md into --run after every part, network, row and axis, so that a
+run that is ended early has written what it measured; scaling.png shows the part scaling.
 """
 
 import functools

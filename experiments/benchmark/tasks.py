@@ -20,7 +20,7 @@ ATTACKS = {
     "DeepFool": "deepfool_l2",
     "AutoAttack": "auto_attack_l2",
 }
-# Of attacks and of adversarial training, the default of ``Config``.
+# Length of perturbations in attacks and training, the default of ``Config``.
 EPSILON = 0.5
 ATTACK_STEPS = 10
 _FILE = "given.zip"
