@@ -8,8 +8,8 @@ r"""Measures what opnorm's kernels and train steps cost, as ratios within one ru
 
 Absolute times differ between machines and hours; ratios of interleaved runs hold. Every
 number is a median over rounds, every ratio the median of the rounds' own ratios. Writes
-benchmark.json and table.md into --run after every part, network, row and axis, so that a
-run that is ended early has written what it measured; scaling.png shows the part scaling.
+benchmark.json and table.md into --run after every part, network, row and axis, so that
+a run that is ended early has written what it measured; scaling.png shows growth.
 """
 
 import functools
