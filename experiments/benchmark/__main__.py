@@ -3,20 +3,35 @@ r"""Measures what opnorm's kernels and train steps cost, as ratios within one ru
   python -m experiments.benchmark                      # CPU: CNN7 at width 16
   python -m experiments.benchmark --width=128 --batch_size=512   # a GPU, < 10 minutes
   python -m experiments.benchmark --parts=networks --compute_dtype=bfloat16   # a GPU
+  python -m experiments.benchmark --parts=peers        # beside PyTorch, if installed
+  python -m experiments.benchmark --parts=breakdown,scaling
 
 Absolute times differ between machines and hours; ratios of interleaved runs hold. Every
 number is a median over rounds, every ratio the median of the rounds' own ratios. Writes
-benchmark.json and table.md into --run after every part and every network, so that a run
-that is ended early has written what it measured.
+benchmark.json and table.md into --run after every part, network, row and axis, so that
+a run that is ended early has written what it measured; scaling.png shows growth.
 """
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 from absl import flags
 
-from experiments.benchmark import attack, input, networks, power, spectrum, train
+from experiments.benchmark import (
+    attack,
+    breakdown,
+    figures,
+    input,
+    machine,
+    networks,
+    peers,
+    power,
+    scaling,
+    spectrum,
+    train,
+)
 from experiments.benchmark.setting import Found, Setting
 from experiments.benchmark.tables import text
 from experiments.common import cli, options, records, timing, train_steps
@@ -33,6 +48,9 @@ _ALL_PARTS: dict[str, Callable[..., Found]] = {
     "spectrum": spectrum.measure,
     "networks": networks.measure,
     "input": input.measure,
+    "breakdown": breakdown.measure,
+    "scaling": scaling.measure,
+    "peers": peers.measure,
 }
 _PARTS = flags.DEFINE_list(
     "parts",
@@ -47,6 +65,11 @@ _NETWORKS = flags.DEFINE_list(
     "networks of the part networks: as large as in the papers on an accelerator, "
     "smaller on CPU",
 )
+_PEER_ROWS = flags.DEFINE_list(
+    "peer_rows",
+    list(peers.ROWS),
+    f"rows of the part peers, out of {', '.join(peers.ROWS)}",
+)
 _COMPUTE_DTYPE = flags.DEFINE_enum(
     "compute_dtype",
     "float32",
@@ -57,31 +80,36 @@ _COMPUTE_DTYPE = flags.DEFINE_enum(
 
 def main() -> None:
     """Measures the parts asked for and reports them."""
-    setting = _read_setting()
     jobs = _jobs()
+    setting = _read_setting()
     run = cli.hold(runs.RunDirectory(_RUN.value))
+    rates: list[float] = []
     found = Found({}, {})
     report = ""
     for title, measure in jobs.items():
         print(f"measuring: {title}", flush=True)
-        seconds, ratios = measure(setting)
-        found = Found(found.seconds | seconds, found.ratios | ratios)
+        rates.append(machine.gflops(setting))
+        found = found.joined(measure(setting))
         counts = setting.compilations.counts
         twice = {name: n for name, n in counts.items() if n != 1}
         if twice:
             raise ValueError(f"functions were traced more than once: {twice}")
         results = {
             **records.origin(),
+            "machine": {**machine.describe(), "product_gflops": rates},
             "width": setting.width,
             "batch_size": setting.batch_size,
             "rounds": setting.num_rounds,
             "ratios": found.ratios,
             "seconds": found.seconds,
             "traces": counts,
+            **found.more,
         }
         report = text(results)
         run.write_json("benchmark.json", results)
         run.write_text("table.md", f"{report}\n")
+        if "scaling" in results:
+            figures.draw_scaling(run, results)
     print(report)
 
 
@@ -97,24 +125,35 @@ def _read_setting() -> Setting:
         attack_steps=attack_steps,
         compute_dtype=_COMPUTE_DTYPE.value,
         full_size=jax.default_backend() != "cpu",
+        directory=Path(_RUN.value),
     )
 
 
 def _jobs() -> dict[str, Callable[[Setting], Found]]:
     """The parts to measure by their titles; each network is a part of its own."""
     train_steps.check_names(_NETWORKS.value)
+    for name in _PEER_ROWS.value:
+        if name not in peers.ROWS:
+            raise ValueError(
+                f"peer_rows has {name!r}; it may have {', '.join(peers.ROWS)}."
+            )
+    several = {
+        "networks": _NETWORKS.value,
+        "peers": _PEER_ROWS.value,
+        "scaling": list(scaling.AXES),
+    }
     jobs: dict[str, Callable[[Setting], Found]] = {}
     for part in _PARTS.value:
         if part not in _ALL_PARTS:
             raise ValueError(
                 f"parts has {part!r}; it may have {', '.join(_ALL_PARTS)}."
             )
-        measure = _ALL_PARTS[part]
-        if part != "networks":
+        measure, names = _ALL_PARTS[part], several.get(part)
+        if names is None:
             jobs[part] = measure
             continue
-        for name in _NETWORKS.value:
-            jobs[f"networks, {name}"] = functools.partial(measure, name=name)
+        for name in names:
+            jobs[f"{part}, {name}"] = functools.partial(measure, name=name)
     return jobs
 
 

@@ -9,11 +9,11 @@ for the loss. The default, a half, is therefore 1.83 standard steps, and the who
 of the paper 2.67.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 
+from experiments.benchmark import machine
 from experiments.benchmark.setting import Found, Setting
 from experiments.benchmark.steps import TrainStep
 from experiments.common import timing, train_steps
@@ -33,13 +33,12 @@ def measure(setting: Setting, name: str) -> Found:
     found = Found({}, {})
     dtypes = [setting.compute_dtype, *(["float32"] if name in REGULARIZED else [])]
     for dtype in dict.fromkeys(dtypes):
-        seconds, ratios = _measure(setting, name, dtype)
-        found = Found(found.seconds | seconds, found.ratios | ratios)
+        found = found.joined(_measure(setting, name, dtype))
     return found
 
 
 def _measure(setting: Setting, name: str, dtype: str) -> Found:
-    product, flops = _product(dtype, setting)
+    product, flops = machine.product(dtype, setting)
     rate = flops / product
     seconds = {f"matrix product, {dtype}": product}
     ratios = {f"matrix product, {dtype}, TFLOP/s": rate / 1e12}
@@ -85,12 +84,3 @@ def _build(
         print(f"left out, too large for the memory: {name}, {label}", flush=True)
         return None
     return step, flops
-
-
-def _product(dtype: str, setting: Setting) -> tuple[float, float]:
-    """Seconds and FLOP of the product of two large matrices."""
-    n = 2048 if jax.default_backend() == "cpu" else 8192
-    a = jax.random.normal(jax.random.key(0), (n, n)).astype(dtype)
-    product: Callable[..., jax.Array] = jax.jit(jnp.matmul)
-    rounds = setting.take_turns({"product": lambda: product(a, a)})
-    return timing.medians(rounds)["product"], 2.0 * n**3

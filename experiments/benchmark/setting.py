@@ -1,14 +1,19 @@
 """The setting, the result and the small network that all parts have in common."""
 
 import functools
+import types
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments.common import timing, train_steps
-from opnorm import data, models
+from opnorm import data, models, training
+
+# Enough for an accuracy far above chance.
+_EPOCHS = 2
 
 
 class Setting(NamedTuple):
@@ -23,6 +28,7 @@ class Setting(NamedTuple):
       compute_dtype: "float32" or "bfloat16": the networks of the parts "networks" and
         "input" compute in it.
       full_size: whether those networks are as large as in the papers.
+      directory: where the parts "peers" and "scaling" keep the network that they train.
     """
 
     compilations: timing.Compilations
@@ -32,6 +38,7 @@ class Setting(NamedTuple):
     attack_steps: tuple[int, ...]
     compute_dtype: str
     full_size: bool
+    directory: Path
 
     def compiled(
         self, name: str, fun: Callable[..., Any], *args: Any
@@ -56,10 +63,21 @@ class Found(NamedTuple):
     Attributes:
       seconds: median seconds of each function.
       ratios: ratios of times, and other numbers.
+      more: records of the parts that have a table of their own, by the name of the
+        part and of the record.
     """
 
     seconds: dict[str, float]
     ratios: dict[str, float]
+    more: Mapping[str, dict[str, Any]] = types.MappingProxyType({})
+
+    def joined(self, other: "Found") -> "Found":
+        """Returns both results as one."""
+        more = {
+            part: self.more.get(part, {}) | other.more.get(part, {})
+            for part in (*self.more, *other.more)
+        }
+        return Found(self.seconds | other.seconds, self.ratios | other.ratios, more)
 
 
 class Subject(NamedTuple):
@@ -83,7 +101,7 @@ def read_batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     return found.images[rows], found.labels[rows]
 
 
-def cnn7_program(setting: Setting, **fields: Any) -> Any:
+def cnn7_program(setting: Setting, **fields: Any) -> training.Program:
     """Returns the program of CNN7 with further fields of ``Config``."""
     size = train_steps.Size(setting.width, setting.batch_size, 32, 10)
     device = jax.devices()[0]
@@ -97,3 +115,21 @@ def subject(setting: Setting) -> Subject:
     images, labels = read_batch(setting.batch_size)
     x, y = jax.device_put((np.float32(images) / 255, labels))
     return Subject(objective.network(params, batch_stats, ()), x, y)
+
+
+def trained(setting: Setting) -> models.Network:
+    """Trains a CNN7, whose accuracy some examples keep under attack.
+
+    An attack on an untrained network would be over at once: most examples are
+    misclassified without it.
+    """
+    config = training.Config(
+        method="data_dependent_snr",
+        width=setting.width,
+        batch_size=64,
+        epochs=_EPOCHS,
+        weight=1.0,
+    )
+    directory = setting.directory / f"trained_{setting.width}"
+    found = training.train(config, directory=directory, show_progress=False)
+    return found.network

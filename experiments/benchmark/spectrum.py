@@ -30,7 +30,7 @@ _LANCZOS_STEP = "Lanczos step on parameters"
 _ON_MATRIX = "Lanczos on a matrix"
 
 
-class _Timed(NamedTuple):
+class Timed(NamedTuple):
     """A function to time, and its arguments."""
 
     fun: Callable[..., Any]
@@ -46,10 +46,10 @@ def measure(setting: Setting) -> Found:
     ratios = _passes_to_the_norm(setting, given)
     timed = {**_on_parameters(given), **_exact_norms(given)}
     # These take milliseconds, and a few rounds would measure other processes.
-    short = {_ON_MATRIX: _on_matrix()}
+    short = {_ON_MATRIX: lanczos_on_matrix()}
     if importlib.util.find_spec("matfree"):
         timed[f"matfree's {_LANCZOS}"] = _matfree_on_parameters(given)
-        short[f"matfree's {_ON_MATRIX}"] = _matfree_on_matrix()
+        short[f"matfree's {_ON_MATRIX}"] = matfree_on_matrix()
     rounds: dict[str, list[float]] = {}
     for functions, times in ((timed, 1), (short, _SHORT_ROUNDS)):
         compiled = {
@@ -70,7 +70,7 @@ def measure(setting: Setting) -> Found:
     return Found(timing.medians(rounds), ratios)
 
 
-def _exact_norms(given: Subject) -> dict[str, _Timed]:
+def _exact_norms(given: Subject) -> dict[str, Timed]:
     def exact_sum(f: models.Network) -> jax.Array:
         return operators.jacobian_norm(f, given.x, p=2.0, q=1.0).value
 
@@ -78,8 +78,8 @@ def _exact_norms(given: Subject) -> dict[str, _Timed]:
         return operators.jacobian_norm(f, given.x, method="dense").value
 
     return {
-        "exact (2, 1) norm": _Timed(exact_sum, (given.network,)),
-        "exact (2, 2) norm": _Timed(spectral, (given.network,)),
+        "exact (2, 1) norm": Timed(exact_sum, (given.network,)),
+        "exact (2, 2) norm": Timed(spectral, (given.network,)),
     }
 
 
@@ -96,7 +96,7 @@ def _loss(given: Subject) -> Callable[[Params, Any], jax.Array]:
     return loss
 
 
-def _on_parameters(given: Subject) -> dict[str, _Timed]:
+def _on_parameters(given: Subject) -> dict[str, Timed]:
     loss, batches = _loss(given), (given.x[None], given.y[None])
 
     def product(params: Params, v: jax.Array) -> jax.Array:
@@ -108,7 +108,7 @@ def _on_parameters(given: Subject) -> dict[str, _Timed]:
         return linalg.ritz_pairs(process).values
 
     args = (given.network.params, _start(given))
-    return {_PRODUCT: _Timed(product, args), _LANCZOS: _Timed(lanczos, args)}
+    return {_PRODUCT: Timed(product, args), _LANCZOS: Timed(lanczos, args)}
 
 
 def _start(given: Subject) -> jax.Array:
@@ -116,7 +116,7 @@ def _start(given: Subject) -> jax.Array:
     return jax.random.normal(jax.random.key(2), flat.shape)
 
 
-def _matfree_on_parameters(given: Subject) -> _Timed:
+def _matfree_on_parameters(given: Subject) -> Timed:
     from matfree import decomp
 
     tridiagonalize = decomp.tridiag_sym(_LANCZOS_STEPS)
@@ -130,7 +130,7 @@ def _matfree_on_parameters(given: Subject) -> _Timed:
         found = tridiagonalize(lambda v: jax.jvp(gradient, (flat,), (v,))[1], v)
         return jnp.linalg.eigvalsh(found.J_small)
 
-    return _Timed(lanczos, (given.network.params, _start(given)))
+    return Timed(lanczos, (given.network.params, _start(given)))
 
 
 def _matrix() -> tuple[jax.Array, jax.Array]:
@@ -140,15 +140,18 @@ def _matrix() -> tuple[jax.Array, jax.Array]:
     return matrix, jax.random.normal(jax.random.key(4), (_MATRIX_SIZE,))
 
 
-def _on_matrix() -> _Timed:
+def lanczos_on_matrix() -> Timed:
+    """Returns Lanczos on an explicit matrix, and its arguments."""
+
     def lanczos(matrix: jax.Array, v: jax.Array) -> jax.Array:
         linear_map = linalg.from_matrix(matrix)
         return linalg.lanczos(linear_map, _MATRIX_STEPS, init=v[None]).diagonal
 
-    return _Timed(lanczos, _matrix())
+    return Timed(lanczos, _matrix())
 
 
-def _matfree_on_matrix() -> _Timed:
+def matfree_on_matrix() -> Timed:
+    """Returns matfree's Lanczos on the same matrix, and its arguments."""
     from matfree import decomp
 
     tridiagonalize = decomp.tridiag_sym(_MATRIX_STEPS)
@@ -157,7 +160,7 @@ def _matfree_on_matrix() -> _Timed:
         found = tridiagonalize(lambda v: jnp.matmul(matrix, v, precision="highest"), v)
         return jnp.diagonal(found.J_small)
 
-    return _Timed(lanczos, _matrix())
+    return Timed(lanczos, _matrix())
 
 
 def _passes_to_the_norm(setting: Setting, given: Subject) -> dict[str, float]:

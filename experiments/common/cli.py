@@ -10,10 +10,12 @@ import typing
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from opnorm import runs
+if TYPE_CHECKING:
+    from opnorm import runs
 
 # Directories that this process keeps others out of, until the binary ends.
 _HELD = contextlib.ExitStack()
@@ -88,7 +90,7 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: metadata.version(package) for package in packages}
 
 
-def hold(run: runs.RunDirectory, own: Sequence[str] = ()) -> runs.RunDirectory:
+def hold(run: "runs.RunDirectory", own: Sequence[str] = ()) -> "runs.RunDirectory":
     """Keeps other processes out of a run directory until the binary ends.
 
     Args:

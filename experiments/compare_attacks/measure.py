@@ -89,9 +89,9 @@ def measure(
       every_step: whether opnorm also attacks like the loops of the other libraries:
         all images, right or wrong, for all steps.
     """
-    attacks = {"opnorm": _ours(setting, spec, row.p, epsilon)}
+    attacks = {"opnorm": until_misclassified(setting, spec, row.p, epsilon)}
     if every_step:
-        attacks["opnorm, every step"] = _every_step(setting, spec, row.p, epsilon)
+        attacks["opnorm, every step"] = every_step_of(setting, spec, row.p, epsilon)
     for peer in row.peers:
         attacks[peer.library] = _peer(setting, peer, epsilon)
     return {
@@ -100,9 +100,11 @@ def measure(
     }
 
 
-def _ours(
+def until_misclassified(
     setting: Setting, spec: attack_specs.AttackSpec, p: float, epsilon: float
 ) -> Attack:
+    """Returns an attack of opnorm on all examples, as an evaluation makes it."""
+
     def run() -> np.ndarray:
         attacked = analysis.attack_examples(
             setting.network,
@@ -120,9 +122,10 @@ def _ours(
     return run
 
 
-def _every_step(
+def every_step_of(
     setting: Setting, spec: attack_specs.AttackSpec, p: float, epsilon: float
 ) -> Attack:
+    """Returns an attack of opnorm that takes every step on all examples."""
     attack = attack_specs.factory(spec, p)(epsilon)
     keys = jax.random.split(jax.random.key(setting.seed), len(setting.test_set))
 

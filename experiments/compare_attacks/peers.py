@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from experiments.common import cli
-from opnorm import attacks
 
 
 class Peer(NamedTuple):
@@ -39,16 +38,24 @@ class Row(NamedTuple):
 
 def _step_size(epsilon: float, num_steps: int) -> float:
     """The default step size of opnorm's PGA, which the others are given too."""
+    from opnorm import attacks
+
     return float(attacks.default_step_size(epsilon, num_steps))
 
 
-def _plain_pgd(p: float, steps: int) -> Peer:
-    """A plain loop of PGD in PyTorch, which takes every step."""
+def plain_pgd(p: float, steps: int, step_size: float | None = None) -> Peer:
+    """Returns a plain loop of PGD in PyTorch, which takes every step.
+
+    Args:
+      p: exponent of the norm, 2 or infinity.
+      steps: number of steps.
+      step_size: length of a step; None for the default of opnorm's PGA.
+    """
 
     def run(network: Any, x: Any, y: Any, epsilon: float) -> Any:
         import torch
 
-        size = _step_size(epsilon, steps)
+        size = _step_size(epsilon, steps) if step_size is None else step_size
         loss = torch.nn.CrossEntropyLoss(reduction="sum")
 
         def length(z: Any) -> Any:
@@ -122,7 +129,7 @@ def _pgd(p: float, steps: int) -> Row:
         return {"steps": steps, "abs_stepsize": _step_size(epsilon, steps)}
 
     peers = (
-        _plain_pgd(p, steps),
+        plain_pgd(p, steps),
         _torchattacks(
             theirs,
             eps=lambda epsilon: epsilon,

@@ -10,6 +10,7 @@ from opnorm.models.cnn7 import CNN7
 from opnorm.models.elu_net import ELUNet
 from opnorm.models.fixup import FixupResNet
 from opnorm.models.inception import Inception
+from opnorm.models.layers import max_pool
 from opnorm.models.mlp import MLP
 from opnorm.models.network import Network, network
 from opnorm.models.normalization import STATISTICS, normalize
@@ -39,6 +40,7 @@ __all__ = [
     "WideResNet",
     "WideResNet50",
     "create",
+    "max_pool",
     "network",
     "normalize",
     "smooth_relu",

@@ -23,11 +23,17 @@ def test_parts_are_measured_and_written(run, tmp_path):
     table = (tmp_path / "table.md").read_text()
     assert table in result.stdout
     assert "| <= 1.2 " in table
+    assert found["machine"]["product_gflops"][0] > 0
+    assert f"JAX {jax.__version__}" in table.splitlines()[0]
 
 
 def test_a_usage_error_is_one_line_and_writes_nothing(run, tmp_path):
     directory = tmp_path / "run"
-    for flag, word in (("--parts=magic", "magic"), ("--networks=vgg", "vgg")):
+    for flag, word in (
+        ("--parts=magic", "magic"),
+        ("--networks=vgg", "vgg"),
+        ("--peer_rows=pgd", "pgd"),
+    ):
         result = run("benchmark", flag, f"--run={directory}")
         assert result.returncode == 2
         assert len(result.stderr.strip().splitlines()) == 1
@@ -51,12 +57,13 @@ def measure():
         attack_steps=(),
         compute_dtype="float32",
         full_size=False,
+        directory=Path("unused"),
     )
     return networks.measure(setting, "cnn7")
 
 
 def test_a_rate_is_the_steps_arithmetic_over_its_time(tiny):
-    seconds, ratios = measure()
+    seconds, ratios, _ = measure()
     product = ratios["matrix product, float32, TFLOP/s"] * 1e12
     assert product == pytest.approx(2 * 2048**3 / seconds["matrix product, float32"])
     # Multiplications and additions of the convolutions, at each place of the output.
@@ -86,7 +93,7 @@ def test_a_step_that_does_not_fit_into_memory_is_left_out(tiny, monkeypatch, cap
         return steps.TrainStep(setting, title, program, label)
 
     monkeypatch.setattr(networks, "TrainStep", train_step)
-    seconds, ratios = measure()
+    seconds, ratios, _ = measure()
     assert "too large for the memory: cnn7, standard step" in capsys.readouterr().out
     assert "cnn7, adversarial-only step, float32" in seconds
     assert not any("/ standard step" in name for name in ratios)
