@@ -141,7 +141,7 @@ def attack_examples(
     by_stage = np.full(len(success), -1, np.int32)
     points = to_pixels(images)[pool.example] if keep_points else None
     row_steps = 0
-    for number, stage in enumerate(pattern.stages):
+    for number in range(len(pattern.stages)):
         nearest = pattern.keep == "nearest"
         left = np.flatnonzero(distance > 0 if nearest else ~success)
         if not len(left):
@@ -151,7 +151,9 @@ def attack_examples(
             if on_progress is not None:
                 on_progress((number + part) / len(pattern.stages))
 
-        found = stages.search(pool, attack, number, stage, f, left, keep_points, report)
+        found = stages.search(
+            pool, attack, pattern, number, f, left, keep_points, report
+        )
         wins = found.success & (found.distance < distance[left])
         won = left[wins]
         success[won] = True

@@ -99,8 +99,8 @@ class Found(NamedTuple):
 def search(
     pool: Pool,
     attack: AttackFactory,
+    pattern: attacks.Attack,
     number: int,
-    stage: attacks.Stage,
     f: linalg.Network,
     left: np.ndarray,
     keep_points: bool,
@@ -111,13 +111,14 @@ def search(
     Args:
       pool: the rows.
       attack: ``epsilon -> attack``.
+      pattern: the attack with any budget.
       number: number of the stage.
-      stage: the stage, of an attack with any budget.
       f: the network, placed as :class:`Placement` places it.
       left: ``(n,)`` int, numbers of the rows to search.
       keep_points: whether to return the points.
       report: called with the fraction of the steps that is done.
     """
+    stage = pattern.stages[number]
     compiled = _programs(attack, number, stage)
     given = (f, pool.key)
     states: PyTree = None
@@ -150,7 +151,9 @@ def search(
     points = []
     for rows, filled in pool.batches(places):
         state = pool.place.shard(jax.tree.map(lambda a, i=filled: a[i], states))
-        x_adv, hit, reach = compiled.end(*given, pool.rows(left[filled]), state)
+        given_rows = pool.rows(left[filled])
+        x_adv = compiled.end(*given, given_rows, state)
+        hit, reach = _judge(f, given_rows, x_adv, p=pattern.p, goal=stage.goal)
         success[rows] = np.asarray(hit)[: len(rows)]
         distance[rows] = np.asarray(reach)[: len(rows)]
         if keep_points:
@@ -241,13 +244,26 @@ def _end(
     *,
     attack: AttackFactory,
     number: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    bound, stage, problem = _bind(attack, number, key, rows)
-    x_adv = stage_lib.finish(stage, problem, state)
-    hit = parts.decided(f(x_adv), problem.labels, *stage.goal)
-    distance = linalg.norm(x_adv - problem.x, bound.p)
-    hit &= parts.within_budget(distance, rows.epsilon, problem.x, bound.p)
-    return x_adv, hit, distance
+) -> jax.Array:
+    del f
+    _, stage, problem = _bind(attack, number, key, rows)
+    return stage_lib.finish(stage, problem, state)
+
+
+@linalg.network_program
+def _judge(
+    f: linalg.Network,
+    rows: Rows,
+    x_adv: jax.Array,
+    *,
+    p: float,
+    goal: tuple[bool, float],
+) -> tuple[jax.Array, jax.Array]:
+    """Returns success and distance; a program apart, which attacks share."""
+    x = to_pixels(rows.images)
+    hit = parts.decided(f(x_adv), rows.labels, *goal)
+    distance = linalg.norm(x_adv - x, p)
+    return hit & parts.within_budget(distance, rows.epsilon, x, p), distance
 
 
 def _bind(

@@ -117,6 +117,8 @@ class NetworkProgram(Generic[R]):
         ) -> R:
             return fun(structure.join(arrays), *args, **dict(options))
 
+        # The name of the compiled program, in profiles.
+        shared.__name__ = getattr(fun, "__name__", shared.__name__)
         self._shared: _Compiled[R] = jax.jit(shared, static_argnums=(0, 1))
 
     def __call__(self, f: Network, /, *args: PyTree, **options: Hashable) -> R:

@@ -69,7 +69,8 @@ def find_direction(config: Config, modes: Modes) -> Search:
     ) -> PyTree:
         if not amortized:
             return {}
-        return {"left": jax.random.normal(key, (num_examples, num_classes))}
+        shape = (num_examples, num_classes)
+        return {"left": linalg.draw(jax.random.normal, key, shape, float)}
 
     def direction(
         params: Params, batch_stats: PyTree, state: PyTree, batch: Batch, key: jax.Array
