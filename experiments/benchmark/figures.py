@@ -25,8 +25,7 @@ def draw_scaling(run: runs.RunDirectory, results: Record) -> None:
         for name, seconds in found["seconds"].items():
             axes.plot(sizes, [s / seconds[0] for s in seconds], **styles[name])
         linear = [size / sizes[0] for size in sizes]
-        style = {"color": "0.6", "linestyle": "--", "linewidth": 1}
-        axes.plot(sizes, linear, label="proportional", **style)
+        axes.plot(sizes, linear, "--", label="proportional", color="0.6", linewidth=1)
         axes.set_yscale("log")
         figures.scale_log(axes, sizes[0], sizes[-1])
         axes.set(xlabel=found["title"], ylabel="time")

@@ -10,9 +10,11 @@ starts such processes.
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import resource
+import runpy
 import sys
 import time
 from collections.abc import Callable
@@ -83,6 +85,18 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def _keep_freed_memory() -> None:
+    """Configures the allocator as the binaries do, for every library alike.
+
+    Not by an import of opnorm, which would import JAX beside PyTorch.
+    """
+    package = importlib.util.find_spec("opnorm")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    file = Path(package.submodule_search_locations[0], "runs", "memory.py")
+    runpy.run_path(str(file))["keep_freed_memory"]()
+
+
 def main() -> None:
     """Serves a task; an error becomes an answer with the key "error"."""
     module, task = sys.argv[1:]
@@ -93,6 +107,7 @@ def main() -> None:
     def answer(content: dict[str, Any]) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
+    _keep_freed_memory()
     try:
         build = importlib.import_module(module).build
         serve(build, Task(**json.loads(task)), sys.stdin, answer)

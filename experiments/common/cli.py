@@ -46,7 +46,9 @@ def run(main: Callable[[], None]) -> None:
         # Orbax logs every file at INFO.
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-        runs.keep_freed_memory()
+        from opnorm.runs import keep_freed_memory
+
+        keep_freed_memory()
         use_compilation_cache()
         try:
             if "list_presets" in flags.FLAGS and flags.FLAGS.list_presets:

@@ -1,4 +1,4 @@
-"""Whether a quantity of several groups of networks rises or falls from group to group."""
+"""Whether a quantity rises or falls from one group of networks to the next."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -235,7 +235,7 @@ def _fastest(images: jax.Array, kernel: jax.Array, params: Options) -> jax.Array
         parts = zip(
             jnp.split(images, count, axis), jnp.split(kernel, count, -1), strict=True
         )
-        single = params | dict.fromkeys(_GROUPS, 1)
+        single = {**params, **dict.fromkeys(_GROUPS, 1)}
         outs = [_fastest(*part, single) for part in parts]
         return lax.concatenate(outs, images.ndim - 1)
     convolved: jax.Array = jex_core.primitives.conv_general_dilated_p.bind(
