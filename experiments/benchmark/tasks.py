@@ -60,7 +60,7 @@ class Task(NamedTuple):
                 *between, last = path.split("/")
                 for key in between:
                     place = place.setdefault(key, {})
-                place[last] = np.load(io.BytesIO(file.read(path)))
+                place[last] = np.load(io.BytesIO(file.read(path)), allow_pickle=False)
         return found
 
 
