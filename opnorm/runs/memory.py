@@ -26,7 +26,7 @@ def keep_freed_memory() -> bool:
     XLA takes the memory of a whole program from the C library in each call, and gives
     it back at the end. By default glibc returns large blocks to the system, which then
     fills every page with zeros again: 10,000 page faults in a train step of CNN7 with
-    width 16, a fifth of its processor time. With this call the process keeps freed
+    width 16, a sixth of its processor time. With this call the process keeps freed
     blocks of up to 1 GiB each. Its resident size then stays near its peak.
 
     The binaries of ``experiments`` call it. A program that imports the library may call
