@@ -1,8 +1,9 @@
 """The measurements of one trained network that several binaries report."""
 
+import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +13,10 @@ import numpy as np
 
 from experiments.common import cache, records
 from experiments.common.records import Record
-from opnorm import analysis, attacks, data, models, training
+from opnorm import analysis, attacks, data, models, operators, training
 from opnorm.training import Config
+
+_array_shape: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
 
 
 class Pga(NamedTuple):
@@ -225,3 +228,24 @@ def _mean(values: Sequence[Any]) -> Any:
 def norm_name(p: float) -> str:
     """Returns the name of the norm in figures and tables: "L2", "Linf"."""
     return f"L{p:g}"
+
+
+def find_layers(
+    config: Config, network: models.Network, test_set: data.Dataset
+) -> tuple[operators.Layer, ...]:
+    """Finds the layers of a trained network; BatchNorm does not count.
+
+    Args:
+      config: of its training.
+      network: in inference mode.
+      test_set: gives the shape of the images and the number of classes.
+    """
+    # Rematerialised kernels are computed inside the network.
+    plain = dataclasses.replace(config, rematerialize=False)
+    return operators.layers(
+        training.build_model(plain, test_set.num_classes),
+        network.variables,
+        _array_shape((1, *test_set.image_shape), jnp.float32),
+        batch_norm="ignore",
+        train=False,
+    )

@@ -1,16 +1,14 @@
 """Measures the outcomes, the robustness and the layers of one network."""
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import cache
+from experiments.common import measure as measuring
 from experiments.common.cache import Arrays, Parts
 from opnorm import analysis, attacks, data, models, operators, training
 from opnorm.training import Config
@@ -19,7 +17,6 @@ _LEVELS = 255
 # Step of PGD in the paper, in levels.
 _STEP = 2
 # Typed: JAX has no types for the constructor.
-_array_shape: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
 FORMS = ("operator", "kernel")
 # Smallest margin without ramp loss, in logits, and probability that the bound fails.
 GAMMA = 1.0
@@ -195,7 +192,7 @@ def _layers(
     config: Config, network: models.Network, examples: Examples, settings: Settings
 ) -> Arrays:
     del settings
-    found = _find_layers(config, network, examples.test)
+    found = measuring.find_layers(config, network, examples.test)
     # The paper counts 55 layers of ResNet-56, which are its convolutions.
     chosen = [layer for layer in found if layer.kind == "convolution"] or found
     spreads = operators.layer_spreads(chosen)
@@ -224,7 +221,7 @@ def _theorem(
     found: dict[str, Any] = dict.fromkeys(TERMS, math.nan) | {
         "boundary_found": distance.num_found,
     }
-    layers = _find_layers(config, network, examples.test)
+    layers = measuring.find_layers(config, network, examples.test)
     if layers[0].uncounted or not math.isfinite(distance.v_min):
         return {name: np.asarray(value) for name, value in found.items()}
     _, std = models.STATISTICS[config.normalization]
@@ -254,17 +251,3 @@ def _theorem(
         found["log_covering_term"] = bound.log_covering_term
         found["log_bound"] = bound.log_bound
     return {name: np.asarray(value) for name, value in found.items()}
-
-
-def _find_layers(
-    config: Config, network: models.Network, test_set: data.Dataset
-) -> tuple[operators.Layer, ...]:
-    # Rematerialised kernels are computed inside the network.
-    plain = dataclasses.replace(config, rematerialize=False)
-    return operators.layers(
-        training.build_model(plain, test_set.num_classes),
-        network.variables,
-        _array_shape((1, *test_set.image_shape), jnp.float32),
-        batch_norm="ignore",
-        train=False,
-    )

@@ -3,7 +3,6 @@
 :func:`opnorm.training.training_attack` describes the attack.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common import measure as measuring
 from experiments.common import records
 from experiments.common.records import Record
 from opnorm import analysis, attacks, data, models, operators, training
@@ -30,7 +30,6 @@ _ATTACK_FIELDS = (
 )
 _BATCH_SIZE = 100
 # Typed: JAX has no types for the constructor.
-_array_shape: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
 _PERCENTS = np.linspace(0, 100, 101)
 
 
@@ -145,7 +144,7 @@ def measure(config: Config, network: models.Network, examples: Examples) -> Reco
         _BATCH_SIZE,
     )
     kappa = float(min(values.min() for values in slopes))
-    layers = _layers(config, network, examples.test)
+    layers = measuring.find_layers(config, network, examples.test)
     norms = _layer_norms(layers)
     return found | {
         "clean": {"mean": clean.mean, "standard_error": clean.standard_error},
@@ -248,20 +247,6 @@ def _gains(
         f,
         analysis.to_pixels(x),
         normalize=lambda z: models.normalize(z, mean, std),
-    )
-
-
-def _layers(
-    config: Config, network: models.Network, test_set: data.Dataset
-) -> tuple[operators.Layer, ...]:
-    # Rematerialised kernels are computed inside the network.
-    plain = dataclasses.replace(config, rematerialize=False)
-    return operators.layers(
-        training.build_model(plain, test_set.num_classes),
-        network.variables,
-        _array_shape((1, *test_set.image_shape), jnp.float32),
-        batch_norm="ignore",
-        train=False,
     )
 
 
