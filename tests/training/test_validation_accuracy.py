@@ -133,19 +133,9 @@ def test_the_earliest_best_checkpoint_is_kept_beside_the_last(finished, options)
         CONFIG, plan.make(CONFIG, 48), options["mesh"], options["validation_set"], 1
     )
     assert check.measure(best.network, step)[ATTACKED] == record["accuracy"]
-    start = dataclasses.replace(CONFIG, init_from=str(directory / "best"), epochs=1)
-    options = {**options, "keep_best": False, "validate_every": 0}
-    begun = training.train(
-        dataclasses.replace(start, learning_rate=1e-30), **options
-    ).network
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-        begun.params,
-        best.network.params,
-    )
 
 
-@pytest.mark.parametrize("after", [4, 7, 10, 13])
+@pytest.mark.parametrize("after", [7, 13])
 def test_a_run_that_goes_on_ends_with_the_same_best(
     after, finished, options, tmp_path, interrupt
 ):
