@@ -41,8 +41,8 @@ from experiments.sweep.points import (
     Point,
     check,
     describe_state,
+    measure_chosen,
     read_result,
-    test_point,
 )
 from opnorm import runs, training
 
@@ -158,7 +158,7 @@ def main() -> None:
     chosen = tables.choose(points, measurement, column)
     if chosen:
         tests = {
-            point.name: test_point(
+            point.name: measure_chosen(
                 point, measurement, _DOWNLOAD.value, fresh=flags.FLAGS.fresh
             )
             for point in chosen

@@ -216,7 +216,7 @@ def _train_and_measure(
     }
 
 
-def test_point(
+def measure_chosen(
     point: Point, measurement: Measurement, download: bool, *, fresh: bool = False
 ) -> Record:
     """Measures the network of a point on the test split, after it was chosen.
