@@ -241,7 +241,7 @@ def label_lengths(axes: "Axes", norm: str) -> None:
         last = max((max(line.get_xdata()) for line in axes.lines), default=1.0)
         if 255 * last >= 2:
             step = next((s for s in (1, 2, 4, 8) if 255 * last <= 8 * s), 32)
-            levels = range(0, int(255 * last) + 1, step)
+            levels = range(0, round(255 * last) + 1, step)
             axes.set_xticks([level / 255 for level in levels])
     axes.set_xlabel(f"{norm} length of the perturbation, $\\epsilon$ ({unit})")
 

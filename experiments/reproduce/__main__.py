@@ -127,6 +127,7 @@ class _Job(NamedTuple):
       run: the directory, locked.
       rows: the rows of the presets.
       train_set: the images to train on.
+      validation_set: the images that are held out of it; None without any.
       test_set: the images to measure on.
       settings: how networks are measured.
     """
@@ -134,6 +135,7 @@ class _Job(NamedTuple):
     run: runs.RunDirectory
     rows: list[Row]
     train_set: data.Dataset | data.Stream
+    validation_set: data.Dataset | None
     test_set: data.Dataset
     settings: measure.Settings
 
@@ -262,22 +264,31 @@ def _check_match(rows: Sequence[Row]) -> None:
 
 def _open(rows: list[Row], settings: measure.Settings) -> _Job:
     run = runs.RunDirectory.for_results(_RUN.value)
+    first = rows[0].config
     train_set, test_set = jobs.load_splits(
-        rows[0].config, _TEST_EXAMPLES.value, download=_DOWNLOAD.value
+        first, _TEST_EXAMPLES.value, download=_DOWNLOAD.value
     )
+    validation_set = None
+    if first.validation_fraction:
+        validation_set = training.load_validation_set(first, download=_DOWNLOAD.value)
     for row in rows:
         config = row.config
         made = training.make_plan(config, len(train_set))
         training.check_devices(made, jax.device_count(), config.accumulation_steps)
     own = [each.directory.name for row in rows for each in row.networks]
     run = cli.hold(runs.RunDirectory(_RUN.value), own=own)
-    return _Job(run, rows, train_set, test_set, settings)
+    return _Job(run, rows, train_set, validation_set, test_set, settings)
+
+
+def _train(job: _Job, each: Network) -> measure.Trained:
+    """Trains a network, or reads it if it is there."""
+    print(f"network {each.directory}", file=sys.stderr)
+    return measure.train(each, job.train_set, job.validation_set)
 
 
 def _measure(job: _Job, each: Network) -> Record:
     """Trains and measures a network."""
-    print(f"network {each.directory}", file=sys.stderr)
-    trained = measure.train(each, job.train_set)
+    trained = _train(job, each)
     return measure.measure_network(each, trained, job.test_set, job.settings)
 
 
@@ -286,14 +297,13 @@ def _search(job: _Job, plan: Plan, preset: str) -> Record:
     row = next(row for row in job.rows if row.name == preset)
     reference = networks.reference(row, job.rows)
     assert reference is not None, "checked before anything was trained"
-    config = reference.config
-    examples = training.load_validation_set(config, download=_DOWNLOAD.value)
+    examples, config = job.validation_set, reference.config
+    assert examples is not None, "checked before anything was trained"
     epsilon = training.in_pixels(config).epsilon
 
     def trial(each: Network) -> matching.Trial:
-        print(f"network {each.directory}, for lambda", file=sys.stderr)
         try:
-            trained = measure.train(each, job.train_set)
+            trained = _train(job, each)
         except FloatingPointError as error:
             print(f"lambda {each.config.weight:g}: {error}", file=sys.stderr)
             return matching.Trial(each.config.weight, None)
@@ -375,7 +385,7 @@ def _compare_iterations(job: _Job, started: records.Start) -> None:
             found = _measure(job, each)
             if row.name not in iterations.COMPARED:
                 continue
-            trained = measure.train(each, job.train_set)
+            trained = _train(job, each)
             around = iterations.measure_network(each, trained, examples, settings)
             measured.append({**around, "accuracy": found["accuracy"]["L2"]})
         if measured:

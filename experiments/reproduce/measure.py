@@ -13,6 +13,8 @@ from opnorm import analysis, data, models, training
 
 # The strong attack, as experiments.evaluate names it.
 AUTO_ATTACK = "auto_attack"
+# Validation images that are measured after each epoch.
+_WATCHED = 1000
 _BATCH_SIZE = 100
 _PART_SIZE = 100
 
@@ -47,9 +49,26 @@ class Trained(NamedTuple):
     step: int
 
 
-def train(each: Network, train_set: data.Dataset | data.Stream) -> Trained:
-    """Trains a network, or reads it if it is there."""
-    result = training.train(each.config, directory=each.directory, train_set=train_set)
+def train(
+    each: Network,
+    train_set: data.Dataset | data.Stream,
+    validation_set: data.Dataset | None,
+) -> Trained:
+    """Trains a network, or reads it if it is there.
+
+    Args:
+      each: the network.
+      train_set: the examples to train on.
+      validation_set: the examples that are held out; the metrics of each epoch are of
+        the first of them. None without any.
+    """
+    watched = validation_set and validation_set.slice(0, _WATCHED)
+    result = training.train(
+        each.config,
+        directory=each.directory,
+        train_set=train_set,
+        validation_set=watched,
+    )
     return Trained(result.network, result.step)
 
 
