@@ -214,5 +214,5 @@ def _search(found: Record) -> str:
         f"{found['examples']} validation images ({found['attack']}, {found['norm']} "
         f"{found['epsilon']:.3g}; errors over these images). Target: the clean "
         f"accuracy of {label(found['reference'])}, {wanted}, within "
-        f"{100 * found['tolerance']:g} points; {result}:"
+        f"{100 * found['tolerance']:.1f} points; {result}:"
     )
