@@ -238,7 +238,8 @@ def label_lengths(axes: "Axes", norm: str) -> None:
     if norm == "Linf":
         unit = "levels of 255"
         axes.xaxis.set_major_formatter(lambda x, _: f"{255 * x:.3g}")
-        last = max((max(line.get_xdata()) for line in axes.lines), default=1.0)
+        ends = [np.max(np.asarray(line.get_xdata(), float)) for line in axes.lines]
+        last = float(max(ends, default=1.0))
         if 255 * last >= 2:
             step = next((s for s in (1, 2, 4, 8) if 255 * last <= 8 * s), 32)
             levels = range(0, round(255 * last) + 1, step)

@@ -187,7 +187,7 @@ def _presets() -> list[str]:
 
 def _plan() -> Plan:
     changes = options.given_fields(training.Config)
-    seeds = (flags.FLAGS.seed,)
+    seeds: tuple[int, ...] = (flags.FLAGS.seed,)
     if _SEEDS.value is not None:
         if "seed" in changes:
             raise ValueError("seed and seeds are both given; give one of them.")
@@ -402,11 +402,11 @@ def _compare_iterations(job: _Job, started: records.Start) -> None:
         "rows": rows,
     }
     job.run.write_json("iterations.json", results)
-    text = iterations.make_table(results)
-    job.run.write_text("iterations.md", text + "\n")
+    text = iterations.text(results)
+    job.run.write_text("iterations.md", text)
     configs = {row.name: row.config for row in job.rows if row.name in rows}
     figures.draw_iterations(job.run, results, networks.titles(configs))
-    records.report(job.run, text, started)
+    records.report(job.run, text.rstrip("\n"), started)
 
 
 if __name__ == "__main__":

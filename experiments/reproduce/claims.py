@@ -32,16 +32,15 @@ def difference(
       independent, and is too large for images that both get right or wrong. None
       without a pair.
     """
-    others = {each["seed"]: each[kind].get(norm) for each in other}
-    pairs = [
-        (each[kind].get(norm), others.get(each["seed"]))
-        for each in row
-        if each[kind].get(norm) and others.get(each["seed"])
-    ]
-    if not pairs:
+    mine, others = (
+        {each["seed"]: each[kind][norm] for each in networks if norm in each[kind]}
+        for networks in (row, other)
+    )
+    seeds = [seed for seed in mine if seed in others]
+    if not seeds:
         return None
-    differences = [_subtract(one, two) for one, two in pairs]
-    epsilon = pairs[0][0]["epsilon"]
+    differences = [_subtract(mine[seed], others[seed]) for seed in seeds]
+    epsilon = mine[seeds[0]]["epsilon"]
     return {"epsilon": epsilon, **records.over_networks(differences)}
 
 

@@ -157,8 +157,28 @@ def random_alignment(examples: data.Dataset) -> float:
     return analysis.expected_random_alignment(examples.images[0].size)
 
 
-def make_table(results: Mapping[str, Any]) -> str:
-    """Returns the values at the longest perturbation, with errors as in the figures."""
+def text(results: Mapping[str, Any]) -> str:
+    """Returns the table, with a line on its errors before it.
+
+    Args:
+      results: the content of iterations.json.
+    """
+    over = {row["alignment"]["over"] for row in results["rows"].values()}
+    errors = "Errors are standard errors over the networks of a row."
+    if over == {"examples"}:
+        errors = (
+            "One network for each row: errors are standard errors over the images, and "
+            "errors over networks are not known."
+        )
+    return (
+        f"{results['data']}, {results['examples']} test images, "
+        f"{results['test_examples']} for the accuracy; values at the longest "
+        f"perturbation, of L2 length {results['epsilons'][-1]:g}. {errors}\n\n"
+        f"{_table(results)}\n"
+    )
+
+
+def _table(results: Mapping[str, Any]) -> str:
 
     def last(*path: str) -> Any:
         def find(row: tables.Row) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ from experiments.common import tables
 from experiments.common.records import Record
 from experiments.common.tables import Column
 from experiments.reproduce.claims import LIMIT
+from experiments.reproduce.networks import MATCHED
 from opnorm import training
 
 _POINTS = tables.with_error("{:+.1f}", "{:.1f}", times=100)
@@ -147,8 +148,19 @@ def _notes(results: Record) -> str:
                 f"{label(name)}: the control, the standard network trained on with the "
                 "recipe and for the epochs of the rows that start from it."
             )
-    if results["matching"]:
-        notes.append("matched: lambda was searched for on the validation split.")
+    for found in results["matching"]:
+        name = f"{label(found['row'])} {MATCHED}"
+        if found["matched"]:
+            notes.append(
+                f"{name}: lambda was searched for on the validation split, so that the "
+                f"clean accuracy is that of {label(found['reference'])}."
+            )
+        elif found["chosen"] is not None:
+            notes.append(
+                f"{name}: NOT matched. No lambda of the search had the clean accuracy "
+                f"of {label(found['reference'])} on the validation split; the nearest "
+                "one is shown."
+            )
     return "\n".join(notes)
 
 
