@@ -9,7 +9,14 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 DECAYED = ("all", "kernels_and_scales")
 EPSILON_UNITS = ("pixels", "standardized")
 # Fields that decide the training set.
-DATA_FIELDS = ("dataset", "data_dir", "train_examples", "random_labels", "image_size")
+DATA_FIELDS = (
+    "dataset",
+    "data_dir",
+    "validation_fraction",
+    "train_examples",
+    "random_labels",
+    "image_size",
+)
 SPECTRAL_NORM_METHODS = {
     "normalize": "every kernel divided by the factor by which its layer's norm exceeds "
     "the bound, as a part of the network",
@@ -31,7 +38,12 @@ class Config:
     Attributes:
       dataset: a name that :func:`opnorm.data.load` knows.
       data_dir: where TensorFlow Datasets keeps its data, or None.
-      train_examples: how many training examples to use, or None for all.
+      validation_fraction: part of the train split, in [0, 1), that is held out of the
+        training as the split "validation": chosen by a hash of the pixels of each
+        image, or of its name where images are streamed; see
+        :func:`opnorm.data.split_validation`.
+      train_examples: how many training examples to use, or None for all that are not
+        held out.
       random_labels: part of the training examples, in [0, 1], whose labels are drawn at
         random, once and the same ones for every seed; only for data in memory.
       augment: random crop after padding by 4, and horizontal flip. Streamed images are
@@ -133,6 +145,7 @@ class Config:
 
     dataset: str = "cifar10_mini"
     data_dir: str | None = None
+    validation_fraction: float = 0.0
     train_examples: int | None = None
     random_labels: float = 0.0
     augment: bool = True

@@ -53,6 +53,7 @@ _RANGES = {
     "q": ranges.EXPONENT,
     "momentum": ranges.UNIT_WITHOUT_1,
     "random_labels": ranges.UNIT,
+    "validation_fraction": ranges.UNIT_WITHOUT_1,
     "least_area": ranges.UNIT_WITHOUT_0,
     "seed": Range(
         lambda seed: 0 <= seed <= _LARGEST_SEED,
