@@ -98,8 +98,10 @@ def input_scale(std: ChannelStatistic, images: np.ndarray) -> tuple[float, ...]:
     Returns:
       One factor, or one for each channel, per pixel unit in [0, 1].
     """
+    if isinstance(std, (int, float)):
+        return (1 / std,)
     if not isinstance(std, str):
-        return tuple(1 / s for s in ((std,) if isinstance(std, float) else std))
+        return tuple(1 / s for s in std)
     values = np.asarray(images, np.float64).reshape(len(images), -1)
     if images.dtype == np.uint8:
         values = values / 255
