@@ -153,6 +153,19 @@ def by_rank(found: Mapping[str, Any]) -> tuple[np.ndarray, Mapping[str, Any]]:
     return np.arange(1, len(found["mean"]) + 1), found
 
 
+def bands(over: str, count: int) -> str:
+    """Returns the line of a title that says what the bands of a figure are.
+
+    Args:
+      over: "networks" that differ in the seed, or "examples", the images of one
+        network.
+      count: their number.
+    """
+    if over == "examples":
+        return f"one network each; bands: standard error over {count} images"
+    return f"bands: standard error over {count} networks each"
+
+
 def source_line(results: Mapping[str, Any], count: str = "examples") -> str:
     """Returns the data that results are of, and the number of images under a key."""
     return f"{results['data']}, {results[count]} images"
