@@ -640,9 +640,8 @@ def _new_panels(
     )
     seeds = results.get("seeds", [0])
     if len(seeds) > 1:
-        errors = figures.bands("networks", len(seeds))
-        if _any_missing(results):
-            errors += ", fewer where some are missing"
+        counts = _counts(results)
+        errors = figures.bands("networks", min(counts), max(counts))
     elif bands:
         errors = figures.bands("examples", results["test_examples"])
     else:
@@ -652,12 +651,14 @@ def _new_panels(
     return figures.new_panels("\n".join(lines), titles, columns=columns, sharey=True)
 
 
-def _any_missing(results: Record) -> bool:
-    return any(
-        network.get("missing")
+def _counts(results: Record) -> list[int]:
+    """Returns the numbers of networks that means are over, without those of none."""
+    return [
+        len(averages.members(network))
         for scheme in results["schemes"].values()
         for network in scheme["networks"].values()
-    )
+        if averages.members(network)
+    ] or [0]
 
 
 def _save(

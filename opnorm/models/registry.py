@@ -75,14 +75,14 @@ def create(
     """Builds the network called ``name``; nothing is computed or allocated.
 
     Args:
-      name: one of ``NAMES``.
+      name: one of ``NAMES``. The networks alexnet_bn, with BatchNorm, and
+        alexnet_no_lrn have the widths of alexnet.
       num_classes: K, number of logits.
-      width: channels of the first convolution (cnn7: 128; alexnet, alexnet_bn,
-        alexnet_no_lrn and inception: 96; wrn50_2 and elu_net: 64), size of the hidden
-        layers (mlp, which has two, and mlp1, which has one: 512), widening factor
-        (wrn28: 10), or channels of the first stage (resnet50: 64, before their
-        expansion; resnext34: 32; fixup, fixup56, fixup110 and resnet32: 16). None for
-        the default in parentheses.
+      width: channels of the first convolution (cnn7: 128; alexnet and inception: 96;
+        wrn50_2 and elu_net: 64), size of the hidden layers (mlp, which has two, and
+        mlp1, which has one: 512), widening factor (wrn28: 10), or channels of the first
+        stage (resnet50: 64, before their expansion; resnext34: 32; fixup, fixup56,
+        fixup110 and resnet32: 16). None for the default in parentheses.
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units,
         or "image" for that of each image (``STATISTICS`` has common ones).
       std: the pixels are then divided by it; one number or one per channel, or "image".
