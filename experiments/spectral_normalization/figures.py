@@ -337,7 +337,7 @@ def _validated(results: Record) -> str:
         return ""
     kinds = {
         "validation_accuracy": "clean",
-        "validation_pga_accuracy": "PGA-10 for networks trained with PGM or FGM",
+        "validation_pga_accuracy": "PGA-10 away from the true labels for FGM and PGM",
     }
     return "\ndotted: validation, " + ", ".join(
         kinds[metric] for metric in sorted(metrics, reverse=True)
@@ -424,7 +424,8 @@ def _draw_margins(out: runs.RunDirectory, results: Record) -> None:
         f"Margins of {results['train_measured']} training images under the attack "
         "trained with, as they are and divided by the paper's unit or the code's",
         titles * len(rows),
-        columns=len(schemes),
+        # The units of a single scheme stand in a row.
+        columns=len(schemes) if len(schemes) > 1 else len(rows),
     )
     for column, (name, pair) in enumerate(pairs.items()):
         drawn = [
@@ -448,7 +449,7 @@ def _draw_margins(out: runs.RunDirectory, results: Record) -> None:
         for number, (quantity, unit) in enumerate(rows):
             axes = panels[number * len(schemes) + column]
             _draw_margin_panel(axes, drawn, quantity, unit)
-            if number:
+            if number and len(schemes) > 1:
                 axes.set_title("")
     _save(out, "margins", figure, panels, "images with less (%)", 2)
 

@@ -118,7 +118,9 @@ def _ways(results: Record) -> list[str]:
             "scheme": label(name),
             "way": way,
             **network,
-            "gain": averages.gain(scheme["networks"][WITHOUT], network),
+            "gain": None
+            if way == "none"
+            else averages.gain(scheme["networks"][WITHOUT], network),
             "paper": _printed(name, network),
         }
         for name, scheme in results["schemes"].items()

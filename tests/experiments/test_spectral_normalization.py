@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.common import figures as common
 from experiments.spectral_normalization import (
     averages,
     figures,
@@ -282,7 +283,8 @@ def two_seeds(network):
 
 
 def test_tables_of_several_seeds_say_over_how_many_networks_they_are(several):
-    text = tables.text(several)
+    text = tables.text({**several, "validation_fraction": 0.1})
+    assert "chosen by 500 images held out of the training, reported on 500 t" in text
     assert "over networks of the seeds 0, 1" in text
     without = several["schemes"][ERM]["networks"]["none"]
     mean = 100 * (without["seeds"]["0"]["test"]["mean"] + 0.05)
@@ -300,10 +302,20 @@ def test_tables_of_several_seeds_say_over_how_many_networks_they_are(several):
     assert text.count("| lost ") == 4
 
 
-def test_figures_of_several_seeds_are_drawn_with_networks_missing(several, tmp_path):
+def test_figures_of_several_seeds_say_what_bands_are(several, tmp_path, monkeypatch):
+    drawn = {}
+
+    def keep(figure, path):
+        drawn[path.stem] = figure.get_suptitle()
+        common.pyplot().close(figure)
+
+    # The layout of the files takes most of the time, and other tests write them.
+    monkeypatch.setattr(common, "write", keep)
     figures.draw(runs.RunDirectory(tmp_path), several, [several])
-    drawn = {file.stem for file in tmp_path.glob("*.png")}
-    assert {"curves", "random_labels", "regularised_pgm_l2", "margins"} <= drawn
+    assert {"curves", "random_labels", "regularised_pgm_l2", "margins"} <= set(drawn)
+    for name, title in drawn.items():
+        kind = "bars" if name in ("attack_strength", "gain_by_network") else "bands"
+        assert title.endswith(f"{kind}: standard error over 2 networks each"), name
     with pytest.raises(ValueError, match=r"others has .*results.json cannot be read"):
         figures.read_results(str(tmp_path))
 
