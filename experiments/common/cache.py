@@ -59,6 +59,7 @@ _ADDED = frozenset(
         "scalar_biases",
         "scalar_multipliers",
         "epsilon_unit",
+        "dropout",
         "validation_fraction",
     )
 )

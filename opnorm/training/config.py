@@ -67,8 +67,10 @@ class Config:
         activation and the last layer, as published by its authors.
       scalar_multipliers: whether every block of a Fixup network has a scalar factor,
         likewise.
+      dropout: part of the entries that an AlexNet drops after each block of a
+        convolution while it trains, in [0, 1).
       normalization: the network's normalisation of pixels, a name in
-        :data:`opnorm.models.STATISTICS`.
+        :data:`opnorm.models.STATISTICS`; "whitened" is that of each image by itself.
       compute_dtype: dtype of the network's computation; parameters, BatchNorm
         statistics, logits and losses are float32 in any case.
       rematerialize: compute activations again in the backward pass, for less memory.
@@ -159,6 +161,7 @@ class Config:
     logit_activation: bool = False
     scalar_biases: bool = False
     scalar_multipliers: bool = False
+    dropout: float = 0.0
     normalization: str = "half"
     compute_dtype: str = "float32"
     rematerialize: bool = False

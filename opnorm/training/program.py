@@ -50,6 +50,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         depth=config.depth,
         scalar_biases=config.scalar_biases,
         scalar_multipliers=config.scalar_multipliers,
+        dropout=config.dropout,
     )
 
 
