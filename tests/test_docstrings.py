@@ -61,6 +61,7 @@ REQUIRED = (
     "models.create",
     "models.network",
     "operators.dense_jacobian",
+    "operators.find_layers",
     "operators.input_hessian_map",
     "operators.jacobian_map",
     "operators.jacobian_norm",
