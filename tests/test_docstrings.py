@@ -76,6 +76,8 @@ REQUIRED = (
     "operators.log_spectral_complexity",
     "operators.singular_value_std",
     "operators.spread_changes",
+    "regularizers.LinenSpectralNorm",
+    "regularizers.SpectralNorm",
     "regularizers.difference_penalty",
     "regularizers.gradient_penalty",
     "regularizers.jacobian_norm",
