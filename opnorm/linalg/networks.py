@@ -226,12 +226,19 @@ class _Structure:
 
 
 class Parts(NamedTuple):
+    """A callable pytree in two parts.
+
+    Attributes:
+      structure: all but the arrays.
+      arrays: the arrays, in the order of the leaves.
+    """
+
     structure: _Structure
     arrays: Arrays
 
 
 def split_network(f: Network) -> Parts | None:
-    """The structure and the arrays of a callable pytree; None for a plain function."""
+    """Returns a callable pytree in two parts, and None for a plain function."""
     leaves, treedef = jax.tree.flatten(f)
     if len(leaves) == 1 and leaves[0] is f:
         return None
