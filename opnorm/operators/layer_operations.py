@@ -193,6 +193,7 @@ def _identity(reader: Reader, eqn: Equation, inputs: list[Value]) -> Any:
 def _compared(reader: Reader, eqn: Equation, inputs: list[Value]) -> Live:
     """Comparisons and logic, which are constant almost everywhere."""
     shape = eqn.outvars[0].aval.shape
+    inputs = [reader.renew(v) if isinstance(v, Live) else v for v in inputs]
     live = [value for value in inputs if isinstance(value, Live)]
     same = all(layer_values.one_entry(live[0], value) for value in live)
     curve = _composed(eqn, inputs) if same else None
@@ -203,7 +204,7 @@ def _binary(reader: Reader, eqn: Equation, inputs: list[Value]) -> Live | None:
     """A function of each entry of several values."""
     name, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
     live = [value for value in inputs if isinstance(value, Live)]
-    if len(live) == 1 or name not in ("max", "min", "select_n"):
+    if len(live) == 1 or name not in ("max", "min"):
         inputs = [reader.renew(v) if isinstance(v, Live) else v for v in inputs]
         live = [value for value in inputs if isinstance(value, Live)]
     if not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
@@ -228,7 +229,8 @@ def _binary(reader: Reader, eqn: Equation, inputs: list[Value]) -> Live | None:
             layer=live[0].layer if kept else None,
             channel_axis=live[0].channel_axis if kept else None,
         )
-    if any(value.discrete for value in main) or not main:
+    jumps = name == "select_n" and isinstance(inputs[0], Live)
+    if jumps or any(value.discrete for value in main) or not main:
         return None
     if len(main) == 1:
         return _with_known(reader, eqn, inputs, main[0])

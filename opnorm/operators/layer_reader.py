@@ -151,7 +151,7 @@ class Reader:
         """Returns the gain of a value and its node, for a node that follows."""
         gain = layer_values.gain(value)
         if math.isinf(gain):
-            self.uncounted.append(value.unbounded)
+            self.uncounted.append(value.unbounded or "a function of unknown slope")
             gain = 1.0
         return gain, value.anchor.node
 
@@ -264,7 +264,11 @@ class Reader:
         length = params["length"]
         if self.operations + length * len(body.eqns) > _MOST_OPERATIONS:
             return self.unknown(eqn, inputs)
-        first, split = params["num_consts"], params["num_consts"] + params["num_carry"]
+        # Releases of JAX name the numbers of arguments differently. Scanned arguments
+        # and stacked results have one axis more than in the body.
+        split = len(inputs) - _num_scanned(eqn.invars, body.invars)
+        num_carry = len(eqn.outvars) - _num_scanned(eqn.outvars, body.outvars)
+        first = split - num_carry
         fixed, carry, rows = inputs[:first], inputs[first:split], inputs[split:]
         order = range(length)[::-1] if params["reverse"] else range(length)
         stacked: dict[int, list[Value]] = {}
@@ -351,6 +355,12 @@ def _slope(value: Live) -> float:
 
 def _is_literal(atom: Any) -> bool:
     return isinstance(atom, jex_core.Literal)
+
+
+def _num_scanned(whole: Sequence[Atom], each: Sequence[Atom]) -> int:
+    """The number of atoms that have one axis more outside of a scan than inside."""
+    pairs = zip(whole, each, strict=True)
+    return sum(len(a.aval.shape) > len(b.aval.shape) for a, b in pairs)
 
 
 def _row(value: Value, number: int) -> Value:
