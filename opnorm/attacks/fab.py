@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg
-from opnorm.attacks import box, checks, meshes, parts, registry, repeats
+from opnorm.attacks import box, checks, criteria, meshes, parts, registry, repeats
 from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
 from opnorm.attacks.parts import Nearest
@@ -34,6 +34,7 @@ def fab(
     epsilon: float | jax.Array | None = None,
     num_steps: int = 100,
     num_targets: int = 9,
+    targeted: bool = False,
     bounds: Bounds = (0.0, 1.0),
 ) -> Attack:
     """Returns the targeted fast adaptive boundary attack (FAB-T).
@@ -54,7 +55,8 @@ def fab(
         one, without a budget.
       num_steps: steps for each target, at least 1.
       num_targets: how many classes to try, at least 1; of K classes at most K - 1.
-      bounds: box (low, high).
+      targeted: reach the labels instead of leaving them.
+      bounds: box (low, high), for all entries or for each, or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -82,7 +84,7 @@ def fab(
         epsilon = lax.stop_gradient(epsilon)
     linalg.check_count("num_steps", num_steps, 1)
     linalg.check_count("num_targets", num_targets, 1)
-    checks.check_box(bounds)
+    bounds = checks.check_bounds(bounds)
     walk_steps = box.walk_steps(bounds) if epsilon is None else 0
     schedule = repeats.Schedule(num_steps, num_targets=num_targets)
     options = _Options(p, epsilon, schedule, bounds)
@@ -96,6 +98,8 @@ def fab(
         finish=functools.partial(_finish, options),
         done=lambda state: state.done,
     )
+    if targeted:
+        stage = criteria.reaching(stage)
     return Attack(name="fab_t", p=p, stages=(stage,), budget=epsilon is not None)
 
 
@@ -170,6 +174,9 @@ def _step(
 
     gap, logits, gradient = parts.value_and_gradient(f, difference, current)
     point = _mixture(options, x, current, gap, gradient)
+    if not checks.is_finite(bounds):
+        # Without a box a small gradient may lead beyond the largest number.
+        point = parts.select(parts.all_finite(point), point, current)
     hit = parts.decided(f(point), labels)
     if walk is not None:
         # The walk judges the point that it has chosen the step before.
@@ -245,7 +252,7 @@ def project_hyperplane(
       normal: shape of ``x``; where it is zero, x is returned.
       offset: ``(B,)``, the value of the linear function at x.
       p: 1, 2 or inf.
-      bounds: box (low, high), or None.
+      bounds: box (low, high), for all entries or for each, or None.
 
     Returns:
       Shape and dtype of ``x``.
@@ -259,7 +266,12 @@ def project_hyperplane(
     scale = jnp.where(alive, scale, 1.0)
     w = w / scale * jnp.where(offset >= 0, 1.0, -1.0)[:, None]
     way = jnp.where(alive, jnp.abs(offset)[:, None] / scale, 0.0)
-    low, high = (-math.inf, math.inf) if bounds is None else bounds
+    low, high = (
+        jnp.broadcast_to(end, x.shape).reshape(flat.shape)
+        if isinstance(end, jax.Array)
+        else end
+        for end in parts.ends(bounds, x)
+    )
     room = jnp.where(w > 0, flat - low, high - flat)
     room = jnp.where(w == 0, 0.0, jnp.maximum(room, 0.0))
     size = jnp.abs(w)
@@ -268,8 +280,8 @@ def project_hyperplane(
     else:
         moved = _move_together(size, room, way, 1.0 if p == math.inf else size)
     moved = flat - jnp.sign(w) * moved
-    moved = parts.clip(moved, bounds)
-    return moved.reshape(x.shape).astype(x.dtype)
+    moved = parts.clip(moved.reshape(x.shape), bounds)
+    return moved.astype(x.dtype)
 
 
 def _move_together(
