@@ -260,8 +260,7 @@ def _propose(
         drawn = parts.select(state.tries == 0, problem.start, drawn)
     shrink = jnp.where(tests, 0.0, state.source_step)
     radius = (1 - shrink) * state.nearest.distance
-    noise = parts.free(linalg.sample_sphere(keys, x, 2.0), bounds)
-    point = _beside(noise, x, best - x, state.spherical_step, p)
+    point = _beside(keys, x, best - x, state.spherical_step, p, bounds)
     point = _contract(x, parts.clip(point, bounds) - x, radius, p)
     point = parts.select(halves, inside + (best - inside) / 2, point)
     point = parts.select(seeks, drawn, point)
@@ -285,6 +284,7 @@ def _draw(keys: jax.Array, x: jax.Array, tries: jax.Array, bounds: Bounds) -> ja
         return low + (high - low) * draw(jax.random.uniform)
     size = _SMALLEST_NOISE * _GROWTH ** tries.astype(jnp.float32)
     noisy = x + linalg.scale(draw(jax.random.normal), size)
+    # An infinite end is a number or an array.
     boxed = jnp.isfinite(low) & jnp.isfinite(high)
     low, high = jnp.where(boxed, low, 0.0), jnp.where(boxed, high, 1.0)
     uniform = low + (high - low) * draw(jax.random.uniform)
@@ -292,9 +292,15 @@ def _draw(keys: jax.Array, x: jax.Array, tries: jax.Array, bounds: Bounds) -> ja
 
 
 def _beside(
-    noise: jax.Array, x: jax.Array, delta: jax.Array, length: jax.Array, p: float
+    keys: jax.Array,
+    x: jax.Array,
+    delta: jax.Array,
+    length: jax.Array,
+    p: float,
+    bounds: Bounds = None,
 ) -> jax.Array:
     """A point beside ``x + delta`` and as far from x; for p = inf at most as far."""
+    noise = parts.free(linalg.sample_sphere(keys, x, 2.0), bounds)
     unit = linalg.dual_map(delta, 2.0)
     noise = noise - linalg.scale(unit, linalg.inner(noise, unit))
     way = length * linalg.norm(delta, 2.0)

@@ -76,7 +76,7 @@ def _size(bounds: tuple[Bound, Bound], x: jax.Array) -> float | jax.Array:
     """The larger modulus of the ends of the box, infinite ones left out."""
     sizes = np.abs(np.stack(np.broadcast_arrays(*bounds)))
     size = np.max(np.where(np.isfinite(sizes), sizes, 0.0), axis=0)
-    return jnp.asarray(size, x.dtype) if size.ndim else float(size)
+    return jnp.asarray(parts.for_batch(size, x), x.dtype) if size.ndim else float(size)
 
 
 def walk_steps(bounds: Bounds) -> int:

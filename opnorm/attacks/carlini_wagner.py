@@ -250,7 +250,9 @@ def _point(bounds: Bounds, x: jax.Array, shift: jax.Array) -> jax.Array:
     width = parts.positive(half) if isinstance(half, jax.Array) else half
     origin = jnp.arctanh(jnp.clip((wide - middle) / width, -1, 1) * _INSIDE)
     inside: jax.Array = middle + half * jnp.tanh(origin + shift)
-    return inside if np.all(boxed) else jnp.where(boxed, inside, wide + shift)
+    if np.all(boxed):
+        return inside
+    return jnp.where(parts.for_batch(np.asarray(boxed), x), inside, wide + shift)
 
 
 def _advance(

@@ -169,7 +169,14 @@ def ends(bounds: Bounds, x: jax.Array) -> tuple[float | jax.Array, float | jax.A
 
 
 def _end(end: Bound, x: jax.Array) -> float | jax.Array:
-    return jnp.asarray(end, x.dtype) if isinstance(end, np.ndarray) else end
+    if not isinstance(end, np.ndarray):
+        return end
+    return jnp.asarray(for_batch(end, x), x.dtype)
+
+
+def for_batch(array: np.ndarray, x: jax.Array) -> np.ndarray:
+    """Gives an array that broadcasts against one example as many axes as the batch."""
+    return array.reshape((1,) * (x.ndim - array.ndim) + array.shape)
 
 
 def clip(x: jax.Array, bounds: Bounds) -> jax.Array:
@@ -180,7 +187,9 @@ def clip(x: jax.Array, bounds: Bounds) -> jax.Array:
 def free(noise: jax.Array, bounds: Bounds) -> jax.Array:
     """Sets noise ``(B, ...)`` to zero in the entries that the box fixes."""
     entries = _free_entries(bounds)
-    return noise if entries is None else jnp.where(entries, noise, 0.0)
+    if entries is None:
+        return noise
+    return jnp.where(for_batch(entries, noise), noise, 0.0)
 
 
 def sample_sphere(keys: jax.Array, x: jax.Array, p: float, bounds: Bounds) -> jax.Array:

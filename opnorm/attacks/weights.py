@@ -107,7 +107,7 @@ def enter(
       shift: by how much x lies outside the box, shape of x; None for nowhere.
     """
     x, dtype = problem.x, problem.x.dtype
-    unit = jnp.asarray(scale, dtype)
+    unit = jnp.asarray(parts.for_batch(scale, x), dtype)
     inside = x if shift is None else x - shift
     origin = parts.clip(divide(scale, inside), transform(scale, bounds))
     origin = origin.astype(dtype)
@@ -130,8 +130,10 @@ def divide(scale: Scale, delta: jax.Array) -> jax.Array:
     """Returns ``delta / scale``, ``(B, ...)``, and 0 in the entries of scale 0."""
     if scale is None:
         return delta
+    scale = jnp.asarray(scale, delta.dtype)
+    scale = scale.reshape((1,) * (delta.ndim - scale.ndim) + scale.shape)
     moves = scale > 0
-    unit = jnp.where(moves, scale, 1.0).astype(delta.dtype)
+    unit = jnp.where(moves, scale, 1.0)
     return jnp.where(moves, delta / unit, 0.0)
 
 

@@ -128,6 +128,7 @@ def jacobian_norm(
         linalg.check_length("scale", scale)
         _check_fits("scale", np.shape(scale), x.shape[1:])
         scale = jnp.asarray(scale, x.dtype)
+        scale = scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
     if init is not None and init.shape != x.shape:
         raise ValueError(f"init has shape {init.shape}; it must be {x.shape}.")
     if method == "auto":
