@@ -103,6 +103,16 @@ from opnorm.analysis.sanity import (
     square_check,
 )
 from opnorm.analysis.trends import Trend, trend
+from opnorm.analysis.universal import (
+    Fooling,
+    Response,
+    UniversalDirection,
+    fooling,
+    fooling_bound,
+    perturbation_response,
+    shuffled_directions,
+    universal_direction,
+)
 
 __all__ = [
     "PARAMETER_MATRICES",
@@ -114,6 +124,7 @@ __all__ = [
     "Check",
     "DensityCurve",
     "Eigenvalue",
+    "Fooling",
     "Gap",
     "Gaps",
     "Histograms",
@@ -127,8 +138,10 @@ __all__ = [
     "ParameterSpectrum",
     "RankAlignment",
     "Regularity",
+    "Response",
     "Spectrum",
     "Trend",
+    "UniversalDirection",
     "activation_agreement",
     "alignment",
     "alignment_by_rank",
@@ -143,6 +156,8 @@ __all__ = [
     "evaluate_accuracy",
     "evaluate_outcomes",
     "expected_random_alignment",
+    "fooling",
+    "fooling_bound",
     "generalization_gaps",
     "gradient_norms",
     "histograms",
@@ -164,6 +179,7 @@ __all__ = [
     "output_gain",
     "parameter_spectrum",
     "pearson_alignment",
+    "perturbation_response",
     "perturbations",
     "probability_margin",
     "ramp_loss",
@@ -171,12 +187,14 @@ __all__ = [
     "random_directions",
     "robust_accuracy",
     "sanity_checks",
+    "shuffled_directions",
     "singular_values",
     "soft_margin",
     "square_check",
     "to_pixels",
     "top_k_margin",
     "trend",
+    "universal_direction",
     "violations",
     "worst_over_budgets",
 ]
