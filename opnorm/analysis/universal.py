@@ -74,10 +74,12 @@ class Fooling(NamedTuple):
       fooled: ``(E, N)`` bool: the class at the perturbed image differs from the class
         at the image, whether that is right or wrong; NaN logits count as fooled.
       margin: ``(N,)`` float32, the largest minus the second largest logit at the image.
+      decision: ``(N,)`` int32, the class at the image.
     """
 
     fooled: np.ndarray
     margin: np.ndarray
+    decision: np.ndarray
 
 
 def universal_direction(
@@ -262,13 +264,13 @@ def fooling(
     f = linalg.prepare_network(f)
     zeros = np.zeros(len(images), np.int32)
     inputs.check_labels(f, images, zeros, min(batch_size, len(images)))
-    margin = in_batches(_margin, f, (images,), batch_size)
+    margin, decision = in_batches(_decision, f, (images,), batch_size)
     judge = functools.partial(_fooled, bounds=bounds)
     fooled = [
         in_batches(judge, f, (images, directions), batch_size, (epsilon,))
         for epsilon in budgets
     ]
-    return Fooling(np.stack(fooled), margin)
+    return Fooling(np.stack(fooled), margin, decision)
 
 
 def fooling_bound(margin: ArrayLike, change: ArrayLike, q: float) -> np.ndarray:
@@ -408,6 +410,6 @@ def _fooled(
 
 
 @linalg.network_program
-def _margin(f: linalg.Network, x: jax.Array) -> jax.Array:
-    top, _ = lax.top_k(f(inputs.to_pixels(x)), 2)
-    return top[:, 0] - top[:, 1]
+def _decision(f: linalg.Network, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    top, classes = lax.top_k(f(inputs.to_pixels(x)), 2)
+    return top[:, 0] - top[:, 1], classes[:, 0].astype(jnp.int32)

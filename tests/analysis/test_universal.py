@@ -75,6 +75,7 @@ def test_changes_and_decisions_are_those_of_the_network():
     )
     top = np.sort(clean, axis=1)
     chex.assert_trees_all_close(decided.margin, top[:, -1] - top[:, -2], atol=1e-5)
+    np.testing.assert_array_equal(decided.decision, clean.argmax(axis=1))
     assert decided.fooled[-1].any()
     # To first order, and without the box, the change is epsilon times the slope.
     small = analysis.perturbation_response(

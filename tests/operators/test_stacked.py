@@ -68,10 +68,10 @@ def test_a_linear_network_has_the_norm_of_one_image_times_a_power_of_the_number(
             linalg.operator_norm(
                 stack, p=math.inf, q=q, num_restarts=8, key=jax.random.key(0)
             )
-            for q in (1.0, 3.0, math.inf)
+            for q in (3.0, math.inf)
         ]
 
-    for q, found in zip((1.0, 3.0, math.inf), norms(weights, images), strict=True):
+    for q, found in zip((3.0, math.inf), norms(weights, images), strict=True):
         one = np.linalg.norm(effects, q, axis=1).max()
         expected = one * (1.0 if q == math.inf else 5 ** (1 / q))
         assert found.value[0] == pytest.approx(expected, rel=1e-5)
