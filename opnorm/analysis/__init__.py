@@ -91,6 +91,7 @@ from opnorm.analysis.parameter_spectra import (
     ParameterSpectrum,
     parameter_spectrum,
 )
+from opnorm.analysis.quantization import Quantized, quantize
 from opnorm.analysis.robustness import (
     Attacked,
     attack_examples,
@@ -136,6 +137,7 @@ __all__ = [
     "NearestPoints",
     "Outcomes",
     "ParameterSpectrum",
+    "Quantized",
     "RankAlignment",
     "Regularity",
     "Response",
@@ -182,6 +184,7 @@ __all__ = [
     "perturbation_response",
     "perturbations",
     "probability_margin",
+    "quantize",
     "ramp_loss",
     "ramp_risk",
     "random_directions",
