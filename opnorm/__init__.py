@@ -4,7 +4,7 @@ lowers them.
 Rooms: :mod:`opnorm.linalg`, :mod:`opnorm.operators`, :mod:`opnorm.attacks`,
 :mod:`opnorm.regularizers`, :mod:`opnorm.analysis`, :mod:`opnorm.models`,
 :mod:`opnorm.data`, :mod:`opnorm.papers`, :mod:`opnorm.reports`, :mod:`opnorm.runs`,
-:mod:`opnorm.training`.
+:mod:`opnorm.torch`, :mod:`opnorm.training`.
 """
 
 from opnorm import (
@@ -18,6 +18,7 @@ from opnorm import (
     regularizers,
     reports,
     runs,
+    torch,
     training,
 )
 from opnorm.models import network
@@ -36,5 +37,6 @@ __all__ = [
     "regularizers",
     "reports",
     "runs",
+    "torch",
     "training",
 ]

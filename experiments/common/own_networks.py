@@ -16,7 +16,6 @@ imported with the current directory on the path. It is called with the content o
 Files are read without executing anything that they hold.
 """
 
-import functools
 import importlib
 import inspect
 import sys
@@ -125,7 +124,7 @@ def given(numbers: Sequence[int] | None = None) -> list[list[Own]]:
     found = []
     for text, file in zip(texts, files or [_NO_FILE] * len(texts), strict=True):
         paths = seeds.names("variables", file, numbers)
-        found.append([_make(text, None if p == _NO_FILE else p) for p in paths])
+        found.append([make(text, None if p == _NO_FILE else p) for p in paths])
     return found
 
 
@@ -139,8 +138,16 @@ def dataset_name(dataset: str | None) -> str:
     return dataset
 
 
-def _make(text: str, file: str | None) -> Own:
-    """Calls the function of one --network."""
+def make(text: str, file: str | None = None) -> Own:
+    """Calls the function of one --network.
+
+    Args:
+      text: "module:function".
+      file: the file of its variables, or None.
+
+    Raises:
+      ValueError or FileNotFoundError: as :func:`given`.
+    """
     function = _function(text)
     arguments = [] if file is None else [read_variables(file)]
     try:
@@ -184,12 +191,13 @@ def _function(text: str) -> Callable[..., Any]:
             f"network is {text}; the module {name} cannot be imported from {here} or "
             f"the Python path: {_words(error)}"
         ) from error
-    found = functools.reduce(
-        lambda owner, part: getattr(owner, part, None), attribute.split("."), module
-    )
+    found: Any = module
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
     if not callable(found):
         raise ValueError(f"network is {text}; {name} has no function {attribute}.")
-    return found
+    function: Callable[..., Any] = found
+    return function
 
 
 def _network(text: str, made: Any) -> linalg.Network:
@@ -275,7 +283,7 @@ def fingerprint(own: Own, examples: data.Dataset, batch_size: int) -> str:
         source = inspect.getsource(module)
     except (OSError, TypeError):
         source = ""
-    images = data.to_float(examples.images)
+    images = np.asarray(data.to_float(examples.images))
     arrays = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(own.f)
@@ -325,14 +333,14 @@ def _read_orbax(directory: Path) -> dict[str, Any]:
 
     folder = _checkpoint(directory.absolute())
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            shapes = reader.metadata(folder).item_metadata.tree
-            plain = jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes
-            )
-            found = reader.restore(
-                folder, args=ocp.args.PyTreeRestore(restore_args=plain)
-            )
+        # The handler itself, since the folder of an item has no metadata of its own.
+        reader = ocp.PyTreeCheckpointHandler()
+        plain = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            reader.metadata(folder).tree,
+        )
+        found = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=plain))
+        reader.close()
     # Orbax and its libraries raise all kinds of errors for a damaged file.
     except Exception as error:
         raise ValueError(

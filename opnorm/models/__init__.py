@@ -6,6 +6,7 @@ returns logits ``(B, K)``. This room imports no other room.
 
 from opnorm.models.activations import ACTIVATIONS, smooth_relu
 from opnorm.models.alexnet import AlexNet
+from opnorm.models.array_files import read_arrays
 from opnorm.models.cnn7 import CNN7
 from opnorm.models.elu_net import ELUNet
 from opnorm.models.fixup import FixupResNet
@@ -17,6 +18,7 @@ from opnorm.models.normalization import STATISTICS, normalize
 from opnorm.models.outputs import Outputs
 from opnorm.models.registry import NAMES, create
 from opnorm.models.resnet import ResNet50
+from opnorm.models.resnet18 import ResNet18
 from opnorm.models.resnet32 import ResNet32
 from opnorm.models.resnext import ResNeXt34
 from opnorm.models.wide_resnet import WideResNet
@@ -35,6 +37,7 @@ __all__ = [
     "Network",
     "Outputs",
     "ResNeXt34",
+    "ResNet18",
     "ResNet32",
     "ResNet50",
     "WideResNet",
@@ -43,5 +46,6 @@ __all__ = [
     "max_pool",
     "network",
     "normalize",
+    "read_arrays",
     "smooth_relu",
 ]
