@@ -3,7 +3,13 @@
 This room imports linalg, attacks, analysis and runs.
 """
 
-from opnorm.reports.card import card_text, make_card, standard_card
+from opnorm.reports.card import (
+    BUDGETS,
+    card_text,
+    make_card,
+    standard_card,
+    standard_threat,
+)
 from opnorm.reports.examples import (
     ExampleSet,
     adversarial_examples,
@@ -15,6 +21,7 @@ from opnorm.reports.examples import (
 from opnorm.reports.transfer import Transfer, transfer
 
 __all__ = [
+    "BUDGETS",
     "ExampleSet",
     "Transfer",
     "adversarial_examples",
@@ -25,5 +32,6 @@ __all__ = [
     "quantize_examples",
     "save_examples",
     "standard_card",
+    "standard_threat",
     "transfer",
 ]

@@ -26,7 +26,7 @@ _STEPS, _QUERIES = 100, 5000
 _FORMAT = 1
 
 
-def threat(norm: str) -> tuple[float, float]:
+def standard_threat(norm: str) -> tuple[float, float]:
     """Returns exponent and budget of the standard evaluation in "Linf" or "L2".
 
     Raises:
@@ -80,7 +80,7 @@ def standard_card(
     Source: Croce & Hein 2020, "Reliable evaluation of adversarial robustness with an
     ensemble of diverse parameter-free attacks"; Croce et al. 2021, RobustBench.
     """
-    p, budget = threat(norm)
+    p, budget = standard_threat(norm)
     budget = budget if epsilon is None else float(epsilon)
     began = time.monotonic()
     clean = analysis.evaluate_accuracy(f, images, labels, batch_size=batch_size)
@@ -176,7 +176,7 @@ def make_card(
     Raises:
       ValueError: for another norm.
     """
-    _, standard = threat(norm)
+    _, standard = standard_threat(norm)
     deviations = [
         text
         for differs, text in (
@@ -281,7 +281,7 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 def _epsilon(card: Mapping[str, Any]) -> str:
     """The budget as it is written: 8/255 in Linf."""
-    _, standard = threat(card["norm"])
+    _, standard = standard_threat(card["norm"])
     if math.isclose(card["epsilon"], standard, rel_tol=1e-6):
         return BUDGETS[card["norm"]]
     return f"{card['epsilon']:g}"

@@ -361,7 +361,7 @@ def _check_values(examples: ExampleSet, name: str) -> None:
     # A few images at a time, since float64 takes eight times the memory of uint8.
     for first in range(0, len(examples.labels), 100):
         pair = [
-            np.asarray(analysis.to_pixels(each[first : first + 100]), np.float64)
+            _wide(each[first : first + 100])
             for each in (examples.images, examples.x_adv)
         ]
         for field, pixels in zip(("images", "x_adv"), pair, strict=True):
@@ -378,6 +378,11 @@ def _check_values(examples: ExampleSet, name: str) -> None:
             f"{name}: {beyond} of {len(examples.labels)} attacked images are further "
             f"than epsilon = {examples.epsilon:g} from the clean ones."
         )
+
+
+def _wide(images: np.ndarray) -> np.ndarray:
+    """Returns pixels in [0, 1] as float64, so that steps of 8 bits are exact."""
+    return images / 255.0 if images.dtype == np.uint8 else images.astype(np.float64)
 
 
 def _limit(examples: ExampleSet, clean: np.ndarray) -> np.ndarray:

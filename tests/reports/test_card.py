@@ -30,7 +30,9 @@ def members(p, num_steps, num_queries, channels):
 
 def test_the_attack_is_auto_attack():
     attack = card_file._factory(math.inf, 100, 5000, "last")(np.zeros(1))
-    assert attack == attacks.auto_attack(p=math.inf, epsilon=np.zeros(1))
+    expected = attacks.auto_attack(p=math.inf, epsilon=0.0)
+    for one, other in zip(attack.stages, expected.stages, strict=True):
+        assert (one.name, one.num_steps) == (other.name, other.num_steps)
 
 
 def test_the_card_has_the_exact_accuracy_of_a_linear_network(monkeypatch):
