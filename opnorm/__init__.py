@@ -3,8 +3,8 @@ lowers them.
 
 Rooms: :mod:`opnorm.linalg`, :mod:`opnorm.operators`, :mod:`opnorm.attacks`,
 :mod:`opnorm.regularizers`, :mod:`opnorm.analysis`, :mod:`opnorm.models`,
-:mod:`opnorm.data`, :mod:`opnorm.papers`, :mod:`opnorm.runs`, :mod:`opnorm.torch`,
-:mod:`opnorm.training`.
+:mod:`opnorm.data`, :mod:`opnorm.papers`, :mod:`opnorm.reports`, :mod:`opnorm.runs`,
+:mod:`opnorm.torch`, :mod:`opnorm.training`.
 """
 
 from opnorm import (
@@ -16,6 +16,7 @@ from opnorm import (
     operators,
     papers,
     regularizers,
+    reports,
     runs,
     torch,
     training,
@@ -34,6 +35,7 @@ __all__ = [
     "operators",
     "papers",
     "regularizers",
+    "reports",
     "runs",
     "torch",
     "training",

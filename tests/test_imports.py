@@ -22,6 +22,7 @@ ALLOWED = {
     "attacks": {"linalg"},
     "regularizers": {"linalg", "operators"},
     "analysis": {"linalg", "operators", "attacks"},
+    "reports": {"linalg", "attacks", "analysis", "runs"},
     "torch": {"models"},
     "training": {
         "linalg",

@@ -9,6 +9,11 @@ r"""Measures robust accuracy, distances and spectrum of a trained network.
   python -m experiments.evaluate --network=mine:make --variables=mine.npz \
     --dataset=cifar10_mini --p=inf --epsilons=8/255 --out=runs/mine
 
+  python -m experiments.evaluate --run=runs/snr --card=Linf   # as leaderboards do
+  python -m experiments.evaluate --run=runs/snr --p=inf --epsilons=8/255 \
+    --attack=apgd --save_examples=runs/snr/png
+  python -m experiments.evaluate --run=runs/at --transfer=runs/snr/png
+
 A network of your own is a function of a module, which returns a function of a batch,
 best a callable pytree. --dataset, --out and --image_size stand for the facts that a run
 knows; --p is 2 unless it is given.
@@ -24,6 +29,11 @@ everything again.
 Writes evaluation.json, evaluation.md and figures into the run directory. It also keeps,
 for every example, the nearest misclassified point that any evaluation has found: a
 later, stronger attack can only lower the accuracy that is reported as best known.
+
+--card also writes card.json and card.md. --save_examples saves the attacked images as
+a .npz file or as PNG files; rounded ones stay adversarial and within the budget, and
+the report names those that cannot. --transfer measures the accuracy on such a set, and
+writes transfer.json and transfer.md.
 """
 
 import json
@@ -45,8 +55,8 @@ from experiments.common import (
     records,
 )
 from experiments.common import measure as measuring
-from experiments.evaluate import figures, measure, tables
-from opnorm import data, linalg, runs, training
+from experiments.evaluate import figures, leaving, measure, tables
+from opnorm import data, linalg, reports, runs, training
 
 _RUN = flags.DEFINE_string(
     "run",
@@ -104,6 +114,7 @@ _SPECTRUM = flags.DEFINE_boolean(
 _BASELINE = flags.DEFINE_string(
     "baseline", None, "evaluation.json of a network to compute the improvement over"
 )
+leaving.define_flags()
 
 
 class _Evaluated(NamedTuple):
@@ -134,8 +145,12 @@ def main() -> None:
             f"run {given}; give the run directory to evaluate, or --network with a "
             "network of your own."
         )
-    epsilons = _read_epsilons()
-    attacks = [attack_specs.parse_attack(text) for text in _ATTACK.value]
+    chosen = leaving.Chosen(_P.value, _EPSILONS.value, _ATTACK.value)
+    if flags.FLAGS.card:
+        chosen = leaving.standard(chosen)
+    epsilons = _read_epsilons(chosen.epsilons)
+    attacks = [attack_specs.parse_attack(text) for text in chosen.attack]
+    keep_points = leaving.check_save(attacks, epsilons)
     options.parse_split(_SPLIT.value)
     baseline = (
         json.loads(Path(_BASELINE.value).read_text()) if _BASELINE.value else None
@@ -145,8 +160,12 @@ def main() -> None:
     own = own_networks.given()
     if len(own) > 1:
         raise ValueError(f"network is {flags.FLAGS.network}; give one.")
+    if flags.FLAGS.transfer:
+        _transfer(own)
+        return
     run = training.load_run(_RUN.value) if _RUN.value else None
-    settings = _settings(run.config if run else None, attacks, epsilons)
+    settings = _settings(run.config if run else None, attacks, epsilons, chosen.p)
+    settings = settings._replace(keep_points=keep_points)
     norm = measuring.norm_name(settings.p)
     if baseline is not None and norm not in baseline.get("best_known", {}):
         raise ValueError(f"baseline {_BASELINE.value} has no {norm} distances.")
@@ -155,9 +174,7 @@ def main() -> None:
     out = cli.hold(runs.RunDirectory.for_results(_OUT.value or str(_RUN.value)))
     parts = cache.Parts(out.path / "evaluation", fresh=flags.FLAGS.fresh)
 
-    found, nearest = measure.measure(
-        network.f, test_set, settings, parts, network.identity
-    )
+    found = measure.measure(network.f, test_set, settings, parts, network.identity)
     card: records.Record = {
         "run": network.name,
         **network.source,
@@ -168,8 +185,10 @@ def main() -> None:
         "p": settings.p,
         "seed": settings.seed,
         **records.origin(),
-        **found,
+        **found.results,
     }
+    if keep_points:
+        card["saved"] = leaving.save(network.f, test_set, found, settings)
     if baseline is not None:
         gain = measure.improvement(card, baseline, norm)
         card["improvement"] = {"baseline": _BASELINE.value, **gain}
@@ -181,7 +200,31 @@ def main() -> None:
     text = tables.text(card)
     out.write_json("evaluation.json", card)
     out.write_text("evaluation.md", text)
-    figures.draw(out, card, nearest, _trained_with(network.config, settings.p))
+    trained_with = _trained_with(network.config, settings.p)
+    figures.draw(out, card, found.nearest, trained_with)
+    if flags.FLAGS.card:
+        standard = leaving.card(network.name, card, attacks[0])
+        out.write_json("card.json", standard)
+        out.write_text("card.md", reports.card_text(standard))
+    records.report(out, text)
+
+
+def _transfer(own: list[list[own_networks.Own]]) -> None:
+    """Measures the network on a set of attacked images that was saved, as --transfer.
+
+    Args:
+      own: the network of --network, if there is one.
+    """
+    saved = reports.load_examples(flags.FLAGS.transfer)
+    if own:
+        name, f = own[0][0].label, own[0][0].f
+    else:
+        name, f = str(_RUN.value), training.load_run(_RUN.value).network
+    found = leaving.transfer(name, f, saved, _BATCH_SIZE.value)
+    out = cli.hold(runs.RunDirectory.for_results(_OUT.value or str(_RUN.value)))
+    text = tables.transfer_text(found)
+    out.write_json("transfer.json", found)
+    out.write_text("transfer.md", text)
     records.report(out, text)
 
 
@@ -214,9 +257,9 @@ def _trained_with(config: training.Config | None, p: float) -> float | None:
     return training.in_pixels(config).epsilon
 
 
-def _read_epsilons() -> list[float]:
+def _read_epsilons(texts: list[str]) -> list[float]:
     """Checks the flags that need no network, and returns the epsilons above 0."""
-    epsilons = sorted(set(options.parse_floats("epsilons", _EPSILONS.value)) - {0.0})
+    epsilons = sorted(set(options.parse_floats("epsilons", texts)) - {0.0})
     options.check_at_least(1, _BATCH_SIZE, _PART_SIZE)
     options.check_at_least(0, _CHECKS)
     if not epsilons or not all(0 <= e < math.inf for e in epsilons):
@@ -230,9 +273,10 @@ def _settings(
     config: training.Config | None,
     attacks: list[attack_specs.AttackSpec],
     epsilons: list[float],
+    p: float | None,
 ) -> measure.Settings:
     """The settings for a network; ValueError if one is wrong."""
-    p = (config.p if config else 2.0) if _P.value is None else _P.value
+    p = (config.p if config else 2.0) if p is None else p
     if not p >= 1:
         raise ValueError(f"p is {p}; it must be in [1, inf].")
     for spec in attacks:

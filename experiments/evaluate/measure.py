@@ -13,6 +13,7 @@ from experiments.common.records import Record, mean_and_error
 from opnorm import analysis, data, linalg
 
 _FIELDS = ("success", "distance", "steps", "stage")
+_POINTS = ("success", "x_adv")
 
 
 class Settings(NamedTuple):
@@ -29,6 +30,8 @@ class Settings(NamedTuple):
       part_size: examples after which results are saved.
       check_examples: examples for the sanity checks; 0 for no checks.
       seed: random seed of the attacks.
+      keep_points: whether to return the attacked images, of the first attack at the
+        first budget.
     """
 
     attacks: Sequence[attack_specs.AttackSpec]
@@ -39,6 +42,26 @@ class Settings(NamedTuple):
     part_size: int
     check_examples: int
     seed: int
+    keep_points: bool = False
+
+
+class Measured(NamedTuple):
+    """The results of :func:`measure`.
+
+    Attributes:
+      results: the entries "clean_accuracy", "clean_standard_error", "attacks",
+        "best_known" and "checks" of the results.
+      nearest: ``(N,)``, distance of the nearest misclassified point of these attacks: 0
+        where the network is wrong, inf where there is none.
+      x_adv: ``(N, ...)`` float32, the attacked images, the clean image where the attack
+        failed; None unless asked for.
+      success: ``(N,)`` bool, whether the network is wrong at ``x_adv``; or None.
+    """
+
+    results: Record
+    nearest: np.ndarray
+    x_adv: np.ndarray | None
+    success: np.ndarray | None
 
 
 def measure(
@@ -47,7 +70,7 @@ def measure(
     settings: Settings,
     parts: cache.Parts,
     identity: str,
-) -> tuple[Record, np.ndarray]:
+) -> Measured:
     """Runs all attacks and checks.
 
     Args:
@@ -56,19 +79,16 @@ def measure(
       settings: how to evaluate it.
       parts: where the results of parts of the test set are kept.
       identity: the result of :func:`cache.fingerprint` for network and examples.
-
-    Returns:
-      The entries "clean_accuracy", "clean_standard_error", "attacks", "best_known" and
-      "checks" of the results, and the distance ``(N,)`` of the nearest misclassified
-      point of these attacks: 0 where the network is wrong, inf where there is none.
     """
     clean = analysis.evaluate_accuracy(
         network, test_set.images, test_set.labels, batch_size=settings.batch_size
     )
     nearest = np.where(clean.correct, np.inf, 0.0)
     cards: dict[str, Record] = {}
+    points: Record = {}
     for spec in settings.attacks:
         found = attack_in_parts(network, test_set, spec, settings, parts, identity)
+        points = points or {n: found[n][0] for n in _POINTS if n in found}
         nearest = np.minimum(nearest, found["distance"].min(axis=0))
         cards[str(spec)] = _card(found, spec, settings, clean.correct)
     checks = _square_checks(cards)
@@ -76,13 +96,16 @@ def measure(
         checks += _sanity_checks(network, test_set, settings, checks)
     norm = norm_name(settings.p)
     known = best_known(parts.below("best_known"), norm, identity, nearest, list(cards))
-    return {
+    results = {
         "clean_accuracy": clean.mean,
         "clean_standard_error": clean.standard_error,
         "attacks": cards,
         "best_known": {norm: _best_known_card(*known, settings.epsilons)},
         "checks": [check._asdict() for check in checks],
-    }, nearest
+    }
+    x_adv = points.get("x_adv")
+    success = None if x_adv is None else points["success"]
+    return Measured(results, nearest, x_adv, success)
 
 
 def attack_in_parts(
@@ -96,7 +119,8 @@ def attack_in_parts(
     """Runs one attack on the test set, part by part, and saves each part.
 
     Returns:
-      "success", "distance", "steps", "stage", each ``(E, N)``; "seconds", the time
+      "success", "distance", "steps", "stage", each ``(E, N)``; with ``keep_points``
+      also "x_adv", ``(E, N, ...)``; "seconds", the time
       that all parts took, in this process and in earlier ones; "pieces" and "reused",
       the number of parts and how many of them an earlier process measured. A distance
       of a successful attack with a budget is at most the budget: rounding of the
@@ -104,6 +128,7 @@ def attack_in_parts(
     """
     has_budget = attack_specs.has_budget(spec)
     budgets = [float(e) for e in settings.epsilons] if has_budget else [0.0]
+    fields = (*_FIELDS, "x_adv") if settings.keep_points else _FIELDS
 
     def attack(first: int, last: int, tell: Callable[[float], None]) -> cache.Arrays:
         began = time.monotonic()
@@ -116,9 +141,10 @@ def attack_in_parts(
             batch_size=settings.batch_size,
             key=jax.random.key(settings.seed),
             index=np.arange(first, last),
+            keep_points=settings.keep_points,
             on_progress=tell,
         )
-        arrays = {name: getattr(attacked, name) for name in _FIELDS}
+        arrays = {name: getattr(attacked, name) for name in fields}
         return arrays | {"seconds": np.array(time.monotonic() - began)}
 
     before = parts.reused
@@ -128,6 +154,8 @@ def attack_in_parts(
         "p": settings.p,
         "epsilons": budgets,
         "seed": settings.seed,
+        # Parts without points keep the key that they have always had.
+        **({"points": True} if settings.keep_points else {}),
     }
     found = cache.in_parts(
         parts,
@@ -138,7 +166,7 @@ def attack_in_parts(
         description=str(spec),
     )
     whole: Record = {
-        name: np.concatenate([part[name] for part in found], axis=1) for name in _FIELDS
+        name: np.concatenate([part[name] for part in found], axis=1) for name in fields
     }
     if has_budget:
         nearest = np.minimum(whole["distance"], np.array(budgets)[:, None])

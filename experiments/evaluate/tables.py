@@ -30,6 +30,8 @@ def text(card: Mapping[str, Any]) -> str:
     if card.get("improvement"):
         blocks.append(_improvement(card["improvement"]))
     lines = [*checks_as_text(card["checks"]), *reuse_as_text(card)]
+    if card.get("saved"):
+        lines.append(_saved(card["saved"]))
     blocks.append("\n".join(f"- {line}" for line in lines))
     return "\n\n".join(blocks).rstrip() + "\n"
 
@@ -78,6 +80,47 @@ def _improvement(found: Mapping[str, Any]) -> str:
         f"Improvement over {found['baseline']}: distance "
         f"{number(found['distance_gain'])}, error {number(found['error_rise'])}, ratio "
         f"{number(found['ratio'])}."
+    )
+
+
+def _saved(saved: Mapping[str, Any]) -> str:
+    """Returns a line on the images that were saved, and on those that rounding lost."""
+    text = f"saved {saved['adversarial']} adversarial images to {saved['path']}"
+    if saved["quantize"] is None:
+        return text
+    text += f", rounded to steps of 1/{saved['quantize']}"
+    if not saved["lost"]:
+        return f"{text}; all stayed adversarial and within the budget"
+    places = ", ".join(map(str, saved["lost"]))
+    return (
+        f"{text}; {len(saved['lost'])} did not stay adversarial within the budget and "
+        f"are saved as the clean image: examples {places}"
+    )
+
+
+def transfer_text(found: Mapping[str, Any]) -> str:
+    """Returns the results on attacked images that were made for another network."""
+    accuracy = tables.with_error("{:.1%}")
+    columns = [
+        Column("accuracy on", "name"),
+        Column("accuracy", "value", accuracy),
+        Column("examples", "count"),
+    ]
+    rows = [
+        {"name": name, "value": found[kind], "count": count}
+        for name, kind, count in (
+            ("clean images", "clean", found["examples"]),
+            ("attacked images", "attacked", found["examples"]),
+        )
+    ]
+    success = tables.with_error("{:.1%}")(found["success"])
+    return (
+        f"# Transfer to {found['run']}\n\n{found['set']}: {found['data']}; "
+        f"{found['attack']} with p = {found['p']:g}, epsilon = {found['epsilon']:g}; "
+        f"revision {found['git_revision']}.\n\n{tables.table(rows, columns)}\n\n"
+        f"- {success} of the {found['success']['counted']} images that are adversarial "
+        "for the attacked network, and that this network has right, are misclassified "
+        "when attacked.\n"
     )
 
 

@@ -92,6 +92,7 @@ from opnorm.analysis.parameter_spectra import (
     ParameterSpectrum,
     parameter_spectrum,
 )
+from opnorm.analysis.quantization import Quantized, quantize
 from opnorm.analysis.robustness import (
     Attacked,
     attack_examples,
@@ -104,6 +105,16 @@ from opnorm.analysis.sanity import (
     square_check,
 )
 from opnorm.analysis.trends import Trend, trend
+from opnorm.analysis.universal import (
+    Fooling,
+    Response,
+    UniversalDirection,
+    fooling,
+    fooling_bound,
+    perturbation_response,
+    shuffled_directions,
+    universal_direction,
+)
 
 __all__ = [
     "PARAMETER_MATRICES",
@@ -115,6 +126,7 @@ __all__ = [
     "Check",
     "DensityCurve",
     "Eigenvalue",
+    "Fooling",
     "Gap",
     "Gaps",
     "Histograms",
@@ -126,10 +138,13 @@ __all__ = [
     "NearestPoints",
     "Outcomes",
     "ParameterSpectrum",
+    "Quantized",
     "RankAlignment",
     "Regularity",
+    "Response",
     "Spectrum",
     "Trend",
+    "UniversalDirection",
     "activation_agreement",
     "alignment",
     "alignment_by_rank",
@@ -144,6 +159,8 @@ __all__ = [
     "evaluate_accuracy",
     "evaluate_outcomes",
     "expected_random_alignment",
+    "fooling",
+    "fooling_bound",
     "generalization_gaps",
     "gradient_norms",
     "histograms",
@@ -166,19 +183,23 @@ __all__ = [
     "output_gain",
     "parameter_spectrum",
     "pearson_alignment",
+    "perturbation_response",
     "perturbations",
     "probability_margin",
+    "quantize",
     "ramp_loss",
     "ramp_risk",
     "random_directions",
     "robust_accuracy",
     "sanity_checks",
+    "shuffled_directions",
     "singular_values",
     "soft_margin",
     "square_check",
     "to_pixels",
     "top_k_margin",
     "trend",
+    "universal_direction",
     "violations",
     "worst_over_budgets",
 ]

@@ -52,6 +52,7 @@ from opnorm.operators.spread import (
     layer_spreads,
     spread_changes,
 )
+from opnorm.operators.stacked import stacked_jacobian_map
 
 __all__ = [
     "Capacity",
@@ -93,4 +94,5 @@ __all__ = [
     "singular_triplets",
     "singular_value_std",
     "spread_changes",
+    "stacked_jacobian_map",
 ]

@@ -1,0 +1,94 @@
+"""experiments.universal, and the results that leave experiments.evaluate."""
+
+import json
+
+import numpy as np
+import pytest
+
+from opnorm import data, reports, training
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, save_untrained):
+    """A network as it begins."""
+    folder = tmp_path_factory.mktemp("runs") / "net"
+    config = training.Config(method="standard", model="mlp1", width=6, seed=0)
+    save_untrained(folder, config, 10)
+    return folder
+
+
+def test_a_card_and_the_images_behind_it_are_written_and_transfer(
+    trained, tmp_path, run
+):
+    given = [f"--run={trained}", "--card=Linf", "--examples=6", "--nospectrum"]
+    given += ["--attack=auto_attack num_steps=1 num_queries=1", "--check_examples=0"]
+    given += [f"--out={tmp_path / 'out'}", f"--save_examples={tmp_path / 'png'}"]
+    result = run("evaluate", *given)
+    assert result.returncode == 0, result.stderr
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert (card["norm"], card["epsilon"], card["examples"]) == ("Linf", 8 / 255, 6)
+    text = (tmp_path / "out" / "card.md").read_text()
+    assert text == reports.card_text(card)
+    saved = reports.load_examples(tmp_path / "png")
+    images = data.load("cifar10_mini", split="test", limit=6)
+    np.testing.assert_array_equal(saved.images, images.images)
+    np.testing.assert_array_equal(saved.labels, images.labels)
+    fallen = saved.adversarial | saved.lost
+    assert card["robust_accuracy"] == pytest.approx(1 - fallen.mean())
+    assert f"saved {saved.adversarial.sum()} adversarial images" in result.stdout
+    logits = training.load_run(trained).network(np.float32(saved.x_adv / 255))
+    wrong = np.argmax(logits, axis=1) != saved.labels
+    np.testing.assert_array_equal(wrong, saved.adversarial)
+
+    result = run("evaluate", f"--run={trained}", f"--transfer={tmp_path / 'png'}")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((trained / "transfer.json").read_text())
+    assert found["attacked"]["mean"] == pytest.approx(1 - wrong.mean())
+    assert found["clean"]["mean"] == pytest.approx(card["clean_accuracy"])
+
+
+def test_a_universal_perturbation_is_measured_beside_its_bounds(trained, tmp_path, run):
+    given = [f"--run={trained}", "--fit_examples=5", "--examples=7", "--num_steps=2"]
+    given += ["--p=2", "--q=2", "--epsilons=0.5,2", "--search_steps=60"]
+    result = run("universal", *given, f"--out={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    found = results["networks"]["standard"]
+    params = training.load_run(trained).network.params
+    images = data.load("cifar10_mini", split="test", limit=12).images / 255
+    hidden, logits = params["dense1"], params["logits"]
+    x = (images.reshape(12, -1) - 0.5) / 0.5
+    alive = x @ hidden["kernel"] + hidden["bias"] > 0
+    first = np.asarray(hidden["kernel"]) / 0.5
+    dense = np.einsum("nh,bh,hd->bdn", first, alive, logits["kernel"])
+    _, values, rows = np.linalg.svd(dense[:5].reshape(-1, 3072), full_matrices=False)
+    assert found["singular_value"] == pytest.approx(values[0], rel=1e-3)
+    with np.load(tmp_path / "perturbations.npz", allow_pickle=False) as stored:
+        direction = stored["standard"].ravel()
+    assert abs(direction @ rows[0]) == pytest.approx(1, abs=1e-2)
+    promised = np.array(found["change"]["promised"])
+    np.testing.assert_allclose(promised, [0.5 * values[0], 2 * values[0]], rtol=1e-3)
+    fooled = np.array(found["fooling"]["universal"]["mean"])
+    assert np.all(fooled <= found["bound"]["measured"])
+    assert (results["fit_examples"], results["examples"]) == (5, 7)
+    for name in ("fooling.png", "perturbations.png", "table.md"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--save_examples=OUT/a.npz"], ["one attack at one epsilon"]),
+        (["--card=L2", "--p=inf"], ["p is inf", "card=L2"]),
+    ],
+)
+def test_usage_errors_are_one_line_and_write_nothing(
+    flags, words, trained, tmp_path, run
+):
+    given = [flag.replace("OUT", str(tmp_path)) for flag in flags]
+    result = run("evaluate", f"--run={trained}", *given, f"--out={tmp_path / 'out'}")
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+    assert list(tmp_path.iterdir()) == []
