@@ -18,6 +18,7 @@ from opnorm.models.normalization import STATISTICS, normalize
 from opnorm.models.outputs import Outputs
 from opnorm.models.registry import NAMES, create
 from opnorm.models.resnet import ResNet50
+from opnorm.models.resnet18 import ResNet18
 from opnorm.models.resnet32 import ResNet32
 from opnorm.models.resnext import ResNeXt34
 from opnorm.models.wide_resnet import WideResNet
@@ -36,6 +37,7 @@ __all__ = [
     "Network",
     "Outputs",
     "ResNeXt34",
+    "ResNet18",
     "ResNet32",
     "ResNet50",
     "WideResNet",

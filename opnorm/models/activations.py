@@ -34,11 +34,14 @@ def smooth_relu(x: jax.Array) -> jax.Array:
 
 
 # ELU (Clevert et al. 2016) is x above 0 and exp(x) - 1 below. Its slope is continuous,
-# at most 1, and 1-Lipschitz.
+# at most 1, and 1-Lipschitz. Swish (Ramachandran et al. 2017) is x sigmoid(x). Its
+# slope reaches 1.0998, so bounds from the norms of layers, which suppose 1-Lipschitz
+# functions between them, do not hold for it.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "smooth_relu": smooth_relu,
     "elu": nn.elu,
+    "swish": nn.swish,
 }
 
 

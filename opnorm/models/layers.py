@@ -64,11 +64,13 @@ def convolution(
     dtype: DTypeLike,
     stride: int = 1,
     groups: int = 1,
+    padding: str = "symmetric",
 ) -> nn.Conv:
-    """Builds a convolution without bias, padded by ``size // 2`` on every side.
+    """Builds a convolution without bias.
 
-    The padding is given in numbers, since SAME is not PyTorch's padding: it pads an
-    even image by one place less on top and left where the stride is 2.
+    The padding "symmetric", PyTorch's, adds ``size // 2`` places on every side; "same",
+    TensorFlow's, pads an even image by one place less on top and left where the stride
+    is 2.
 
     Args:
       name: name of the module.
@@ -78,12 +80,13 @@ def convolution(
       dtype: dtype of the computation; the kernel is at least float32.
       stride: stride in both directions.
       groups: number of groups of channels.
+      padding: "symmetric" or "same".
     """
     return nn.Conv(
         channels,
         (size, size),
         strides=stride,
-        padding=size // 2,
+        padding=size // 2 if padding == "symmetric" else "SAME",
         feature_group_count=groups,
         use_bias=False,
         kernel_init=kernel_init,

@@ -18,6 +18,7 @@ from opnorm.models.mlp import MLP
 from opnorm.models.normalization import ChannelStatistic
 from opnorm.models.outputs import check_size
 from opnorm.models.resnet import ResNet50
+from opnorm.models.resnet18 import ResNet18
 from opnorm.models.resnet32 import ResNet32
 from opnorm.models.resnext import ResNeXt34
 from opnorm.models.wide_resnet import WideResNet
@@ -27,7 +28,10 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn7": CNN7,
     "mlp": MLP,
     "wrn28": WideResNet,
+    "wrn28_gowal": functools.partial(WideResNet, padding="same"),
     "resnet50": ResNet50,
+    "resnet18": ResNet18,
+    "resnet18_cifar": functools.partial(ResNet18, small_images=True),
     "resnext34": ResNeXt34,
     "fixup": FixupResNet,
     "fixup56": FixupResNet,
@@ -74,15 +78,17 @@ def create(
       num_classes: K, number of logits.
       width: channels of the first convolution (cnn7: 128; alexnet and inception: 96;
         wrn50_2 and elu_net: 64), size of the hidden layers (mlp, which has two, and
-        mlp1, which has one: 512), widening factor (wrn28: 10), or channels of the first
-        stage (resnet50: 64, before their expansion; resnext34: 32; fixup, fixup56,
-        fixup110 and resnet32: 16). None for the default in parentheses.
+        mlp1, which has one: 512), widening factor (wrn28 and wrn28_gowal: 10), or
+        channels of the first stage (resnet50: 64, before their expansion; resnet18 and
+        resnet18_cifar: 64; resnext34: 32; fixup, fixup56, fixup110 and resnet32: 16).
+        None for the default in parentheses.
       mean: subtracted from the pixels; one number or one per channel, in [0, 1] units
         (``STATISTICS`` has common ones).
       std: the pixels are then divided by it; one number or one per channel.
       dtype: dtype of the computation.
       activation: a name in ``ACTIVATIONS``. The default is "relu" for every network,
-        also for elu_net, whose authors use "elu".
+        also for elu_net, whose authors use "elu", and wrn28_gowal, whose authors use
+        "swish".
       rematerialize: if true, derivatives compute each block again instead of storing
         the values inside it; mlp, mlp1 and elu_net have no blocks and do not take it.
       logit_activation: if true, logits go through the activation; only resnext34 takes

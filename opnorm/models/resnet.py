@@ -93,7 +93,8 @@ class ResNet50(nn.Module):
         h = entrance.enter(self, x, outputs, min_size=self._min_size)
         first, h = self._stem(h, train)
         preactivations = [first]
-        block = nn.remat(Bottleneck) if self.rematerialize else Bottleneck
+        kind = self._block_type()
+        block = nn.remat(kind) if self.rematerialize else kind
         for stage, size in enumerate(self.stage_sizes, start=1):
             for index in range(1, size + 1):
                 h, inside = block(
@@ -124,8 +125,11 @@ class ResNet50(nn.Module):
         act = activations.ACTIVATIONS[self.activation]
         return h, layers.overlapping_max_pool(act(h))
 
+    def _block_type(self) -> type[nn.Module]:
+        return Bottleneck
+
     def _bottleneck(self, stage: int) -> dict[str, Any]:
-        """Returns the attributes of the bottlenecks of a stage, counted from 1."""
+        """Returns the attributes of the blocks of a stage, counted from 1."""
         return {"channels": self.width * 2 ** (stage - 1)}
 
     def _linear_init(self) -> Callable[..., jax.Array]:

@@ -16,6 +16,7 @@ from opnorm.models import (
 )
 from opnorm.models import outputs as outputs_lib
 
+PADDINGS = ("symmetric", "same")
 KERNEL_INIT = initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -45,7 +46,13 @@ class WideResNet(nn.Module):
       rematerialize: if true, derivatives compute each block again instead of storing
         the values inside it.
 
-    Source: Zagoruyko & Komodakis 2016; used by Roth et al. 2020.
+      padding: of the 3x3 convolutions with stride 2, by one place on every side
+        ("symmetric"), or, where height and width are even, below and to the right alone
+        ("same", TensorFlow's). The robust networks of Gowal et al. 2020 have "same" and
+        the activation "swish".
+
+    Source: Zagoruyko & Komodakis 2016; used by Roth et al. 2020. "same": Gowal et al.
+    2020.
     """
 
     depth: int = 28
@@ -56,6 +63,7 @@ class WideResNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     activation: str = "relu"
     rematerialize: bool = False
+    padding: str = "symmetric"
 
     @nn.compact
     def __call__(
@@ -77,6 +85,10 @@ class WideResNet(nn.Module):
           ValueError: if ``x`` or an attribute cannot be used.
         """
         check_depth(self.depth)
+        if self.padding not in PADDINGS:
+            raise ValueError(
+                f"padding is {self.padding!r}; it may be {' or '.join(PADDINGS)}."
+            )
 
         h = entrance.enter(self, x, outputs)
         h = layers.convolution(
@@ -92,6 +104,7 @@ class WideResNet(nn.Module):
                     train,
                     self.dtype,
                     self.activation,
+                    self.padding,
                     name=f"group{group}_block{index}",
                 )(h)
                 preactivations.extend(inside)
@@ -109,7 +122,7 @@ class Block(nn.Module):
     Attributes:
       channels: number of output channels.
       stride: stride of the first convolution.
-      train, dtype, activation: those of the network.
+      train, dtype, activation, padding: those of the network.
     """
 
     channels: int
@@ -117,13 +130,17 @@ class Block(nn.Module):
     train: bool
     dtype: DTypeLike
     activation: str
+    padding: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Returns the block's output and its two pre-activations."""
         act = activations.ACTIVATIONS[self.activation]
         convolution = functools.partial(
-            layers.convolution, kernel_init=KERNEL_INIT, dtype=self.dtype
+            layers.convolution,
+            kernel_init=KERNEL_INIT,
+            dtype=self.dtype,
+            padding=self.padding,
         )
         batch_norm = functools.partial(
             layers.batch_norm, train=self.train, dtype=self.dtype

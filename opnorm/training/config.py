@@ -48,7 +48,7 @@ class Config:
       model: a name that :func:`opnorm.models.create` knows.
       width: the model's width, or None for its own default.
       depth: depth of the model "fixup", 6 n + 2, or None for 56.
-      activation: "relu", "smooth_relu" or "elu".
+      activation: "relu", "smooth_relu", "elu" or "swish".
       logit_activation: whether "resnext34" has the activation on the logits too, as
         published.
       scalar_biases: whether a Fixup network has a scalar bias before every convolution,

@@ -110,7 +110,7 @@ def test_elu_has_bounded_slope_and_curvature_everywhere(dtype):
 
 
 def test_names_are_checked():
-    assert set(models.ACTIVATIONS) == {"relu", "smooth_relu", "elu"}
+    assert set(models.ACTIVATIONS) == {"relu", "smooth_relu", "elu", "swish"}
     for name in models.ACTIVATIONS:
         activations.check_activation(name)
     with pytest.raises(ValueError, match="'gelu'; it may be relu, smooth_relu, elu"):

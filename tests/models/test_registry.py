@@ -12,6 +12,7 @@ CLASSES = {
     "mlp": models.MLP,
     "wrn28": models.WideResNet,
     "resnet50": models.ResNet50,
+    "resnet18": models.ResNet18,
     "resnext34": models.ResNeXt34,
     "alexnet": models.AlexNet,
     "inception": models.Inception,
@@ -27,6 +28,10 @@ def test_builds_each_model_with_its_own_default_width() -> None:
     assert models.create("wrn28").depth == 28
     assert models.create("resnet50").num_classes == 10
     assert models.create("mlp1") == models.MLP(hidden=(512,))
+    assert models.create("resnet18_cifar") == models.ResNet18(
+        small_images=True, num_classes=10
+    )
+    assert models.create("wrn28_gowal") == models.WideResNet(padding="same")
 
 
 def test_relu_is_the_default_of_every_model() -> None:

@@ -52,6 +52,13 @@ def test_kernels_start_with_the_variance_of_their_fan_out():
     np.testing.assert_array_equal(weights["params"]["logits"]["bias"], 0)
 
 
+def test_rejects_unknown_paddings():
+    with pytest.raises(ValueError, match="padding is 'valid'; it may be symmetric or"):
+        models.WideResNet(padding="valid").init(
+            jax.random.key(0), jnp.zeros((1, 8, 8, 3))
+        )
+
+
 @pytest.mark.parametrize("depth", [4, 27, 29, 28.0])
 def test_rejects_depths_that_blocks_do_not_divide(depth):
     with pytest.raises(ValueError, match=f"depth is {depth}"):
