@@ -3,7 +3,8 @@ lowers them.
 
 Rooms: :mod:`opnorm.linalg`, :mod:`opnorm.operators`, :mod:`opnorm.attacks`,
 :mod:`opnorm.regularizers`, :mod:`opnorm.analysis`, :mod:`opnorm.models`,
-:mod:`opnorm.data`, :mod:`opnorm.papers`, :mod:`opnorm.runs`, :mod:`opnorm.training`.
+:mod:`opnorm.data`, :mod:`opnorm.papers`, :mod:`opnorm.runs`, :mod:`opnorm.torch`,
+:mod:`opnorm.training`.
 """
 
 from opnorm import (
@@ -16,6 +17,7 @@ from opnorm import (
     papers,
     regularizers,
     runs,
+    torch,
     training,
 )
 from opnorm.models import network
@@ -33,5 +35,6 @@ __all__ = [
     "papers",
     "regularizers",
     "runs",
+    "torch",
     "training",
 ]

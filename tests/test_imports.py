@@ -22,6 +22,7 @@ ALLOWED = {
     "attacks": {"linalg"},
     "regularizers": {"linalg", "operators"},
     "analysis": {"linalg", "operators", "attacks"},
+    "torch": {"models"},
     "training": {
         "linalg",
         "operators",
@@ -124,7 +125,7 @@ def test_imports_below_a_face_are_found(source, count):
 
 
 def test_importing_opnorm_loads_nothing_heavy():
-    heavy = ("tensorflow_datasets", "tensorflow", "matplotlib", "orbax", "PIL")
+    heavy = ("tensorflow_datasets", "tensorflow", "matplotlib", "orbax", "PIL", "torch")
     code = f"import sys, opnorm; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True

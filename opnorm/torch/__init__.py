@@ -1,0 +1,9 @@
+"""PyTorch networks as functions of JAX, and their weights in this library's networks.
+
+PyTorch is imported when a function here needs it; it is in the extra ``[oracles]``.
+"""
+
+from opnorm.torch.functions import TorchNetwork, from_torch
+from opnorm.torch.weights import load_network
+
+__all__ = ["TorchNetwork", "from_torch", "load_network"]
