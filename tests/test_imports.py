@@ -22,7 +22,7 @@ ALLOWED = {
     "attacks": {"linalg"},
     "regularizers": {"linalg", "operators"},
     "analysis": {"linalg", "operators", "attacks"},
-    "torch": {"models"},
+    "torch": {"linalg", "models"},
     "training": {
         "linalg",
         "operators",
