@@ -140,7 +140,7 @@ def jacobian_norm(
             method = "dense"
         else:
             method = "golub_kahan" if euclidean and num_steps else "iterative"
-    automatic = automatic and method != "dense" and tolerance is None and power
+    automatic &= method != "dense" and tolerance is None and bool(power)
     if method == "golub_kahan" and num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; 'golub_kahan' needs at least 1.")
     return _norm(
