@@ -247,7 +247,11 @@ def test_every_factory_of_the_room_has_a_name() -> None:
         ("fgm", {"mask": np.ones(3, bool), "scale": np.ones(2)}, "must fit together"),
         ("fgm", {"mask": np.array([1, 0], bool), "scale": [0, 1]}, "leave no entry"),
         ("wrm", {"bounds": (0.0, "1"), "gamma": 1.0}, "bounds is .0.0, '1'.; it must"),
-        ("fgm", {"bounds": 1.0}, "bounds is 1.0; it must be .low, high. with low < high"),
+        (
+            "fgm",
+            {"bounds": 1.0},
+            "bounds is 1.0; it must be .low, high. with low < high",
+        ),
     ],
 )
 def test_bad_requests_are_refused_by_name(name, options, message) -> None:
