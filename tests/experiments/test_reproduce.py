@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from experiments.common import figures
 from experiments.reproduce import claims, matching, networks, summary, tables
 from experiments.reproduce.matching import Limits, Trial
 from opnorm import runs, training
@@ -312,3 +313,24 @@ def test_networks_that_are_not_there_are_missing_in_the_tables():
         *("standard", "standard (trained on)", "adversarial", "data_dependent_snr")
     ]
     assert all(training.get_preset(row.preset).name == row.preset for row in rows)
+
+
+def test_networks_of_one_method_share_its_colour():
+    names = ["adversarial (L2)", "standard", "adversarial (Linf)", "of another kind"]
+    styles = figures.styles(names)
+    assert set(styles) == set(names)
+    looks = {(s["color"], s["marker"], s["linestyle"]) for s in styles.values()}
+    assert len(looks) == len(names)
+    own = figures.STYLES["adversarial"][0]
+    assert {styles[names[0]]["color"], styles[names[2]]["color"]} == {own}
+    assert styles[names[3]]["color"] != own
+    # More than four of one method take further colours.
+    many = [f"standard ({place})" for place in range(6)]
+    looks = {(s["color"], s["marker"]) for s in figures.styles(many).values()}
+    assert len(looks) == len(many)
+
+
+def test_titles_say_what_bands_are():
+    assert "over 3 networks" in figures.bands("networks", 3)
+    assert "over 2 to 3 networks" in figures.bands("networks", 2, 3)
+    assert "over 500 images" in figures.bands("examples", 500)
