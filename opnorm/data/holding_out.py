@@ -1,4 +1,4 @@
-"""A validation split: examples of the train split that no training sees.
+"""A validation split, made of examples of the train split that no training sees.
 
 A hash says of each example by itself whether it is held out, so that the choice depends
 neither on the order of the examples, nor on a seed, nor on how many of them are used.

@@ -296,12 +296,12 @@ def open_stream(
             # ImageNet's labels are stored with its images, and its order is another.
             kept = kept[interleave_classes(images.labels(kept))]
     if limit is not None and limit < len(images if kept is None else kept):
-        kept = _draw(images, kept, limit, seed)
+        kept = _draw(images, limit, seed, kept)
     return Stream(images, kept, name)
 
 
 def _draw(
-    images: EncodedImages, among: np.ndarray | None, limit: int, seed: int
+    images: EncodedImages, limit: int, seed: int, among: np.ndarray | None = None
 ) -> np.ndarray:
     """Returns the numbers that ``take_balanced`` would keep, with few labels read."""
     count = len(images) if among is None else len(among)

@@ -27,12 +27,12 @@ NUM_STEPS = 10
 
 
 class Criterion(NamedTuple):
-    """What makes one network of a run better than another.
+    """The accuracy by which the networks of a run are compared.
 
     Attributes:
       metric: the name of the accuracy that is compared; the larger one is better, and
         the earlier one among equals.
-      source: what it is measured on and how, in values that JSON can hold.
+      source: its attack and its examples, in values that JSON can hold.
     """
 
     metric: str

@@ -111,6 +111,21 @@ def test_reads_array_records_without_tensorflow(prepared: Path, split: str) -> N
     assert "tensorflow" not in sys.modules
 
 
+def test_images_are_held_out_by_their_pixels(prepared: Path, as_tfrecord: Path) -> None:
+    options = {"data_dir": str(prepared), "validation_fraction": 0.5}
+    parts = [
+        data.load("cifar10", split=split, **options)
+        for split in ("train", "validation")
+    ]
+    found = [{image.tobytes() for image in part.images} for part in parts]
+    assert not found[0] & found[1]
+    assert found[0] | found[1] == {image.tobytes() for image in _images("train")}
+    # The other file format has another order.
+    options["data_dir"] = str(as_tfrecord)
+    again = data.load("cifar10", split="validation", **options)
+    assert {image.tobytes() for image in again.images} == found[1]
+
+
 def test_reads_tfrecords_without_tensorflow(as_tfrecord: Path) -> None:
     _check(data.load("cifar10", split="train", data_dir=str(as_tfrecord)), "train")
     assert "tensorflow" not in sys.modules
