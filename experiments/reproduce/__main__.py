@@ -404,8 +404,9 @@ def _compare_iterations(job: _Job, started: records.Start) -> None:
     job.run.write_json("iterations.json", results)
     text = iterations.text(results)
     job.run.write_text("iterations.md", text)
-    configs = {row.name: row.config for row in job.rows if row.name in rows}
-    figures.draw_iterations(job.run, results, networks.titles(configs))
+    # A colour for each, where a method would have one.
+    titles = {row.name: f"iterations: {row.config.num_steps}" for row in job.rows}
+    figures.draw_iterations(job.run, results, titles)
     records.report(job.run, text.rstrip("\n"), started)
 
 
