@@ -242,6 +242,8 @@ def _check_match(rows: Sequence[Row]) -> None:
     """Raises a ValueError for rows that have no lambda to match, or no validation."""
     if not _MATCH.value:
         return
+    if _ITERATIONS.value:
+        raise ValueError("match and iterations are both given; give one of them.")
     options.check_each_once("match", _MATCH.value)
     known = {row.name: row for row in rows}
     for name in _MATCH.value:
