@@ -48,7 +48,8 @@ def normalize(
     where m and s are mean and standard deviation of all n = H W C values of the image.
     Rows stay independent. The derivative includes that of m and s, so the Jacobian of a
     network vanishes along a change of brightness, and along one of contrast where the
-    standard deviation is above its floor.
+    standard deviation is above its floor. The norm of the derivative is one over the
+    divisor, so it is at most sqrt(n).
 
     Args:
       images: (B, H, W, C), floating, pixels in [0, 1].
@@ -100,7 +101,7 @@ def input_scale(std: ChannelStatistic, images: np.ndarray) -> tuple[float, ...]:
     """
     if isinstance(std, (int, float)):
         return (1 / std,)
-    if not isinstance(std, str):
+    if isinstance(std, tuple):
         return tuple(1 / s for s in std)
     values = np.asarray(images, np.float64).reshape(len(images), -1)
     if images.dtype == np.uint8:
