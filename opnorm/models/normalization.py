@@ -99,10 +99,9 @@ def input_scale(std: ChannelStatistic, images: np.ndarray) -> tuple[float, ...]:
     Returns:
       One factor, or one for each channel, per pixel unit in [0, 1].
     """
-    if isinstance(std, (int, float)):
-        return (1 / std,)
-    if isinstance(std, tuple):
-        return tuple(1 / s for s in std)
+    if not isinstance(std, str):
+        channels: tuple[float, ...] = std if isinstance(std, tuple) else (std,)
+        return tuple(1 / s for s in channels)
     values = np.asarray(images, np.float64).reshape(len(images), -1)
     if images.dtype == np.uint8:
         values = values / 255
@@ -152,7 +151,7 @@ def _whiten(images: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 
 def _per_channel(
-    name: str, value: ChannelStatistic | Sequence[float], channels: int
+    name: str, value: float | Sequence[float], channels: int
 ) -> tuple[float, ...]:
     entries = (value,) if isinstance(value, (int, float)) else tuple(value)
     if len(entries) not in (1, channels):
