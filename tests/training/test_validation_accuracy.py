@@ -17,7 +17,7 @@ from opnorm.training.validation_accuracy import ATTACKED, CLEAN, ValidationAccur
 CONFIG = training.Config(
     model="mlp",
     width=8,
-    epochs=5,
+    epochs=4,
     batch_size=16,
     method="adversarial_only",
     num_steps=2,
@@ -107,17 +107,17 @@ def test_accuracies_are_those_that_can_be_counted(devices):
 def test_the_best_is_chosen_under_attack_where_there_is_one(change, metric, options):
     config = dataclasses.replace(CONFIG, **change)
     examples, mesh = options["validation_set"], options["mesh"]
-    check = ValidationAccuracy(config, plan.make(config, 48), mesh, examples, 2)
+    check = ValidationAccuracy(config, plan.make(config, 48), mesh, examples, 3)
     assert check.criterion.metric == metric
-    assert [step for step in range(1, 16) if check.is_due(step)] == [6, 12, 15]
+    assert [step for step in range(1, 13) if check.is_due(step)] == [9, 12]
 
 
 def test_the_earliest_best_checkpoint_is_kept_beside_the_last(finished, options):
     directory, lines = finished
-    assert [line["step"] for line in lines] == [3, 6, 9, 12, 15]
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
     step = earliest_best(lines)
     # The case says something only if the best is neither the only nor the last one.
-    assert step < 15
+    assert step < 12
     best = training.load_run(directory, checkpoint="best")
     assert best.step == step
     record = best.metadata["best"]
@@ -125,7 +125,7 @@ def test_the_earliest_best_checkpoint_is_kept_beside_the_last(finished, options)
     assert record["accuracy"] == max(line[ATTACKED] for line in lines)
     assert (record["examples"], record["num_steps"]) == (40, 10)
     last = training.load_run(directory)
-    assert last.step == 15
+    assert last.step == 12
     assert "best" not in last.metadata
     assert_identical(training.load_run(directory / "best").network, best.network)
     # The checkpoint holds the network that was measured.
@@ -135,12 +135,11 @@ def test_the_earliest_best_checkpoint_is_kept_beside_the_last(finished, options)
     assert check.measure(best.network, step)[ATTACKED] == record["accuracy"]
 
 
-@pytest.mark.parametrize("after", [7, 13])
 def test_a_run_that_goes_on_ends_with_the_same_best(
-    after, finished, options, tmp_path, interrupt
+    finished, options, tmp_path, interrupt
 ):
     directory, lines = finished
-    stopped = {**options, "train_set": interrupt(options["train_set"], after=after)}
+    stopped = {**options, "train_set": interrupt(options["train_set"], after=8)}
     with pytest.raises(KeyboardInterrupt):
         training.train(CONFIG, directory=tmp_path, checkpoint_every=7, **stopped)
     training.train(CONFIG, directory=tmp_path, checkpoint_every=7, **options)
@@ -242,6 +241,8 @@ def test_a_training_set_that_holds_the_validation_images_is_refused(options):
 
 def test_only_whole_steps_of_the_best_are_discarded(tmp_path):
     store = checkpoints.CheckpointStore(tmp_path / "best", max_to_keep=2)
+    # Commands write results below the directory that they measure.
+    (tmp_path / "best" / "evaluation").mkdir(parents=True)
     for step in (3, 6, 9):
         store.save(step, {"a": np.float32(step)}, {})
     store.close()
@@ -251,4 +252,5 @@ def test_only_whole_steps_of_the_best_are_discarded(tmp_path):
     assert (restored.step, restored.state["a"]) == (6, 6)
     again.save(8, {"a": np.float32(8)}, {})
     again.close()
-    assert sorted(f.name for f in (tmp_path / "best").iterdir()) == ["6", "8"]
+    left = sorted(folder.name for folder in (tmp_path / "best").iterdir())
+    assert left == ["6", "8", "evaluation"]
