@@ -53,7 +53,8 @@ def cases():
         once = name in ("auto_attack", "uniform_noise")
         usual = named_attacks.usual_norm(name)
         for p in [usual] if once else named_attacks.norms(name):
-            marks = [pytest.mark.dtypes] if p == usual and not once else []
+            typed = p == usual or (name, p) in (("pga", math.inf), ("fab", math.inf))
+            marks = [pytest.mark.dtypes] if typed and not once else []
             yield pytest.param(name, p, marks=marks)
 
 
@@ -247,7 +248,11 @@ def test_every_factory_of_the_room_has_a_name() -> None:
         ("fgm", {"mask": np.ones(3, bool), "scale": np.ones(2)}, "must fit together"),
         ("fgm", {"mask": np.array([1, 0], bool), "scale": [0, 1]}, "leave no entry"),
         ("wrm", {"bounds": (0.0, "1"), "gamma": 1.0}, "bounds is .0.0, '1'.; it must"),
-        ("fgm", {"bounds": 1.0}, "bounds is 1.0; it must be .low, high. with low < high"),
+        (
+            "fgm",
+            {"bounds": 1.0},
+            "bounds is 1.0; it must be .low, high. with low < high",
+        ),
     ],
 )
 def test_bad_requests_are_refused_by_name(name, options, message) -> None:
