@@ -412,8 +412,10 @@ def _draw_margins(out: runs.RunDirectory, results: Record) -> None:
     pairs = {name: _pair(kind, scheme) for name, scheme in schemes.items()}
     networks = [network for pair in pairs.values() for _, network in pair]
     # Earlier measurements have no unit of the released code.
-    rows = [
-        row for row in _UNITS if any(_known_unit(each, row[1]) for each in networks)
+    plain, *units = _UNITS
+    rows = [plain]
+    rows += [
+        row for row in units if any(_known_unit(each, row[1]) for each in networks)
     ]
     titles = [
         f"{label(name)}, $\\beta$ = {bound_label(pair[-1][1])}"
