@@ -207,16 +207,16 @@ def _draw_gains(out: runs.RunDirectory, all_results: Sequence[Record]) -> None:
         for name in results["schemes"]:
             point = _gain_of(results, name)
             if point is not None:
-                points.setdefault(label(name), []).append((_network(name), point))
+                text = _network(results, name)
+                points.setdefault(label(name), []).append((text, point))
     if not points:
         return
     figure, panels = _new_panels(
         all_results[0],
         "Gain of the test accuracy by the chosen bound; filled: ours, hollow: the "
-        "paper's networks of the scheme",
+        "paper's networks",
         list(points),
-        bands="bars",
-        sizes=len(all_results) == 1,
+        errors="bars: standard error over what the legend names",
     )
     named = list(dict.fromkeys(text for found in points.values() for text, _ in found))
     for axes, (scheme, found) in zip(panels, points.items(), strict=True):
@@ -267,10 +267,17 @@ def _gain_of(results: Record, name: str) -> Record | None:
     return {"test": test, "gain": gain}
 
 
-def _network(name: str) -> str:
-    """Returns architecture and data of a preset, as the paper names them."""
+def _network(results: Record, name: str) -> str:
+    """Returns network, data and the kind of error of a scheme, for the legend."""
     row = training.get_preset(name).row(papers.farnia.Accuracy)
-    return name if row is None else f"{row.architecture}, {row.dataset}"
+    dataset = results["data"] if row is None else row.dataset
+    count = len(averages.members(results["schemes"][name]["networks"][WITHOUT]))
+    over = f"{count} networks"
+    if len(results.get("seeds", [0])) == 1:
+        over = f"{results['test_examples']} test images"
+    return (
+        f"{results['network']}, {results['train_examples']} images of {dataset}; {over}"
+    )
 
 
 def _scheme_label(scheme: str) -> str:
@@ -412,8 +419,10 @@ def _draw_margins(out: runs.RunDirectory, results: Record) -> None:
     pairs = {name: _pair(kind, scheme) for name, scheme in schemes.items()}
     networks = [network for pair in pairs.values() for _, network in pair]
     # Earlier measurements have no unit of the released code.
-    rows = [
-        row for row in _UNITS if any(_known_unit(each, row[1]) for each in networks)
+    plain, *units = _UNITS
+    rows = [plain]
+    rows += [
+        row for row in units if any(_known_unit(each, row[1]) for each in networks)
     ]
     titles = [
         f"{label(name)}, $\\beta$ = {bound_label(pair[-1][1])}"
@@ -488,7 +497,15 @@ def _draw_margin_panel(
         text = "the unit is infinite:\n" + "\n".join(dict.fromkeys(infinite))
         if not any(_known_unit(network, unit) for _, network in networks):
             text = "the unit is not defined\nfor this scheme"
-        axes.text(0.05, 0.95, text, transform=axes.transAxes, va="top", fontsize=8)
+        axes.text(
+            0.05,
+            0.9,
+            text,
+            transform=axes.transAxes,
+            va="top",
+            fontsize=8,
+            bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0},
+        )
     axes.set_ylim(0, 100)
     axes.set_xlabel(f"log$_{{10}}$ of {quantity}")
 
@@ -622,7 +639,7 @@ def _new_panels(
     columns: int | None = None,
     *,
     bands: str = "",
-    sizes: bool = True,
+    errors: str | None = None,
 ) -> tuple["Figure", list["Axes"]]:
     """Returns a figure with panels of one vertical axis, and the panels.
 
@@ -633,23 +650,30 @@ def _new_panels(
       columns: panels in a row; None for as many as fit.
       bands: "bands" or "bars" where networks of one seed have errors over the test
         images; networks of several seeds have bands in any case.
-      sizes: whether the title names data, network and numbers of images.
+      errors: the only line below the title; None for one on data, network and numbers
+        of images, and one on bands.
     """
-    source = (
-        f"{results['data']}, {results['train_examples']} training and "
-        f"{results['test_examples']} test images; {results['network']}"
+    if errors is None:
+        source = (
+            f"{results['data']}, {results['train_examples']} training and "
+            f"{results['test_examples']} test images; {results['network']}"
+        )
+        errors = f"{source}\n{_errors(results, bands)}"
+    return figures.new_panels(
+        f"{title}\n{errors}", titles, columns=columns, sharey=True
     )
-    seeds = results.get("seeds", [0])
-    if len(seeds) > 1:
+
+
+def _errors(results: Record, bands: str) -> str:
+    """Returns the line on bands; see :func:`_new_panels`."""
+    if len(results.get("seeds", [0])) > 1:
         counts = _counts(results)
-        errors = figures.bands("networks", min(counts), max(counts))
+        text = figures.bands("networks", min(counts), max(counts))
     elif bands:
-        errors = figures.bands("examples", results["test_examples"])
+        text = figures.bands("examples", results["test_examples"])
     else:
-        errors = "one network each"
-    errors = errors.replace("bands", bands or "bands")
-    lines = [title, source, errors] if sizes else [title, errors]
-    return figures.new_panels("\n".join(lines), titles, columns=columns, sharey=True)
+        text = "one network each"
+    return text.replace("bands", bands or "bands")
 
 
 def _counts(results: Record) -> list[int]:

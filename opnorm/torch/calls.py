@@ -28,6 +28,7 @@ from jax import lax
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
+from opnorm.linalg.linear_map import varying_axes
 from opnorm.linalg.typed import shape_dtype
 
 # The kind of the derivative in x, of each kind.
@@ -36,7 +37,8 @@ _DERIVATIVES = {"apply": "push", "push": "bend", "pull": "curve"}
 _LIKE_INPUT = ("pull", "curve")
 # An array, or JAX's mark for an argument or tangent that is not there.
 _Operand = Any
-# JAX gives it no type.
+# JAX gives these no types.
+_spec: Callable[..., jax.P] = jax.P
 _is_unknown: Callable[[_Operand], bool] = ad.is_undefined_primal
 
 
@@ -59,7 +61,15 @@ def call(
       kind: a name in the table above.
       row_shape: shape of an output of f, without the batch.
     """
-    out: jax.Array = _primitive()(*args, host=host, kind=kind, row_shape=row_shape)
+    axes = frozenset().union(*map(varying_axes, args))
+    # All arguments differ along the same mesh axes, inside shard_map.
+    alike = [
+        lax.pcast(arg, missing, to="varying")
+        if (missing := tuple(axes - varying_axes(arg)))
+        else arg
+        for arg in args
+    ]
+    out: jax.Array = _primitive()(*alike, host=host, kind=kind, row_shape=row_shape)
     return out
 
 
@@ -89,7 +99,14 @@ def _abstract(
     x: Any, *linear: Any, host: Host, kind: str, row_shape: tuple[int, ...]
 ) -> jax.core.ShapedArray:
     shape = x.shape if kind in _LIKE_INPUT else (x.shape[0], *row_shape)
-    return jax.core.ShapedArray(shape, x.dtype)
+    if not getattr(getattr(x, "manual_axis_type", None), "varying", None):
+        return jax.core.ShapedArray(shape, x.dtype)
+    # Inside shard_map the result differs along the mesh axes of the arguments.
+    spec = _spec(*[None] * len(shape))
+    aval: jax.core.ShapedArray = x.update(
+        shape=shape, sharding=x.sharding.update(spec=spec)
+    )
+    return aval
 
 
 def _on_host(

@@ -76,7 +76,8 @@ def from_torch(module: Any, *, channels_first: bool = True) -> TorchNetwork:
 
     The module may be on any device and have any floating dtype; batches are moved and
     converted to those of its parameters, and results back to float32 (float64 for
-    float64 inputs). Several devices of JAX take turns.
+    float64 inputs). Several devices of JAX take turns; the axes of their mesh must have
+    the type ``jax.sharding.AxisType.Auto``, since JAX has no callbacks on others.
 
     Args:
       module: a ``torch.nn.Module`` that maps a batch to one floating tensor with a row
