@@ -141,6 +141,13 @@ def test_an_example_runs(title):
     chex.assert_shape(space["nearest"].distance, (4,))
 
 
+def test_the_example_of_a_layer_runs():
+    text = example("Layers with a bounded norm").replace("(32, 32, 3)", "(4, 4, 3)")
+    space = {}
+    exec(compile(text, "layer", "exec"), space)
+    chex.assert_shape(space["layer"](jnp.ones((2, 4, 4, 3))), (2, 2, 2, 16))
+
+
 def test_every_example_is_run():
     sections = re.split(r"^## ", PAGE, flags=re.M)[1:]
     with_layers = {

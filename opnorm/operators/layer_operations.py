@@ -33,12 +33,44 @@ _COMPARISONS = (
 
 def _convolution(reader: Reader, eqn: Equation, inputs: list[Value]) -> Live | None:
     image, kernel = inputs
-    if isinstance(image, Known) or isinstance(kernel, Live):
+    if isinstance(image, Known) or isinstance(kernel, Live) or image.discrete:
         return None
-    form = kernel_forms.convolution_form(image.shape, kernel.shape, eqn.params, BATCH)
-    if form is None or image.discrete:
+    whole = _without_periodic_padding(image, kernel.shape, eqn.params)
+    form = kernel_forms.convolution_form(
+        (whole or image).shape, kernel.shape, eqn.params, BATCH
+    )
+    if form is None:
         return None
-    return reader.add_layer(form, kernel, image, eqn.outvars[0].aval.shape)
+    if whole is not None:
+        form = form._replace(options={**form.options, "padding": "CIRCULAR"})
+    shape = eqn.outvars[0].aval.shape
+    return reader.add_layer(form, kernel, whole or image, shape)
+
+
+def _without_periodic_padding(
+    image: Live, kernel: tuple[int, ...], params: linalg.Options
+) -> Live | None:
+    """The image whose borders were copied to pad it; None for other images."""
+    images_at, kernel_at, _ = params["dimension_numbers"]
+    added = [0] * len(kernel)
+    for axis, taps, step in zip(
+        images_at[2:], kernel_at[2:], params["rhs_dilation"], strict=True
+    ):
+        added[axis] = (kernel[taps] - 1) * step
+    plain = all(pair == (0, 0) for pair in params["padding"])
+    if image.entries is None or len(image.entries) > 1:
+        return None
+    if not (plain and any(added)) or max(params["lhs_dilation"]) > 1:
+        return None
+    shape = tuple(n - more for n, more in zip(image.shape, added, strict=True))
+    if min(shape) < 1:
+        return None
+    # As many places as SAME adds with stride 1.
+    pads = [(more // 2, more - more // 2) for more in added]
+    whole = np.arange(math.prod(shape)).reshape(shape)
+    if not np.array_equal(np.pad(whole, pads, mode="wrap"), image.entries[0]):
+        return None
+    return image._replace(shape=shape, entries=None, layer=None, channel_axis=None)
 
 
 def _product(reader: Reader, eqn: Equation, inputs: list[Value]) -> Live | None:

@@ -56,8 +56,8 @@ def find_layers(
     computed from parameters (as by weight normalisation). Factors that are parameters,
     such as those of a BatchNorm on running statistics, are layers too or are folded.
     Steps of ``lax.scan`` are read one by one, so a layer that is called several times
-    is listed several times. Where a network copies the border of an image itself
-    (periodic padding), the layer acts on the larger image.
+    is listed several times. Periodic padding is recognised where it adds as many places
+    as "SAME"; otherwise a layer acts on the larger image.
 
     Constants (such as ``1 / std``), shapes, sums of branches, pooling and activations
     are no layers. :func:`log_lipschitz_bound` counts them. The slope of an activation

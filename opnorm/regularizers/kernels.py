@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
 from opnorm import operators
 from opnorm.linalg import Params, PyTree
@@ -23,7 +22,7 @@ def kernels_of(params: Params) -> dict[str, jax.Array]:
     return {
         path: leaf
         for path, leaf in _leaves(params).items()
-        if path.split("/")[-1] == "kernel" and leaf.ndim >= 2
+        if path.split("/")[-1] == "kernel" and getattr(leaf, "ndim", 0) >= 2
     }
 
 
@@ -68,7 +67,7 @@ def path_of(layer: operators.Layer, leaves: dict[str, jax.Array]) -> str:
     for path in (layer.path, named):
         if path in leaves:
             return path
-    known = [path for path, leaf in leaves.items() if jnp.ndim(leaf) >= 2]
+    known = [path for path, leaf in leaves.items() if getattr(leaf, "ndim", 0) >= 2]
     kernels = sorted(path.removesuffix("/kernel") for path in known)
     raise ValueError(f"layers has {layer.name!r}; params has kernels of {kernels}.")
 

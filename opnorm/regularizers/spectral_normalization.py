@@ -149,7 +149,7 @@ def spectral_normalize(
     linalg.check_length("bound", bound, positive=True)
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; it must be at least 1.")
-    constant = _maps(lax.stop_gradient(params), layers, form)
+    constant = _maps(params, layers, form)
     if set(constant) != set(vectors):
         raise ValueError(
             f"vectors has the layers {sorted(vectors)}; layers are {sorted(constant)}."
@@ -236,9 +236,13 @@ def clip_spectral_norms(
 def _maps(
     params: Params, layers: Sequence[operators.Layer], form: str
 ) -> dict[str, linalg.LinearMap]:
+    """The maps of the layers, through which no gradient flows to their kernels."""
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; it may be {', '.join(FORMS)}.")
-    return {layer.name: _map(layer, form) for layer in placed_layers(params, layers)}
+    return {
+        layer.name: _map(layer.replace(kernel=lax.stop_gradient(layer.kernel)), form)
+        for layer in placed_layers(params, layers)
+    }
 
 
 def _map(layer: operators.Layer, form: str) -> linalg.LinearMap:

@@ -159,6 +159,20 @@ def test_layers_of_our_networks_are_those_of_their_modules(name):
                 assert one == two
 
 
+@pytest.mark.parametrize(("taps", "dilation"), [((3, 2), 1), ((2, 3), 2)])
+def test_periodic_padding_is_a_part_of_the_layer(taps, dilation):
+    options = {"strides": 2, "padding": "CIRCULAR", "kernel_dilation": dilation}
+    module = nn.Sequential([nn.Conv(3, taps, **options)])
+    variables = random_variables(module, (1, 6, 5, 2))
+    x = jax.ShapeDtypeStruct((1, 6, 5, 2), jnp.float32)
+    (expected,) = operators.layers(module, variables, x)
+    (layer,) = operators.find_layers(opnorm.network(module, variables), x)
+    assert layer.options == expected.options
+    assert layer.input_shape == expected.input_shape
+    # Entries of the padded image are no copies that raise the bound.
+    assert [node.parents for node in layer.graph] == [(), ((1.0, 0),), ((1.0, 1),)]
+
+
 class Block(nnx.Module):
     """A convolution, a BatchNorm and a linear layer of NNX."""
 

@@ -299,5 +299,7 @@ def test_computed_kernels_and_other_trees_are_refused():
         regularizers.clip_spectral_norms(f, layers, 0.5)
     w = jnp.ones((3, 2))
     plain = operators.find_layers(lambda x: x @ w, jnp.zeros((1, 3)))
+    # Functions among the leaves of a network are no arrays.
+    tree = {"a": jnp.ones((2, 2)), "activation": jnp.tanh}
     with pytest.raises(ValueError, match=r"params has kernels of \['a'\]"):
-        regularizers.clip_spectral_norms({"a": jnp.ones((2, 2))}, plain, 0.5)
+        regularizers.clip_spectral_norms(tree, plain, 0.5)
