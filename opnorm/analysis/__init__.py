@@ -102,6 +102,7 @@ from opnorm.analysis.sanity import (
     sanity_checks,
     square_check,
 )
+from opnorm.analysis.targets import choose_targets
 from opnorm.analysis.trends import Trend, trend
 
 __all__ = [
@@ -136,6 +137,7 @@ __all__ = [
     "average",
     "boundary_distance",
     "budget_check",
+    "choose_targets",
     "conditional_accuracy",
     "curvature_bound",
     "density_curves",
