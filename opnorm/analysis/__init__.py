@@ -104,6 +104,7 @@ from opnorm.analysis.sanity import (
     sanity_checks,
     square_check,
 )
+from opnorm.analysis.targets import choose_targets
 from opnorm.analysis.trends import Trend, trend
 from opnorm.analysis.universal import (
     Fooling,
@@ -152,6 +153,7 @@ __all__ = [
     "average",
     "boundary_distance",
     "budget_check",
+    "choose_targets",
     "conditional_accuracy",
     "curvature_bound",
     "density_curves",

@@ -53,24 +53,24 @@ def check_inside(x: jax.Array | np.ndarray, bounds: Bounds, name: str = "x") -> 
     sizes = np.abs(np.stack(np.broadcast_arrays(least, most)))
     slack = 1e-6 * np.max(np.where(np.isfinite(sizes), sizes, 0.0), axis=0)
     outside = (low < least - slack) | (high > most + slack)
+    if np.any(outside) and arrays:
+        at = tuple(int(i[0]) for i in np.nonzero(outside))
+        first, last, lowest, highest = (
+            float(np.broadcast_to(values, x.shape[1:])[at])
+            for values in (low, high, least, most)
+        )
+        raise ValueError(
+            f"{name} has values from {first:g} to {last:g} in entry {at}, outside of "
+            f"its bounds ({lowest:g}, {highest:g}); give values in the units of the "
+            "bounds, or other bounds."
+        )
     if np.any(outside):
-        values = f"from {low.min():g} to {high.max():g}, outside of the bounds"
-        if arrays:
-            at = tuple(int(i[0]) for i in np.nonzero(outside))
-            low, high, least, most = (
-                np.broadcast_to(a, x.shape[1:]) for a in (low, high, least, most)
-            )
-            box = f"({least[at]:g}, {most[at]:g})"
-            raise ValueError(
-                f"{name} has values from {low[at]:g} to {high[at]:g} in entry {at}, "
-                f"outside of its bounds {box}; give values in the units of the bounds, "
-                "or other bounds."
-            )
         bytes_ = high > 2 and tuple(bounds) == (0, 1)
         remedy = "divide bytes by 255" if bytes_ else "give values in these units"
         raise ValueError(
-            f"{name} has values {values} {tuple(bounds)}; {remedy}, or give other "
-            f"bounds and, in the units of {name}, other lengths."
+            f"{name} has values from {low:g} to {high:g}, outside of the bounds "
+            f"{tuple(bounds)}; {remedy}, or give other bounds and, in the units of "
+            f"{name}, other lengths."
         )
     return bool(np.all((least <= low) & (high <= most)))
 

@@ -1,11 +1,15 @@
 """Classes for targeted attacks to reach."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from opnorm import linalg
 from opnorm.attacks import checks, parts
+
+_array_shape: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
 
 CHOICES = ("random", "likeliest", "least_likely")
 
@@ -48,7 +52,9 @@ def choose_targets(
     checks.check_labels(labels, len(x), shape)
     labels = jnp.asarray(labels, jnp.int32)
     if not isinstance(choice, str):
-        return _given(choice, labels, shape)
+        given = jnp.asarray(choice)
+        given = jnp.broadcast_to(given, labels.shape) if given.ndim == 0 else given
+        return check_targets(given, labels, shape.shape[1])
     if choice not in CHOICES:
         known = ", ".join(map(repr, CHOICES))
         raise ValueError(f"choice is {choice!r}; it may be {known}, or given classes.")
@@ -75,21 +81,27 @@ def _extreme(
     return jnp.argmax(jnp.where(own, -jnp.inf, values), axis=1).astype(jnp.int32)
 
 
-def _given(
-    choice: jax.Array | np.ndarray, labels: jax.Array, logits: jax.ShapeDtypeStruct
+def check_targets(
+    targets: jax.Array | np.ndarray, labels: jax.Array | np.ndarray, classes: int
 ) -> jax.Array:
-    given = jnp.asarray(choice)
-    if given.shape == ():
-        given = jnp.broadcast_to(given, labels.shape)
+    """Returns given targets as ``(B,)`` int32, or raises ValueError.
+
+    Args:
+      targets: ``(B,)`` int, from 0 to classes - 1 and, where known, not the labels.
+      labels: ``(B,)`` int.
+      classes: K.
+    """
+    shape = _array_shape((len(labels), classes), jnp.float32)
     try:
-        checks.check_labels(given, len(labels), logits)
+        checks.check_labels(targets, len(labels), shape)
     except ValueError as error:
         raise ValueError(f"choice: {error}") from None
-    if checks.known(given) and checks.known(labels):
-        same = np.asarray(given) == np.asarray(labels)
+    if checks.known(targets) and checks.known(labels):
+        same = np.asarray(targets) == np.asarray(labels)
         if np.any(same):
+            at = int(np.argmax(same))
             raise ValueError(
-                f"choice gives example {int(np.argmax(same))} its own label, "
-                f"{int(given[np.argmax(same)])}; a target must be another class."
+                f"choice gives example {at} its own label, {int(targets[at])}; a "
+                "target must be another class."
             )
-    return given.astype(jnp.int32)
+    return jnp.asarray(targets, jnp.int32)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from opnorm.analysis import inputs
+from opnorm.attacks import checks
 
 LOW, HIGH = np.array([0.0, 0.2, -np.inf]), np.array([0.5, 1.0, np.inf])
 
@@ -25,7 +26,19 @@ def test_features_are_compared_with_bounds_of_their_own() -> None:
         inputs.check_bounds(images[:, :2], (LOW, HIGH))
     bytes_ = np.uint8([[10, 51, 0], [127, 255, 255]])
     np.testing.assert_array_equal(inputs.check_bounds(bytes_, (LOW, HIGH)), bytes_)
-    with pytest.raises(ValueError, match=r"from 0.0392157 to 0.501961 in entry \(0,\)"):
-        inputs.check_bounds(
-            bytes_ + np.uint8([0, 0, 0]) + np.uint8([[0] * 3, [1, 0, 0]]), (LOW, HIGH)
-        )
+    with pytest.raises(ValueError, match=r"from 0.0431373 to 0.501961 in entry \(0,\)"):
+        inputs.check_bounds(bytes_ + np.uint8([1, 0, 0]), (LOW, HIGH))
+
+
+def test_one_infinite_end_does_not_let_the_other_go() -> None:
+    images = np.float32([[0.1, 7.0], [-0.5, 9.0]])
+    with pytest.raises(ValueError, match=r"images has values from -0.5 to 9, outside"):
+        inputs.check_bounds(images, (0.0, np.inf))
+    np.testing.assert_array_equal(inputs.check_bounds(images, (-1.0, np.inf)), images)
+
+
+def test_boxes_of_features_become_static_options() -> None:
+    box = checks.hashable((LOW, HIGH))
+    assert hash(box) == hash(checks.hashable((LOW.copy(), HIGH.copy())))
+    np.testing.assert_array_equal(checks.check_bounds(box), (LOW, HIGH))
+    assert checks.hashable((0.0, 1.0)) == (0.0, 1.0)
