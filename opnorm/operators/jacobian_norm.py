@@ -180,9 +180,8 @@ def _norm(
     automatic: bool,
 ) -> linalg.OperatorNorm:
     held, init, key = lax.stop_gradient((x, init, key))
-    if scale is not None:
-        f = _scaled(f, held, scale)
-    linear_map = jacobian.jacobian_map(linalg.detach(f, held), held)
+    weighted = f if scale is None else _scaled(f, held, scale)
+    linear_map = jacobian.jacobian_map(linalg.detach(weighted, held), held)
     if automatic and not jacobian.has_matvec(linear_map):
         method = "dense"
     if method == "iterative":
@@ -204,14 +203,17 @@ def _norm(
     else:
         found = _dense(linear_map, p, q, num_steps, num_restarts, init, key)
     right = lax.stop_gradient(found.right).astype(x.dtype)
+    # The weighted function moves with the scale around x, so a derivative of its
+    # Jacobian in x would have the scale as a factor: that of f alone is the norm's.
+    moved = right if scale is None else lax.stop_gradient(scale) * right
     if jacobian.has_forward_mode(linear_map):
-        image = jacobian.directional_derivative(f, x, right)
+        image = jacobian.directional_derivative(f, x, moved)
         left = lax.stop_gradient(linalg.dual_map(image, q))
         value = linalg.inner(left, image)
     else:
         out, pull = jax.vjp(f, x)
         left = lax.stop_gradient(found.left)
-        value = linalg.inner(pull(left.astype(out.dtype))[0], right)
+        value = linalg.inner(pull(left.astype(out.dtype))[0], moved)
     return linalg.OperatorNorm(
         value,
         right,

@@ -132,11 +132,31 @@ def test_scales_weigh_the_columns_of_the_jacobian():
             moved = np.einsum("bdn,bn->bd", matrices, scale * np.asarray(norm.right))
             gain = np.linalg.norm(moved, q, axis=1)
             np.testing.assert_allclose(gain, expected, rtol=1e-9)
-    f = functools.partial(mlp, params)
-    with pytest.raises(ValueError, match=r"scale has shape \(3,\); it must broadcast"):
-        operators.jacobian_norm(f, x, scale=np.ones(3))
-    with pytest.raises(ValueError, match="scale is -1; it must be finite and at least"):
-        operators.jacobian_norm(f, x, scale=-1)
+        f = functools.partial(mlp, params)
+        with pytest.raises(ValueError, match=r"scale has shape \(3,\); it must broad"):
+            operators.jacobian_norm(f, x, scale=np.ones(3))
+        with pytest.raises(ValueError, match="scale is -1; it must be finite and at l"):
+            operators.jacobian_norm(f, x, scale=-1)
+
+
+def test_gradients_of_a_weighted_norm_are_those_of_the_dense_matrix():
+    rng = np.random.default_rng(4)
+    weights, x, scale = (rng.standard_normal(shape) for shape in ((3, 2), (2, 3), 3))
+    scale = np.abs(scale)
+    with jax.enable_x64(True):
+
+        def total(z):
+            norm = operators.jacobian_norm(
+                lambda y: jnp.sin(y) @ weights, z, scale=scale
+            )
+            return norm.value.sum()
+
+        def dense(z):
+            matrices = weights.T * (jnp.cos(z) * scale)[:, None]
+            return jnp.linalg.norm(matrices, 2, axis=(1, 2)).sum()
+
+        found, expected = jax.jit(lambda z: (jax.grad(total)(z), jax.grad(dense)(z)))(x)
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_auto_takes_the_way_with_fewer_passes():
