@@ -155,7 +155,8 @@ def _round(
             low = np.ceil(levels * (clean - limit))
             high = np.floor(levels * (clean + limit))
             found = np.clip(found, np.maximum(low, 0), np.minimum(high, levels))
-        return found
+        whole: np.ndarray = found
+        return whole
 
     def fits(found: np.ndarray) -> np.ndarray:
         length = np.linalg.norm(found / levels - clean, p, axis=1)

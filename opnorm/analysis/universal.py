@@ -1,4 +1,4 @@
-"""Universal perturbations: one direction that changes the decisions of many images.
+"""Universal perturbations, directions that change the decisions of many images.
 
 The linear theory looks at the stacked Jacobians S of a set of N images
 (:func:`opnorm.operators.stacked_jacobian_map`). For a perturbation ``epsilon v`` with
@@ -313,7 +313,8 @@ def fooling_bound(margin: ArrayLike, change: ArrayLike, q: float) -> np.ndarray:
         ratio = needed / changes[:, None]
         ratio = np.where(needed == 0, 0.0, ratio)
         used = ratio if q == math.inf else np.cumsum(ratio**q, axis=1)
-    return np.mean(used <= 1 + _ROUNDING, axis=1)
+    fractions: np.ndarray = np.mean(used <= 1 + _ROUNDING, axis=1)
+    return fractions
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""Universal perturbations: exact for linear networks, and bounds that hold."""
+"""Universal perturbations against brute force, and their bounds."""
 
 import itertools
 import math

@@ -19,31 +19,6 @@ def trained(tmp_path_factory, save_untrained):
     return folder
 
 
-def test_attacked_images_are_saved_and_transfer(trained, tmp_path, run):
-    given = [f"--run={trained}", "--attack=fgm", "--p=inf", "--epsilons=8/255"]
-    given += ["--examples=6", "--nospectrum", "--check_examples=0"]
-    given += [f"--out={tmp_path / 'out'}", f"--save_examples={tmp_path / 'png'}"]
-    result = run("evaluate", *given)
-    assert result.returncode == 0, result.stderr
-    saved = reports.load_examples(tmp_path / "png")
-    images = data.load("cifar10_mini", split="test", limit=6)
-    np.testing.assert_array_equal(saved.images, images.images)
-    np.testing.assert_array_equal(saved.labels, images.labels)
-    fallen = saved.adversarial | saved.lost
-    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert written["attacks"]["fgm"]["mean"][1] == pytest.approx(1 - fallen.mean())
-    assert f"saved {saved.adversarial.sum()} adversarial images" in result.stdout
-    logits = training.load_run(trained).network(np.float32(saved.x_adv / 255))
-    wrong = np.argmax(logits, axis=1) != saved.labels
-    np.testing.assert_array_equal(wrong, saved.adversarial)
-
-    result = run("evaluate", f"--run={trained}", f"--transfer={tmp_path / 'png'}")
-    assert result.returncode == 0, result.stderr
-    found = json.loads((trained / "transfer.json").read_text())
-    assert found["attacked"]["mean"] == pytest.approx(1 - wrong.mean())
-    assert found["clean"]["mean"] == pytest.approx(written["clean_accuracy"])
-
-
 def test_a_card_is_made_of_the_results_of_the_evaluation():
     """AutoAttack's programs take long to compile; its results are given here."""
     spec = attack_specs.parse_attack("auto_attack num_steps=20")
