@@ -5,7 +5,10 @@ r"""Trains one network with one method; interrupted runs go on where they ended.
   python -m experiments.train --list_presets
 
 The run directory holds flags.json (flags, git revision, versions, hardware),
-metrics.jsonl, checkpoints, and training.png. SIGTERM, Ctrl-C and SIGHUP end a run with
+metrics.jsonl, checkpoints, and training.png. With --validation_fraction=0.1 a tenth of
+the training images is held out, and accuracies on it are measured after every epoch;
+--keep_best keeps the best checkpoint by them in the folder "best", which every binary
+takes as --run=runs/at/best. SIGTERM, Ctrl-C and SIGHUP end a run with
 a checkpoint and exit code 143, 130 or 129; a second Ctrl-C ends it at once. One process
 at a time writes into the directory. With more --epochs a run goes on, where its
 schedule leaves the steps before as they were; --dataset=folder:PATH may name another
@@ -21,10 +24,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from experiments.common import cli, figures, options, tables
+from experiments.common.records import Record
 from experiments.common.tables import Column
 from opnorm import data, runs, training
 
@@ -56,6 +61,25 @@ _ROBUST_CHECK_EVERY = flags.DEFINE_integer(
     "images, with a warning if the two part; 0 for none; by default 1 where the method "
     "is adversarial training with one step, and 0 elsewhere",
 )
+_VALIDATE_EVERY = flags.DEFINE_integer(
+    "validate_every",
+    None,
+    "epochs between measurements of the accuracy on the validation split, on clean "
+    "images and under PGA with 10 steps in the norm and epsilon of the training; 0 for "
+    "none; by default 1 with a --validation_fraction",
+)
+_VALIDATION_EXAMPLES = flags.DEFINE_integer(
+    "validation_examples",
+    1000,
+    "validation images that are measured, the same ones each time; 0 for all",
+)
+_KEEP_BEST = flags.DEFINE_boolean(
+    "keep_best",
+    False,
+    "keep the checkpoint with the largest accuracy under attack on the validation "
+    "split in the folder best, the earliest of equal ones; of the method standard and "
+    "with epsilon 0 the one with the largest clean accuracy",
+)
 _SHARDING = flags.DEFINE_string(
     "parameter_sharding",
     "replicated",
@@ -74,7 +98,14 @@ _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "number of this process among them, from 0"
 )
 
-_LABELS = {"fgsm_accuracy": "FGSM accuracy", "pgd_accuracy": "PGD accuracy"}
+_LABELS = {
+    "accuracy": "training accuracy",
+    "adversarial_accuracy": "training accuracy, adversarial",
+    "fgsm_accuracy": "FGSM accuracy",
+    "pgd_accuracy": "PGD accuracy",
+    "validation_accuracy": "validation accuracy",
+    "validation_pga_accuracy": "validation accuracy, PGA",
+}
 
 
 def main() -> None:
@@ -98,6 +129,9 @@ def main() -> None:
             checkpoint_every=_CHECKPOINT_EVERY.value,
             max_skipped_updates=_MAX_SKIPPED.value,
             robust_check_every=_ROBUST_CHECK_EVERY.value,
+            validate_every=_VALIDATE_EVERY.value,
+            validation_examples=_VALIDATION_EXAMPLES.value or None,
+            keep_best=_KEEP_BEST.value,
         )
     except runs.ProcessLost as error:
         print(f"train: {error}", file=sys.stderr, flush=True)
@@ -107,32 +141,53 @@ def main() -> None:
         return
     run = Path(_RUN.value)
     metrics = runs.read_metrics(run)
-    _draw_training(metrics, run / "training.png", config.method)
+    best = _read_best(run) if _KEEP_BEST.value else {}
+    _draw_training(metrics, run / "training.png", config.method, best)
     summary = {
         "run": str(run),
         "method": config.method,
         "steps": result.step,
         **{name: f"{value:.4g}" for name, value in sorted(result.metrics.items())},
     }
+    if best:
+        summary["best checkpoint"] = f"step {best['step']}, {best['accuracy']:.4g}"
     print(tables.table([summary], [Column(name, name) for name in summary]))
 
 
+def _read_best(run: Path) -> Record:
+    """Returns how the best checkpoint was chosen, and its "step"; {} if none is there.
+
+    There is none where an earlier call ended the training without --keep_best.
+    """
+    if not (run / "best").is_dir():
+        return {}
+    _, metadata = runs.restore_parts(run / "best", ())
+    return {**metadata["best"], "step": metadata["step"]}
+
+
 def _draw_training(
-    metrics: Sequence[Mapping[str, float]], path: Path, method: str
+    metrics: Sequence[Mapping[str, float]],
+    path: Path,
+    method: str,
+    best: Mapping[str, Any],
 ) -> None:
     """Draws loss and accuracies of a run against the epoch.
+
+    Accuracies on the validation split are dashed, and the best checkpoint has a star.
 
     Args:
       metrics: lines of the metrics.jsonl of a run.
       path: the PNG to write.
       method: the training method, which is the title.
+      best: as :func:`_read_best` returns it.
     """
     figure, (left, right) = figures.new_panels(figures.label(method), ("", ""))
     colors = (figures.BLACK, *figures.PALETTE)
     attacked = ("adversarial_accuracy", "fgsm_accuracy", "pgd_accuracy")
+    validated = ("validation_accuracy", "validation_pga_accuracy")
     for axes, names in (
         (left, ("loss", "adversarial_loss", "penalty")),
-        (right, ("accuracy", *attacked)),
+        (right, ("accuracy", *attacked, *validated)),
     ):
         for name, color in zip(names, colors, strict=False):
             lines = [line for line in metrics if name in line]
@@ -141,12 +196,25 @@ def _draw_training(
                     [line["epoch"] for line in lines],
                     [line[name] for line in lines],
                     color=color,
+                    linestyle="--" if name in validated else "-",
                     # A line through one point is not seen.
                     marker="o" if len(lines) < 10 else "",
                     label=_LABELS.get(name, name.replace("_", " ")),
                 )
         axes.set_xlabel("epoch")
         figures.finish(axes)
+    if best:
+        chosen = [line for line in metrics if line["step"] == best["step"]]
+        right.plot(
+            [line["epoch"] for line in chosen],
+            [best["accuracy"] for _ in chosen],
+            color=figures.BLACK,
+            marker="*",
+            markersize=11,
+            linestyle="",
+            label="best checkpoint",
+        )
+        figures.finish(right)
     right.set_ylim(0, 1)
     figures.write(figure, path)
 

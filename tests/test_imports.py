@@ -23,7 +23,7 @@ ALLOWED = {
     "regularizers": {"linalg", "operators"},
     "analysis": {"linalg", "operators", "attacks"},
     "reports": {"linalg", "attacks", "analysis", "runs"},
-    "torch": {"models"},
+    "torch": {"linalg", "models"},
     "training": {
         "linalg",
         "operators",

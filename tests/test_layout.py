@@ -24,6 +24,7 @@ OF_SEVERAL = {
     "models/test_regularization_view_networks.py": "the networks of one paper",
     "models/test_residual_networks.py": "networks that share residual blocks",
     "papers/test_papers.py": "the tables of all papers",
+    "torch/test_against_attack_libraries.py": "modules attacked by other libraries",
     "training/test_lowering.py": "the compiled step on an accelerator",
     "training/test_parallel_training.py": "one step on several devices",
     "training/test_spectral_training.py": "training with bounded layers",

@@ -53,7 +53,16 @@ _FUNCTION = (
 )
 # Fields that earlier versions did not have. They are left out of identities at their
 # defaults, so that measurements of those versions stay valid.
-_ADDED = frozenset(("depth", "scalar_biases", "scalar_multipliers", "epsilon_unit"))
+_ADDED = frozenset(
+    (
+        "depth",
+        "scalar_biases",
+        "scalar_multipliers",
+        "epsilon_unit",
+        "dropout",
+        "validation_fraction",
+    )
+)
 
 # A flag defined here is shown in the --help of the experiment that defines it.
 flags.disclaim_key_flags()

@@ -57,6 +57,9 @@ STYLES = {
     "interpolated": ("#E69F00", "o", "-."),
     "gradient_regularization": ("#999999", "X", "-."),
 }
+# Marker and line of the second and of further networks of one method; the first has
+# those of the method.
+_VARIANTS = (("", ""), ("x", ":"), ("+", "-."), ("*", "--"))
 # Curves with more points than this have a marker at some only.
 _MARKED_POINTS = 12
 # Decades below the largest value that are shown, and on either side of zero where some
@@ -74,10 +77,11 @@ def label(name: str) -> str:
 def styles(names: Sequence[str]) -> dict[str, Style]:
     """Returns the style of each network or attack, the same in all panels.
 
-    Methods have styles of their own; other names take colours that no method among
-    them has.
+    Methods have styles of their own, also with a text in parentheses behind them:
+    several of one method share its colour and differ in marker and line. Other names
+    take colours that no method among them has.
     """
-    found = {name: STYLES[name] for name in names if name in STYLES}
+    found = _method_styles(names)
     taken = {color for color, _, _ in found.values()}
     pairs = list(zip(PALETTE, MARKERS, strict=True))
     free = [pair for pair in pairs if pair[0] not in taken] or pairs
@@ -96,6 +100,25 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
         }
         for name, (color, marker, line) in found.items()
     }
+
+
+def _method_styles(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Returns the styles of names that begin with a method."""
+    found: dict[str, tuple[str, str, str]] = {}
+    seen: dict[str, int] = {}
+    for name in names:
+        method = name.split(" (", 1)[0]
+        if method not in STYLES:
+            continue
+        place = seen.setdefault(method, 0)
+        seen[method] += 1
+        if place >= len(_VARIANTS):
+            continue
+        color, marker, line = STYLES[method]
+        found[name] = (color, marker, line)
+        if place:
+            found[name] = (color, *_VARIANTS[place])
+    return found
 
 
 def curve(
@@ -141,9 +164,18 @@ def curves(
     drawn: Mapping[str, tuple[Any, Mapping[str, Any]]],
     *,
     times: float = 1,
+    names: Sequence[str] | None = None,
 ) -> None:
-    """Draws (x, mean with error) of each network or attack by name, in its style."""
-    styled = styles(list(drawn))
+    """Draws (x, mean with error) of each network or attack by name, in its style.
+
+    Args:
+      axes: the panel.
+      drawn: for each name x, and the mean with its error as for :func:`curve`.
+      times: as for :func:`curve`.
+      names: the names of all panels, where some are not in this one; their order
+        decides the styles.
+    """
+    styled = styles(list(drawn) if names is None else names)
     for name, (x, found) in drawn.items():
         curve(axes, x, found, times=times, **styled[name])
 
@@ -151,6 +183,21 @@ def curves(
 def by_rank(found: Mapping[str, Any]) -> tuple[np.ndarray, Mapping[str, Any]]:
     """Returns the ranks 1, 2, ... of values, and the values."""
     return np.arange(1, len(found["mean"]) + 1), found
+
+
+def bands(over: str, count: int, most: int | None = None) -> str:
+    """Returns the line of a title that says what the bands of a figure are.
+
+    Args:
+      over: "networks" that differ in the seed, or "examples", the images of one
+        network.
+      count: their number, for each curve.
+      most: the largest number, where it differs between the curves.
+    """
+    if over == "examples":
+        return f"one network each; bands: standard error over {count} images"
+    number = f"{count}" if most in (None, count) else f"{count} to {most}"
+    return f"bands: standard error over {number} networks each"
 
 
 def source_line(results: Mapping[str, Any], count: str = "examples") -> str:
@@ -180,12 +227,24 @@ def plot_accuracy(
     curves(axes, drawn, times=100)
     if training_epsilon is not None:
         mark_training(axes, training_epsilon)
-    axes.set(
-        xlabel=f"{norm} length of the perturbation, $\\epsilon$ (pixels in [0, 1])",
-        ylabel="accuracy (%)",
-        ylim=(0, None),
-    )
+    label_lengths(axes, norm)
+    axes.set(ylabel="accuracy (%)", ylim=(0, None))
     save_figure(figure, axes, path)
+
+
+def label_lengths(axes: "Axes", norm: str) -> None:
+    """Labels a horizontal axis of lengths; Linf lengths are in levels of 255."""
+    unit = "pixels in [0, 1]"
+    if norm == "Linf":
+        unit = "levels of 255"
+        axes.xaxis.set_major_formatter(lambda x, _: f"{255 * x:.3g}")
+        ends = [np.max(np.asarray(line.get_xdata(), float)) for line in axes.lines]
+        last = float(max(ends, default=1.0))
+        if 255 * last >= 2:
+            step = next((s for s in (1, 2, 4, 8) if 255 * last <= 8 * s), 32)
+            levels = range(0, round(255 * last) + 1, step)
+            axes.set_xticks([level / 255 for level in levels])
+    axes.set_xlabel(f"{norm} length of the perturbation, $\\epsilon$ ({unit})")
 
 
 def plot_singular_values(

@@ -1,6 +1,7 @@
 """Results as files hold them, with their origin: hardware, versions, revision, time."""
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from opnorm import analysis, linalg, runs
@@ -75,3 +76,28 @@ def mean_and_error(values: Any, where: Any = True) -> Record:
         "mean": found.mean.tolist(),
         "standard_error": found.standard_error.tolist(),
     }
+
+
+def over_networks(measured: Sequence[Mapping[str, Any]]) -> Record:
+    """Averages one quantity over networks that differ in the seed.
+
+    Args:
+      measured: "mean" and "standard_error" over the examples of each network, numbers
+        or lists of one length.
+
+    Returns:
+      "mean" and "standard_error" over the networks, with "over" "networks" and their
+      number under "networks". The error of one network over networks is not known:
+      it keeps the error over its examples, and "over" is "examples".
+
+    Raises:
+      ValueError: for no network.
+    """
+    if not measured:
+        raise ValueError("measured is empty; it must have a network or more.")
+    if len(measured) == 1:
+        (one,) = measured
+        found = {part: one[part] for part in ("mean", "standard_error")}
+        return {**found, "networks": 1, "over": "examples"}
+    found = mean_and_error([each["mean"] for each in measured])
+    return {**found, "networks": len(measured), "over": "networks"}

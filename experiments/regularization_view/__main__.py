@@ -236,6 +236,7 @@ def _load_recipe(config: Config) -> tuple[Examples, data.Dataset | data.Stream]:
             data_dir=config.data_dir,
             limit=_TRAIN_MEASURED.value,
             image_size=training.image_size(config),
+            validation_fraction=config.validation_fraction,
         )
     own = measured.slice(0, _TRAIN_MEASURED.value)
     return Examples(own, test_set, len(train_set)), train_set

@@ -532,10 +532,11 @@ def _title(results: Record, text: str, recipe: str | None = None) -> str:
     chosen = chosen or list(results["recipes"].values())
     data = " and ".join(dict.fromkeys(found["data"] for found in chosen))
     networks = " and ".join(dict.fromkeys(found["title"] for found in chosen))
-    most = max(len(row["networks"]) for row in results["rows"])
-    errors = (
-        f"bars and bands: standard error over up to {most} networks"
-        if most > 1
-        else "one network each, so no errors are known"
-    )
+    counts = sorted({len(row["networks"]) for row in results["rows"]})
+    several = " or ".join(str(count) for count in counts if count > 1)
+    errors = "one network each, so no errors are known"
+    if several:
+        errors = f"bars and bands: standard error over {several} networks"
+        if counts[0] == 1:
+            errors += "; points of one network have none"
     return f"{text}\n{data}; {networks}\n{errors}"

@@ -225,7 +225,7 @@ def _theorem(
     if layers[0].uncounted or not math.isfinite(distance.v_min):
         return {name: np.asarray(value) for name, value in found.items()}
     _, std = models.STATISTICS[config.normalization]
-    scale = tuple(1 / s for s in ((std,) if isinstance(std, float) else std))
+    scale = models.input_scale(std, examples.test.images)
     terms = operators.log_margin_terms(layers, v_min=distance.v_min, input_scale=scale)
     complexity = operators.log_spectral_complexity(layers)
     found |= {

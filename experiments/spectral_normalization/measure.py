@@ -29,7 +29,6 @@ _ATTACK_FIELDS = (
     "attack_labels",
 )
 _BATCH_SIZE = 100
-# Typed: JAX has no types for the constructor.
 _PERCENTS = np.linspace(0, 100, 101)
 
 
@@ -38,8 +37,8 @@ class Examples(NamedTuple):
 
     Attributes:
       train: the first training examples, with the labels that are trained on.
-      validation: test examples that choose the bound.
-      test: the other test examples, on which results are reported.
+      validation: examples that choose the bound.
+      test: test examples, on which results are reported; none of the validation.
     """
 
     train: data.Dataset
@@ -114,7 +113,9 @@ def measure(config: Config, network: models.Network, examples: Examples) -> Reco
       the loss at the clean ones, "gains" ``||f(x)|| / ||normalised x||`` at the test
       images: distributions as percentiles; "kappa": the smallest gradient norm at
       clean and attacked training images; "layers": norms; "capacity": logarithms of
-      the scheme's capacity norm in L2, None for attacks in another norm.
+      the scheme's capacity norm in L2, None for attacks in another norm;
+      "log_released_unit": see :func:`opnorm.analysis.log_released_unit`, None for WRM.
+      Both are None with BatchNorm, which the layers leave out.
     """
     attack = own_attack(config)
     found: Record = {}
@@ -162,7 +163,14 @@ def measure(config: Config, network: models.Network, examples: Examples) -> Reco
             }
             for place, layer in enumerate(layers)
         ],
-        "capacity": _log_capacity(config, layers, kappa),
+        "capacity": None
+        if layers[0].ignored
+        else _log_capacity(config, layers, kappa, examples),
+        "log_released_unit": None
+        if layers[0].ignored or config.method == "wrm"
+        else analysis.log_released_unit(
+            layers, norms.value, attacked=attack is not None
+        ),
     }
 
 
@@ -254,9 +262,16 @@ _layer_norms = jax.jit(operators.layer_norms)
 
 
 def _log_capacity(
-    config: Config, layers: Sequence[operators.Layer], kappa: float
+    config: Config,
+    layers: Sequence[operators.Layer],
+    kappa: float,
+    examples: Examples,
 ) -> Record | None:
-    """The capacity norm of the scheme; the theorems hold for attacks in L2."""
+    """The capacity norm of the scheme; the theorems hold for attacks in L2.
+
+    Networks that whiten images multiply the pixels of each by another factor; it is
+    here that of the mean standard deviation of the training images.
+    """
     attack = own_attack(config)
     options: dict[str, Any] = {"scheme": "erm"}
     slope = None
@@ -278,7 +293,7 @@ def _log_capacity(
                 else size,
             }
     _, std = models.STATISTICS[config.normalization]
-    scale = tuple(1 / s for s in ((std,) if isinstance(std, float) else std))
+    scale = models.input_scale(std, examples.train.images)
     compute = _capacity(tuple(options.items()), scale)
     return {"scheme": options["scheme"], **compute(layers, slope)._asdict()}
 

@@ -14,9 +14,14 @@ Each point is a run in a directory of its own, which says how far the run is. Ca
 again, the sweep leaves out what has ended and continues what has begun. With
 --launcher=submitit it collects the jobs that have ended, and submits only the points
 that no job is at work on. A point that cannot be trained is in the table with the
-reason; --retry trains it again. Networks are measured on the test split: clean
-accuracy, and accuracy against PGA at --epsilons. Writes table.md and results.json
-whenever a run ends.
+reason; --retry trains it again. Writes table.md and results.json whenever a run ends.
+
+Points are compared on a validation split, which --validation_fraction=0.1 holds out of
+the training: clean accuracy, and accuracy against PGA at --epsilons. The test split is
+used for the best point alone, once all points have ended. Without a validation split
+all points are measured on the test split, and are not ranked: the best of them by the
+test split would look better than it is. --keep_best measures the checkpoint of each run
+that is the best on the validation split in place of the last one.
 """
 
 import dataclasses
@@ -36,6 +41,7 @@ from experiments.sweep.points import (
     Point,
     check,
     describe_state,
+    measure_chosen,
     read_result,
 )
 from opnorm import runs, training
@@ -64,13 +70,27 @@ _TEST_P = flags.DEFINE_float(
 )
 _TEST_STEPS = flags.DEFINE_integer("test_steps", 10, "steps of the measuring attack")
 _TEST_EXAMPLES = flags.DEFINE_integer(
-    "test_examples", 1000, "test images that each network is measured on"
+    "test_examples",
+    1000,
+    "test images that the chosen point is measured on, or all without a validation "
+    "split",
+)
+_VALIDATION_EXAMPLES = flags.DEFINE_integer(
+    "validation_examples",
+    1000,
+    "validation images that each network is measured on; 0 for all",
+)
+_KEEP_BEST = flags.DEFINE_boolean(
+    "keep_best",
+    False,
+    "measure the checkpoint of each run with the largest accuracy on the validation "
+    "split, as --keep_best of experiments.train keeps it, instead of the last one",
 )
 _SORT_BY = flags.DEFINE_string(
     "sort_by",
     None,
-    "the accuracy that ranks the points: clean, or one of --epsilons; by default the "
-    "first of them",
+    "the accuracy on the validation split that ranks the points: clean, or one of "
+    "--epsilons; by default the first of them",
 )
 cache.define_fresh_flag()
 _RETRY = flags.DEFINE_boolean(
@@ -127,12 +147,23 @@ def main() -> None:
         defaults=dataclasses.asdict(training.Config()),
     )
     cli.hold(run)
+    if column is None:
+        print(tables.UNRANKED, file=sys.stderr)
     notes: dict[str, str] = {}
     table = tables.write(run, points, measurement, column, notes)
     for point, note in _launch(directory, points, measurement):
         if note is not None:
             notes[point.name] = note
         table = tables.write(run, points, measurement, column, notes)
+    chosen = tables.choose(points, measurement, column)
+    if chosen:
+        tests = {
+            point.name: measure_chosen(
+                point, measurement, _DOWNLOAD.value, fresh=flags.FLAGS.fresh
+            )
+            for point in chosen
+        }
+        table = tables.write(run, points, measurement, column, notes, tests)
     records.report(run, table)
 
 
@@ -186,16 +217,31 @@ def _read_measurement(base: training.Config) -> Measurement:
     if not p >= 1:
         raise ValueError(f"test_p is {p}; it must be in [1, inf].")
     options.check_at_least(1, _TEST_EXAMPLES, _TEST_STEPS)
+    options.check_at_least(0, _VALIDATION_EXAMPLES)
+    if _KEEP_BEST.value and not base.validation_fraction:
+        raise ValueError("keep_best is True; it needs --validation_fraction.")
     if not 0 < _HOURS.value < math.inf:
         raise ValueError(f"hours is {_HOURS.value}; it must be positive and finite.")
     return Measurement(
-        p, tuple(sorted(set(epsilons))), _TEST_STEPS.value, _TEST_EXAMPLES.value
+        p,
+        tuple(sorted(set(epsilons))),
+        _TEST_STEPS.value,
+        _TEST_EXAMPLES.value,
+        _VALIDATION_EXAMPLES.value if base.validation_fraction else None,
+        "best" if _KEEP_BEST.value else "last",
     )
 
 
-def _read_sort_by(measurement: Measurement) -> int:
-    """The place of the accuracy that ranks the points: 0 for clean accuracy."""
+def _read_sort_by(measurement: Measurement) -> int | None:
+    """The place of the accuracy that ranks the points, 0 for clean; None for none."""
     name = _SORT_BY.value
+    if name is not None and measurement.split == "test":
+        raise ValueError(
+            f"sort_by is {name!r}; points are ranked on a validation split, which "
+            "--validation_fraction=0.1 holds out of the training."
+        )
+    if measurement.split == "test":
+        return None
     if name is None:
         return 1
     names = ["clean", *(f"{epsilon:g}" for epsilon in measurement.epsilons)]

@@ -66,6 +66,11 @@ def _parse_values(
     is_ratio = name == training.STEP_RATIO
     if name == "seed":
         raise ValueError(f"{given} seeds are given with --seeds.")
+    if name == "validation_fraction":
+        raise ValueError(
+            f"{given} points are compared on one validation split; give "
+            "--validation_fraction."
+        )
     if not is_ratio and name not in fields:
         raise ValueError(
             f"{given} {name!r} is no field of the configuration. There are "

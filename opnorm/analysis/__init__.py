@@ -68,6 +68,7 @@ from opnorm.analysis.margin_distributions import (
 from opnorm.analysis.margins import (
     gradient_norms,
     label_and_rival,
+    log_released_unit,
     log_sum_exp_margin,
     margin,
     margin_loss,
@@ -171,6 +172,7 @@ __all__ = [
     "jacobian_spectrum",
     "label_and_rival",
     "lipschitz_bound",
+    "log_released_unit",
     "log_sum_exp_margin",
     "loss_regularity",
     "loss_variation",

@@ -19,7 +19,7 @@ from opnorm.analysis import inputs, margins, robustness
 from opnorm.analysis.averages import Average, average
 from opnorm.analysis.batches import in_batches
 from opnorm.analysis.inputs import AttackFactory, to_pixels
-from opnorm.attacks import checks, parts
+from opnorm.attacks import checks, parts, weights
 from opnorm.attacks.checks import Bounds
 from opnorm.linalg import PyTree
 
@@ -82,16 +82,16 @@ def evaluate_accuracy(
       top_k: an example is correct where its label is among as many of the largest
         logits; from 1 to K - 1.
       batch_size: examples per compiled call.
-      bounds: box (low, high) that images lie in; None for a network that takes any
-        values, such as standardised ones.
+      bounds: box (low, high) that images lie in, of numbers or of arrays that
+        broadcast against one example; None for a network that takes any values, such as
+        standardised ones.
 
     Raises:
       ValueError: for no examples, labels, a top_k or a batch size that do not fit,
         images outside the bounds, or a network of one logit.
     """
     inputs.check_examples(images, labels, batch_size)
-    checks.check_bounds(bounds)
-    inputs.check_bounds(images, bounds)
+    inputs.check_bounds(images, checks.check_bounds(bounds))
     f = linalg.prepare_network(f)
     classes = inputs.check_labels(f, images, labels, min(batch_size, len(images)))
     top_k = linalg.check_count("top_k", top_k, 1, classes - 1)
@@ -116,7 +116,8 @@ def robust_accuracy(
         :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float, in the attack's bounds; see
         :func:`evaluate_accuracy`.
-      labels: ``(N,)`` int, the classes that the attack leaves.
+      labels: ``(N,)`` int, the classes that the attack leaves, or ``(N, ...)`` for an
+        attack with a criterion.
       attack: ``epsilon -> attack``; epsilon is traced, so all budgets share one
         program. An attack without a budget breaks an example at epsilon only where its
         point lies within epsilon.
@@ -155,7 +156,7 @@ def robust_accuracy(
     """
     if epsilons is None:
         raise ValueError("epsilons is None; it must be a list of budgets.")
-    if inputs.make_pattern(attack).stages[0].targeted:
+    if inputs.make_pattern(attack).targeted:
         raise ValueError("attack is targeted; its labels would be classes to reach.")
     attacked = robustness.attack_examples(
         f,
@@ -282,6 +283,7 @@ def jacobian_norms(
     *,
     p: float = 2.0,
     q: float = 2.0,
+    scale: float | np.ndarray | None = None,
     batch_size: int = 100,
     key: jax.Array,
     **search: Hashable,
@@ -294,6 +296,8 @@ def jacobian_norms(
       images: ``(N, ...)``, uint8 or float in [0, 1].
       p: exponent of the input norm, in [1, inf].
       q: exponent of the output norm, in [1, inf].
+      scale: units of length of the pixels, as for
+        :func:`opnorm.operators.jacobian_norm`.
       batch_size: examples per compiled call.
       key: typed key of random starts.
       **search: options of :func:`opnorm.operators.jacobian_norm` that are plain
@@ -308,7 +312,8 @@ def jacobian_norms(
     measure = functools.partial(_normed, p=p, q=q, **search)
     rows = (images, np.arange(len(images)))
     f = linalg.prepare_network(f)
-    return JacobianNorms(*in_batches(measure, f, rows, batch_size, (key,)))
+    given = None if scale is None else np.asarray(scale)
+    return JacobianNorms(*in_batches(measure, f, rows, batch_size, (key, given)))
 
 
 @linalg.network_program
@@ -334,8 +339,8 @@ def _perturbed(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
     bound = attack(epsilon)
     delta = bound(f, clean, labels, keys) - clean
-    length = linalg.norm(delta, bound.p)
-    kept = parts.within_budget(length, epsilon, clean, bound.p)
+    length = weights.length(bound.scale, delta, bound.p)
+    kept = weights.within_budget(bound.scale, length, epsilon, clean, bound.p)
     return jnp.where(parts.like(kept, delta), delta, 0.0)
 
 
@@ -345,13 +350,16 @@ def _normed(
     x: jax.Array,
     number: jax.Array,
     key: jax.Array,
+    scale: jax.Array | None,
     *,
     p: float,
     q: float,
     **search: PyTree,
 ) -> tuple[jax.Array, jax.Array]:
     key = jax.random.fold_in(key, number[0])
-    found = operators.jacobian_norm(f, to_pixels(x), p=p, q=q, key=key, **search)
+    found = operators.jacobian_norm(
+        f, to_pixels(x), p=p, q=q, scale=scale, key=key, **search
+    )
     return found.value, found.right
 
 

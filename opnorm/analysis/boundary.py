@@ -13,6 +13,7 @@ from opnorm.analysis import inputs
 from opnorm.analysis.batches import in_batches
 from opnorm.analysis.inputs import AttackFactory
 from opnorm.analysis.nearest import make_patterns, nearest_points
+from opnorm.attacks import checks
 from opnorm.attacks.checks import Bounds
 
 
@@ -74,8 +75,8 @@ def boundary_distance(
       radius: radius of the balls about the images, at least 0, in the norm p; the
         epsilon of the paper.
       batch_size: examples per compiled call, over all devices.
-      bounds: finite box (low, high) that the points of ``attacks=None`` stay in; given
-        attacks have their own.
+      bounds: box (low, high) that the points of ``attacks=None`` stay in, or None;
+        given attacks have their own.
       key: typed key of the attacks.
       index: ``(N,)`` int, number of each image in the data set, which its random
         numbers depend on; None for 0, ..., N - 1.
@@ -109,7 +110,8 @@ def boundary_distance(
     linalg.check_length("radius", radius)
     inputs.check_examples(images, images, batch_size)
     index = inputs.check_index(index, len(images))
-    chosen = [_default_attack(p, bounds)] if attacks is None else attacks
+    box = checks.hashable(checks.check_bounds(bounds))
+    chosen = [_default_attack(p, box)] if attacks is None else attacks
     for pattern in make_patterns(chosen):
         if pattern.budget or pattern.p != p:
             budget = "a" if pattern.budget else "no"

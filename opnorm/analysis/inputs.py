@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import attacks, linalg
-from opnorm.attacks import checks
+from opnorm.attacks import checks, criteria, parts
 
 # An attack as a function of its budgets, (B,).
 AttackFactory = Callable[[jax.Array], attacks.Attack]
@@ -57,9 +57,13 @@ def check_bounds(images: np.ndarray, *boxes: checks.Bounds) -> np.ndarray:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("images has values that are not finite.")
     for box in given:
-        checks.check_inside(np.array([low, high]), box, "images")
-        if images.dtype != np.uint8 and (low < box[0] or high > box[1]):
-            images = np.clip(images, *box)
+        values = np.array([low, high])
+        if checks.has_arrays(box):
+            checks.check_shapes(box, images.shape[1:])
+            values = to_pixels(np.stack([images.min(axis=0), images.max(axis=0)]))
+        inside = checks.check_inside(values, box, "images")
+        if images.dtype != np.uint8 and not inside:
+            images = np.clip(images, *(np.asarray(end, images.dtype) for end in box))
     return images
 
 
@@ -139,7 +143,7 @@ def check_attack(
     Args:
       pattern: an attack that :func:`make_pattern` has made.
       images: ``(N, ...)``, uint8 or float.
-      labels: ``(N,)`` int.
+      labels: ``(N,)`` int, or ``(N, ...)`` for an attack with a criterion.
       key: typed key.
 
     Returns:
@@ -147,6 +151,9 @@ def check_attack(
     """
     linalg.check_key(key)
     images = check_bounds(images, *(stage.bounds for stage in pattern.stages))
+    if pattern.scale is not None:
+        scale = (pattern.scale, pattern.scale)
+        checks.check_shapes(scale, images.shape[1:], "scale")
     example = attacks.Problem(
         jnp.asarray(images[:1]), jnp.asarray(labels[:1]), key, None
     )
@@ -177,6 +184,29 @@ def evaluate(f: linalg.Network, x: jax.Array) -> jax.Array:
     """Returns the outputs of a network for images."""
     outputs: jax.Array = f(to_pixels(x))
     return outputs
+
+
+@linalg.network_program
+def decided_at(
+    f: linalg.Network,
+    x: jax.Array,
+    labels: jax.Array,
+    *,
+    goal: tuple[bool, float],
+    criterion: attacks.Criterion | None,
+) -> jax.Array:
+    """Returns whether the network decides at x as an attack wants, ``(b,)`` bool.
+
+    Args:
+      f: the network.
+      x: ``(b, ...)``, uint8 or float.
+      labels: ``(b,)`` int, or ``(b, ...)`` with a criterion.
+      goal: of the stages of the attack, see :attr:`opnorm.attacks.Stage.goal`.
+      criterion: of the attack, or None.
+    """
+    pixels = to_pixels(x)
+    f, labels = criteria.pose(criterion, f, pixels, labels, goal[0])
+    return parts.decided(f(pixels), labels, *goal)
 
 
 def to_pixels(x: Array) -> Array:

@@ -89,11 +89,11 @@ def loss_variation(
     num_restarts = linalg.check_count("num_restarts", num_restarts, 1)
     linalg.check_length("relative_step", relative_step, positive=True)
     linalg.check_key(key)
-    checks.check_bounds(bounds)
+    bounds = checks.hashable(checks.check_bounds(bounds))
     inputs.check_examples(images, labels, batch_size)
     pattern = attacks.pga(p=p, epsilon=0.0, bounds=bounds)
     budgets = inputs.read_budgets("epsilons", epsilons, pattern)
-    images = inputs.check_bounds(images, bounds)
+    images = inputs.check_bounds(images, pattern.stages[0].bounds)
     f = linalg.prepare_network(f)
     inputs.check_labels(f, images, labels, min(batch_size, len(images)))
     measure = functools.partial(

@@ -4,10 +4,14 @@ These are plain functions of a batch. :func:`opnorm.analysis.loss_regularity` ap
 some of them to a whole data set.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
 
-from opnorm import linalg
+from opnorm import linalg, operators
 from opnorm.attacks import checks, losses
 from opnorm.linalg import BatchFunction
 from opnorm.linalg.dtypes import at_least_single
@@ -319,6 +323,73 @@ def gradient_norms(
 
     gradient = jax.grad(total)(x)
     return linalg.norm(gradient, linalg.conjugate_exponent(p))
+
+
+def log_released_unit(
+    layers: Sequence[operators.Layer], norms: ArrayLike, *, attacked: bool
+) -> float:
+    """Computes the log of the unit of margins in the code of Farnia et al. 2019.
+
+    The paper divides margins by the square root of the capacity norm,
+    :func:`opnorm.operators.log_capacity`. The released code divides by another number,
+    with d layers of spectral norms s_1, ..., s_d::
+
+        Q c sqrt(S'),  Q = s_1 ... s_d,  S' = F_1 / s_1^2 + ... + F_d / s_d^2
+
+    where c is 1 without an attack, and ``2 + s_1 + s_1 s_2 + ... + s_1 ... s_(d-1)``
+    with FGM and PGM. It takes no account of the length and the steps of the attack, nor
+    of kappa. F is the squared Frobenius norm of a kernel, for a convolution times
+    ``H W C_in / 4`` of its input; the square of the Frobenius norm of the map counts
+    each tap once for every window on the image instead.
+
+    Args:
+      layers: all layers of the chain, from :func:`opnorm.operators.layers`.
+      norms: ``(L,)``, their spectral norms as maps, such as ``value`` of
+        :func:`opnorm.operators.layer_norms`.
+      attacked: whether the margins are those of attacked examples.
+
+    Returns:
+      The natural logarithm; -inf if a layer is zero. Lengths at the input are those
+      that enter the first layer, after any normalisation of the pixels.
+
+    Raises:
+      ValueError: for no layer, or norms of another shape.
+
+    Source: Farnia et al. 2019, Fig. 3, as drawn by the released code.
+
+    Example:
+      Two layers with norms 2 and 3: the unit is 6 (2 + 2) sqrt(8/4 + 9/9).
+
+      >>> import math
+      >>> import jax.numpy as jnp
+      >>> from opnorm import analysis, operators
+      >>> first = operators.Layer(2.0 * jnp.eye(2), "a", "dense", (2,))
+      >>> last = operators.Layer(jnp.diag(jnp.array([3.0, 0.0])), "b", "dense", (2,))
+      >>> unit = analysis.log_released_unit([first, last], [2.0, 3.0], attacked=True)
+      >>> round(math.exp(unit) / math.sqrt(3), 3)
+      24.0
+    """
+    norms = np.asarray(norms, np.float64)
+    if not layers or norms.shape != (len(layers),):
+        raise ValueError(
+            f"norms has shape {norms.shape}; it must be ({len(layers)},), one norm for "
+            "each layer, of which there is at least one."
+        )
+    if not norms.all():
+        return -np.inf
+    squares = []
+    for layer in layers:
+        square = np.sum(np.square(np.asarray(layer.kernel, np.float64)))
+        if layer.kind == "convolution":
+            square = square * np.prod(layer.input_shape) / 4
+        squares.append(square)
+    logs = np.log(norms)
+    log_ratio = np.log(np.sum(np.asarray(squares) / norms**2))
+    log_sum = 0.0
+    if attacked:
+        # Empty products are 1; the code counts the first of them twice.
+        log_sum = np.logaddexp.reduce([0.0, 0.0, *np.cumsum(logs)[:-1]])
+    return float(np.sum(logs) + log_sum + log_ratio / 2)
 
 
 def _probabilities(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

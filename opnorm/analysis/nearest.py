@@ -6,6 +6,7 @@ ones until it succeeds, and then at budgets between the largest one that failed 
 nearest point that it found.
 """
 
+import functools
 import itertools
 import math
 import time
@@ -19,7 +20,7 @@ import numpy as np
 from opnorm import attacks as attacks_lib
 from opnorm import linalg
 from opnorm.analysis import accuracy, inputs, margins
-from opnorm.analysis.batches import Placement, batch_sizes, fill
+from opnorm.analysis.batches import Placement, batch_sizes, fill, in_batches
 from opnorm.analysis.inputs import AttackFactory
 from opnorm.attacks import parts
 
@@ -64,7 +65,7 @@ def nearest_points(
         :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float, in the bounds of the attacks. uint8 images
         are divided by 255, float images are taken as they are.
-      labels: ``(N,)`` int.
+      labels: ``(N,)`` int, or ``(N, ...)`` for attacks with a criterion.
       attacks: factories ``epsilon -> attack`` of one norm, in the order in which they
         run; each should be one object, since compiled code is kept by it. A factory of
         an attack without a budget ignores its argument.
@@ -83,8 +84,9 @@ def nearest_points(
     Raises:
       ValueError: for no examples, labels, index, top_k or a batch size that do not fit,
         images that are neither uint8 nor float or outside the bounds, a key that is not
-        typed, no attack, attacks of several norms, a targeted attack, budgets that do
-        not rise or are missing, or a negative number of halvings.
+        typed, no attack, attacks of several norms, scales or criteria, a targeted
+        attack, budgets that do not rise or are missing, or a negative number of
+        halvings.
 
     Example:
       The boundary is at 0.5 for images of one pixel; the third image is misclassified.
@@ -113,9 +115,7 @@ def nearest_points(
     for pattern in patterns:
         images = inputs.check_attack(pattern, images, labels, key)
     f = linalg.prepare_network(f)
-    correct = accuracy.evaluate_accuracy(
-        f, images, labels, top_k=top_k, batch_size=batch_size, bounds=None
-    ).correct
+    correct = _correct(f, images, labels, top_k, batch_size, patterns[0])
     place, sizes = Placement(), batch_sizes(batch_size)
     f = linalg.place_network(f, place.replicate)
     # Divided by JAX, since NumPy rounds differently: attacks start at these points.
@@ -157,7 +157,7 @@ def make_patterns(attacks: Sequence[AttackFactory]) -> list[attacks_lib.Attack]:
         raise ValueError("attacks is empty; at least one is needed.")
     patterns = [inputs.make_pattern(attack) for attack in attacks]
     for pattern in patterns:
-        if pattern.stages[0].targeted:
+        if pattern.targeted:
             raise ValueError(
                 f"attacks has {pattern.name}, which is targeted; its labels would be "
                 "classes to reach."
@@ -168,6 +168,13 @@ def make_patterns(attacks: Sequence[AttackFactory]) -> list[attacks_lib.Attack]:
             f"attacks has attacks of the norms p = {', '.join(f'{p:g}' for p in norms)}"
             "; all must have the same."
         )
+    for pattern in patterns:
+        unlike = pattern.difference(patterns[0])
+        if unlike is not None:
+            raise ValueError(
+                f"attacks has {patterns[0].name} and {pattern.name}, which differ in "
+                f"{unlike}; all must have the same."
+            )
     return patterns
 
 
@@ -199,6 +206,29 @@ def _budgets(
     while budgets[-1] < largest:
         budgets.append(min(2 * budgets[-1], largest))
     return budgets
+
+
+def _correct(
+    f: linalg.Network,
+    images: np.ndarray,
+    labels: np.ndarray,
+    top_k: int,
+    batch_size: int,
+    pattern: attacks_lib.Attack,
+) -> np.ndarray:
+    """Returns whether the network is right at each image, ``(N,)`` bool."""
+    if pattern.criterion is None:
+        return accuracy.evaluate_accuracy(
+            f, images, labels, top_k=top_k, batch_size=batch_size, bounds=None
+        ).correct
+    if top_k != 1:
+        raise ValueError(f"top_k is {top_k}; attacks with a criterion take 1 only.")
+    goal = pattern.stages[0].goal
+    measure = functools.partial(
+        inputs.decided_at, goal=goal, criterion=pattern.criterion
+    )
+    wrong: np.ndarray = in_batches(measure, f, (images, np.asarray(labels)), batch_size)
+    return ~wrong
 
 
 class _Round(NamedTuple):
@@ -246,7 +276,8 @@ def _search(
 ) -> tuple[jax.Array, jax.Array]:
     """The points that an attack finds, and their distances, inf where it failed."""
     bound = attack(epsilon)
-    f, labels = margins.decide_top_k(f, labels, top_k)
+    if bound.criterion is None:
+        f, labels = margins.decide_top_k(f, labels, top_k)
     # An attack with a budget starts at x or at random.
     starts = not bound.budget and any(stage.takes_start for stage in bound.stages)
     found = bound.run(

@@ -104,8 +104,7 @@ def evaluate_outcomes(
       [0.75 0.25] [ True False]
     """
     inputs.check_examples(images, labels, batch_size)
-    checks.check_bounds(bounds)
-    inputs.check_bounds(images, bounds)
+    inputs.check_bounds(images, checks.check_bounds(bounds))
     f = linalg.prepare_network(f)
     inputs.check_labels(f, images, labels, min(batch_size, len(images)))
     return Outcomes(*in_batches(_outcomes, f, (images, labels), batch_size))

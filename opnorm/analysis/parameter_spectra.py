@@ -6,13 +6,12 @@ random probes estimate how all of them are distributed.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from opnorm import linalg, operators
 from opnorm.analysis import inputs
@@ -24,6 +23,11 @@ from opnorm.attacks import losses
 from opnorm.linalg import PyTree
 from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.lanczos import tridiagonal_eigh
+from opnorm.operators.network_parameters import (
+    choose_parameters,
+    put_parameters,
+    take_parameters,
+)
 
 PARAMETER_MATRICES = ("hessian", "gauss_newton")
 
@@ -119,8 +123,8 @@ def parameter_spectrum(
     if num_probes < 1:
         raise ValueError(f"num_probes is {num_probes}; it must be at least 1.")
     network = linalg.prepare_network(f)
-    chosen = _choose(f, parameters)
-    n = sum(leaf.size for leaf in _split(f, chosen))
+    chosen = choose_parameters(f, parameters)
+    n = sum(leaf.size for leaf in take_parameters(f, chosen))
     if not 1 <= num_steps <= n:
         raise ValueError(f"num_steps is {num_steps}; it must be from 1 to {n}.")
     shards = _shards(images, labels, batch_size)
@@ -162,14 +166,14 @@ def _process(
     """Returns nodes and weights ``(1, 1, m)``, both ends with errors ``(1, 1, 2)``."""
 
     def logits(params: PyTree, shard: _Shards) -> jax.Array:
-        network: linalg.BatchFunction = _join(f, chosen, params)
+        network: linalg.BatchFunction = put_parameters(f, chosen, params)
         return network(inputs.to_pixels(shard["image"]))
 
     def mean_loss(logits: jax.Array, shard: _Shards) -> jax.Array:
         each = losses.cross_entropy(logits, shard["label"])
         return jnp.mean(shard["weight"].astype(each.dtype) * each)
 
-    params = _split(f, chosen)
+    params = take_parameters(f, chosen)
     if matrix == "hessian":
         found = operators.parameter_hessian(
             lambda params, shard: mean_loss(logits(params, shard), shard),
@@ -188,60 +192,6 @@ def _process(
         vectors[:, None, 0] ** 2,
         *(jnp.stack([end.values, end.residual], axis=2) for end in ends),
     )
-
-
-def _choose(
-    f: linalg.Network, parameters: Callable[[str], bool] | None
-) -> tuple[int, ...]:
-    """The positions of the parameters among the leaves of a network."""
-    leaves = jax.tree_util.tree_flatten_with_path(f)[0]
-    paths = {
-        i: jax.tree_util.keystr(path, simple=True, separator="/")
-        for i, (path, leaf) in enumerate(leaves)
-        if jnp.issubdtype(getattr(leaf, "dtype", np.bool_), jnp.floating)
-    }
-    if not paths:
-        raise ValueError(
-            f"f is a {type(f).__name__} that shows no floating point arrays; it must "
-            "be a pytree with its parameters as leaves, such as opnorm.network(module, "
-            "variables) or jax.tree_util.Partial(apply, variables)."
-        )
-    if parameters is None:
-        return _usual_parameters(f, paths)
-    chosen = tuple(i for i, path in paths.items() if parameters(path))
-    if not chosen:
-        raise ValueError(
-            "parameters chooses none of the floating point arrays of f; their paths "
-            f"are {', '.join(paths.values())}."
-        )
-    return chosen
-
-
-def _usual_parameters(f: linalg.Network, paths: dict[int, str]) -> tuple[int, ...]:
-    nodes = jax.tree.leaves(f, is_leaf=lambda node: isinstance(node, nnx.Variable))
-    trained = [
-        isinstance(node, nnx.Param) for node in nodes for _ in jax.tree.leaves(node)
-    ]
-    if any(trained):
-        return tuple(i for i in paths if trained[i])
-    below = tuple(i for i, path in paths.items() if "params" in path.split("/"))
-    return below or tuple(paths)
-
-
-def _split(f: linalg.Network, chosen: Sequence[int]) -> list[jax.Array]:
-    leaves = jax.tree.leaves(f)
-    return [leaves[i] for i in chosen]
-
-
-def _join(
-    f: linalg.Network, chosen: Sequence[int], params: Sequence[jax.Array]
-) -> linalg.Network:
-    """The network with other parameters."""
-    leaves, treedef = jax.tree.flatten(f)
-    for i, leaf in zip(chosen, params, strict=True):
-        leaves[i] = leaf
-    network: linalg.Network = jax.tree.unflatten(treedef, leaves)
-    return network
 
 
 def _shards(images: np.ndarray, labels: np.ndarray, batch_size: int) -> _Shards:

@@ -24,11 +24,11 @@ from opnorm.analysis.inputs import (
     check_examples,
     check_index,
     check_labels,
+    decided_at,
     make_pattern,
     read_budgets,
     to_pixels,
 )
-from opnorm.attacks import parts
 
 
 class Attacked(NamedTuple):
@@ -37,7 +37,8 @@ class Attacked(NamedTuple):
     Attributes:
       success: ``(E, N)`` bool: the network decides as the attack wants, at x itself or
         at the point that was found, which lies within the budget up to rounding.
-      distance: ``(E, N)`` float32, Lp length of the perturbation; 0 where the network
+      distance: ``(E, N)`` float32, length of the perturbation in the norm of the
+        attack; 0 where the network
         decides so at x, inf where the attack found no point within the budget.
       steps: ``(E, N)`` int32, steps taken.
       stage: ``(E, N)`` int32, number of the stage that found the point; -1 where the
@@ -77,7 +78,8 @@ def attack_examples(
         :mod:`opnorm.analysis`.
       images: ``(N, ...)``, uint8 or float, in the attack's bounds. uint8 images are
         divided by 255, float images are taken as they are.
-      labels: ``(N,)`` int, the classes to leave or, if targeted, to reach.
+      labels: ``(N,)`` int, the classes to leave or, if targeted, to reach; ``(N, ...)``
+        of any dtype for an attack with a criterion.
       attack: ``epsilon -> attack`` with epsilon ``(B,)``, traced; should be one object
         and not a new function in each call, since compiled programs are kept by it. An
         attack without a budget ignores its argument and runs for every budget.
@@ -123,10 +125,13 @@ def attack_examples(
     images = check_attack(pattern, images, labels, key)
     sizes = batch_sizes(batch_size)
     f = linalg.prepare_network(f)
-    check_labels(f, images, labels, sizes[0])
+    labels = np.asarray(labels)
+    if pattern.criterion is None:
+        check_labels(f, images, labels, sizes[0])
+        labels = labels.astype(np.int32)
     pool = stages.Pool(
         images=images,
-        labels=np.asarray(labels, np.int32),
+        labels=labels,
         number=index,
         example=np.tile(np.arange(count), len(budgets)),
         epsilon=np.repeat(budgets, count),
@@ -180,25 +185,14 @@ def _decided_at_input(
     f: linalg.Network, pool: stages.Pool, pattern: attacks.Attack
 ) -> np.ndarray:
     """Returns whether the network decides at x as the attack wants, ``(N,)`` bool."""
-    targeted, confidence = pattern.stages[0].goal
     at_input = np.zeros(len(pool.images), bool)
     for rows, filled in pool.batches(np.arange(len(at_input))):
         given = pool.place.shard((pool.images[filled], pool.labels[filled]))
-        judged = _judged(f, *given, targeted=targeted, confidence=confidence)
+        judged = decided_at(
+            f, *given, goal=pattern.stages[0].goal, criterion=pattern.criterion
+        )
         at_input[rows] = np.asarray(judged)[: len(rows)]
     return at_input
-
-
-@linalg.network_program
-def _judged(
-    f: linalg.Network,
-    x: jax.Array,
-    labels: jax.Array,
-    *,
-    targeted: bool,
-    confidence: float,
-) -> jax.Array:
-    return parts.decided(f(to_pixels(x)), labels, targeted, confidence)
 
 
 def worst_over_budgets(attacked: Attacked, epsilons: Sequence[float]) -> np.ndarray:

@@ -112,7 +112,10 @@ def sanity_checks(
     p = linalg.check_exponent("p", p)
     linalg.check_length("epsilon", epsilon)
     check_examples(images, labels, batch_size)
-    checks.check_bounds(bounds)
+    if checks.has_arrays(checks.check_bounds(bounds)):
+        raise ValueError(
+            "bounds has arrays; these checks take one box for all entries."
+        )
     check_bounds(images, bounds)
     if p in (1, 2, math.inf):
         check_layout(images.shape, channels)
@@ -220,7 +223,7 @@ def _grey(p: float, shape: tuple[int, ...], bounds: tuple[float, float]) -> floa
     return 0.5 * (bounds[1] - bounds[0]) * entries
 
 
-def _units_check(low: float, high: float, box: Bounds) -> Check:
+def _units_check(low: float, high: float, box: tuple[float, float] | None) -> Check:
     """Checks that images from ``low`` to ``high`` are in the units of the box."""
     detail = f"values from {low:g} to {high:g}"
     if box is None:

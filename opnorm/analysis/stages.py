@@ -18,7 +18,7 @@ import numpy as np
 from opnorm import attacks, linalg
 from opnorm.analysis.batches import Batch, Placement, fill
 from opnorm.analysis.inputs import AttackFactory, to_pixels
-from opnorm.attacks import parts
+from opnorm.attacks import criteria, parts, weights
 from opnorm.attacks import stage as stage_lib
 from opnorm.linalg import PyTree
 
@@ -32,7 +32,7 @@ class Rows(NamedTuple):
 
     Attributes:
       images: ``(b, ...)``, uint8 or float.
-      labels: ``(b,)`` int32.
+      labels: ``(b,)`` int32, or ``(b, ...)`` for an attack with a criterion.
       number: ``(b,)`` int32, number of the example in its data set.
       epsilon: ``(b,)`` float32, the budget.
     """
@@ -48,7 +48,7 @@ class Pool(NamedTuple):
 
     Attributes:
       images: ``(N, ...)``, uint8 or float.
-      labels: ``(N,)`` int32.
+      labels: ``(N,)`` int32, or ``(N, ...)`` for an attack with a criterion.
       number: ``(N,)`` int32, numbers of the examples in their data set.
       example: ``(R,)`` int, the example of each row.
       epsilon: ``(R,)`` float32, the budget of each row.
@@ -153,7 +153,15 @@ def search(
         state = pool.place.shard(jax.tree.map(lambda a, i=filled: a[i], states))
         given_rows = pool.rows(left[filled])
         x_adv = compiled.end(*given, given_rows, state)
-        hit, reach = _judge(f, given_rows, x_adv, p=pattern.p, goal=stage.goal)
+        hit, reach = _judge(
+            f,
+            given_rows,
+            x_adv,
+            pattern.scale,
+            p=pattern.p,
+            goal=stage.goal,
+            criterion=pattern.criterion,
+        )
         success[rows] = np.asarray(hit)[: len(rows)]
         distance[rows] = np.asarray(reach)[: len(rows)]
         if keep_points:
@@ -194,9 +202,9 @@ def _programs(attack: AttackFactory, number: int, stage: attacks.Stage) -> _Prog
 def _begin(
     f: linalg.Network, key: jax.Array, rows: Rows, *, attack: AttackFactory, number: int
 ) -> PyTree:
-    _, stage, problem = _bind(attack, number, key, rows)
-    state = stage.init(f, problem)
-    return state, _is_done(stage, problem.labels, state)
+    stage, frame = _bind(attack, number, f, key, rows)
+    state = stage.init(frame.f, frame.problem)
+    return state, _is_done(stage, frame.problem.labels, state)
 
 
 def _advanced(
@@ -210,9 +218,9 @@ def _advanced(
     attack: AttackFactory,
     number: int,
 ) -> PyTree:
-    _, stage, problem = _bind(attack, number, key, rows)
-    state, taken = stage.advance(f, problem, state, first, count)
-    done = _is_done(stage, problem.labels, state)
+    stage, frame = _bind(attack, number, f, key, rows)
+    state, taken = stage.advance(frame.f, frame.problem, state, first, count)
+    done = _is_done(stage, frame.problem.labels, state)
     return state, taken, done, jnp.max(taken)
 
 
@@ -245,9 +253,8 @@ def _end(
     attack: AttackFactory,
     number: int,
 ) -> jax.Array:
-    del f
-    _, stage, problem = _bind(attack, number, key, rows)
-    return stage_lib.finish(stage, problem, state)
+    stage, frame = _bind(attack, number, f, key, rows)
+    return frame.leave(stage_lib.finish(stage, frame.problem, state))
 
 
 @linalg.network_program
@@ -255,29 +262,39 @@ def _judge(
     f: linalg.Network,
     rows: Rows,
     x_adv: jax.Array,
+    scale: jax.Array | None,
     *,
     p: float,
     goal: tuple[bool, float],
+    criterion: attacks.Criterion | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns success and distance; a program apart, which attacks share."""
     x = to_pixels(rows.images)
-    hit = parts.decided(f(x_adv), rows.labels, *goal)
-    distance = linalg.norm(x_adv - x, p)
-    return hit & parts.within_budget(distance, rows.epsilon, x, p), distance
+    f, labels = criteria.pose(criterion, f, x, rows.labels, goal[0])
+    hit = parts.decided(f(x_adv), labels, *goal)
+    distance = weights.length(scale, x_adv - x, p)
+    kept = weights.within_budget(scale, distance, rows.epsilon, x, p)
+    return hit & kept, distance
 
 
 def _bind(
-    attack: AttackFactory, number: int, key: jax.Array, rows: Rows
-) -> tuple[attacks.Attack, attacks.Stage, attacks.Problem]:
-    """Returns the attack with the budgets of these rows, its stage and its problem."""
+    attack: AttackFactory,
+    number: int,
+    f: linalg.Network,
+    key: jax.Array,
+    rows: Rows,
+) -> tuple[attacks.Stage, weights.Frame]:
+    """Returns a stage of the attack with the budgets of these rows, and its search."""
     bound = attack(rows.epsilon)
     stage = bound.stages[number]
     keys = parts.fold_in(key, rows.number)
-    problem = stage_lib.make_problem(to_pixels(rows.images), rows.labels, keys)
-    problem = stage_lib.for_stage(problem, number)
+    x, own_goal = to_pixels(rows.images), bound.criterion is not None
+    problem = stage_lib.make_problem(x, rows.labels, keys, any_labels=own_goal)
+    f, labels = criteria.pose(bound.criterion, f, x, problem.labels, bound.targeted)
+    frame = bound.enter(number, f, problem._replace(labels=labels))
     if stage.check is not None:
-        stage.check(problem)
-    return bound, stage, problem
+        stage.check(frame.problem)
+    return stage, frame
 
 
 def _is_done(stage: attacks.Stage, labels: jax.Array, state: PyTree) -> jax.Array:

@@ -4,10 +4,12 @@ This file is the list of the attacks: a factory that it imports has a name for
 :func:`make` (``NAMES``).
 """
 
+from opnorm.attacks.adapters import weighted, with_criterion
 from opnorm.attacks.apgd import apgd
 from opnorm.attacks.attack import Attack, AttackResult
 from opnorm.attacks.boundary import boundary
 from opnorm.attacks.carlini_wagner import carlini_wagner
+from opnorm.attacks.criteria import Criterion, binary, lead
 from opnorm.attacks.decoupled_direction import decoupled_direction, fast_minimum_norm
 from opnorm.attacks.deepfool import deepfool
 from opnorm.attacks.ensemble import auto_attack, best_distance, first_success
@@ -25,6 +27,7 @@ from opnorm.attacks.parts import default_step_size, fold_in
 from opnorm.attacks.registry import make, names, needs_budget
 from opnorm.attacks.square import square
 from opnorm.attacks.stage import Problem, Stage
+from opnorm.attacks.targets import choose_targets
 from opnorm.attacks.wrm import wrm
 
 NAMES = names()
@@ -33,13 +36,16 @@ __all__ = [
     "NAMES",
     "Attack",
     "AttackResult",
+    "Criterion",
     "Problem",
     "Stage",
     "apgd",
     "auto_attack",
     "best_distance",
+    "binary",
     "boundary",
     "carlini_wagner",
+    "choose_targets",
     "cross_entropy",
     "decoupled_direction",
     "deepfool",
@@ -52,6 +58,7 @@ __all__ = [
     "first_success",
     "fold_in",
     "gaussian_noise",
+    "lead",
     "log_barrier",
     "logit_distance",
     "make",
@@ -60,5 +67,7 @@ __all__ = [
     "pga",
     "square",
     "uniform_noise",
+    "weighted",
+    "with_criterion",
     "wrm",
 ]

@@ -68,7 +68,7 @@ def apgd(
       keep: "success": the first misclassified point, x being the first that is looked
         at, or else the one of highest loss; "loss": the one of highest loss.
       targeted: descend the loss towards the labels, and stop there.
-      bounds: box (low, high), or None.
+      bounds: box (low, high), for all entries or for each, or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -99,7 +99,7 @@ def apgd(
         ("num_targets", num_targets),
     ):
         linalg.check_count(name, value, 1)
-    checks.check_bounds(bounds)
+    bounds = checks.check_bounds(bounds)
     named = (*losses.NAMED, "dlr_targeted")
     if isinstance(loss, str) and loss not in named:
         raise ValueError(f"loss is {loss!r}; it may be {', '.join(named)}.")
@@ -309,6 +309,7 @@ def _start(
     if p == math.inf:
         sampler = functools.partial(jax.random.uniform, minval=-1.0)
     noise = jax.vmap(lambda key: linalg.draw(sampler, key, x.shape[1:], x.dtype))(keys)
+    noise = parts.free(noise, bounds)
     if p == 1:
         noise = parts.confine(x, noise, p, radius, bounds)
     else:

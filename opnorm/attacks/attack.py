@@ -6,16 +6,20 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from opnorm import linalg
-from opnorm.attacks import checks, meshes
+from opnorm.attacks import checks, criteria, meshes, weights
 from opnorm.attacks import stage as stages
-from opnorm.attacks.parts import decided, select, wide, within_budget
+from opnorm.attacks.checks import Bounds
+from opnorm.attacks.criteria import Criterion
+from opnorm.attacks.parts import decided, select, wide
 from opnorm.attacks.stage import Problem, Stage
 from opnorm.linalg import BatchFunction
 
@@ -29,9 +33,9 @@ class AttackResult(NamedTuple):
         the margin that the attack asks for; a row of logits with NaN counts as wrong,
         and reaches no class. If there is a budget, ``distance`` keeps it
         (:func:`opnorm.attacks.parts.within_budget`).
-      distance: ``(B,)``, ``||x_adv - x||_p``, at least float32. An attack that looks
-        for the nearest point and fails returns x, at distance 0: look at ``success``
-        first.
+      distance: ``(B,)``, ``||x_adv - x||_p``, at least float32; of a weighted attack
+        ``||(x_adv - x) / scale||_p``. An attack that looks for the nearest point and
+        fails returns x, at distance 0: look at ``success`` first.
       steps: ``(B,)`` int32, the steps taken before the example was done.
     """
 
@@ -60,6 +64,12 @@ class Attack:
       judges_input: whether x is the first iterate of an attack that keeps the first
         point that succeeds: an example that the network gets wrong already is left as
         it is. This costs one forward pass.
+      scale: units of length of the entries of x, and 0 for those that must not change
+        (:func:`opnorm.attacks.weighted`); None for 1.
+      criterion: another goal than a class (:func:`opnorm.attacks.with_criterion`), or
+        None.
+      remake: makes the attack again with every box changed by a function; None for an
+        attack that no factory of this library has made.
 
     Example:
       A linear network gives the larger coordinate, and the attack has to exchange the
@@ -86,6 +96,12 @@ class Attack:
     budget: bool = True
     joined: bool = False
     judges_input: bool = False
+    # Left out of comparisons: an array has no hash, and not one truth value.
+    scale: np.ndarray | None = dataclasses.field(default=None, compare=False)
+    criterion: Criterion | None = None
+    remake: Callable[[Callable[[Bounds], Bounds]], "Attack"] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
 
     def __call__(
         self,
@@ -99,9 +115,11 @@ class Attack:
         """Attacks a batch.
 
         Args:
-          f: batch function ``(B, ...) -> (B, K)`` of logits, with independent rows.
+          f: batch function ``(B, ...) -> (B, K)`` of logits, with independent rows;
+            with a criterion, of any outputs that it reads.
           x: ``(B, ...)`` float, the clean inputs in [0, 1] pixel units.
           labels: ``(B,)`` int: the classes to leave, or with ``targeted`` to reach.
+            With a criterion, ``(B, ...)`` of any dtype.
           key: typed key; needed where something is random. Example i uses
             ``fold_in(key, i)``; with ``(B,)`` keys it uses its own, so that results
             do not depend on which examples share a batch.
@@ -142,7 +160,43 @@ class Attack:
     @property
     def needs_classes(self) -> bool:
         """Whether the labels must be classes of the network."""
+        if self.criterion is not None:
+            return False
         return self.joined or not all(stage.any_labels for stage in self.stages)
+
+    @property
+    def targeted(self) -> bool:
+        """Whether the labels are to be reached."""
+        return self.stages[0].targeted
+
+    def difference(self, other: "Attack") -> str | None:
+        """Returns which of "scale" and "criterion" differs from another attack's."""
+        for mine, theirs in ((self.scale, other.scale), (other.scale, self.scale)):
+            if mine is not None and (
+                theirs is None or not np.array_equal(mine, theirs)
+            ):
+                return "scale"
+        return "criterion" if self.criterion != other.criterion else None
+
+    def enter(
+        self,
+        number: int,
+        f: BatchFunction,
+        problem: Problem,
+        shift: jax.Array | None = None,
+    ) -> weights.Frame:
+        """Returns what a stage searches on: network, rows, and the way back.
+
+        Args:
+          number: number of the stage.
+          f: the network that :func:`opnorm.attacks.criteria.pose` has returned.
+          problem: rows, with the labels that it has returned.
+          shift: by how much x lies outside the box; read by a weighted attack alone.
+        """
+        rows = stages.for_stage(problem, number)
+        if self.scale is None:
+            return weights.Frame(f, rows, lambda z: z)
+        return weights.enter(self.scale, self.stages[number].bounds, f, rows, shift)
 
     def _run(
         self,
@@ -153,7 +207,11 @@ class Attack:
         start: jax.Array | None,
         judge: bool,
     ) -> AttackResult:
-        problem = stages.make_problem(x, labels, key, start)
+        own_goal = self.criterion is not None
+        problem = stages.make_problem(x, labels, key, start, any_labels=own_goal)
+        if self.scale is not None:
+            bounds = (self.scale, self.scale)
+            checks.check_shapes(bounds, x.shape[1:], "scale")
         if start is not None and not any(stage.takes_start for stage in self.stages):
             raise ValueError(f"start was given, and {self.name} begins at x.")
         inside = True
@@ -193,7 +251,9 @@ class Attack:
         self, judge: bool, inside: bool, f: BatchFunction, problem: Problem
     ) -> AttackResult:
         problem = meshes.vary_alike(problem, problem)
-        x, labels = problem.x, problem.labels
+        x = problem.x
+        f, labels = criteria.pose(self.criterion, f, x, problem.labels, self.targeted)
+        problem = problem._replace(labels=labels)
         success = jnp.zeros_like(labels, dtype=bool)
         judged_first = self.joined or self.judges_input
         if judged_first:
@@ -206,18 +266,22 @@ class Attack:
             steps=jnp.zeros_like(labels, dtype=jnp.int32),
         )
         for number, stage in enumerate(self.stages):
-            rows = stages.for_stage(problem, number)
             at_input = best.success & (best.distance == 0)
             fallen = best.success if self.keep == "first" else at_input
             active = ~fallen if judged_first else None
-            shift = None if inside else stages.shift_to_box(rows, stage.bounds)
-            x_adv, taken = stages.run_stage(stage, f, rows, shift, active)
-            distance = linalg.norm(x_adv - problem.x, self.p)
+            shift = None if inside else stages.shift_to_box(problem, stage.bounds)
+            frame = self.enter(number, f, problem, shift)
+            moved = shift if self.scale is None else None
+            z, taken = stages.run_stage(stage, frame.f, frame.problem, moved, active)
+            x_adv = frame.leave(z)
+            distance = weights.length(self.scale, x_adv - problem.x, self.p)
             hit = success
             if judge:
                 hit = decided(f(x_adv), labels, *stage.goal)
                 if stage.epsilon is not None:
-                    hit &= within_budget(distance, stage.epsilon, x, self.p)
+                    hit &= weights.within_budget(
+                        self.scale, distance, stage.epsilon, x, self.p
+                    )
             found = AttackResult(x_adv, hit, distance, best.steps + taken)
             if not judged_first:
                 best = found

@@ -2,13 +2,14 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from opnorm import linalg
-from opnorm.attacks import checks, parts, registry
+from opnorm.attacks import checks, criteria, parts, registry
 from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
 from opnorm.attacks.parts import Nearest
@@ -24,6 +25,9 @@ _SPHERICAL_TESTS, _SPHERICAL_SHARES = 100, (0.2, 0.5)
 _SOURCE_TESTS, _SOURCE_SHARES = 30, (0.1, 0.25)
 _ADAPTATION = 1.5
 _CONVERGED = 1e-7
+# Where there is no box: the first noise that a misclassified point is looked for with,
+# and its growth from try to try.
+_SMALLEST_NOISE, _GROWTH = 0.01, 1.5
 # A step of one would end at x.
 _LARGEST_STEP = 0.999
 
@@ -36,12 +40,15 @@ def boundary(
     spherical_step: float = 0.01,
     source_step: float = 0.01,
     num_tries: int = 50,
+    targeted: bool = False,
     bounds: Bounds = (0.0, 1.0),
 ) -> Attack:
     """Returns the boundary attack, which walks along the boundary by decisions alone.
 
     It begins at ``start`` where that is misclassified, else at the first misclassified
-    of uniform images, and halves the way to x ten times. Then, at distance R of x,
+    of uniform images, and halves the way to x ten times. Entries without both bounds
+    begin at x with Gaussian noise, of standard deviation ``0.01 1.5^j`` in try j. Then,
+    at distance R of x,
     it draws a Gaussian direction orthogonal to the way to x, of Euclidean length
     ``spherical_step`` times that way's, goes along it to another point of the sphere of
     radius R, and contracts the perturbation there to ``(1 - source_step) R``. If that
@@ -70,7 +77,8 @@ def boundary(
       num_tries: after how many points without a misclassified one an example is given
         up, at least 1; a start is the first of them. Attacks with gradients then walk
         to corners of the box; here their points can serve as starts.
-      bounds: box (low, high).
+      targeted: reach the labels instead of leaving them.
+      bounds: box (low, high), for all entries or for each, or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -84,11 +92,8 @@ def boundary(
     linalg.check_count("num_tries", num_tries, 1)
     _check_share("spherical_step", spherical_step)
     _check_share("source_step", source_step)
-    checks.check_box(bounds)
-    assert bounds is not None
-    options = _Options(
-        p, spherical_step, source_step, num_tries, bounds=(bounds[0], bounds[1])
-    )
+    bounds = checks.check_bounds(bounds)
+    options = _Options(p, spherical_step, source_step, num_tries, bounds)
     stage = Stage(
         name="boundary",
         num_steps=num_steps,
@@ -100,6 +105,8 @@ def boundary(
         check=check_keys,
         takes_start=True,
     )
+    if targeted:
+        stage = criteria.reaching(stage)
     return Attack(name="boundary", p=p, stages=(stage,), budget=False)
 
 
@@ -110,7 +117,7 @@ class _Options(NamedTuple):
     spherical_step: float
     source_step: float
     num_tries: int
-    bounds: tuple[float, float]
+    bounds: Bounds
 
 
 class _Tests(NamedTuple):
@@ -248,31 +255,53 @@ def _propose(
     x, p, bounds = problem.x, options.p, options.bounds
     best, inside = state.nearest.point, state.inside
     keys = parts.fold_in(problem.keys, i)
-    drawn = _uniform(keys, x, *bounds)
+    drawn = _draw(keys, x, state.tries, bounds)
     if problem.start is not None:
         drawn = parts.select(state.tries == 0, problem.start, drawn)
     shrink = jnp.where(tests, 0.0, state.source_step)
     radius = (1 - shrink) * state.nearest.distance
-    point = _beside(keys, x, best - x, state.spherical_step, p)
+    point = _beside(keys, x, best - x, state.spherical_step, p, bounds)
     point = _contract(x, parts.clip(point, bounds) - x, radius, p)
     point = parts.select(halves, inside + (best - inside) / 2, point)
     point = parts.select(seeks, drawn, point)
     return parts.clip(point.astype(x.dtype), bounds)
 
 
-def _uniform(keys: jax.Array, x: jax.Array, low: float, high: float) -> jax.Array:
-    def draw(key: jax.Array) -> jax.Array:
-        return linalg.draw(jax.random.uniform, key, x.shape[1:], x.dtype)
+def _draw(keys: jax.Array, x: jax.Array, tries: jax.Array, bounds: Bounds) -> jax.Array:
+    """Draws points of the box uniformly.
 
-    unit = jax.vmap(draw)(keys)
-    return low + (high - low) * unit
+    An entry without both bounds is that of x with Gaussian noise, whose standard
+    deviation grows from try to try.
+    """
+
+    def draw(sampler: Callable[..., jax.Array]) -> jax.Array:
+        return jax.vmap(lambda key: linalg.draw(sampler, key, x.shape[1:], x.dtype))(
+            keys
+        )
+
+    low, high = parts.ends(bounds, x)
+    if checks.is_finite(bounds):
+        return low + (high - low) * draw(jax.random.uniform)
+    size = _SMALLEST_NOISE * _GROWTH ** tries.astype(jnp.float32)
+    noisy = x + linalg.scale(draw(jax.random.normal), size)
+    # An infinite end is a number or an array.
+    boxed = jnp.isfinite(low) & jnp.isfinite(high)
+    low, high = jnp.where(boxed, low, 0.0), jnp.where(boxed, high, 1.0)
+    uniform = low + (high - low) * draw(jax.random.uniform)
+    return jnp.where(boxed, uniform, noisy).astype(x.dtype)
 
 
 def _beside(
-    keys: jax.Array, x: jax.Array, delta: jax.Array, length: jax.Array, p: float
+    keys: jax.Array,
+    x: jax.Array,
+    delta: jax.Array,
+    length: jax.Array,
+    p: float,
+    bounds: Bounds = None,
 ) -> jax.Array:
     """A point beside ``x + delta`` and as far from x; for p = inf at most as far."""
-    noise, unit = linalg.sample_sphere(keys, x, 2.0), linalg.dual_map(delta, 2.0)
+    noise = parts.free(linalg.sample_sphere(keys, x, 2.0), bounds)
+    unit = linalg.dual_map(delta, 2.0)
     noise = noise - linalg.scale(unit, linalg.inner(noise, unit))
     way = length * linalg.norm(delta, 2.0)
     turned = delta + linalg.scale(linalg.dual_map(noise, 2.0), way)

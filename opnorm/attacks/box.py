@@ -7,15 +7,15 @@ walk evaluates one point and one gradient, so an attack takes it with the forwar
 backward pass of its own step.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from opnorm import linalg
-from opnorm.attacks import losses, parts
-from opnorm.attacks.checks import Bounds
+from opnorm.attacks import checks, losses, parts
+from opnorm.attacks.checks import Bound, Bounds
 from opnorm.attacks.parts import like
 
 # x + (high - x) may round to the inside of the box by this many units of epsilon.
@@ -58,25 +58,30 @@ def unblocked(x: jax.Array, ascent: jax.Array, bounds: Bounds) -> jax.Array:
     Args:
       x: ``(B, ...)`` float, points of the box; at a face up to rounding counts.
       ascent: shape of ``x``, the direction that the search is about to follow.
-      bounds: box (low, high), or None.
+      bounds: box (low, high), for all entries or for each, or None.
 
     Returns:
       Shape and dtype of ``ascent``: zero at the entries left out, otherwise unchanged.
     """
     if bounds is None:
         return ascent
-    low, high = bounds
-    size = max([abs(end) for end in bounds if math.isfinite(end)], default=0.0)
-    slack = _ROUNDING * linalg.machine_epsilon(x.dtype) * size
+    low, high = parts.ends(bounds, x)
+    slack = _ROUNDING * linalg.machine_epsilon(x.dtype) * _size(bounds, x)
     below = (ascent < 0) & (x <= low + slack)
     above = (ascent > 0) & (x >= high - slack)
     return jnp.where(below | above, 0.0, ascent)
 
 
+def _size(bounds: tuple[Bound, Bound], x: jax.Array) -> float | jax.Array:
+    """The larger modulus of the ends of the box, infinite ones left out."""
+    sizes = np.abs(np.stack(np.broadcast_arrays(*bounds)))
+    size = np.max(np.where(np.isfinite(sizes), sizes, 0.0), axis=0)
+    return jnp.asarray(parts.for_batch(size, x), x.dtype) if size.ndim else float(size)
+
+
 def walk_steps(bounds: Bounds) -> int:
     """Returns how many steps the walk takes at most: 0 without a finite box."""
-    finite = bounds is not None and all(map(math.isfinite, bounds))
-    return _WALK_STEPS if finite else 0
+    return _WALK_STEPS if checks.is_finite(bounds) else 0
 
 
 def begin_walk(
@@ -152,10 +157,9 @@ def advance_walk(
     """
     if walk_steps(bounds) == 0:
         return walk, found | walks
-    assert bounds is not None
-    low, high = bounds
-    length = (high - low) * 0.5 ** walk.tried.astype(x.dtype)
-    ahead = walk.point + like(length, x) * jnp.sign(ascent).astype(x.dtype)
+    low, high = parts.ends(bounds, x)
+    length = (high - low) * like(0.5 ** walk.tried.astype(x.dtype), x)
+    ahead = walk.point + length * jnp.sign(ascent).astype(x.dtype)
     ahead = parts.clip(ahead, bounds)
     tried = walk.tried + 1
     over = tried > _POINTS
@@ -166,9 +170,8 @@ def advance_walk(
     beyond = rounds - walk.targets.shape[1]
     far = jnp.where(x > (low + high) / 2, low, high)
     begin = jnp.where(like(beyond == 0, x), far, x)
-    begin = jnp.where(
-        like(beyond > 0, x), like(jnp.where(beyond == 1, low, high), x), begin
-    )
+    extreme = jnp.where(like(beyond == 1, x), low, high)
+    begin = jnp.where(like(beyond > 0, x), extreme, begin)
     ahead = jnp.where(like(over, x), begin.astype(x.dtype), ahead)
     ended = (halvings > _HALVINGS) | (beyond >= _BEGINNINGS)
     new = Walk(

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from opnorm import linalg
@@ -38,7 +39,8 @@ def carlini_wagner(
     """Returns Carlini and Wagner's attack for the nearest point in L2.
 
     Adam minimises ``||z - x||_2^2 + c max(0, z_y - max_{i != y} z_i + confidence)``
-    over ``z = middle + half width * tanh(w)``, so that z stays in the box. c is found
+    over ``z = middle + half width * tanh(w)``, so that z stays in the box, or over z
+    itself in entries without both bounds. c is found
     per example: ten times larger until a search succeeds, then by bisection. Every
     example has its own Adam, gives up a constant by itself, and then goes on to its
     next one at once, so that examples end at different steps. A step costs one forward
@@ -56,7 +58,7 @@ def carlini_wagner(
       abort_early: whether to give up a constant when a tenth of the steps lowers the
         loss by less than 1e-4 of it.
       targeted: reach the labels instead of leaving them.
-      bounds: box (low, high).
+      bounds: box (low, high), for all entries or for each, or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -85,8 +87,7 @@ def carlini_wagner(
     ):
         linalg.check_length(name, value, positive=True)
     linalg.check_length("confidence", confidence)
-    checks.check_box(bounds)
-    assert bounds is not None
+    bounds = checks.check_bounds(bounds)
     options = _Options(
         num_steps=num_steps,
         num_searches=num_searches,
@@ -95,7 +96,7 @@ def carlini_wagner(
         confidence=confidence,
         abort_early=abort_early,
         targeted=targeted,
-        bounds=(bounds[0], bounds[1]),
+        bounds=bounds,
     )
     stage = Stage(
         name="carlini_wagner",
@@ -121,7 +122,7 @@ class _Options(NamedTuple):
     confidence: float
     abort_early: bool
     targeted: bool
-    bounds: tuple[float, float]
+    bounds: Bounds
 
 
 class _Search(NamedTuple):
@@ -192,21 +193,18 @@ def _step(
     x, labels, bounds = problem.x, problem.labels, options.bounds
     search, walk = state.search, state.walk
     targeted, confidence = options.targeted, options.confidence
-    middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
-    centred = (x.astype(search.shift.dtype) - middle) / half
-    origin = jnp.arctanh(jnp.clip(centred, -1, 1) * _INSIDE)
-    start = (middle + half * jnp.tanh(origin)).astype(x.dtype)
+    start = _point(bounds, x, jnp.zeros_like(search.shift))
     walks = search.number >= options.num_searches
 
     def point_at(shift: jax.Array) -> jax.Array:
-        z = middle + half * jnp.tanh(origin + shift)
-        return parts.clip(z, bounds).astype(x.dtype)
+        return parts.clip(_point(bounds, x, shift), bounds).astype(x.dtype)
 
     def total(z: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         logits = f(z)
         margin = losses.margin(logits, labels)
         short = (margin if targeted else -margin) + confidence
-        length = linalg.inner(z - start, z - start)
+        away = z - start.astype(x.dtype)
+        length = linalg.inner(away, away)
         values = length + search.constant * jnp.maximum(short, 0.0)
         lead = box.walk_objective(walk, logits, labels, targeted)
         values = jnp.where(walks, -lead, values)
@@ -232,6 +230,29 @@ def _step(
         walk,
         state.done | ended | finished,
     )
+
+
+def _point(bounds: Bounds, x: jax.Array, shift: jax.Array) -> jax.Array:
+    """Returns ``middle + half width * tanh(w)``, where w at x is increased by a shift.
+
+    An entry without both bounds is ``x + shift``.
+    """
+    wide = x.astype(shift.dtype)
+    if bounds is None:
+        return wide + shift
+    low, high = bounds
+    boxed = np.isfinite(low) & np.isfinite(high)
+    if not np.all(boxed):
+        low, high = np.where(boxed, low, -1.0), np.where(boxed, high, 1.0)
+    least, most = parts.ends((low, high), wide)
+    middle, half = (least + most) / 2, (most - least) / 2
+    # An entry whose bounds are equal has no width to divide by.
+    width = parts.positive(half) if isinstance(half, jax.Array) else half
+    origin = jnp.arctanh(jnp.clip((wide - middle) / width, -1, 1) * _INSIDE)
+    inside: jax.Array = middle + half * jnp.tanh(origin + shift)
+    if np.all(boxed):
+        return inside
+    return jnp.where(parts.for_batch(np.asarray(boxed), x), inside, wide + shift)
 
 
 def _advance(

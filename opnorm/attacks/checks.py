@@ -1,7 +1,8 @@
 """Checks of the labels, inputs and options that attacks take."""
 
-import math
 import numbers
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import numpy as np
 
 from opnorm import linalg
 
-Bounds = tuple[float, float] | None
+# One end of a box: a number, or an array that broadcasts against one example.
+Bound = float | np.ndarray
+Bounds = tuple[Bound, Bound] | None
 
 
 def known(array: object) -> bool:
@@ -25,24 +28,51 @@ def check_inside(x: jax.Array | np.ndarray, bounds: Bounds, name: str = "x") -> 
     Clipping an input from outside into the box would leave the budget. Rounding, a
     millionth of the bounds, is allowed. The error calls the input ``name``.
 
+    Args:
+      x: ``(B, ...)``.
+      bounds: box (low, high) of numbers or of arrays that broadcast against one
+        example, or None.
+      name: what the error calls x.
+
     Returns:
       Whether it is known that clipping changes no entry of x.
     """
     if bounds is None:
         return True
+    arrays = has_arrays(bounds)
+    if arrays:
+        check_shapes(bounds, x.shape[1:])
     if not known(x):
         return False
-    low, high = float(x.min()), float(x.max())
-    slack = 1e-6 * max(map(abs, bounds))
-    if low < bounds[0] - slack or high > bounds[1] + slack:
+    # Values of each entry where entries have bounds of their own, else of all entries.
+    low, high = (
+        np.asarray(value, float)
+        for value in ((x.min(axis=0), x.max(axis=0)) if arrays else (x.min(), x.max()))
+    )
+    least, most = (np.asarray(end, float) for end in bounds)
+    sizes = np.abs(np.stack(np.broadcast_arrays(least, most)))
+    slack = 1e-6 * np.max(np.where(np.isfinite(sizes), sizes, 0.0), axis=0)
+    outside = (low < least - slack) | (high > most + slack)
+    if np.any(outside):
+        values = f"from {low.min():g} to {high.max():g}, outside of the bounds"
+        if arrays:
+            at = tuple(int(i[0]) for i in np.nonzero(outside))
+            low, high, least, most = (
+                np.broadcast_to(a, x.shape[1:]) for a in (low, high, least, most)
+            )
+            box = f"({least[at]:g}, {most[at]:g})"
+            raise ValueError(
+                f"{name} has values from {low[at]:g} to {high[at]:g} in entry {at}, "
+                f"outside of its bounds {box}; give values in the units of the bounds, "
+                "or other bounds."
+            )
         bytes_ = high > 2 and tuple(bounds) == (0, 1)
         remedy = "divide bytes by 255" if bytes_ else "give values in these units"
         raise ValueError(
-            f"{name} has values from {low:g} to {high:g}, outside of the bounds "
-            f"{tuple(bounds)}; {remedy}, or give other bounds and, in the units of "
-            f"{name}, other lengths."
+            f"{name} has values {values} {tuple(bounds)}; {remedy}, or give other "
+            f"bounds and, in the units of {name}, other lengths."
         )
-    return bounds[0] <= low and high <= bounds[1]
+    return bool(np.all((least <= low) & (high <= most)))
 
 
 def check_labels(
@@ -85,8 +115,9 @@ def check_classes(count: int) -> None:
     if count < 2:
         raise ValueError(
             f"the network has {count} logit; labels need at least 2, one for each "
-            "class. For a binary network of one logit z, with class 1 where z > 0, "
-            "return jnp.concatenate([jnp.zeros_like(z), z], axis=1)."
+            "class. A binary network f of one logit z, with class 1 where z > 0, is "
+            "given as attacks.binary(f): jnp.concatenate([jnp.zeros_like(z), z], 1). "
+            "For regression see attacks.with_criterion."
         )
 
 
@@ -106,39 +137,107 @@ def check_per_example(name: str, value: float | jax.Array, count: int) -> None:
         )
 
 
-def check_bounds(bounds: Bounds) -> None:
-    """Raises ValueError unless the bounds are None or two numbers, low < high."""
+def check_bounds(bounds: object) -> Bounds:
+    """Returns bounds whose ends are numbers or NumPy arrays.
+
+    Args:
+      bounds: None, or a pair (low, high). Each end is a number or an array, such as one
+        number for each channel or feature, that broadcasts against one example; its
+        entries may be infinite. A feature with low = high is fixed.
+
+    Raises:
+      ValueError: for anything else, for NaN, and unless low < high (for arrays: low <=
+        high, and low < high somewhere).
+    """
     if bounds is None:
-        return
-    allowed = "it must be two numbers (low, high) with low < high, or None"
+        return None
+    allowed = "it must be (low, high) with low < high, or None"
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         raise ValueError(f"bounds is {bounds!r}; {allowed}.")
-    if not all(map(_is_number, bounds)):
-        given = ", ".join(
-            f"an array of shape {np.shape(bound)}"
-            if hasattr(bound, "shape")
-            else repr(bound)
-            for bound in bounds
-        )
+    ends = [_read_end(end) for end in bounds]
+    if any(end is None for end in ends):
         raise ValueError(
-            f"bounds is ({given}); {allowed}: one box for all entries of x. Bounds of "
-            "single features are not supported, and traced ones neither."
+            f"bounds is {_shown(bounds)}; {allowed}. The ends are numbers, or arrays "
+            "with a number for each channel or feature; NumPy's arrays also where a "
+            "function is traced."
         )
-    if not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds is {bounds}; {allowed}.")
+    low, high = ends
+    assert low is not None
+    assert high is not None
+    try:
+        ordered, equal = np.asarray(low < high), np.asarray(low == high)
+    except ValueError:
+        raise ValueError(
+            f"bounds is {_shown(bounds)}; the shapes of its ends must fit together."
+        ) from None
+    if not (np.any(ordered) and np.all(ordered | (equal if equal.ndim else False))):
+        shown = bounds if not ordered.ndim else _first_wrong(low, high, ordered | equal)
+        raise ValueError(f"bounds is {shown}; {allowed}.")
+    return low, high
 
 
-def _is_number(value: object) -> bool:
+def check_shapes(bounds: Bounds, shape: tuple[int, ...], name: str = "bounds") -> None:
+    """Raises ValueError unless arrays broadcast against one example of a shape."""
+    for end in bounds or ():
+        try:
+            np.broadcast_to(end, shape)
+        except ValueError:
+            raise ValueError(
+                f"{name} has an array of shape {np.shape(end)}; it must broadcast "
+                f"against one example, {shape}."
+            ) from None
+
+
+def has_arrays(bounds: Bounds) -> bool:
+    """Whether single features have bounds of their own."""
+    return bounds is not None and any(isinstance(end, np.ndarray) for end in bounds)
+
+
+def is_finite(bounds: Bounds) -> bool:
+    """Whether every entry has a lowest and a highest value."""
+    return bounds is not None and all(bool(np.all(np.isfinite(end))) for end in bounds)
+
+
+def hashable(bounds: Bounds) -> Bounds:
+    """Returns the bounds with nested tuples for arrays, as static options need them."""
+
+    def frozen(value: Any) -> Any:
+        return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+    if bounds is None or not has_arrays(bounds):
+        return bounds
+    low, high = (frozen(np.asarray(end).tolist()) for end in bounds)
+    return low, high
+
+
+def _read_end(value: object) -> Bound | None:
+    """An end of a box; None for a value that is no end."""
     if isinstance(value, jax.core.Tracer):
-        return False
-    return isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
+        return None
+    if isinstance(value, numbers.Real) or getattr(value, "shape", None) == ():
+        return value  # type: ignore[return-value]
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        return None
+    if array.dtype.kind not in "iuf" or array.size == 0 or np.any(np.isnan(array)):
+        return None
+    return array.astype(float)
 
 
-def check_box(bounds: Bounds) -> None:
-    """Raises ValueError unless the bounds are a finite box."""
-    check_bounds(bounds)
-    if bounds is None or not all(map(math.isfinite, bounds)):
-        raise ValueError(f"bounds is {bounds}; this attack needs a finite (low, high).")
+def _first_wrong(low: Bound, high: Bound, good: np.ndarray) -> str:
+    lows, highs = np.broadcast_arrays(low, high)
+    at = tuple(int(i[0]) for i in np.nonzero(~good)) or (0,) * good.ndim
+    return f"({lows[at]:g}, {highs[at]:g}) in entry {at}"
+
+
+def _shown(bounds: Sequence[object]) -> str:
+    """The ends of a box for an error, arrays by their shape."""
+    ends = (
+        f"an array of shape {np.shape(end)}" if hasattr(end, "shape") else repr(end)
+        for end in bounds
+    )
+    return f"({', '.join(ends)})"
 
 
 def check_norm(p: float, allowed: tuple[float, ...]) -> float:

@@ -43,7 +43,7 @@ def decoupled_direction(
       gamma: change of the length, in (0, 1).
       initial_epsilon: first length, positive.
       targeted: reach the labels instead of leaving them.
-      bounds: box (low, high).
+      bounds: box (low, high), for all entries or for each, or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -67,7 +67,7 @@ def decoupled_direction(
     linalg.check_count("num_steps", num_steps, 1)
     _check_fraction("gamma", gamma)
     linalg.check_length("initial_epsilon", initial_epsilon, positive=True)
-    checks.check_box(bounds)
+    bounds = checks.check_bounds(bounds)
     search = _Search(2.0, num_steps, targeted, bounds, losses.cross_entropy)
 
     def init(f: BatchFunction, problem: Problem) -> _State:
@@ -81,7 +81,7 @@ def decoupled_direction(
         direction = linalg.dual_map(gradient, 2.0)
         if problem.keys is not None:
             keys = parts.fold_in(problem.keys, i)
-            random = linalg.sample_sphere(keys, x, 2.0)
+            random = parts.sample_sphere(keys, x, 2.0, bounds)
             zero = linalg.norm(gradient, math.inf) == 0
             direction = jnp.where(like(zero, x), random, direction)
         size = _cosine(i, num_steps, 1.0, 0.01).astype(x.dtype)
@@ -122,7 +122,7 @@ def fast_minimum_norm(
       num_steps: steps, at least 1; the last point is judged too.
       gamma: first change of the radius, in (0, 1).
       targeted: reach the labels instead of leaving them.
-      bounds: box (low, high).
+      bounds: box (low, high), for all entries or for each, or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -146,7 +146,7 @@ def fast_minimum_norm(
     p = checks.check_norm(p, (1.0, 2.0, math.inf))
     linalg.check_count("num_steps", num_steps, 1)
     _check_fraction("gamma", gamma)
-    checks.check_box(bounds)
+    bounds = checks.check_bounds(bounds)
     conjugate = linalg.conjugate_exponent(p)
     search = _Search(p, num_steps, targeted, bounds, losses.margin)
 
@@ -186,7 +186,7 @@ class _Search(NamedTuple):
       p: exponent of the norm.
       num_steps: steps before the walk to the corners.
       targeted: whether the labels are to be reached.
-      bounds: box (low, high).
+      bounds: box (low, high), for all entries or for each, or None.
       loss: the objective, to maximise or, if targeted, to minimise.
     """
 
@@ -292,8 +292,9 @@ def _evaluate(
 
 def _largest(x: jax.Array, p: float, bounds: Bounds) -> jax.Array:
     """Computes the length of the longest perturbation inside the box, ``(B,)``."""
-    assert bounds is not None
-    low, high = bounds
+    if bounds is None:
+        return jnp.full(len(x), jnp.inf, parts.wide(x))
+    low, high = parts.ends(bounds, x)
     return linalg.norm(jnp.maximum(x - low, high - x), p)
 
 

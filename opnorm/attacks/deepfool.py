@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from opnorm import linalg
-from opnorm.attacks import box, checks, parts, registry
+from opnorm.attacks import box, checks, criteria, parts, registry
 from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
 from opnorm.attacks.parts import like
@@ -25,6 +25,7 @@ def deepfool(
     num_steps: int = 50,
     overshoot: float = 0.02,
     num_candidates: int = 10,
+    targeted: bool = False,
     bounds: Bounds = (0.0, 1.0),
 ) -> Attack:
     """Returns DeepFool: steps to the nearest of the linearised decision boundaries.
@@ -44,7 +45,8 @@ def deepfool(
       overshoot: part by which the sum of the steps is lengthened, at least 0.
       num_candidates: how many classes, those of the largest clean logits with the
         label among them, are looked at; at least 2.
-      bounds: box (low, high), or None.
+      targeted: reach the labels instead of leaving them.
+      bounds: box (low, high), for all entries or for each, or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -72,7 +74,7 @@ def deepfool(
     linalg.check_count("num_steps", num_steps, 1)
     linalg.check_count("num_candidates", num_candidates, 2)
     linalg.check_length("overshoot", overshoot)
-    checks.check_bounds(bounds)
+    bounds = checks.check_bounds(bounds)
 
     options = _Options(p, num_steps, overshoot, num_candidates, bounds)
     stage = Stage(
@@ -84,6 +86,8 @@ def deepfool(
         finish=lambda problem, state: state.best,
         done=lambda state: state.done,
     )
+    if targeted:
+        stage = criteria.reaching(stage)
     return Attack(name="deepfool", p=p, stages=(stage,), budget=False)
 
 
@@ -189,5 +193,6 @@ def _inside(options: _Options, x: jax.Array, moved: jax.Array) -> jax.Array:
     """Shortens the sum of the steps, so that it ends where its point is clipped to."""
     if options.bounds is None:
         return moved
-    low, high = ((end - x) / (1 + options.overshoot) for end in options.bounds)
+    ends = parts.ends(options.bounds, x)
+    low, high = ((end - x) / (1 + options.overshoot) for end in ends)
     return jnp.clip(moved, low, high)

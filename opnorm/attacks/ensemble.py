@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -40,7 +40,7 @@ def auto_attack(
       num_queries: queries of Square; published results use 5000.
       channels: where images have their channels, "last", "first" or "none", as for
         :func:`square`.
-      bounds: box (low, high).
+      bounds: box (low, high), for all entries or for each, or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`, and for
@@ -106,7 +106,7 @@ def first_success(attacks: Sequence[Attack]) -> Attack:
         raise ValueError(
             f"attacks {', '.join(unbounded)} have no budget; best_distance takes them."
         )
-    return _joined(attacks, keep="first", budget=True)
+    return _joined(first_success, attacks, keep="first", budget=True)
 
 
 def best_distance(attacks: Sequence[Attack]) -> Attack:
@@ -124,7 +124,7 @@ def best_distance(attacks: Sequence[Attack]) -> Attack:
     """
     _check_alike(attacks)
     budget = all(attack.budget for attack in attacks)
-    return _joined(attacks, keep="nearest", budget=budget)
+    return _joined(best_distance, attacks, keep="nearest", budget=budget)
 
 
 def _check_alike(attacks: Sequence[Attack]) -> None:
@@ -134,9 +134,23 @@ def _check_alike(attacks: Sequence[Attack]) -> None:
     if len({attack.p for attack in attacks}) > 1:
         norms = ", ".join(f"{attack.name} p = {attack.p:g}" for attack in attacks)
         raise ValueError(f"attacks measure different norms ({norms}); one is needed.")
+    first = attacks[0]
+    for attack in attacks:
+        unlike = attack.difference(first)
+        if unlike is not None:
+            raise ValueError(
+                f"attacks {first.name} and {attack.name} differ in {unlike}; give one "
+                "to the joined attack."
+            )
 
 
-def _joined(attacks: Sequence[Attack], *, keep: str, budget: bool) -> Attack:
+def _joined(
+    join: Callable[[Sequence[Attack]], Attack],
+    attacks: Sequence[Attack],
+    *,
+    keep: str,
+    budget: bool,
+) -> Attack:
     stages = tuple(stage for attack in attacks for stage in attack.stages)
     if len({stage.targeted for stage in stages}) > 1:
         raise ValueError("attacks are targeted and untargeted; one kind is needed.")
@@ -144,5 +158,20 @@ def _joined(attacks: Sequence[Attack], *, keep: str, budget: bool) -> Attack:
     if len(confidences) > 1:
         raise ValueError(f"attacks have confidences {confidences}; one is needed.")
     name = "+".join(attack.name for attack in attacks)
+    remakes = [attack.remake for attack in attacks if attack.remake is not None]
+
+    def remake(change: Callable[[Bounds], Bounds]) -> Attack:
+        return join([again(change) for again in remakes])
+
     # A single stage would be returned whether it succeeds or not.
-    return Attack(name, attacks[0].p, stages, keep, budget, joined=True)
+    return Attack(
+        name,
+        attacks[0].p,
+        stages,
+        keep,
+        budget,
+        joined=True,
+        scale=attacks[0].scale,
+        criterion=attacks[0].criterion,
+        remake=remake if len(remakes) == len(attacks) else None,
+    )

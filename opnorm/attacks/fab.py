@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from opnorm import linalg
-from opnorm.attacks import box, checks, meshes, parts, registry, repeats
+from opnorm.attacks import box, checks, criteria, meshes, parts, registry, repeats
 from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
 from opnorm.attacks.parts import Nearest
@@ -21,6 +21,8 @@ from opnorm.linalg import BatchFunction
 _LARGEST_PULL = 0.1
 _OVERSHOOT = 1.05
 _WAY_BACK = 0.9
+# Of a targeted search that has missed its target several times.
+_LARGEST_OVERSHOOT = 1.9
 # Newton's method on a concave piecewise linear function ends after as many steps as it
 # meets kinks, in practice under ten; bisection to float32's last digits.
 _NEWTON_STEPS = 20
@@ -34,6 +36,7 @@ def fab(
     epsilon: float | jax.Array | None = None,
     num_steps: int = 100,
     num_targets: int = 9,
+    targeted: bool = False,
     bounds: Bounds = (0.0, 1.0),
 ) -> Attack:
     """Returns the targeted fast adaptive boundary attack (FAB-T).
@@ -42,7 +45,9 @@ def fab(
     linearises that class's boundary at the current point, projects both that point and
     x on the boundary inside the box, and moves to a mixture of the two projections, a
     little beyond. A misclassified point is recorded if it is the nearest so far, and
-    the search goes a tenth of the way back to x. Deterministic: it starts at x. A step
+    the search goes a tenth of the way back to x. With ``targeted`` the boundary is that
+    of the target with the best other class. Until a point succeeds there, the overshoot
+    grows from step to step and x does not pull. Deterministic: it starts at x. A step
     costs a forward and a backward pass, and a forward pass more. Without an epsilon,
     :mod:`opnorm.attacks.box` walks to the corners of the box for examples without a
     misclassified point in the end.
@@ -53,8 +58,10 @@ def fab(
         pixel units; scalar or ``(B,)``, may be traced. None to look for the nearest
         one, without a budget.
       num_steps: steps for each target, at least 1.
-      num_targets: how many classes to try, at least 1; of K classes at most K - 1.
-      bounds: box (low, high).
+      num_targets: how many classes to try, at least 1; of K classes at most K - 1, and
+        with ``targeted`` the label alone.
+      targeted: reach the labels instead of leaving them.
+      bounds: box (low, high), for all entries or for each, or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -82,10 +89,10 @@ def fab(
         epsilon = lax.stop_gradient(epsilon)
     linalg.check_count("num_steps", num_steps, 1)
     linalg.check_count("num_targets", num_targets, 1)
-    checks.check_box(bounds)
+    bounds = checks.check_bounds(bounds)
     walk_steps = box.walk_steps(bounds) if epsilon is None else 0
     schedule = repeats.Schedule(num_steps, num_targets=num_targets)
-    options = _Options(p, epsilon, schedule, bounds)
+    options = _Options(p, epsilon, schedule, bounds, targeted)
     stage = Stage(
         name="fab_t",
         num_steps=schedule.total + walk_steps,
@@ -96,6 +103,8 @@ def fab(
         finish=functools.partial(_finish, options),
         done=lambda state: state.done,
     )
+    if targeted:
+        stage = criteria.reaching(stage)
     return Attack(name="fab_t", p=p, stages=(stage,), budget=epsilon is not None)
 
 
@@ -106,6 +115,7 @@ class _Options(NamedTuple):
     epsilon: float | jax.Array | None
     schedule: repeats.Schedule
     bounds: Bounds
+    targeted: bool
 
 
 class _State(NamedTuple):
@@ -117,6 +127,7 @@ class _State(NamedTuple):
       targets: the classes that the runs steer to.
       done: ``(B,)`` bool.
       walk: the walk to the corners; None with a budget.
+      misses: ``(B,)`` int32, points since the last success; None if untargeted.
     """
 
     x: jax.Array
@@ -124,6 +135,7 @@ class _State(NamedTuple):
     targets: Targets
     done: jax.Array
     walk: box.Walk | None
+    misses: jax.Array | None
 
 
 def _init(options: _Options, f: BatchFunction, problem: Problem) -> _State:
@@ -141,6 +153,7 @@ def _init(options: _Options, f: BatchFunction, problem: Problem) -> _State:
         targets=targets,
         done=wrong | (targets.candidates == 0),
         walk=walk,
+        misses=jnp.zeros_like(labels, dtype=jnp.int32) if options.targeted else None,
     )
 
 
@@ -169,7 +182,10 @@ def _step(
         return jnp.where(walks, value.astype(lead.dtype), lead)
 
     gap, logits, gradient = parts.value_and_gradient(f, difference, current)
-    point = _mixture(options, x, current, gap, gradient)
+    point = _mixture(options, x, current, gap, gradient, state.misses)
+    if not checks.is_finite(bounds):
+        # Without a box a small gradient may lead beyond the largest number.
+        point = parts.select(parts.all_finite(point), point, current)
     hit = parts.decided(f(point), labels)
     if walk is not None:
         # The walk judges the point that it has chosen the step before.
@@ -187,7 +203,10 @@ def _step(
         )
         done = jnp.where(walks, ended, done & nearest.found)
     back = x + _WAY_BACK * (point - x)
-    return _State(parts.select(hit, back, point), nearest, targets, done, walk)
+    misses = state.misses
+    if misses is not None:
+        misses = jnp.where(hit, 0, misses + 1)
+    return _State(parts.select(hit, back, point), nearest, targets, done, walk, misses)
 
 
 def _mixture(
@@ -196,6 +215,7 @@ def _mixture(
     current: jax.Array,
     gap: jax.Array,
     gradient: jax.Array,
+    misses: jax.Array | None,
 ) -> jax.Array:
     """Mixes the projections of two points on the linearised boundary.
 
@@ -205,6 +225,7 @@ def _mixture(
       current: shape of ``x``, the point where the boundary is linearised.
       gap: ``(B,)``, the lead of the target over the label there.
       gradient: shape of ``x``, of that lead.
+      misses: ``(B,)`` int32, points since the last success; None if untargeted.
 
     Returns:
       Shape of ``x``: points of the box a little beyond the linearised boundary.
@@ -218,8 +239,17 @@ def _mixture(
     near, far = linalg.norm(to_boundary, p), linalg.norm(from_x, p)
     near, far = jnp.maximum(near, 1e-8), jnp.maximum(far, 1e-8)
     pull = jnp.minimum(near / (near + far), _LARGEST_PULL)
-    mixed = linalg.scale(current + _OVERSHOOT * to_boundary, 1 - pull)
-    mixed += linalg.scale(x + _OVERSHOOT * from_x, pull)
+    if misses is None:
+        ahead, beside = _OVERSHOOT * to_boundary, _OVERSHOOT * from_x
+    else:
+        # Where three classes meet, projections on one boundary and another come ever
+        # nearer to their corner. A growing overshoot crosses it.
+        growth = _OVERSHOOT ** (misses + 1).astype(near.dtype)
+        over = jnp.minimum(growth, _LARGEST_OVERSHOOT)
+        ahead, beside = linalg.scale(to_boundary, over), linalg.scale(from_x, over)
+        pull = jnp.where(misses > 0, 0.0, pull)
+    mixed = linalg.scale(current + ahead, 1 - pull)
+    mixed += linalg.scale(x + beside, pull)
     return parts.clip(mixed, bounds).astype(x.dtype)
 
 
@@ -245,7 +275,7 @@ def project_hyperplane(
       normal: shape of ``x``; where it is zero, x is returned.
       offset: ``(B,)``, the value of the linear function at x.
       p: 1, 2 or inf.
-      bounds: box (low, high), or None.
+      bounds: box (low, high), for all entries or for each, or None.
 
     Returns:
       Shape and dtype of ``x``.
@@ -259,7 +289,12 @@ def project_hyperplane(
     scale = jnp.where(alive, scale, 1.0)
     w = w / scale * jnp.where(offset >= 0, 1.0, -1.0)[:, None]
     way = jnp.where(alive, jnp.abs(offset)[:, None] / scale, 0.0)
-    low, high = (-math.inf, math.inf) if bounds is None else bounds
+    low, high = (
+        jnp.broadcast_to(end, x.shape).reshape(flat.shape)
+        if isinstance(end, jax.Array)
+        else end
+        for end in parts.ends(bounds, x)
+    )
     room = jnp.where(w > 0, flat - low, high - flat)
     room = jnp.where(w == 0, 0.0, jnp.maximum(room, 0.0))
     size = jnp.abs(w)
@@ -268,8 +303,8 @@ def project_hyperplane(
     else:
         moved = _move_together(size, room, way, 1.0 if p == math.inf else size)
     moved = flat - jnp.sign(w) * moved
-    moved = parts.clip(moved, bounds)
-    return moved.reshape(x.shape).astype(x.dtype)
+    moved = parts.clip(moved.reshape(x.shape), bounds)
+    return moved.astype(x.dtype)
 
 
 def _move_together(

@@ -37,7 +37,8 @@ def fgm(
       epsilon: budget in pixel units, at least 0; scalar or ``(B,)``, may be traced.
       loss: as for :func:`pga`, but "logit_distance", whose gradient at x is zero.
       targeted: descend the loss towards the labels instead.
-      bounds: box (low, high) that inputs stay in, or None.
+      bounds: box (low, high) that inputs stay in, for all entries or for each, or
+        None.
 
     Raises:
       ValueError: for an option out of range.
@@ -114,7 +115,8 @@ def pga(
       targeted: descend the loss towards the labels instead.
       skip_blocked: whether gradient entries that point out of the box at a face are
         left out.
-      bounds: box (low, high) that inputs stay in, or None.
+      bounds: box (low, high) that inputs stay in, for all entries or for each, or
+        None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -145,7 +147,7 @@ def pga(
         linalg.check_length("step_size", step_size, positive=True)
     linalg.check_count("num_steps", num_steps, 0)
     linalg.check_count("num_restarts", num_restarts, 1)
-    checks.check_bounds(bounds)
+    bounds = checks.check_bounds(bounds)
     named = (*losses.NAMED, "logit_distance")
     if isinstance(loss, str) and loss not in named:
         raise ValueError(f"loss is {loss!r}; it may be {', '.join(named)}.")
@@ -238,7 +240,8 @@ def uniform_noise(
       num_draws: points drawn, at least 1. With several, the first point that is
         misclassified is kept, x before all others, or else the one of highest
         cross-entropy: random search, at one forward pass each.
-      bounds: box (low, high) that inputs are clipped to, or None.
+      bounds: box (low, high) that inputs are clipped to, for all entries or for each,
+        or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -272,19 +275,20 @@ def gaussian_noise(
     Args:
       epsilon: length in pixel units, at least 0; scalar or ``(B,)``.
       p: exponent of the norm, in [1, inf].
-      bounds: box (low, high) that inputs are clipped to, or None.
+      bounds: box (low, high) that inputs are clipped to, for all entries or for each,
+        or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
     """
     p = linalg.check_exponent("p", p)
     linalg.check_length("epsilon", epsilon)
-    checks.check_bounds(bounds)
+    bounds = checks.check_bounds(bounds)
 
     def init(f: BatchFunction, problem: Problem) -> jax.Array:
         del f
         assert problem.keys is not None
-        unit = linalg.sample_sphere(problem.keys, problem.x, p)
+        unit = parts.sample_sphere(problem.keys, problem.x, p, bounds)
         radius = meshes.constant(epsilon)
         drawn = linalg.scale(unit, jnp.asarray(radius))
         return parts.confine(problem.x, drawn, p, radius, bounds)
@@ -341,7 +345,7 @@ def _begin(options: _Options, problem: Problem, run: int | jax.Array) -> jax.Arr
     if not options.random_start or keys is None:
         return parts.confine(x, begin - x, p, radius, bounds)
     limit = meshes.constant(radius)
-    drawn = linalg.sample_ball(parts.fold_in(keys, run), x, p, limit)
+    drawn = parts.sample_ball(parts.fold_in(keys, run), x, p, limit, bounds)
     if problem.start is not None:
         drawn = jnp.where(run == 0, begin - x, drawn)
     return parts.confine(x, drawn, p, radius, bounds)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from opnorm import linalg
-from opnorm.attacks import box, checks, parts, registry
+from opnorm.attacks import box, checks, criteria, parts, registry
 from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
 from opnorm.attacks.parts import Nearest, like
@@ -36,6 +36,7 @@ def log_barrier(
     temperature: float = 500.0,
     final_bisections: int = 10,
     num_tries: int = 1000,
+    targeted: bool = False,
     bounds: Bounds = (0.0, 1.0),
 ) -> Attack:
     """Returns LogBarrier: descent of the length plus a barrier that keeps it wrong.
@@ -76,7 +77,9 @@ def log_barrier(
         with Gaussian noise of standard deviation ``0.01 1.01^j``. After them a walk to
         the corners of the box (:mod:`opnorm.attacks.box`) is tried, if there is a box,
         before an example is given up.
-      bounds: box (low, high) that points are clipped to, or None.
+      targeted: reach the labels instead of leaving them.
+      bounds: box (low, high) that points are clipped to, for all entries or for each,
+        or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -94,7 +97,7 @@ def log_barrier(
     _check_between("temperature", temperature, math.inf)
     _check_between("decay", decay, 1.0)
     _check_between("backtrack", backtrack, 1.0)
-    checks.check_bounds(bounds)
+    bounds = checks.check_bounds(bounds)
 
     options = _Options(
         p=p,
@@ -121,6 +124,8 @@ def log_barrier(
         check=check_keys,
         takes_start=True,
     )
+    if targeted:
+        stage = criteria.reaching(stage)
     return Attack(name="log_barrier", p=p, stages=(stage,), budget=False)
 
 

@@ -6,11 +6,12 @@ from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from opnorm import linalg
-from opnorm.attacks import losses, meshes
-from opnorm.attacks.checks import Bounds
+from opnorm.attacks import checks, losses, meshes
+from opnorm.attacks.checks import Bound, Bounds
 from opnorm.linalg import BatchFunction
 from opnorm.linalg.dtypes import at_least_single
 
@@ -156,9 +157,95 @@ def fold_in(keys: jax.Array, data: int | jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (keys_axis, data_axis))(keys, data)
 
 
+def ends(bounds: Bounds, x: jax.Array) -> tuple[float | jax.Array, float | jax.Array]:
+    """Returns the ends of a box for computations with x; infinite without a box.
+
+    Args:
+      bounds: box (low, high), for all entries or for each, or None.
+      x: ``(B, ...)`` float. Arrays get its dtype, and numbers stay numbers.
+    """
+    low, high = (-math.inf, math.inf) if bounds is None else bounds
+    return _end(low, x), _end(high, x)
+
+
+def _end(end: Bound, x: jax.Array) -> float | jax.Array:
+    if not isinstance(end, np.ndarray):
+        return end
+    return jnp.asarray(for_batch(end, x), x.dtype)
+
+
+def for_batch(array: np.ndarray, x: jax.Array) -> np.ndarray:
+    """Gives an array that broadcasts against one example as many axes as the batch."""
+    return array.reshape((1,) * (x.ndim - array.ndim) + array.shape)
+
+
 def clip(x: jax.Array, bounds: Bounds) -> jax.Array:
     """Clips x to the bounds, if there are any."""
-    return x if bounds is None else jnp.clip(x, *bounds)
+    return x if bounds is None else jnp.clip(x, *ends(bounds, x))
+
+
+def free(noise: jax.Array, bounds: Bounds) -> jax.Array:
+    """Sets noise ``(B, ...)`` to zero in the entries that the box fixes."""
+    entries = _free_entries(bounds)
+    if entries is None:
+        return noise
+    return jnp.where(for_batch(entries, noise), noise, 0.0)
+
+
+def sample_sphere(keys: jax.Array, x: jax.Array, p: float, bounds: Bounds) -> jax.Array:
+    """Draws directions of p-norm 1 in the entries that the box leaves free.
+
+    Args:
+      keys: ``(B,)`` typed keys.
+      x: ``(B, ...)`` float, whose shape and dtype the samples have.
+      p: exponent of the norm, in [1, inf].
+      bounds: box (low, high), for all entries or for each, or None.
+    """
+    unit = linalg.sample_sphere(keys, x, p)
+    if _free_entries(bounds) is None:
+        return unit
+    unit = free(unit, bounds)
+    return linalg.scale(unit, 1 / positive(linalg.norm(unit, p)))
+
+
+def sample_ball(
+    keys: jax.Array,
+    x: jax.Array,
+    p: float,
+    radius: float | jax.Array,
+    bounds: Bounds,
+) -> jax.Array:
+    """Draws points of an Lp ball uniformly, in the entries that the box leaves free.
+
+    The length of a point of the ball in n dimensions is ``radius u^(1/n)``, with u
+    uniform in [0, 1], and it does not depend on the direction. So with k free entries
+    the same u gives the length ``radius u^(1/k)``.
+
+    Args:
+      keys: ``(B,)`` typed keys.
+      x: ``(B, ...)`` float, whose shape and dtype the samples have.
+      p: exponent of the norm, in [1, inf].
+      radius: scalar or ``(B,)``.
+      bounds: box (low, high), for all entries or for each, or None.
+    """
+    drawn = linalg.sample_ball(keys, x, p, radius)
+    entries = _free_entries(bounds)
+    if entries is None or p == math.inf:
+        return free(drawn, bounds)
+    count = np.broadcast_to(entries, x.shape[1:]).sum()
+    length = linalg.norm(drawn, p)
+    limit = positive(jnp.asarray(radius, length.dtype))
+    length = limit * (length / limit) ** (math.prod(x.shape[1:]) / max(count, 1))
+    kept = free(drawn, bounds)
+    return linalg.scale(kept, length / positive(linalg.norm(kept, p)))
+
+
+def _free_entries(bounds: Bounds) -> np.ndarray | None:
+    """The entries that may change, as a mask; None if all may."""
+    if bounds is None or not checks.has_arrays(bounds):
+        return None
+    entries = np.asarray(bounds[0] < bounds[1])
+    return None if np.all(entries) else entries
 
 
 def confine(
@@ -179,12 +266,12 @@ def confine(
       delta: shape of ``x``.
       p: exponent of the norm, in [1, inf].
       radius: scalar or ``(B,)``, may be traced.
-      bounds: box (low, high), or None.
+      bounds: box (low, high), for all entries or for each, or None.
     """
     radius = meshes.constant(radius)
     if bounds is None:
         return linalg.project_ball(delta, p, radius)
-    low, high = bounds
+    low, high = ends(bounds, x)
     if p == 1:
         room = jnp.minimum(low - x, 0.0), jnp.maximum(high - x, 0.0)
         delta = linalg.project_ball_box(delta, p, radius, *room)

@@ -3,28 +3,49 @@
 A factory is registered where it is defined; ``opnorm/attacks/__init__.py`` imports it.
 """
 
+import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec
 
 import jax
+import numpy as np
 
+from opnorm.attacks import checks
+from opnorm.attacks.adapters import weighted
 from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
 
-Factory = TypeVar("Factory", bound=Callable[..., Attack])
+P = ParamSpec("P")
 
 _FACTORIES: dict[str, Callable[..., Attack]] = {}
 
 
-def register(factory: Factory) -> Factory:
+def register(factory: Callable[P, Attack]) -> Callable[P, Attack]:
     """Registers the factory of an attack under its own name; a decorator.
 
     Args:
-      factory: takes its options by keyword and returns an attack.
+      factory: takes its options by keyword, ``bounds`` among them, and returns an
+        attack.
+
+    Returns:
+      The factory, whose attacks can be made again with another box
+      (:attr:`opnorm.attacks.Attack.remake`).
     """
-    _FACTORIES[factory.__name__] = factory
-    return factory
+    default = inspect.signature(factory).parameters["bounds"].default
+
+    @functools.wraps(factory)
+    def make_again(*args: P.args, **options: P.kwargs) -> Attack:
+        def remake(change: Callable[[Bounds], Bounds]) -> Attack:
+            given: dict[str, Any] = dict(options)
+            bounds = checks.check_bounds(given.get("bounds", default))
+            return _FACTORIES[factory.__name__](**given | {"bounds": change(bounds)})
+
+        return dataclasses.replace(factory(*args, **options), remake=remake)
+
+    _FACTORIES[factory.__name__] = make_again
+    return make_again
 
 
 def names() -> tuple[str, ...]:
@@ -38,6 +59,8 @@ def make(
     p: float,
     epsilon: float | jax.Array | None = None,
     bounds: Bounds = (0.0, 1.0),
+    scale: float | np.ndarray | None = None,
+    mask: np.ndarray | None = None,
     **options: Any,
 ) -> Attack:
     """Makes an attack from its name.
@@ -47,7 +70,10 @@ def make(
       p: exponent of the norm; an attack made for one norm must be given that one.
       epsilon: budget, scalar or ``(B,)``, may be traced. None for an attack that looks
         for the nearest point; an attack that has no such option ignores it.
-      bounds: box (low, high), or None.
+      bounds: box (low, high) of numbers, or of arrays that broadcast against one
+        example (a number for each channel or feature); or None.
+      scale: units of length of the entries, see :func:`opnorm.attacks.weighted`.
+      mask: entries that may change, as there.
       **options: further options of the factory.
 
     Returns:
@@ -84,7 +110,7 @@ def make(
     attack = factory(**given)
     if attack.p != p:
         raise ValueError(f"p is {p:g}; {name} measures p = {attack.p:g} only.")
-    return attack
+    return weighted(attack, scale=scale, mask=mask)
 
 
 def needs_budget(name: str) -> bool:

@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from opnorm import linalg
-from opnorm.attacks import checks, losses, meshes, parts, registry
+from opnorm.attacks import checks, criteria, losses, meshes, parts, registry
 from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
 from opnorm.attacks.parts import Best
@@ -32,6 +32,7 @@ def square(
     fraction: float = 0.8,
     rescale_schedule: bool = False,
     channels: str = "last",
+    targeted: bool = False,
     bounds: Bounds = (0.0, 1.0),
 ) -> Attack:
     """Returns the Square Attack: squares at random places, kept if the margin falls.
@@ -57,7 +58,8 @@ def square(
         Inputs of rank 3, ``(B, H, W)``, have none in any case; vectors ``(B, N)`` are
         rows of N pixels, and inputs of higher rank have all axes but the last of them
         joined.
-      bounds: box (low, high), or None.
+      targeted: reach the labels instead of leaving them.
+      bounds: box (low, high), for all entries or for each, or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`, and for
@@ -95,7 +97,7 @@ def square(
         raise ValueError(
             f"channels is {channels!r}; it may be {', '.join(map(repr, CHANNELS))}."
         )
-    checks.check_bounds(bounds)
+    bounds = checks.check_bounds(bounds)
     radius = lax.stop_gradient(epsilon)
 
     def check(problem: Problem) -> None:
@@ -156,6 +158,8 @@ def square(
         done=lambda state: state.hit,
         check=check,
     )
+    if targeted:
+        stage = criteria.reaching(stage)
     return Attack(name="square", p=p, stages=(stage,), judges_input=True)
 
 

@@ -83,8 +83,8 @@ class Stage:
     targeted: bool = False
     check: Callable[[Problem], None] | None = None
     takes_start: bool = False
-    bounds: Bounds = None
     # Left out of comparisons: an array has no hash, and not one truth value.
+    bounds: Bounds = dataclasses.field(default=None, compare=False)
     epsilon: float | jax.Array | None = dataclasses.field(default=None, compare=False)
     any_labels: bool = False
     confidence: float = 0.0
@@ -155,10 +155,13 @@ def make_problem(
     labels: jax.Array,
     key: jax.Array | None = None,
     start: jax.Array | None = None,
+    *,
+    any_labels: bool = False,
 ) -> Problem:
     """Checks the arguments of an attack and gives every example a key of its own.
 
-    Arguments and errors are those of a call of :class:`opnorm.attacks.Attack`.
+    Arguments and errors are those of a call of :class:`opnorm.attacks.Attack`. With
+    ``any_labels``, labels are ``(B, ...)`` of any dtype.
     """
     for name, array in (("x", x), ("labels", labels)):
         linalg.check_array(name, array)
@@ -171,7 +174,13 @@ def make_problem(
             f"x has shape {x.shape} and dtype {x.dtype}; it must be (B, ...) and "
             "floating point, with at least one example."
         )
-    checks.check_labels(labels, x.shape[0])
+    if not any_labels:
+        checks.check_labels(labels, x.shape[0])
+    elif labels.shape[:1] != x.shape[:1]:
+        raise ValueError(
+            f"labels has shape {labels.shape}; it must be ({x.shape[0]}, ...), a label "
+            "for each example."
+        )
     if start is not None:
         if start.shape != x.shape:
             raise ValueError(f"start has shape {start.shape}; it must be {x.shape}.")
@@ -180,7 +189,7 @@ def make_problem(
         linalg.check_key(key, x.shape[0])
         if key.shape == ():
             key = parts.fold_in(key, jnp.arange(x.shape[0]))
-    return Problem(lax.stop_gradient(x), labels, key, start)
+    return Problem(lax.stop_gradient(x), lax.stop_gradient(labels), key, start)
 
 
 def for_stage(problem: Problem, number: int) -> Problem:

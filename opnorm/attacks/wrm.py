@@ -43,7 +43,8 @@ def wrm(
       num_steps: steps after the first, at least 0.
       loss: "cross_entropy", "margin" or "dlr" (see :mod:`opnorm.attacks.losses`), or a
         function ``(logits (B, K), labels (B,)) -> (B,)``.
-      bounds: box (low, high) that iterates are clipped to, or None.
+      bounds: box (low, high) that iterates are clipped to, for all entries or for
+        each, or None.
 
     Raises:
       ValueError: for an option out of range; when applied, as :class:`Attack`.
@@ -53,7 +54,7 @@ def wrm(
     """
     price = _price(gamma, penalty)
     linalg.check_count("num_steps", num_steps, 0)
-    checks.check_bounds(bounds)
+    bounds = checks.check_bounds(bounds)
     chosen = _named(loss)
 
     def check(problem: Problem) -> None:
@@ -163,7 +164,7 @@ def residual(
       ValueError: for an option that :func:`wrm` refuses.
     """
     reach, chosen = 0.5 / _price(gamma, penalty), _named(loss)
-    checks.check_bounds(bounds)
+    bounds = checks.check_bounds(bounds)
     _, _, gradient = parts.value_and_gradient(
         f, lambda logits: chosen(logits, labels), x_adv
     )

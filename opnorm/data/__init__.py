@@ -14,6 +14,7 @@ from opnorm.data.augmentation import (
 )
 from opnorm.data.checking import check_images, check_splits
 from opnorm.data.dataset import Dataset, randomize_labels, to_float
+from opnorm.data.holding_out import split_validation
 from opnorm.data.identity import fingerprint
 from opnorm.data.prefetching import prefetch
 from opnorm.data.sampling import batch_indices, epoch_permutation, steps_per_epoch
@@ -42,6 +43,7 @@ __all__ = [
     "prefetch",
     "randomize_labels",
     "sample_augmentation",
+    "split_validation",
     "steps_per_epoch",
     "to_float",
 ]

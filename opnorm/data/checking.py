@@ -37,12 +37,15 @@ def check_images(
     folder.check_readable(found, len(source))
 
 
-def check_splits(train_set: Dataset | Stream, test_set: Dataset | Stream) -> None:
+def check_splits(
+    train_set: Dataset | Stream, test_set: Dataset | Stream, split: str = "test"
+) -> None:
     """Checks that two splits are of one data set: same classes, images of one shape.
 
     Args:
       train_set: the split that a network is trained on.
       test_set: the split that it is measured on.
+      split: the name of that split in an error.
 
     Raises:
       ValueError: naming the first class that differs, or the two shapes.
@@ -52,7 +55,7 @@ def check_splits(train_set: Dataset | Stream, test_set: Dataset | Stream) -> Non
         differing = sorted(set(classes) ^ set(tested)) or ["their order"]
         raise ValueError(
             f"the train split of {train_set.name!r} has {len(classes)} classes and the "
-            f"test split of {test_set.name!r} has {len(tested)}; they differ in "
+            f"{split} split of {test_set.name!r} has {len(tested)}; they differ in "
             f"{differing[0]}."
         )
     if isinstance(train_set, Dataset) and isinstance(test_set, Dataset):
@@ -60,7 +63,7 @@ def check_splits(train_set: Dataset | Stream, test_set: Dataset | Stream) -> Non
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"images of {train_set.name!r} have the shape {shapes[0]} in the train "
-                f"split and {shapes[1]} in the test split; they must be alike."
+                f"split and {shapes[1]} in the {split} split; they must be alike."
             )
 
 

@@ -55,6 +55,10 @@ class EncodedImages(Protocol):
         """Yields lines that identify some examples, without decoding them."""
         ...
 
+    def identities(self) -> Iterator[bytes]:
+        """Yields the name or number of every example, without reading it."""
+        ...
+
 
 class FolderImages:
     """One split of a folder.
@@ -96,6 +100,13 @@ class FolderImages:
             yield f"{os.path.relpath(file, self._root)} {self._listing.labels[index]}"
             if place % sized == 0:
                 yield str(os.stat(file).st_size)
+
+    def identities(self) -> Iterator[bytes]:
+        """Yields the path of every file below the folder."""
+        # Names on disk may not be valid text. `relpath` would take ten times as long.
+        prefix = f"{self._root}{os.sep}"
+        for file in self._listing.files:
+            yield os.fsencode(file.removeprefix(prefix))
 
 
 class ImagenetImages:
@@ -175,6 +186,10 @@ class ImagenetImages:
         """Yields the number of records of each file and the numbers of examples."""
         yield f"{self._split} {list(self._shard_lengths)}"
         yield str(indices.tolist())
+
+    def identities(self) -> Iterator[bytes]:
+        """Yields the number of every record; its file name would have to be read."""
+        return (str(number).encode() for number in range(len(self)))
 
 
 def _allow_open_files(count: int) -> None:

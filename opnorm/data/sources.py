@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from opnorm.data import cifar10_mini, folder, streaming, tfds_source
+from opnorm.data import cifar10_mini, folder, holding_out, streaming, tfds_source
 from opnorm.data.dataset import Dataset, crop_middles, take_balanced
 
 NAMES = (
@@ -11,7 +11,7 @@ NAMES = (
     "folder:/path",
     *streaming.NAMES,
 )
-SPLITS = ("train", "test")
+SPLITS = streaming.SPLITS
 
 _FOLDER = "folder:"
 
@@ -26,6 +26,7 @@ def load(
     seed: int = 0,
     image_size: int | None = None,
     resize: int | None = None,
+    validation_fraction: float = 0.0,
 ) -> Dataset:
     """Loads one split of a dataset into host memory, as bytes.
 
@@ -38,7 +39,7 @@ def load(
         ``<class>/`` alone, a fixed fifth of which is the test split; or "imagenet2012",
         "image_folder:/path" or "tiny_imagenet:/path", as for :func:`open_stream`, whose
         images may have any size: the middles of these images are loaded.
-      split: "train" or "test".
+      split: "train", "validation" or "test".
       data_dir: where TensorFlow Datasets keeps its data; None for ``TFDS_DATA_DIR`` or
         ``~/tensorflow_datasets``. Other sources ignore it.
       download: whether a TensorFlow dataset that is not there may be downloaded and
@@ -51,14 +52,18 @@ def load(
       resize: length of the shorter side of an image of any size before its middle is
         cropped, at least ``image_size``; None for ``image_size`` times 256 / 224.
         Images that have one size are not resized.
+      validation_fraction: fraction of the train split, in [0, 1), that is the split
+        "validation" and left out of "train"; see :func:`split_validation` and
+        :func:`open_stream`. ``limit`` counts what is left. The test split is the same
+        for all fractions.
 
     Returns:
       The split. ``cifar10_mini``, folders and limited datasets take one example of
       each class in turn, so any prefix is balanced.
 
     Raises:
-      ValueError: for an unknown name or split, a bad limit, seed or size, or damaged
-        images.
+      ValueError: for an unknown name or split, a bad limit, seed, size or
+        validation_fraction, or damaged images.
       FileNotFoundError: if the data are not there; the error lists the ways to get
         data.
 
@@ -73,46 +78,43 @@ def load(
       [0, 1, 2, 3]
     """
     check_name(name)
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; it may be {' or '.join(SPLITS)}.")
+    holding_out.check_split(split, SPLITS, validation_fraction)
     if streaming.is_streamed(name):
-        return _load_crops(name, split, data_dir, limit, seed, image_size, resize)
+        if image_size is None:
+            raise ValueError(
+                f"image_size is None, but the images of {name!r} have different sizes;"
+                " give the side of the crops in pixels, such as 224."
+            )
+        stream = streaming.open_stream(
+            name,
+            split=split,
+            data_dir=data_dir,
+            limit=limit,
+            seed=seed,
+            validation_fraction=validation_fraction,
+        )
+        return stream.centre_crops(
+            np.arange(len(stream)), image_size=image_size, resize=resize
+        )
     if resize is not None:
         raise ValueError(
             f"resize is {resize}, but the images of {name!r} have one size already;"
             " leave it out."
         )
+    stored = "test" if split == "test" else "train"
     if name.startswith(_FOLDER):
-        dataset = folder.load(name.removeprefix(_FOLDER), split)
+        dataset = folder.load(name.removeprefix(_FOLDER), stored)
     elif name == "cifar10_mini":
-        dataset = cifar10_mini.load(split)
+        dataset = cifar10_mini.load(stored)
     else:
-        dataset = tfds_source.load(name, split, data_dir, download)
+        dataset = tfds_source.load(name, stored, data_dir, download)
+    if validation_fraction and stored == "train":
+        # Before a crop, so that the size of images does not change the choice.
+        parts = holding_out.split_validation(dataset, validation_fraction)
+        dataset = parts[split == "validation"]
     if image_size is not None:
         dataset = crop_middles(dataset, image_size)
     return dataset if limit is None else take_balanced(dataset, limit, seed)
-
-
-def _load_crops(
-    name: str,
-    split: str,
-    data_dir: str | None,
-    limit: int | None,
-    seed: int,
-    image_size: int | None,
-    resize: int | None,
-) -> Dataset:
-    if image_size is None:
-        raise ValueError(
-            f"image_size is None, but the images of {name!r} have different sizes;"
-            " give the side of the crops in pixels, such as 224."
-        )
-    stream = streaming.open_stream(
-        name, split=split, data_dir=data_dir, limit=limit, seed=seed
-    )
-    return stream.centre_crops(
-        np.arange(len(stream)), image_size=image_size, resize=resize
-    )
 
 
 def check_name(name: str) -> None:

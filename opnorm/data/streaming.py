@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from opnorm.data import folder, tiny_imagenet, views
+from opnorm.data import folder, holding_out, tiny_imagenet, views
 from opnorm.data.dataset import Dataset, check_limit, interleave_classes
 from opnorm.data.encoded import (
     IMAGENET,
@@ -18,7 +18,7 @@ from opnorm.data.encoded import (
 )
 
 NAMES = (IMAGENET, "image_folder:/path", "tiny_imagenet:/path")
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
 
 _FOLDER = "image_folder:"
 _TINY_IMAGENET = "tiny_imagenet:"
@@ -236,6 +236,7 @@ def open_stream(
     data_dir: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    validation_fraction: float = 0.0,
 ) -> Stream:
     """Lists the examples of one split; decodes none.
 
@@ -243,21 +244,25 @@ def open_stream(
       name: "imagenet2012", which the user prepares with TensorFlow Datasets, or
         "image_folder:/path", a folder with the layout of "folder:/path" and images of
         any size; or "tiny_imagenet:/path", the unpacked archive of Tiny-ImageNet.
-      split: "train" or "test"; ImageNet's and Tiny-ImageNet's "test" is the validation
-        split.
+      split: "train", "validation" or "test". ImageNet's and Tiny-ImageNet's "test" is
+        the split that they call validation; "validation" is a part of the train split.
       data_dir: where TensorFlow Datasets keeps its data; None for ``TFDS_DATA_DIR`` or
         ``~/tensorflow_datasets``. Folders ignore it.
       limit: keep at most this many examples, drawn at random, as many of each class as
         possible; None keeps all. Labels of ImageNet are stored with the images; about
         eight images for each class are read to find one of each.
       seed: random seed of the examples that ``limit`` keeps; at least 0.
+      validation_fraction: fraction of the train split, in [0, 1), that is the split
+        "validation" and left out of "train". A hash of the name of each file below the
+        folder chooses it, and for ImageNet a hash of the number of each record, so that
+        no image is read. Copies of an image under two names may be on both sides.
 
     Returns:
       The stream. Folders and limited streams take one example of each class in turn.
 
     Raises:
-      ValueError: for an unknown name or split, a bad limit or seed, or ImageNet in a
-        format without random access.
+      ValueError: for an unknown name or split, a bad limit, seed or
+        validation_fraction, or ImageNet in a format without random access.
       FileNotFoundError: if the data are not there; the error says how to get them, or
         which layout a folder should have.
     """
@@ -266,30 +271,42 @@ def open_stream(
             f"dataset {name!r} is not read from disk image by image; that is done"
             f" with {' and '.join(NAMES)}."
         )
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; it may be {' or '.join(SPLITS)}.")
+    holding_out.check_split(split, SPLITS, validation_fraction)
     if limit is not None:
         check_limit(limit, seed)
     images: EncodedImages
+    stored = "test" if split == "test" else "train"
     if name == IMAGENET:
-        images = ImagenetImages(split, data_dir)
+        images = ImagenetImages(stored, data_dir)
     elif name.startswith(_TINY_IMAGENET):
         path = name.removeprefix(_TINY_IMAGENET)
-        listing = tiny_imagenet.list_images(path, split)
+        listing = tiny_imagenet.list_images(path, stored)
         images = FolderImages(path, listing, tiny_imagenet.DESCRIPTION)
     else:
         path = name.removeprefix(_FOLDER)
-        listing = folder.list_images(path, split)
+        listing = folder.list_images(path, stored)
         images = FolderImages(path, listing, folder.describe(path))
     kept = None
-    if limit is not None and limit < len(images):
-        kept = _draw(images, limit, seed)
+    if validation_fraction and stored == "train":
+        held_out = holding_out.choose(
+            images.identities(), len(images), validation_fraction
+        )
+        kept = np.flatnonzero(held_out if split == "validation" else ~held_out)
+        if name != IMAGENET:
+            # ImageNet's labels are stored with its images, and its order is another.
+            kept = kept[interleave_classes(images.labels(kept))]
+    if limit is not None and limit < len(images if kept is None else kept):
+        kept = _draw(images, limit, seed, kept)
     return Stream(images, kept, name)
 
 
-def _draw(images: EncodedImages, limit: int, seed: int) -> np.ndarray:
+def _draw(
+    images: EncodedImages, limit: int, seed: int, among: np.ndarray | None = None
+) -> np.ndarray:
     """Returns the numbers that ``take_balanced`` would keep, with few labels read."""
-    order = np.random.default_rng(seed).permutation(len(images))
+    count = len(images) if among is None else len(among)
+    order = np.random.default_rng(seed).permutation(count)
+    order = order if among is None else among[order]
     num_classes = len(images.class_names)
     wanted = math.ceil(limit / num_classes)
     labels = np.empty(0, np.int32)

@@ -38,9 +38,10 @@ R = TypeVar("R")
 # A jaxpr, closed or not; JAX gives no public type to both.
 Jaxpr = Any
 
-_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
-_CALLS |= {"custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
-_CALLS |= {"checkpoint": "jaxpr", "remat2": "jaxpr", "closed_call": "call_jaxpr"}
+# Operations that call a program, and the name of the parameter that holds it.
+CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
+CALLS |= {"custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
+CALLS |= {"checkpoint": "jaxpr", "remat2": "jaxpr", "closed_call": "call_jaxpr"}
 
 
 def fori_loop(
@@ -129,17 +130,17 @@ def _mode() -> str:
     return mode if jax.default_backend() == "cpu" else "plain"
 
 
-def _open(jaxpr: Jaxpr) -> tuple[Jaxpr, Sequence[jax.Array]]:
+def open_jaxpr(jaxpr: Jaxpr) -> tuple[Jaxpr, Sequence[jax.Array]]:
     """The open jaxpr and its constants; ``jaxpr`` may be closed or open."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
 def _has_convolution(jaxpr: Jaxpr) -> bool:
-    opened, _ = _open(jaxpr)
+    opened, _ = open_jaxpr(jaxpr)
     return any(
         eqn.primitive is jex_core.primitives.conv_general_dilated_p
         or (
-            (name := _CALLS.get(eqn.primitive.name)) is not None
+            (name := CALLS.get(eqn.primitive.name)) is not None
             and _has_convolution(eqn.params[name])
         )
         for eqn in opened.eqns
@@ -147,7 +148,7 @@ def _has_convolution(jaxpr: Jaxpr) -> bool:
 
 
 def _evaluate(jaxpr: Jaxpr, args: Sequence[jax.Array]) -> list[jax.Array]:
-    opened, consts = _open(jaxpr)
+    opened, consts = open_jaxpr(jaxpr)
     values = dict(zip(opened.constvars, consts, strict=True))
     values |= dict(zip(opened.invars, args, strict=True))
 
@@ -159,7 +160,7 @@ def _evaluate(jaxpr: Jaxpr, args: Sequence[jax.Array]) -> list[jax.Array]:
 
     for eqn in opened.eqns:
         inputs = [read(atom) for atom in eqn.invars]
-        inner = eqn.params.get(_CALLS.get(eqn.primitive.name, ""))
+        inner = eqn.params.get(CALLS.get(eqn.primitive.name, ""))
         with eqn.ctx.manager:
             if eqn.primitive is jex_core.primitives.conv_general_dilated_p:
                 outputs = [_convolve(*inputs, **eqn.params)]

@@ -68,7 +68,7 @@ def prepare_network(f: Network) -> Network:
             f"f is a {type(f).__name__}; it must be a function of a batch, or a pytree "
             "that can be called, such as jax.tree_util.Partial(apply, variables)."
         )
-    if isinstance(f, Prepared) or _split(f) is not None:
+    if isinstance(f, Prepared) or split_network(f) is not None:
         return f
     return Prepared(f)
 
@@ -79,7 +79,7 @@ def keeps_programs(f: Network, *args: PyTree) -> bool:
     Programs of a callable pytree are kept, unless a program around the call is being
     traced.
     """
-    parts = None if isinstance(f, Prepared) else _split(f)
+    parts = None if isinstance(f, Prepared) else split_network(f)
     return parts is not None and not _is_traced((parts.arrays, args))
 
 
@@ -92,7 +92,7 @@ def place_network(f: Network, put: Callable[[Arrays], Arrays]) -> Network:
       f: as :func:`prepare_network` returns it.
       put: a function of a tuple of arrays.
     """
-    parts = None if isinstance(f, Prepared) else _split(f)
+    parts = None if isinstance(f, Prepared) else split_network(f)
     return f if parts is None else parts.structure.join(put(parts.arrays))
 
 
@@ -144,7 +144,7 @@ class NetworkProgram(Generic[R]):
         ordered = tuple(sorted(options.items()))
         if isinstance(f, Prepared):
             return f.program(self._fun, ordered), ()
-        parts = _split(f)
+        parts = split_network(f)
         if parts is None or _is_traced((parts.arrays, args)):
             return _fresh(self._fun, f, options), ()
         return self._shared, (parts.structure, ordered, parts.arrays)
@@ -228,13 +228,20 @@ class _Structure:
         return network
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
+    """A callable pytree in two parts.
+
+    Attributes:
+      structure: all but the arrays.
+      arrays: the arrays, in the order of the leaves.
+    """
+
     structure: _Structure
     arrays: Arrays
 
 
-def _split(f: Network) -> _Parts | None:
-    """The structure and the arrays of a callable pytree; None for a plain function."""
+def split_network(f: Network) -> Parts | None:
+    """Returns a callable pytree in two parts, and None for a plain function."""
     leaves, treedef = jax.tree.flatten(f)
     if len(leaves) == 1 and leaves[0] is f:
         return None
@@ -252,7 +259,7 @@ def _split(f: Network) -> _Parts | None:
     arrays = tuple(
         leaf for leaf, is_array in zip(leaves, kept, strict=True) if is_array
     )
-    return _Parts(structure, arrays)
+    return Parts(structure, arrays)
 
 
 def _fresh(

@@ -11,6 +11,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _finfo: Callable[[DTypeLike], Any] = jnp.finfo
+_struct: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
 
 
 def jit(
@@ -30,6 +31,11 @@ def jit(
         return compiled
 
     return decorate
+
+
+def shape_dtype(shape: Sequence[int], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+    """Returns the shape and dtype of an array that is not computed."""
+    return _struct(tuple(shape), dtype)
 
 
 def machine_epsilon(dtype: DTypeLike) -> float:

@@ -14,7 +14,7 @@ from opnorm.models.inception import Inception
 from opnorm.models.layers import max_pool
 from opnorm.models.mlp import MLP
 from opnorm.models.network import Network, network
-from opnorm.models.normalization import STATISTICS, normalize
+from opnorm.models.normalization import STATISTICS, input_scale, normalize
 from opnorm.models.outputs import Outputs
 from opnorm.models.registry import NAMES, create
 from opnorm.models.resnet import ResNet50
@@ -43,6 +43,7 @@ __all__ = [
     "WideResNet",
     "WideResNet50",
     "create",
+    "input_scale",
     "max_pool",
     "network",
     "normalize",

@@ -37,6 +37,11 @@ class AlexNet(nn.Module):
 
     Kernels start from Xavier's uniform distribution, biases from zero.
 
+    The attributes ``batch_norm``, ``dropout`` and ``response_normalization`` make the
+    networks that spectral normalisation is compared with. BatchNorm has a scale and a
+    shift, and the constants of the library's other networks (epsilon 1e-5, momentum
+    0.9; the paper's code has 1e-3 and 0.99).
+
     Attributes:
       width: channels of the first convolution.
       num_classes: number of logits.
@@ -47,9 +52,14 @@ class AlexNet(nn.Module):
         al. 2019.
       rematerialize: if true, derivatives compute each convolution with its activation,
         pooling and LRN again instead of storing the values inside them.
+      batch_norm: if true, BatchNorm follows each convolution, before the activation.
+      dropout: part of the entries that training sets to zero after each block of a
+        convolution, in [0, 1); the others are divided by ``1 - dropout``. In inference
+        nothing is dropped.
+      response_normalization: if false, the network has no LRN.
 
     Source: Zhang et al. 2017, Appendix A (their Small AlexNet); used by Farnia et al.
-    2019.
+    2019, with the variants in their Appendix A.2 (Fig. 11).
     """
 
     width: int = 96
@@ -59,6 +69,9 @@ class AlexNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     activation: str = "relu"
     rematerialize: bool = False
+    batch_norm: bool = False
+    dropout: float = 0.0
+    response_normalization: bool = True
 
     @nn.compact
     def __call__(
@@ -68,7 +81,10 @@ class AlexNet(nn.Module):
 
         Args:
           x: (B, H, W, C), floating, pixels in [0, 1]; H and W at least 7.
-          train: ignored, since the network is the same in training and inference.
+          train: if true, BatchNorm uses the statistics of this batch and updates the
+            running ones (``mutable=["batch_stats"]``), and entries are dropped, which
+            needs ``rngs={"dropout": key}``. Without ``batch_norm`` and ``dropout`` the
+            network is the same in training and inference.
           outputs: "logits", or "all" for features and pre-activations as well.
 
         Returns:
@@ -77,11 +93,13 @@ class AlexNet(nn.Module):
         Raises:
           ValueError: if ``x`` or an attribute cannot be used.
         """
-        del train
         h = entrance.enter(self, x, outputs, min_size=MIN_SIZE)
+        outputs_lib.check_dropout(self.dropout)
         preactivations: list[jax.Array] = []
         for index, channels in enumerate((self.width, round(8 * self.width / 3)), 1):
-            block = functools.partial(AlexNet._block, index=index, channels=channels)
+            block = functools.partial(
+                AlexNet._block, index=index, channels=channels, train=train
+            )
             h, inside = (nn.remat(block) if self.rematerialize else block)(self, h)
             preactivations.append(inside)
         h = h.reshape(h.shape[0], -1)
@@ -101,12 +119,22 @@ class AlexNet(nn.Module):
         return outputs_lib.select(outputs, logits, h, preactivations)
 
     def _block(
-        self, h: jax.Array, *, index: int, channels: int
+        self, h: jax.Array, *, index: int, channels: int, train: bool
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the output and the pre-activation of a convolution's block."""
         preactivation = layers.biased_convolution(
             f"conv{index}", channels, 5, dtype=self.dtype
         )(h)
+        if self.batch_norm:
+            preactivation = layers.batch_norm(
+                f"norm{index}", train=train, dtype=self.dtype
+            )(preactivation)
         h = activations.ACTIVATIONS[self.activation](preactivation)
         h = layers.overlapping_max_pool(h, padding="VALID")
-        return layers.local_response_normalization(h), preactivation
+        if self.response_normalization:
+            h = layers.local_response_normalization(h)
+        if self.dropout:
+            h = nn.Dropout(
+                self.dropout, deterministic=not train, name=f"dropout{index}"
+            )(h)
+        return h, preactivation

@@ -31,7 +31,8 @@ def enter(
       min_size: smallest height and width that the network can take.
 
     Returns:
-      ``(x - mean) / std`` in the network's dtype.
+      ``(x - mean) / std`` in the network's dtype; with "image" for both, each image is
+      whitened by itself (:func:`opnorm.models.normalize`).
 
     Raises:
       ValueError: if an attribute or argument cannot be used.

@@ -5,16 +5,22 @@ in pixel units everywhere outside.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
-ChannelStatistic = float | tuple[float, ...]
+from opnorm.models import outputs as outputs_lib
+
+# One number, one for each channel, or "image": that of each image by itself.
+ChannelStatistic = float | tuple[float, ...] | Literal["image"]
 
 # Means and standard deviations of pixels in [0, 1]. "half" maps pixels to [-1, 1] (Roth
 # et al. 2020), "none" leaves them as they are (Finlay & Oberman 2019), "cifar10"
-# is from Zagoruyko & Komodakis 2016, and "imagenet" from torchvision.
+# is from Zagoruyko & Komodakis 2016, "imagenet" from torchvision, and "whitened" takes
+# the statistics of each image (Farnia et al. 2019).
 STATISTICS: dict[str, tuple[ChannelStatistic, ChannelStatistic]] = {
     "half": (0.5, 0.5),
     "none": (0.0, 1.0),
@@ -23,6 +29,7 @@ STATISTICS: dict[str, tuple[ChannelStatistic, ChannelStatistic]] = {
         (63.0 / 255, 62.1 / 255, 66.7 / 255),
     ),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "whitened": ("image", "image"),
 }
 
 
@@ -32,21 +39,41 @@ def normalize(
     std: ChannelStatistic | Sequence[float],
     dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
-    """Computes ``(images - mean) / std``, channel by channel.
+    """Computes ``(images - mean) / std``, channel by channel or image by image.
+
+    With "image" for both, each image is whitened by itself, in at least float32::
+
+        (x - m) / max(s, 1 / sqrt(n))
+
+    where m and s are mean and standard deviation of all n = H W C values of the image.
+    Rows stay independent. The derivative includes that of m and s, so the Jacobian of a
+    network vanishes along a change of brightness, and along one of contrast where the
+    standard deviation is above its floor.
 
     Args:
       images: (B, H, W, C), floating, pixels in [0, 1].
-      mean: one number for all channels, or C of them, in pixel units.
-      std: one positive number for all channels, or C of them, in pixel units.
+      mean: one number for all channels, or C of them, in pixel units, or "image".
+      std: one positive number for all channels, or C of them, in pixel units, or
+        "image".
       dtype: the floating dtype of the result.
 
     Returns:
       (B, H, W, C) of ``dtype``.
 
     Raises:
-      ValueError: if ``mean`` or ``std`` has neither 1 nor C entries, or if ``std`` has
-        an entry that is not positive.
+      ValueError: if ``mean`` or ``std`` has neither 1 nor C entries, if ``std`` has an
+        entry that is not positive, or if only one of the two is "image".
+
+    Source: the whitening is TensorFlow's ``per_image_standardization``, which Farnia et
+    al. 2019 use.
     """
+    if isinstance(mean, str) or isinstance(std, str):
+        if (mean, std) != ("image", "image"):
+            raise ValueError(
+                f"mean, std are {mean!r}, {std!r}; they must be numbers, or both "
+                "'image'."
+            )
+        return _whiten(images, dtype)
     channels = images.shape[-1]
     shift = _per_channel("mean", mean, channels)
     scale = _per_channel("std", std, channels)
@@ -57,6 +84,29 @@ def normalize(
         return jnp.asarray(entries, dtype).reshape(1, 1, 1, -1)
 
     return (images.astype(dtype) - row(shift)) / row(scale)
+
+
+def input_scale(std: ChannelStatistic, images: np.ndarray) -> tuple[float, ...]:
+    """Returns the factors by which a normalisation multiplies pixels.
+
+    Args:
+      std: as for :func:`normalize`.
+      images: (N, H, W, C) uint8, or floating with pixels in [0, 1]. Whitening by the
+        image has a factor for each of them, and the result is one over their mean
+        standard deviation. Other normalisations do not read them.
+
+    Returns:
+      One factor, or one for each channel, per pixel unit in [0, 1].
+    """
+    if isinstance(std, (int, float)):
+        return (1 / std,)
+    if not isinstance(std, str):
+        return tuple(1 / s for s in std)
+    values = np.asarray(images, np.float64).reshape(len(images), -1)
+    if images.dtype == np.uint8:
+        values = values / 255
+    floor = values.shape[1] ** -0.5
+    return (float(1 / np.maximum(values.std(axis=1), floor).mean()),)
 
 
 def check_images(images: jax.Array, *, min_size: int = 1) -> None:
@@ -85,6 +135,19 @@ def check_images(images: jax.Array, *, min_size: int = 1) -> None:
             f"images has shape {images.shape}; height and width must be at least"
             f" {min_size}."
         )
+
+
+def _whiten(images: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Whitens each image by itself; see :func:`normalize`."""
+    # A sum of the squares of all pixels needs more digits than half precision has.
+    x = images.astype(outputs_lib.parameter_dtype(dtype))
+    axes = (1, 2, 3)
+    x = x - jnp.mean(x, axes, keepdims=True)
+    variance = jnp.mean(x * x, axes, keepdims=True)
+    floor = 1 / (x.shape[1] * x.shape[2] * x.shape[3])
+    # The square root of the larger one has a derivative in a constant image, too.
+    whitened: jax.Array = x / jnp.sqrt(jnp.maximum(variance, floor))
+    return whitened.astype(dtype)
 
 
 def _per_channel(

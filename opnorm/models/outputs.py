@@ -50,6 +50,12 @@ def check_size(name: str, value: int) -> None:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1.")
 
 
+def check_dropout(rate: float) -> None:
+    """Raises a ValueError unless ``rate`` is a number in [0, 1)."""
+    if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+        raise ValueError(f"dropout is {rate!r}; it must be in [0, 1).")
+
+
 def check_stage_sizes(stage_sizes: tuple[int, ...]) -> None:
     """Raises a ValueError unless ``stage_sizes`` are ints of 1 or more."""
     if not stage_sizes:

@@ -16,7 +16,7 @@ from opnorm.models.fixup import FixupResNet, check_depth
 from opnorm.models.inception import Inception
 from opnorm.models.mlp import MLP
 from opnorm.models.normalization import ChannelStatistic
-from opnorm.models.outputs import check_size
+from opnorm.models.outputs import check_dropout, check_size
 from opnorm.models.resnet import ResNet50
 from opnorm.models.resnet18 import ResNet18
 from opnorm.models.resnet32 import ResNet32
@@ -39,6 +39,8 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "wrn50_2": WideResNet50,
     "mlp1": functools.partial(MLP, hidden=(512,)),
     "alexnet": AlexNet,
+    "alexnet_bn": functools.partial(AlexNet, batch_norm=True),
+    "alexnet_no_lrn": functools.partial(AlexNet, response_normalization=False),
     "inception": Inception,
     "resnet32": ResNet32,
     "elu_net": ELUNet,
@@ -47,12 +49,14 @@ NAMES = tuple(_MODELS)
 _HIDDEN_LAYERS = {"mlp": 2, "mlp1": 1}
 _WITHOUT_BLOCKS = (*_HIDDEN_LAYERS, "elu_net")
 _FIXUP = ("fixup", "fixup56", "fixup110")
+_ALEXNETS = ("alexnet", "alexnet_bn", "alexnet_no_lrn")
 # The networks that have an option which others do not have.
 _OWNERS = {
     "logit_activation": ("resnext34",),
     "depth": ("fixup",),
     "scalar_biases": _FIXUP,
     "scalar_multipliers": _FIXUP,
+    "dropout": _ALEXNETS,
 }
 
 
@@ -70,11 +74,13 @@ def create(
     depth: int | None = None,
     scalar_biases: bool = False,
     scalar_multipliers: bool = False,
+    dropout: float = 0.0,
 ) -> nn.Module:
     """Builds the network called ``name``; nothing is computed or allocated.
 
     Args:
-      name: one of ``NAMES``.
+      name: one of ``NAMES``. The networks alexnet_bn, with BatchNorm, and
+        alexnet_no_lrn have the widths of alexnet.
       num_classes: K, number of logits.
       width: channels of the first convolution (cnn7: 128; alexnet and inception: 96;
         wrn50_2 and elu_net: 64), size of the hidden layers (mlp, which has two, and
@@ -82,9 +88,9 @@ def create(
         channels of the first stage (resnet50: 64, before their expansion; resnet18 and
         resnet18_cifar: 64; resnext34: 32; fixup, fixup56, fixup110 and resnet32: 16).
         None for the default in parentheses.
-      mean: subtracted from the pixels; one number or one per channel, in [0, 1] units
-        (``STATISTICS`` has common ones).
-      std: the pixels are then divided by it; one number or one per channel.
+      mean: subtracted from the pixels; one number or one per channel, in [0, 1] units,
+        or "image" for that of each image (``STATISTICS`` has common ones).
+      std: the pixels are then divided by it; one number or one per channel, or "image".
       dtype: dtype of the computation.
       activation: a name in ``ACTIVATIONS``. The default is "relu" for every network,
         also for elu_net, whose authors use "elu", and wrn28_gowal, whose authors use
@@ -98,6 +104,8 @@ def create(
       scalar_biases: if true, fixup, fixup56 and fixup110 have their authors' scalar
         biases; see :class:`FixupResNet`.
       scalar_multipliers: if true, their blocks have scalar factors.
+      dropout: part of the entries that alexnet, alexnet_bn and alexnet_no_lrn drop in
+        training, in [0, 1).
 
     Returns:
       A Flax module ``model.apply(variables, x, train=False, outputs="logits")``.
@@ -122,6 +130,7 @@ def create(
         raise ValueError(f"name is {name!r}; it may be one of {', '.join(NAMES)}.")
     check_size("num_classes", num_classes)
     check_activation(activation)
+    check_dropout(dropout)
     options: dict[str, Any] = {
         "num_classes": num_classes,
         "mean": mean,
@@ -146,6 +155,7 @@ def create(
         "depth": depth,
         "scalar_biases": scalar_biases,
         "scalar_multipliers": scalar_multipliers,
+        "dropout": dropout,
     }
     for option, value in own.items():
         if value in (None, False):

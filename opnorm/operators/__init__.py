@@ -31,6 +31,7 @@ from opnorm.operators.jacobian import (
     jacobian_map,
 )
 from opnorm.operators.jacobian_norm import jacobian_norm, singular_triplets
+from opnorm.operators.layer_tracing import find_layers
 from opnorm.operators.layers import (
     Layer,
     LayerNorms,
@@ -69,6 +70,7 @@ __all__ = [
     "dense_jacobian",
     "dense_jacobian_chunks",
     "directional_derivative",
+    "find_layers",
     "gauss_newton",
     "input_hessian_map",
     "is_curved",

@@ -10,10 +10,15 @@ import numpy as np
 from jax import lax
 
 from opnorm import linalg
-from opnorm.linalg import BatchFunction, Params, PyTree
+from opnorm.linalg import BatchFunction, Network, Params, PyTree
 from opnorm.linalg.dtypes import at_least_single
 from opnorm.linalg.linear_map import varying_axes
 from opnorm.operators import jacobian
+from opnorm.operators.network_parameters import (
+    choose_parameters,
+    put_parameters,
+    take_parameters,
+)
 
 
 def input_hessian_map(loss: BatchFunction, x: jax.Array) -> linalg.LinearMap:
@@ -243,7 +248,11 @@ def parameter_hessian(
       loss: ``(params, batch) -> scalar``, the mean over a batch. Its rows must be
         independent (BatchNorm on running statistics), so that the mean over batches is
         the mean over the data set.
-      params: pytree of float arrays or numbers.
+      params: pytree of float arrays or numbers; or a network that is a pytree, such as
+        an NNX or Equinox module, for losses ``(network, batch) -> scalar``. Its
+        parameters are then the variables of the type ``nnx.Param`` of an NNX module,
+        else the floating point arrays below "params" where some path has it, else all
+        floating point arrays. Other leaves are constant.
       batches: pytree of arrays ``(S, b, ...)``, S batches of equal size.
 
     Returns:
@@ -255,6 +264,20 @@ def parameter_hessian(
 
     Source: Pearlmutter 1994.
     """
+
+    if callable(params):
+        chosen = choose_parameters(params)
+        return _of_network(
+            parameter_hessian(
+                lambda leaves, batch: loss(
+                    put_parameters(params, chosen, leaves), batch
+                ),
+                take_parameters(params, chosen),
+                batches,
+            ),
+            params,
+            chosen,
+        )
 
     def product(params: Params, batch: PyTree, v: Params) -> Params:
         gradient = jax.grad(lambda params: loss(params, batch))
@@ -278,7 +301,7 @@ def gauss_newton(
     Args:
       f: ``(params, batch) -> logits``.
       loss: ``(logits, batch) -> scalar``, the mean over a batch.
-      params: pytree of float arrays or numbers.
+      params: as in :func:`parameter_hessian`.
       batches: pytree of arrays ``(S, b, ...)``, S batches of equal size.
 
     Returns:
@@ -290,6 +313,19 @@ def gauss_newton(
     Source: Schraudolph 2002.
     """
 
+    if callable(params):
+        chosen = choose_parameters(params)
+        return _of_network(
+            gauss_newton(
+                lambda leaves, batch: f(put_parameters(params, chosen, leaves), batch),
+                loss,
+                take_parameters(params, chosen),
+                batches,
+            ),
+            params,
+            chosen,
+        )
+
     def product(params: Params, batch: PyTree, v: Params) -> Params:
         def network(params: Params) -> jax.Array:
             return f(params, batch)
@@ -300,6 +336,17 @@ def gauss_newton(
         return jax.linear_transpose(push, params)(bent)[0]
 
     return _over_batches(product, params, batches)
+
+
+def _of_network(
+    found: ParameterMap, network: Network, chosen: tuple[int, ...]
+) -> ParameterMap:
+    """The map on the parameters of a network, whose trees are networks."""
+    return ParameterMap(
+        found.map,
+        lambda tree: found.ravel(take_parameters(tree, chosen)),
+        lambda vector: put_parameters(network, chosen, found.unravel(vector)),
+    )
 
 
 def _over_batches(
@@ -314,7 +361,7 @@ def _over_batches(
     if not kinds or not all(jnp.issubdtype(kind, jnp.floating) for kind in kinds):
         raise ValueError(
             f"params has leaves of {sorted(map(str, kinds))}; they must be floating "
-            "point."
+            "point, unless params is a network."
         )
     params, batches = jax.tree.map(jnp.asarray, (params, batches))
     counts = {jnp.shape(a)[:1] for a in jax.tree.leaves(batches)}

@@ -13,6 +13,7 @@ import numpy as np
 from opnorm import linalg
 from opnorm.linalg import BatchFunction
 from opnorm.linalg.linear_map import varying_axes
+from opnorm.linalg.typed import shape_dtype
 
 
 def jacobian_map(f: BatchFunction, x: jax.Array) -> linalg.LinearMap:
@@ -103,7 +104,7 @@ class Forward:
     @functools.cached_property
     def mode(self) -> str:
         """How the products are computed: "forward", "transposed" or "none"."""
-        v = jax.ShapeDtypeStruct(self.x.shape, self.x.dtype)
+        v = shape_dtype(self.x.shape, self.x.dtype)
         # JAX's mark of a function under jax.custom_vjp. It can be transposed and not
         # evaluated, which shows only when a program is compiled.
         if not _mentions(jax.make_jaxpr(self._push)(v), "custom_lin"):

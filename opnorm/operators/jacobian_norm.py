@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from opnorm import linalg
@@ -31,9 +32,14 @@ def jacobian_norm(
     step_size: float | jax.Array = math.inf,
     num_restarts: int = 1,
     init: jax.Array | None = None,
+    scale: float | np.ndarray | jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> linalg.OperatorNorm:
     """Computes ``||J_f(x)||_{p,q} = max ||J v||_q over ||v||_p = 1`` of each example.
+
+    With a ``scale`` s it is ``max ||J delta||_q over ||delta / s||_p = 1``, the norm of
+    J diag(s): inputs have units of their own, and those of scale 0 are fixed. ``right``
+    is then delta / s, of p-norm 1.
 
     The methods and their costs in passes through the network are:
 
@@ -74,7 +80,9 @@ def jacobian_norm(
         the best value of each example is kept. An exact norm and "golub_kahan" use one
         start.
       init: an array with the shape of ``x``, the first start, such as ``right`` of an
-        earlier call. An exact "dense" norm ignores it.
+        earlier call; with a scale, in its units. An exact "dense" norm ignores it.
+      scale: at least 0, a number or an array that broadcasts against one example; None
+        for 1. It may be traced.
       key: typed key of random starts; "dense" needs none.
 
     Returns:
@@ -82,7 +90,8 @@ def jacobian_norm(
 
     Raises:
       ValueError: for an unknown method, an option that is out of range or that the
-        method does not have, a missing start, a key that is not typed, and as
+        method does not have, a missing start, a key that is not typed, a scale of
+        another shape, and as
         :func:`opnorm.operators.jacobian_map`.
 
     Source: Roth et al. 2020, Eqs. 6-13.
@@ -116,6 +125,11 @@ def jacobian_norm(
         raise ValueError(f"method {method!r} has no tolerance and no step_size.")
     if method == "golub_kahan" and num_restarts != 1:
         raise ValueError(f"num_restarts is {num_restarts}; 'golub_kahan' starts once.")
+    if scale is not None:
+        linalg.check_length("scale", scale)
+        _check_fits("scale", np.shape(scale), x.shape[1:])
+        scale = jnp.asarray(scale, x.dtype)
+        scale = scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
     if init is not None and init.shape != x.shape:
         raise ValueError(f"init has shape {init.shape}; it must be {x.shape}.")
     automatic = method == "auto"
@@ -126,7 +140,7 @@ def jacobian_norm(
             method = "dense"
         else:
             method = "golub_kahan" if euclidean and num_steps else "iterative"
-    automatic = automatic and method != "dense" and tolerance is None and power
+    automatic &= method != "dense" and tolerance is None and bool(power)
     if method == "golub_kahan" and num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; 'golub_kahan' needs at least 1.")
     return _norm(
@@ -135,6 +149,7 @@ def jacobian_norm(
         init,
         key,
         step_size if traced else None,
+        scale,
         method=method,
         p=p,
         q=q,
@@ -153,6 +168,7 @@ def _norm(
     init: jax.Array | None,
     key: jax.Array | None,
     step_size: jax.Array | None,
+    scale: jax.Array | None,
     *,
     method: str,
     p: float,
@@ -164,6 +180,8 @@ def _norm(
     automatic: bool,
 ) -> linalg.OperatorNorm:
     held, init, key = lax.stop_gradient((x, init, key))
+    if scale is not None:
+        f = _scaled(f, held, scale)
     linear_map = jacobian.jacobian_map(linalg.detach(f, held), held)
     if automatic and not jacobian.has_matvec(linear_map):
         method = "dense"
@@ -201,6 +219,24 @@ def _norm(
         lax.stop_gradient(found.residual),
         found.num_steps,
     )
+
+
+def _check_fits(name: str, shape: tuple[int, ...], example: tuple[int, ...]) -> None:
+    try:
+        fits = np.broadcast_shapes(shape, example) == example
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} has shape {shape}; it must broadcast against one example, "
+            f"{example}."
+        )
+
+
+def _scaled(f: BatchFunction, x: jax.Array, scale: jax.Array) -> BatchFunction:
+    """Returns a function of z, which moves away from x in units of the scale."""
+    unit = lax.stop_gradient(scale)
+    return lambda z: f(x + unit * (z - x))
 
 
 def singular_triplets(

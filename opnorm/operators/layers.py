@@ -14,6 +14,8 @@ from opnorm import linalg
 from opnorm.linalg import ArrayShape, Options, Variables
 from opnorm.linalg.convolution import Padding
 from opnorm.linalg.dtypes import at_least_single
+from opnorm.operators.kernel_forms import Steps
+from opnorm.operators.layer_graph import Graph, log_bound, num_layers
 from opnorm.operators.layer_search import Call, search
 
 BATCH_NORM = ("fold", "separate", "ignore")
@@ -30,7 +32,10 @@ class Layer:
       kernel: ``(*spatial, C_in / groups, C_out)`` for a convolution, ``(C_in, C_out)``
         for a dense layer, and the factors ``(C,)`` of the channels for a BatchNorm.
       name: name of the module after the names of its parents, joined by ``/``.
-      kind: "convolution", "dense" or "batch_norm".
+      kind: "convolution", "dense" or "batch_norm"; from :func:`find_layers` also
+        "scale" for other factors that are parameters, with a kernel like that of a
+        BatchNorm, and "embedding" for a table, a dense layer that acts on one-hot
+        vectors.
       input_shape: ``(*spatial, C_in)``, the shape of the input of one example. A dense
         layer acts on the last axis, in the same way at every place.
       strides: strides of a convolution, as in :func:`opnorm.linalg.convolution_map`.
@@ -43,6 +48,14 @@ class Layer:
         the same names here.
       ignored: names of the BatchNorms of the network that were left out; the same for
         all layers.
+      transposed: whether the layer is the transpose of the convolution that kernel,
+        options and input_shape describe (nn.ConvTranspose). ``input_shape`` is then the
+        shape of its output.
+      path: path of the parameter whose entries the kernel holds, in the tree of the
+        network; "" for ``name/kernel``, None for a kernel that the network computes.
+      steps: the moves that make the kernel of that parameter.
+      graph: how all layers of the network are joined; the same for all layers, and
+        empty from :func:`layers`.
     """
 
     kernel: jax.Array
@@ -56,6 +69,10 @@ class Layer:
     batch_norm: str | None = dataclasses.field(metadata=_STATIC, default=None)
     uncounted: tuple[str, ...] = dataclasses.field(metadata=_STATIC, default=())
     ignored: tuple[str, ...] = dataclasses.field(metadata=_STATIC, default=())
+    transposed: bool = dataclasses.field(metadata=_STATIC, default=False)
+    path: str | None = dataclasses.field(metadata=_STATIC, default="")
+    steps: Steps = dataclasses.field(metadata=_STATIC, default=())
+    graph: Graph = dataclasses.field(metadata=_STATIC, default=())
 
     @property
     def options(self) -> Options:
@@ -66,6 +83,11 @@ class Layer:
             "kernel_dilation": self.kernel_dilation,
             "groups": self.groups,
         }
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether the kernel is ``(C,)``, the factors of the last axis."""
+        return self.kind in ("batch_norm", "scale")
 
 
 class LayerNorms(NamedTuple):
@@ -149,7 +171,8 @@ def layers(
     """
     if not isinstance(module, nn.Module):
         raise ValueError(
-            f"module is {type(module).__name__}; it must be a Flax linen module."
+            f"module is {type(module).__name__}; it must be a Flax linen module. "
+            "operators.find_layers(f, x) takes any network."
         )
     if batch_norm not in BATCH_NORM:
         raise ValueError(
@@ -197,8 +220,8 @@ def check_counted(layers: Sequence[Layer], *, batch_norm: bool = False) -> None:
     uncounted = {name for layer in layers for name in layer.uncounted}
     if uncounted:
         raise ValueError(
-            f"layers are of a network that also multiplies by {sorted(uncounted)}; it "
-            "may have no factors but nn.Conv, nn.Dense and nn.BatchNorm."
+            f"layers are of a network that also multiplies by or applies "
+            f"{sorted(uncounted)}; it may have no factors but those of its layers."
         )
     ignored = {name for layer in layers for name in layer.ignored}
     if batch_norm and ignored:
@@ -218,8 +241,16 @@ def layer_map(layer: Layer) -> linalg.LinearMap:
       A map with a batch of one, in the dtype of the kernel.
     """
     if layer.kind == "convolution":
-        return linalg.convolution_map(layer.kernel, layer.input_shape, **layer.options)
-    matrix = jnp.diag(layer.kernel) if layer.kind == "batch_norm" else layer.kernel
+        found = linalg.convolution_map(layer.kernel, layer.input_shape, **layer.options)
+        if not layer.transposed:
+            return found
+        return found._replace(
+            matvec=found.rmatvec,
+            rmatvec=found.matvec,
+            in_shape=found.out_shape,
+            out_shape=found.in_shape,
+        )
+    matrix = jnp.diag(layer.kernel) if layer.has_factors else layer.kernel
     return linalg.LinearMap(
         lambda v: jnp.einsum("...i,io->...o", v, matrix, precision="highest"),
         lambda u: jnp.einsum("...o,io->...i", u, matrix, precision="highest"),
@@ -292,7 +323,7 @@ def layer_singular_values(layer: Layer, *, form: str = "operator") -> jax.Array:
     check_form(form)
     # Layers of one shape share a program, whatever their names are.
     nameless = dataclasses.replace(
-        layer, name="", batch_norm=None, uncounted=(), ignored=()
+        layer, name="", batch_norm=None, uncounted=(), ignored=(), path="", graph=()
     )
     return _singular_values(nameless, form)
 
@@ -361,22 +392,29 @@ def log_lipschitz_bound(
     method: str = "svd",
     num_iterations: int = 6,
 ) -> jax.Array:
-    """Computes the log of an upper bound of the L2 Lipschitz constant of a chain.
+    """Computes the log of an upper bound of the L2 Lipschitz constant of a network.
 
-    The log of the bound is the sum of the logs of upper bounds of the norms of the
-    layers, rounding included. It is valid for a chain of these layers with 1-Lipschitz
-    functions between them: ReLU, max- or average-pooling without overlap, flattening.
-    Networks with other factors, or with LayerNorm and similar layers, are refused. The
-    bound is **not valid for residual networks** or other branches, nor for overlapping
-    max-pooling (3x3 windows with stride 2 have constant 2). Constant factors are not
-    seen, except ``input_scale``.
+    Networks with other factors, or with LayerNorm and similar layers, are refused.
+
+    For layers from :func:`find_layers` the bound is valid for any network that is not
+    refused: sums and concatenations of branches, constant factors, pooling with overlap
+    and the slopes of activations count.
+
+    For layers from :func:`layers` the log of the bound is the sum of the logs of upper
+    bounds of the norms of the layers, rounding included. It is then valid for a chain
+    of these layers with 1-Lipschitz functions between them: ReLU, max- or
+    average-pooling without overlap, flattening. It is **not valid for residual
+    networks** or other branches, nor for overlapping max-pooling (3x3 windows with
+    stride 2 have constant 2). Constant factors are not seen, except ``input_scale``.
 
     Args:
-      layers: all layers of the chain, from :func:`layers` with ``batch_norm`` "fold"
-        (tighter) or "separate".
-      input_scale: the factor ``1 / std`` of the pixels at the input of the network, one
-        number or one per channel (2 for the models of this library with the default std
-        of 0.5). The bound is then in [0, 1] pixel units.
+      layers: all layers of the network, from :func:`find_layers` or :func:`layers` with
+        ``batch_norm`` "fold" (tighter) or "separate".
+      input_scale: a factor before the network. For layers of :func:`layers` it is the
+        factor ``1 / std`` of the pixels at the input of the network, one number or one
+        per channel (2 for the models of this library with the default std of 0.5);
+        :func:`find_layers` has counted that factor. The bound is then in [0, 1] pixel
+        units.
       method: as in :func:`opnorm.linalg.convolution_upper_bound`.
       num_iterations: as in :func:`opnorm.linalg.convolution_upper_bound`.
 
@@ -385,7 +423,8 @@ def log_lipschitz_bound(
 
     Raises:
       ValueError: for a network with factors that are in no kernel, BatchNorms that were
-        left out, and as :func:`opnorm.linalg.convolution_upper_bound`.
+        left out, some of the layers of :func:`find_layers` only, and as
+        :func:`opnorm.linalg.convolution_upper_bound`.
 
     Example:
       The bound is the product of the norms, 4 and 3.
@@ -402,8 +441,16 @@ def log_lipschitz_bound(
       12.00
     """
     check_counted(layers, batch_norm=True)
+    graph = layers[0].graph if layers else ()
+    if graph and num_layers(graph) != len(layers):
+        raise ValueError(
+            f"layers has {len(layers)} layers; the network has {num_layers(graph)}, "
+            "and all are needed."
+        )
     bounds = stack([_upper_bound(layer, method, num_iterations) for layer in layers])
     largest = jnp.max(jnp.abs(jnp.asarray(input_scale, bounds.dtype)))
+    if graph:
+        return log_bound(graph, bounds) + jnp.log(largest)
     logs = jnp.append(jnp.log(bounds), jnp.log(largest))
     # Rounding of the logs and of their sum. The log of a zero layer, -inf, has none.
     size = jnp.sum(jnp.where(jnp.isneginf(logs), 0.0, jnp.abs(logs)))
@@ -424,7 +471,7 @@ def _upper_bound(layer: Layer, method: str, num_iterations: int) -> jax.Array:
 
 def kernel_values(layer: Layer) -> jax.Array:
     """Returns the singular values of the kernel matrix of a layer, largest first."""
-    if layer.kind != "batch_norm":
+    if not layer.has_factors:
         return linalg.kernel_matrix_singular_values(layer.kernel)
     wide = at_least_single(layer.kernel.dtype)
     return jnp.sort(jnp.abs(layer.kernel.astype(wide)), descending=True)

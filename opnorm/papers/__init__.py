@@ -14,7 +14,8 @@ them beside their own results.
 
 =================================  =====================================================
 :mod:`opnorm.papers.roth`                 Roth, Kilcher & Hofmann 2020, Tables 2 and 3
-:mod:`opnorm.papers.farnia`               Farnia, Zhang & Tse 2019, Tables 1 to 3
+:mod:`opnorm.papers.farnia`               Farnia, Zhang & Tse 2019, Tables 1 to 3 and
+                                          Figs. 10 and 11
 :mod:`opnorm.papers.regularization_view`  "Towards Understanding the Regularization of
                                           Adversarial Robustness", Tables 1 to 6 and
                                           Appendix B.2

@@ -21,6 +21,7 @@ from opnorm.regularizers.input_gradient import (
     jacobian_frobenius_penalty,
     slope_penalty,
 )
+from opnorm.regularizers.spectral_layers import LinenSpectralNorm, SpectralNorm
 from opnorm.regularizers.spectral_normalization import (
     NormalizedParameters,
     clip_spectral_norms,
@@ -30,8 +31,10 @@ from opnorm.regularizers.spectral_normalization import (
 
 __all__ = [
     "GlobalNorms",
+    "LinenSpectralNorm",
     "NormalizedParameters",
     "Penalty",
+    "SpectralNorm",
     "clip_spectral_norms",
     "derivative_penalty",
     "difference_penalty",

@@ -1,14 +1,15 @@
 """The data-independent penalty on the spectral norms of the layers."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from opnorm import linalg
+from opnorm import linalg, operators
 from opnorm.linalg import Params
-from opnorm.regularizers.kernels import kernels_of
+from opnorm.regularizers.kernels import kernels_of, placed_layers
 
 Vectors = dict[str, jax.Array]
 
@@ -27,23 +28,34 @@ class GlobalNorms(NamedTuple):
     vectors: Vectors
 
 
-def init_vectors(params: Params, key: jax.Array) -> Vectors:
+def init_vectors(
+    params: Params,
+    key: jax.Array,
+    *,
+    layers: Sequence[operators.Layer] | None = None,
+) -> Vectors:
     """Draws the persistent right vectors of :func:`global_spectral_norm`.
 
     Args:
-      params: a Flax parameter tree; its leaves called "kernel" with at least two
-        dimensions count as layers.
+      params: a parameter tree.
       key: typed key.
+      layers: the layers from :func:`opnorm.operators.find_layers` of a network that is
+        the tree. None for a Flax parameter tree: its leaves called "kernel" with at
+        least two dimensions count as layers.
 
     Returns:
-      One standard normal vector of ``kh kw C_in`` numbers per kernel, keyed by path.
+      One standard normal vector of ``kh kw C_in`` numbers per kernel, keyed by path;
+      by the name of the layer if ``layers`` is given.
 
     Raises:
-      ValueError: if there is no kernel.
+      ValueError: if there is no kernel, and for layers that do not fit the tree.
     """
-    kernels = kernels_of(params)
+    kernels = _kernels(params, layers)
     if not kernels:
-        raise ValueError("params holds no leaf called 'kernel' with 2 dimensions.")
+        raise ValueError(
+            "params holds no leaf called 'kernel' with 2 dimensions; layers must be "
+            "given for other trees."
+        )
     keys = jax.random.split(key, len(kernels))
     return {
         path: jax.random.normal(k, (kernel.size // kernel.shape[-1],), kernel.dtype)
@@ -52,7 +64,11 @@ def init_vectors(params: Params, key: jax.Array) -> Vectors:
 
 
 def global_spectral_norm(
-    params: Params, vectors: Vectors, *, num_steps: int = 1
+    params: Params,
+    vectors: Vectors,
+    *,
+    num_steps: int = 1,
+    layers: Sequence[operators.Layer] | None = None,
 ) -> GlobalNorms:
     """Computes ``sum_l sigma(W_l)^2 / 2`` by power steps from persistent vectors.
 
@@ -69,9 +85,10 @@ def global_spectral_norm(
     released code has no 1/2, so its lambda is half of the lambda here.
 
     Args:
-      params: a Flax parameter tree.
+      params: a parameter tree.
       vectors: from :func:`init_vectors` or the previous call.
       num_steps: power steps in this call, at least 1.
+      layers: as in :func:`init_vectors`.
 
     Returns:
       The penalty, the norms and the vectors for the next call.
@@ -83,7 +100,7 @@ def global_spectral_norm(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; it must be at least 1.")
-    kernels = kernels_of(params)
+    kernels = _kernels(params, layers)
     if set(kernels) != set(vectors):
         raise ValueError(
             f"vectors has the layers {sorted(vectors)}; params has {sorted(kernels)}."
@@ -102,6 +119,14 @@ def global_spectral_norm(
         refined[path] = v
     penalty = 0.5 * sum((sigma**2 for sigma in norms.values()), jnp.zeros(()))
     return GlobalNorms(penalty, norms, refined)
+
+
+def _kernels(
+    params: Params, layers: Sequence[operators.Layer] | None
+) -> dict[str, jax.Array]:
+    if layers is None:
+        return kernels_of(params)
+    return {layer.name: layer.kernel for layer in placed_layers(params, layers)}
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
 """Weights whose layers have at most a given spectral norm.
 
 Two functions of parameter trees bound the norm of every convolution and dense layer.
-They work with any network and any loss:
+They work with any network and any loss. The tree may be the network itself, such as an
+NNX or Equinox module, with the layers of :func:`opnorm.operators.find_layers`:
 
 - :func:`spectral_normalize` divides each kernel by the factor by which its norm exceeds
   the bound. The division is a part of the network: gradients flow through it, and the
@@ -12,7 +13,6 @@ Both bound the weights only. A BatchNorm after a layer rescales its output and u
 the bound. A residual sum may have a norm that exceeds the norm of its branch by one.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from jax import lax
 
 from opnorm import linalg, operators
 from opnorm.linalg import Params
-from opnorm.regularizers.kernels import kernels_of, replace_kernels
+from opnorm.regularizers.kernels import placed_layers, replace_kernels
 
 FORMS = ("operator", "kernel")
 
@@ -54,9 +54,10 @@ def init_spectral_vectors(
     """Draws the persistent right vectors of :func:`spectral_normalize`.
 
     Args:
-      params: a Flax parameter tree.
-      layers: the layers from :func:`opnorm.operators.layers`. Their kernels are not
-        used and may be abstract.
+      params: a parameter tree.
+      layers: the layers from :func:`opnorm.operators.layers`, for a Flax parameter
+        tree, or from :func:`opnorm.operators.find_layers`, for the network as the tree.
+        Their kernels are not used and may be abstract.
       key: typed key.
       form: as in :func:`spectral_normalize`.
       num_steps: number of first power steps. Without them, a random vector
@@ -101,10 +102,10 @@ def spectral_normalize(
     the gradient has no component along it.
 
     Args:
-      params: a Flax parameter tree.
-      layers: the layers of this network from :func:`opnorm.operators.layers`, for the
+      params: a parameter tree.
+      layers: the layers of this network as in :func:`init_spectral_vectors`, for the
         image size of the bound. The kernels of ``params`` are used instead of the
-        kernels of the layers. BatchNorms are ignored.
+        kernels of the layers. BatchNorms and other factors are ignored.
       vectors: from :func:`init_spectral_vectors` or the previous call.
       bound: beta, the largest norm, positive; infinity changes nothing.
       form: "operator" bounds the norm of the linear map of the layer on a whole
@@ -118,8 +119,9 @@ def spectral_normalize(
 
     Raises:
       ValueError: for a bound that is not positive, an unknown form, ``num_steps`` below
-        1, no layers, a layer that is called twice or whose kernel is not in ``params``,
-        or vectors of other layers, another form or another image size.
+        1, no layers, a layer that is called twice, whose kernel is computed inside the
+        network or is not in ``params``, or vectors of other layers, another form or
+        another image size.
 
     Source: Farnia et al. 2019, Eq. 9, Algorithm 1 ("operator") and Appendix A.1
     ("kernel").
@@ -159,13 +161,16 @@ def spectral_normalize(
                 f"layers and form {form!r} it must be {(1, *linear.in_shape)}."
             )
     vectors = _refine(constant, lax.stop_gradient(vectors), num_steps - 1)
-    norms, refined, divided = {}, {}, {}
-    for layer in _placed(params, layers):
+    norms, refined = {}, {}
+    placed, divided = placed_layers(params, layers), []
+    for layer in placed:
         u, v = _step(constant[layer.name], vectors[layer.name])
         sigma = linalg.inner(u, _map(layer, form).matvec(v))[0]
         norms[layer.name], refined[layer.name] = sigma, v
-        divided[_path(layer)] = layer.kernel * (1 / jnp.maximum(1, sigma / bound))
-    return NormalizedParameters(replace_kernels(params, divided), norms, refined)
+        divided.append(layer.kernel * (1 / jnp.maximum(1, sigma / bound)))
+    return NormalizedParameters(
+        replace_kernels(params, placed, divided), norms, refined
+    )
 
 
 def clip_spectral_norms(
@@ -190,7 +195,7 @@ def clip_spectral_norms(
     to 1.38 for a random 3 x 3 kernel of norm 5.8.
 
     Args:
-      params: a Flax parameter tree.
+      params: a parameter tree.
       layers: as in :func:`spectral_normalize`.
       bound: the largest norm, positive and finite.
       num_iterations: number of alternations, at least 1.
@@ -210,9 +215,9 @@ def clip_spectral_norms(
     linalg.check_length("bound", bound, positive=True)
     if math.isinf(bound):
         raise ValueError(f"bound is {bound}; it must be finite.")
-    clipped = {}
-    for layer in _placed(params, layers):
-        if layer.kind == "dense":
+    placed, clipped = placed_layers(params, layers), []
+    for layer in placed:
+        if layer.kind != "convolution":
             kernel = linalg.clip_singular_values(layer.kernel, bound)
         else:
             kernel = linalg.clip_circular_singular_values(
@@ -224,8 +229,8 @@ def clip_spectral_norms(
                 kernel_dilation=layer.kernel_dilation,
                 groups=layer.groups,
             )
-        clipped[_path(layer)] = kernel
-    return replace_kernels(params, clipped)
+        clipped.append(kernel)
+    return replace_kernels(params, placed, clipped)
 
 
 def _maps(
@@ -233,7 +238,7 @@ def _maps(
 ) -> dict[str, linalg.LinearMap]:
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; it may be {', '.join(FORMS)}.")
-    return {layer.name: _map(layer, form) for layer in _placed(params, layers)}
+    return {layer.name: _map(layer, form) for layer in placed_layers(params, layers)}
 
 
 def _map(layer: operators.Layer, form: str) -> linalg.LinearMap:
@@ -241,33 +246,6 @@ def _map(layer: operators.Layer, form: str) -> linalg.LinearMap:
         return operators.layer_map(layer)
     # A dense layer that acts at many places has the same norm as at one place.
     return linalg.from_matrix(layer.kernel.reshape(-1, layer.kernel.shape[-1]).T)
-
-
-def _placed(params: Params, layers: Sequence[operators.Layer]) -> list[operators.Layer]:
-    """The convolutions and dense layers with the kernels of the tree."""
-    kernels = kernels_of(params)
-    placed: list[operators.Layer] = []
-    for layer in layers:
-        if layer.kind == "batch_norm":
-            continue
-        if layer.name in {other.name for other in placed}:
-            raise ValueError(
-                f"layers has {layer.name!r} twice; a layer must be called once."
-            )
-        if _path(layer) not in kernels:
-            known = sorted(path.removesuffix("/kernel") for path in kernels)
-            raise ValueError(
-                f"layers has {layer.name!r}; params has kernels of {known}."
-            )
-        placed.append(dataclasses.replace(layer, kernel=kernels[_path(layer)]))
-    if not placed:
-        raise ValueError("layers has no convolution or dense layer.")
-    return placed
-
-
-def _path(layer: operators.Layer) -> str:
-    """The path of the kernel of a layer in the tree."""
-    return f"{layer.name}/kernel"
 
 
 def _refine(

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
 FOLDER = "checkpoints"
+# The folder of the checkpoint that a run kept as its best.
+BEST = "best"
 
 # The name that orbax gives a checkpoint until it is complete.
 _UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp(-\d+)?")
@@ -175,6 +177,15 @@ class CheckpointStore:
                 "are damaged."
             )
         return None
+
+    def discard_after(self, step: int) -> None:
+        """Removes checkpoints of later steps, before any is saved.
+
+        A run that goes on from ``step`` saves them again.
+        """
+        for later in _steps(self._directory):
+            if later > step:
+                shutil.rmtree(self._directory / str(later))
 
     def close(self) -> None:
         """Closes orbax, and lets other processes save."""

@@ -28,12 +28,16 @@ from jax import lax
 from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
+from opnorm.linalg.typed import shape_dtype
+
 # The kind of the derivative in x, of each kind.
 _DERIVATIVES = {"apply": "push", "push": "bend", "pull": "curve"}
 # The kinds whose result is like the input; that of the others is like the output.
 _LIKE_INPUT = ("pull", "curve")
 # An array, or JAX's mark for an argument or tangent that is not there.
 _Operand = Any
+# JAX gives it no type.
+_is_unknown: Callable[[_Operand], bool] = ad.is_undefined_primal
 
 
 class Host(Protocol):
@@ -99,9 +103,7 @@ def _on_host(
         def compute(*arrays: Any) -> np.ndarray:
             return host.compute(kind, *map(np.asarray, arrays))
 
-        out: jax.Array = jax.pure_callback(
-            compute, jax.ShapeDtypeStruct(shape, x.dtype), *args
-        )
+        out: jax.Array = jax.pure_callback(compute, shape_dtype(shape, x.dtype), *args)
         return out
 
     # Under the context manager jax.enable_x64, the thread that calls back does not have
@@ -112,7 +114,7 @@ def _on_host(
 
     words: jax.Array = jax.pure_callback(
         compute_words,
-        jax.ShapeDtypeStruct((*shape, 2), jnp.uint32),
+        shape_dtype((*shape, 2), jnp.uint32),
         *(lax.bitcast_convert_type(arg, jnp.uint32) for arg in args),
     )
     return lax.bitcast_convert_type(words, jnp.float64)
@@ -124,8 +126,8 @@ def _jvp(
     *,
     kind: str,
     **params: Any,
-) -> tuple[jax.Array, _Operand]:
-    """Derivatives: the product rule over the arguments."""
+) -> tuple[jax.Array, jax.Array]:
+    """The derivative, by the product rule over the arguments."""
     terms = []
     for place, tangent in enumerate(tangents):
         if isinstance(tangent, ad.Zero):
@@ -141,10 +143,8 @@ def _jvp(
                 "first and second ones."
             )
     out = call(*primals, kind=kind, **params)
-    change = (
-        functools.reduce(jnp.add, terms) if terms else ad.Zero.from_primal_value(out)
-    )
-    return out, change
+    # The rule is called where at least one tangent is not zero.
+    return out, functools.reduce(jnp.add, terms)
 
 
 def _transpose(
@@ -155,7 +155,7 @@ def _transpose(
     **params: Any,
 ) -> tuple[_Operand, ...]:
     """The transposed map, in the one linear argument that is not known."""
-    (place,) = [i for i, arg in enumerate(linear) if ad.is_undefined_primal(arg)]
+    (place,) = [i for i, arg in enumerate(linear) if _is_unknown(arg)]
     if isinstance(cotangent, ad.Zero):
         return (None,) * (1 + len(linear))
     others = [arg for i, arg in enumerate(linear) if i != place]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import models
+from opnorm.linalg.typed import shape_dtype
 from opnorm.torch import names as names_lib
 
 # PyTorch's words for the arrays of a layer, and the collections that hold ours.
@@ -144,7 +145,7 @@ def _select(
 
 
 def _leaves(module: nn.Module, image_shape: tuple[int, int, int]) -> list[_Leaf]:
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    images = shape_dtype((1, *image_shape), jnp.float32)
     expected = jax.eval_shape(module.init, jax.random.key(0), images)
     leaves = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(expected):

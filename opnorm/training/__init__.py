@@ -44,7 +44,7 @@ from opnorm.training.shardings import (
 )
 from opnorm.training.state import TrainState, init_state
 from opnorm.training.step import make_step
-from opnorm.training.train_set import load_train_set
+from opnorm.training.train_set import load_train_set, load_validation_set
 from opnorm.training.units import in_pixels
 from opnorm.training.validation import validate
 
@@ -81,6 +81,7 @@ __all__ = [
     "init_state",
     "load_run",
     "load_train_set",
+    "load_validation_set",
     "make_modes",
     "make_objective",
     "make_plan",

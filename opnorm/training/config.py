@@ -9,7 +9,14 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 DECAYED = ("all", "kernels_and_scales")
 EPSILON_UNITS = ("pixels", "standardized")
 # Fields that decide the training set.
-DATA_FIELDS = ("dataset", "data_dir", "train_examples", "random_labels", "image_size")
+DATA_FIELDS = (
+    "dataset",
+    "data_dir",
+    "validation_fraction",
+    "train_examples",
+    "random_labels",
+    "image_size",
+)
 SPECTRAL_NORM_METHODS = {
     "normalize": "every kernel divided by the factor by which its layer's norm exceeds "
     "the bound, as a part of the network",
@@ -31,7 +38,12 @@ class Config:
     Attributes:
       dataset: a name that :func:`opnorm.data.load` knows.
       data_dir: where TensorFlow Datasets keeps its data, or None.
-      train_examples: how many training examples to use, or None for all.
+      validation_fraction: part of the train split, in [0, 1), that is held out of the
+        training as the split "validation": chosen by a hash of the pixels of each
+        image, or of its name where images are streamed; see
+        :func:`opnorm.data.split_validation`.
+      train_examples: how many training examples to use, or None for all that are not
+        held out.
       random_labels: part of the training examples, in [0, 1], whose labels are drawn at
         random, once and the same ones for every seed; only for data in memory.
       augment: random crop after padding by 4, and horizontal flip. Streamed images are
@@ -55,8 +67,10 @@ class Config:
         activation and the last layer, as published by its authors.
       scalar_multipliers: whether every block of a Fixup network has a scalar factor,
         likewise.
+      dropout: part of the entries that an AlexNet drops after each block of a
+        convolution while it trains, in [0, 1).
       normalization: the network's normalisation of pixels, a name in
-        :data:`opnorm.models.STATISTICS`.
+        :data:`opnorm.models.STATISTICS`; "whitened" is that of each image by itself.
       compute_dtype: dtype of the network's computation; parameters, BatchNorm
         statistics, logits and losses are float32 in any case.
       rematerialize: compute activations again in the backward pass, for less memory.
@@ -131,6 +145,7 @@ class Config:
 
     dataset: str = "cifar10_mini"
     data_dir: str | None = None
+    validation_fraction: float = 0.0
     train_examples: int | None = None
     random_labels: float = 0.0
     augment: bool = True
@@ -146,6 +161,7 @@ class Config:
     logit_activation: bool = False
     scalar_biases: bool = False
     scalar_multipliers: bool = False
+    dropout: float = 0.0
     normalization: str = "half"
     compute_dtype: str = "float32"
     rematerialize: bool = False

@@ -113,6 +113,20 @@ class _Tasks(Sequence[Task]):
         return int(words[0]), _own_rows(indices, self._sharding)
 
 
+def place_rows(
+    host: tuple[np.ndarray, np.ndarray, np.ndarray], sharding: NamedSharding
+) -> DeviceBatch:
+    """Places a batch that every process has whole on the devices.
+
+    Args:
+      host: images ``(B, H, W, C)`` uint8, labels ``(B,)`` int32, numbers ``(B,)``.
+      sharding: sharding of a batch, split along its leading axis.
+    """
+    images, labels, numbers = host
+    own = _own_rows(np.arange(len(labels)), sharding)
+    return _put((images[own], labels[own], numbers[own]), len(labels), sharding)
+
+
 def _own_rows(indices: np.ndarray, sharding: NamedSharding) -> np.ndarray:
     """Returns the examples of a batch that lie on devices of this process."""
     if sharding.is_fully_addressable:

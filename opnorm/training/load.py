@@ -2,15 +2,19 @@
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 from opnorm import models, runs
 from opnorm.linalg import Params
-from opnorm.runs import JsonObject
+from opnorm.runs import JsonObject, checkpoints
 from opnorm.training import validation, weight_bounds
 from opnorm.training.config import Config, from_plain
 from opnorm.training.program import Program, make_objective
 from opnorm.training.state import TrainState
+
+# The checkpoints of a run that can be read.
+CHECKPOINTS = ("last", "best")
 
 
 class Run(NamedTuple):
@@ -33,21 +37,36 @@ class Run(NamedTuple):
     metadata: JsonObject
 
 
-def load_run(directory: str | os.PathLike[str]) -> Run:
-    """Reads the network of a run's newest valid checkpoint::
+def load_run(directory: str | os.PathLike[str], checkpoint: str = "last") -> Run:
+    """Reads the network of a run's newest valid checkpoint, or of its best one::
 
         run = training.load_run("runs/snr")
         run.network(x)  # (B, K) logits
 
     Args:
       directory: a run directory, or its folder of checkpoints.
+      checkpoint: "last", or "best" for the one that training with ``keep_best`` kept
+        in the folder "best" of the run. ``metadata["best"]`` of such a run says by
+        which accuracy it is the best. The folder may be given as the directory too.
 
     Raises:
-      FileNotFoundError: if there is no checkpoint.
-      ValueError: if all of them are damaged, the configuration is not one that this
-        version knows, or the parameters have no layer "logits". Flax notices other
-        parameters that are not those of the configuration when the network is called.
+      FileNotFoundError: if there is no such checkpoint.
+      ValueError: for another name of a checkpoint; if all of them are damaged, the
+        configuration is not one that this version knows, or the parameters have no
+        layer "logits". Flax notices other parameters that are not those of the
+        configuration when the network is called.
     """
+    if checkpoint not in CHECKPOINTS:
+        raise ValueError(
+            f"checkpoint is {checkpoint!r}; it may be {', '.join(CHECKPOINTS)}."
+        )
+    if checkpoint == "best":
+        directory = Path(directory) / checkpoints.BEST
+        if not directory.is_dir():
+            raise FileNotFoundError(
+                f"there is no {directory}; a run that is trained with keep_best keeps "
+                "its best checkpoint there."
+            )
     parts, metadata = runs.restore_parts(
         directory, ("params", "batch_stats", "method_state")
     )

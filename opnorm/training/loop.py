@@ -3,9 +3,9 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 from absl import logging
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from opnorm import data, models
 from opnorm.data.dataset import check_units
+from opnorm.data.holding_out import check_disjoint
 from opnorm.linalg import Params, PyTree
 from opnorm.runs import JsonObject, checkpoints, hosts, preemption, progress
 from opnorm.training import validation
@@ -24,7 +25,8 @@ from opnorm.training.robust_check import RobustCheck
 from opnorm.training.shardings import data_mesh, place
 from opnorm.training.shared_run import SharedRun
 from opnorm.training.state import TrainState
-from opnorm.training.train_set import load_train_set
+from opnorm.training.train_set import load_train_set, load_validation_set
+from opnorm.training.validation_accuracy import ValidationAccuracy
 
 
 class TrainResult(NamedTuple):
@@ -65,6 +67,10 @@ def train(
     checkpoint_every: int | None = None,
     max_skipped_updates: int = 10,
     robust_check_every: int | None = None,
+    validation_set: data.Dataset | None = None,
+    validate_every: int | None = None,
+    validation_examples: int | None = 1000,
+    keep_best: bool = False,
     show_progress: bool = True,
 ) -> TrainResult:
     """Trains the network of a configuration, or goes on where an earlier call ended::
@@ -103,6 +109,23 @@ def train(
         first exceeds the second by more than 0.2: catastrophic overfitting. None
         measures every epoch where the method is adversarial training with one step
         (FGSM) and never elsewhere; 0 never measures.
+      validation_set: examples in memory, held out of the training; None loads those of
+        the configuration's validation_fraction.
+      validate_every: epochs between measurements of the accuracy on the validation set.
+        A line of metrics after such an epoch, and after the last one, has
+        "validation_accuracy" and, unless epsilon is 0, "validation_pga_accuracy", under
+        PGA with 10 steps in the configuration's norm and epsilon. BatchNorm uses its
+        running statistics. None is 1 with a validation set and 0, which never measures,
+        without.
+      validation_examples: number of validation examples that are measured, the same
+        ones each time, as many of each class as possible; None for all. A given
+        validation_set is measured whole.
+      keep_best: whether to keep the checkpoint with the largest
+        "validation_pga_accuracy" beside the last ones, in the folder "best" of the
+        directory, for ``load_run(directory, "best")``. The earliest of equal ones is
+        kept. For the method "standard", and with epsilon 0, the largest
+        "validation_accuracy" is the best. The last checkpoint is then written after
+        each improvement, too.
       show_progress: whether to show a progress bar or lines.
 
     Returns:
@@ -129,6 +152,7 @@ def train(
         ("log_every", log_every),
         ("checkpoint_every", checkpoint_every),
         ("max_skipped_updates", max_skipped_updates),
+        ("validation_examples", validation_examples),
     ):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1.")
@@ -136,19 +160,43 @@ def train(
         raise ValueError(
             f"robust_check_every is {robust_check_every}; it must be at least 0."
         )
+    held_out = bool(config.validation_fraction) or validation_set is not None
+    validate_every = int(held_out) if validate_every is None else validate_every
+    _check_validation(
+        validate_every, held_out, keep_best, has_directory=directory is not None
+    )
     mesh = data_mesh() if mesh is None else mesh
+    given = train_set is not None or validation_set is not None
     if train_set is None:
         train_set = load_train_set(config, download=download)
     if isinstance(train_set, data.Dataset):
         check_units(train_set)
+    if validate_every and validation_set is None:
+        validation_set = load_validation_set(
+            config, download=download, limit=validation_examples
+        )
     program = make_program(config, train_set, mesh, parameter_sharding)
+    checks: list[Check] = [
+        RobustCheck(config, program.plan, train_set, robust_check_every)
+    ]
+    criterion = None
+    if validate_every and validation_set is not None:
+        data.check_splits(train_set, validation_set, "validation")
+        # Different images may have the same middle.
+        if given and config.image_size is None and isinstance(train_set, data.Dataset):
+            check_disjoint(train_set, validation_set)
+        validation_accuracy = ValidationAccuracy(
+            config, program.plan, mesh, validation_set, validate_every
+        )
+        checks.append(validation_accuracy)
+        criterion = validation_accuracy.criterion if keep_best else None
     state = initial_state(program, config)
     shardings = program.shardings(state)
     with contextlib.ExitStack() as stack:
         run = None
         if directory is not None:
             inputs = _inputs(config, train_set)
-            run = SharedRun(Path(directory), config, program, inputs)
+            run = SharedRun(Path(directory), config, program, inputs, criterion)
             stack.callback(run.close)
             state = run.restore(state)
         state = place(state, shardings)
@@ -162,10 +210,21 @@ def train(
             examples=plan.examples_done,
             enabled=show_progress and hosts.is_writer(),
         )
-        check = RobustCheck(config, plan, train_set, robust_check_every)
-        every = _Every(log_every, checkpoint_every, max_skipped_updates, check)
+        every = _Every(log_every, checkpoint_every, max_skipped_updates, checks)
         state, metrics = _take_steps(program, state, batches, run, bar, every)
     return TrainResult(program.network(state), int(state.step), metrics)
+
+
+class Check(Protocol):
+    """A measurement of the network between epochs."""
+
+    def is_due(self, steps: int) -> bool:
+        """Whether the network after the first ``steps`` updates is measured."""
+        ...
+
+    def measure(self, network: models.Network, steps: int) -> dict[str, float]:
+        """Returns metrics of the network after the first ``steps`` updates."""
+        ...
 
 
 class _Every(NamedTuple):
@@ -174,7 +233,7 @@ class _Every(NamedTuple):
     log: int
     checkpoint: int | None
     max_skipped: int
-    check: RobustCheck
+    checks: Sequence[Check]
 
 
 def _take_steps(
@@ -200,12 +259,12 @@ def _take_steps(
             last, epoch_ends = done == plan.total_steps, plan.is_end_of_epoch(done)
             if clip is not None and epoch_ends:
                 state = dataclasses.replace(state, params=clip(state.params))
-            checks = every.check.is_due(done)
+            checks = [check for check in every.checks if check.is_due(done)]
             if done % every.log == 0 or last or checks:
                 logged = {name: float(value) for name, value in metrics.items()}
                 skipped = _check_skipped(state, skipped, every.max_skipped, done)
                 if checks:
-                    logged |= every.check.measure(program.network(state), done)
+                    logged |= _measure(checks, program.network(state), done)
                 if run is not None:
                     run.log(done, epoch=plan.epochs_done(done), **logged)
             bar.update(done, loss=metrics["loss"], accuracy=metrics["accuracy"])
@@ -213,11 +272,42 @@ def _take_steps(
                 continue
             ends = hosts.asked_to_end(done, own=bool(request))
             saves = done % every.checkpoint == 0 if every.checkpoint else epoch_ends
+            saves |= bool(checks) and run.keep_if_best(done, state, logged)
             if saves or last or ends:
                 run.save(done, state)
                 if ends and not last:
                     request.end(done)
     return state, logged
+
+
+def _measure(
+    checks: Sequence[Check], network: models.Network, steps: int
+) -> dict[str, float]:
+    """Returns the metrics of all measurements that are due."""
+    found: dict[str, float] = {}
+    for check in checks:
+        found |= check.measure(network, steps)
+    return found
+
+
+def _check_validation(
+    every: int, held_out: bool, keep_best: bool, *, has_directory: bool
+) -> None:
+    """Raises a ValueError for measurements of a validation set that cannot be made."""
+    if every < 0:
+        raise ValueError(f"validate_every is {every}; it must be at least 0.")
+    if every and not held_out:
+        raise ValueError(
+            f"validate_every is {every}; it needs a validation_fraction above 0, which "
+            "holds examples out of the training."
+        )
+    if keep_best and not every:
+        raise ValueError(
+            "keep_best is True; it needs a validation_fraction above 0 and a "
+            f"validate_every that is not 0, which is {every}."
+        )
+    if keep_best and not has_directory:
+        raise ValueError("keep_best is True; it needs a directory to keep it in.")
 
 
 def _inputs(config: Config, train_set: data.Dataset | data.Stream) -> JsonObject:

@@ -10,12 +10,15 @@ import jax
 from opnorm import linalg, operators
 from opnorm.linalg import Params, PyTree, Variables
 
+# The number that is folded into a step's key for dropout; a word in ASCII.
+_DROPOUT = int.from_bytes(b"drop", "big")
+
 
 class TrainFunction(Protocol):
-    """``(params, batch_stats, x) -> (logits, batch_stats)``."""
+    """``(params, batch_stats, x, key) -> (logits, batch_stats)``."""
 
     def __call__(
-        self, params: Params, batch_stats: PyTree, x: jax.Array
+        self, params: Params, batch_stats: PyTree, x: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, PyTree]: ...
 
 
@@ -28,14 +31,15 @@ class InferFunction(Protocol):
 
 
 class Modes(NamedTuple):
-    """A module in its two BatchNorm modes.
+    """A module in training and in inference.
 
     Attributes:
-      train: ``(params, batch_stats, x) -> (logits, batch_stats)``, normalised by the
-        statistics of the batch ``x``; rows depend on each other. Returns the updated
-        running statistics.
+      train: ``(params, batch_stats, x, key) -> (logits, batch_stats)``, normalised by
+        the statistics of the batch ``x``; rows depend on each other. Returns the
+        updated running statistics. A network with dropout drops entries by the
+        key, which is that of the step, so a resumed run drops the same ones.
       infer: ``(params, batch_stats, x) -> logits``, normalised by the running
-        statistics: a batch function, whose rows are independent.
+        statistics and without dropout: a batch function, whose rows are independent.
       layers: ``(H, W, C) ->`` the layers on images of that shape, without BatchNorm;
         their kernels are shapes only, and nothing is computed.
     """
@@ -48,12 +52,16 @@ class Modes(NamedTuple):
 def create(module: nn.Module) -> Modes:
     """Returns the modes of a Flax module ``module(x, train=...)``."""
 
+    drops = bool(getattr(module, "dropout", 0.0))
+
     def train(
-        params: Params, batch_stats: PyTree, x: jax.Array
+        params: Params, batch_stats: PyTree, x: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, PyTree]:
         variables = {"params": params, "batch_stats": batch_stats}
+        # The searches of the step have used the key itself.
+        rngs = {"dropout": jax.random.fold_in(key, _DROPOUT)} if drops else None
         logits, updated = module.apply(
-            variables, x, train=True, mutable=["batch_stats"]
+            variables, x, train=True, mutable=["batch_stats"], rngs=rngs
         )
         return logits, updated.get("batch_stats", batch_stats)
 

@@ -93,6 +93,19 @@ class Plan(NamedTuple):
         phase = self.phase(steps - 1)
         return (steps - phase.first_step) % phase.steps_per_epoch == 0
 
+    def is_due(self, steps: int, every: int) -> bool:
+        """Whether to measure the network after the first ``steps`` updates.
+
+        Args:
+          steps: number of updates done.
+          every: number of epochs between measurements; there is one after the last
+            update in any case, and none at all for 0.
+        """
+        if not every or not self.is_end_of_epoch(steps):
+            return False
+        epochs = round(self.epochs_done(steps))
+        return epochs % every == 0 or steps == self.total_steps
+
     def indices(self, seed: int, step: int) -> np.ndarray:
         """Returns the examples in the batch of a step, ``(batch_size,)`` int64."""
         phase = self.phase(step)

@@ -50,6 +50,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         depth=config.depth,
         scalar_biases=config.scalar_biases,
         scalar_multipliers=config.scalar_multipliers,
+        dropout=config.dropout,
     )
 
 
@@ -115,7 +116,9 @@ def make_objective(
       num_classes: number of classes of its data.
       image_shape: ``(H, W, C)`` of its largest images.
     """
-    shared = dataclasses.replace(config, seed=0, init_from=None, random_labels=0.0)
+    shared = dataclasses.replace(
+        config, seed=0, init_from=None, random_labels=0.0, validation_fraction=0.0
+    )
     return Objective(shared, num_classes, image_shape)
 
 

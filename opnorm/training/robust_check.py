@@ -56,10 +56,7 @@ class RobustCheck:
 
     def is_due(self, steps: int) -> bool:
         """Whether the network after the first ``steps`` updates is measured."""
-        if not self._every or not self._plan.is_end_of_epoch(steps):
-            return False
-        epochs = round(self._plan.epochs_done(steps))
-        return epochs % self._every == 0 or steps == self._plan.total_steps
+        return self._plan.is_due(steps, self._every)
 
     def measure(self, network: models.Network, steps: int) -> dict[str, float]:
         """Returns "fgsm_accuracy" and "pgd_accuracy", in [0, 1].

@@ -13,6 +13,7 @@ from opnorm.training.config import Config
 from opnorm.training.plan import Plan
 from opnorm.training.program import Program
 from opnorm.training.state import TrainState
+from opnorm.training.validation_accuracy import Criterion
 
 # Leaves of a state that checkpoints of earlier versions lack.
 _COUNTERS = ("skipped_updates", "skipped_in_a_row")
@@ -39,6 +40,8 @@ class SharedRun:
       program: its program.
       inputs: the training set's :func:`opnorm.data.fingerprint`, and as "start", with
         init_from, the digest of the variables there.
+      criterion: keeps the best checkpoint by this criterion beside the last ones; None
+        keeps none.
 
     Raises:
       ValueError: if the directory holds another run or other inputs, or is not that of
@@ -52,6 +55,7 @@ class SharedRun:
         config: Config,
         program: Program,
         inputs: Mapping[str, Json],
+        criterion: Criterion | None = None,
     ) -> None:
         self._metadata = {
             "config": dataclasses.asdict(config),
@@ -60,6 +64,13 @@ class SharedRun:
         }
         self._directory = RunDirectory(directory)
         self._store = checkpoints.CheckpointStore(directory / checkpoints.FOLDER)
+        # Two, since a run that finds its newest checkpoint damaged goes on from the one
+        # before, and the best of that time must still be there.
+        self._best_store = checkpoints.CheckpointStore(
+            directory / checkpoints.BEST, max_to_keep=2
+        )
+        self._criterion = criterion
+        self._best: float | None = None
         self._held = contextlib.ExitStack()
 
         def open_directory() -> JsonObject:
@@ -81,11 +92,12 @@ class SharedRun:
         """Returns the state of the newest checkpoint, or the given one.
 
         Raises:
-          ValueError: if checkpoints are gone or damaged, all of them.
+          ValueError: if checkpoints are gone or damaged, all of them, or if the best
+            one was chosen in another way.
         """
         found: list[TrainState] = []
 
-        def read() -> bool:
+        def read() -> JsonObject:
             restored = self._store.restore(state, optional=_COUNTERS)
             if restored is not None:
                 found.append(restored.state)
@@ -93,11 +105,35 @@ class SharedRun:
                 self._check_unsaved()
             step = int(found[0].step) if found else 0
             self._directory.truncate_metrics(step)
-            return bool(found)
+            return {"found": bool(found), "best": self._read_best(step)}
 
-        if hosts.from_writer(read):
+        read_by_writer = hosts.from_writer(read)
+        self._best = read_by_writer["best"]
+        if read_by_writer["found"]:
             state = hosts.broadcast(found[0] if found else state)
         return state
+
+    def _read_best(self, step: int) -> float | None:
+        """Returns the accuracy of the best checkpoint of the first steps, if any."""
+        if self._criterion is None:
+            return None
+        self._best_store.discard_after(step)
+        folder, accuracy = self._directory.path / checkpoints.BEST, None
+        if folder.is_dir():
+            accuracy = _read_accuracy(folder, self._criterion)
+        metric = self._criterion.metric
+        measured = [
+            line[metric] for line in self._directory.read_metrics() if metric in line
+        ]
+        if max(measured, default=0.0) > (accuracy or 0.0):
+            logging.warning(
+                "%s had a %s of %g before, whose checkpoint was not kept; the best "
+                "checkpoint is the best of those that are there and of those to come.",
+                self._directory.path,
+                metric,
+                max(measured),
+            )
+        return accuracy
 
     def _check_unsaved(self) -> None:
         """Raises a ValueError if there have been checkpoints."""
@@ -130,6 +166,36 @@ class SharedRun:
             if not (self._directory.path / _SAVED).exists():
                 self._directory.write_json(_SAVED, {"first_step": step})
 
+    def keep_if_best(
+        self, step: int, state: TrainState, metrics: Mapping[str, float]
+    ) -> bool:
+        """Keeps the checkpoint of a network that is better than all before.
+
+        The caller saves a checkpoint of the same step behind it, so that a run never
+        goes on from a step before its best one.
+
+        Args:
+          step: number of updates done.
+          state: the state.
+          metrics: measurements of its network; they may lack the criterion's.
+
+        Returns:
+          Whether it was kept.
+
+        Raises:
+          OSError: if it cannot be written; earlier checkpoints are whole.
+        """
+        if self._criterion is None or self._criterion.metric not in metrics:
+            return False
+        record = self._criterion.record(metrics)
+        if self._best is not None and record["accuracy"] <= self._best:
+            return False
+        self._best = record["accuracy"]
+        state = hosts.gather(state)
+        if hosts.is_writer():
+            self._best_store.save(step, state, {**self._metadata, "best": record})
+        return True
+
     def log(self, step: int, **metrics: float) -> None:
         """Appends a line of metrics."""
         if hosts.is_writer():
@@ -140,6 +206,31 @@ class SharedRun:
         with self._held:
             if hosts.is_writer():
                 self._store.close()
+                self._best_store.close()
+
+
+def _read_accuracy(folder: Path, criterion: Criterion) -> float | None:
+    """Returns the accuracy of the newest checkpoint that was kept as the best."""
+    try:
+        _, metadata = checkpoints.restore_parts(folder, ())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        logging.warning("%s", error)
+        return None
+    stored = metadata.get("best")
+    if not isinstance(stored, dict) or not isinstance(stored.get("accuracy"), float):
+        raise ValueError(f"{folder} has a checkpoint that was not kept as the best.")
+    accuracy: float = stored["accuracy"]
+    wanted = criterion.record({criterion.metric: accuracy})
+    for name, value in wanted.items():
+        if stored.get(name) != value:
+            raise ValueError(
+                f"{folder} has a checkpoint that was chosen in another way: {name} is "
+                f"{str(stored.get(name))[:_SHOWN_CHARACTERS]} there and {value} here; "
+                "give the same validation examples, or move the folder away."
+            )
+    return accuracy
 
 
 def _create(

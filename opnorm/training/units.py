@@ -25,7 +25,7 @@ def in_pixels(config: Config) -> Config:
 
     Raises:
       ValueError: for lengths of standardised images with a normalisation that divides
-        by nothing.
+        by nothing, or each image by a number of its own.
 
     Example:
       >>> from opnorm import training
@@ -38,6 +38,8 @@ def in_pixels(config: Config) -> Config:
         return config
     check(config)
     _, std = models.STATISTICS[config.normalization]
+    # The check refuses "whitened", whose std is not a number.
+    assert not isinstance(std, str)
     channels = (std,) if isinstance(std, float) else std
     pixels = math.sqrt(math.fsum(s * s for s in channels) / len(channels))
     size = config.step_size
@@ -50,10 +52,14 @@ def in_pixels(config: Config) -> Config:
 
 
 def check(config: Config) -> None:
-    """Raises ValueError if the network divides by nothing and the unit needs it."""
-    if config.epsilon_unit != "pixels" and config.normalization == "none":
+    """Raises ValueError if the unit needs one divisor and the network has none."""
+    lacking = {
+        "none": "has no standard deviation",
+        "whitened": "has another standard deviation for each image",
+    }
+    if config.epsilon_unit != "pixels" and config.normalization in lacking:
         raise ValueError(
-            f"epsilon_unit is {config.epsilon_unit!r}, but the normalization 'none' "
-            "has no standard deviation; epsilon_unit must be 'pixels', or "
-            "normalization another one."
+            f"epsilon_unit is {config.epsilon_unit!r}, but the normalization "
+            f"{config.normalization!r} {lacking[config.normalization]}; epsilon_unit "
+            "must be 'pixels', or normalization another one."
         )

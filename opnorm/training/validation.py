@@ -53,6 +53,7 @@ _RANGES = {
     "q": ranges.EXPONENT,
     "momentum": ranges.UNIT_WITHOUT_1,
     "random_labels": ranges.UNIT,
+    "validation_fraction": ranges.UNIT_WITHOUT_1,
     "least_area": ranges.UNIT_WITHOUT_0,
     "seed": Range(
         lambda seed: 0 <= seed <= _LARGEST_SEED,
@@ -96,8 +97,10 @@ to interpolated.
         depth=config.depth,
         scalar_biases=config.scalar_biases,
         scalar_multipliers=config.scalar_multipliers,
+        dropout=config.dropout,
     )
     methods.check(config)
+    _check_dropout(config)
 
 
 def _check_spectral_norm(config: Config) -> None:
@@ -120,6 +123,20 @@ def _check_spectral_norm(config: Config) -> None:
     if not bound > 0 or (math.isinf(bound) and clips):
         allowed = "positive and finite" if clips else "positive"
         raise ValueError(f"spectral_norm_bound is {bound}; it must be {allowed}.")
+
+
+def _check_dropout(config: Config) -> None:
+    """Raises ValueError where dropout would enter the difference of two passes."""
+    differs = config.method in methods.methods_with("difference_step") or (
+        config.method in methods.methods_with("variant")
+        and config.variant == "difference"
+    )
+    if config.dropout and differs:
+        raise ValueError(
+            f"dropout is {config.dropout}; the method {config.method!r} compares two "
+            "passes of an image, in which other entries would be dropped, so dropout "
+            "must be 0."
+        )
 
 
 def _check_learning_rate(config: Config) -> None:

@@ -97,7 +97,7 @@ def test_the_default_attack_has_the_norm_and_is_made_once(p) -> None:
         ({"p": 0.5}, "p is 0.5"),
         ({"radius": -1.0}, "radius is -1.0"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"bounds": None}, "bounds is None; this attack needs a finite"),
+        ({"bounds": (np.ones(9), 2.0)}, r"bounds has an array of shape \(9,\)"),
         ({"bounds": (0.5, 0.5)}, "bounds"),
         ({"bounds": (0.0, 0.5)}, "images"),
         ({"key": jax.random.PRNGKey(0)}, "key has dtype"),

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from opnorm import analysis, attacks
+from opnorm import analysis, attacks, operators
 
 LOGITS = np.array(
     [[3.0, 1.0, -2.0], [1.0, 1.5, 0.0], [2.0, 2.0, 0.0], [0.0, 0.0, 0.5]], np.float32
@@ -124,3 +124,25 @@ def test_gradient_norm_of_a_linear_loss_is_that_of_its_weights():
         loss=attacks.margin,
     )
     np.testing.assert_allclose(found, [np.sqrt(13)] * 3, rtol=1e-6)
+
+
+def test_the_unit_of_the_released_code_is_its_formula():
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(3, 3, 2, 4)).astype(np.float32)
+    first, last = (rng.normal(size=(9, 5)), rng.normal(size=(5, 3)))
+    layers = [
+        operators.Layer(kernel, "conv", "convolution", (6, 5, 2)),
+        operators.Layer(first.astype(np.float32), "dense1", "dense", (9,)),
+        operators.Layer(last.astype(np.float32), "logits", "dense", (5,)),
+    ]
+    a, b, c = norms = (1.5, 0.7, 2.5)
+    squares = [(kernel**2).sum() * 6 * 5 * 2 / 4, (first**2).sum(), (last**2).sum()]
+    total = sum(square / norm**2 for square, norm in zip(squares, norms, strict=True))
+    clean = analysis.log_released_unit(layers, norms, attacked=False)
+    assert np.exp(clean) == pytest.approx(a * b * c * np.sqrt(total), rel=1e-6)
+    attacked = analysis.log_released_unit(layers, norms, attacked=True)
+    # The code counts the empty product twice and leaves the whole product out.
+    assert np.exp(attacked - clean) == pytest.approx(1 + 1 + a + a * b)
+    assert analysis.log_released_unit(layers, (1.0, 0.0, 1.0), attacked=True) == -np.inf
+    with pytest.raises(ValueError, match=r"norms has shape \(2,\); it must be \(3,\)"):
+        analysis.log_released_unit(layers, norms[:2], attacked=True)

@@ -57,8 +57,30 @@ def cases():
             yield pytest.param(name, p, marks=marks)
 
 
+# Units of the entries, some of which may not change.
+SCALE = np.random.default_rng(2).uniform(0.5, 2, SHAPE)
+MASK = np.random.default_rng(3).uniform(size=SHAPE) < 0.8
+
+
+def is_weighted(name, p):
+    """Whether the case is of a weighted attack: those of all norms but the usual."""
+    return p != named_attacks.usual_norm(name)
+
+
 def make(name, p, epsilon=EPSILON):
-    return named_attacks.make(name, p, epsilon)
+    if not is_weighted(name, p):
+        return named_attacks.make(name, p, epsilon)
+    box = {"bounds": (np.zeros(SHAPE), np.ones(3)), "scale": SCALE, "mask": MASK}
+    return named_attacks.make(name, p, epsilon, **box)
+
+
+def lengths(name, p, delta):
+    """Lengths of perturbations in the norm of the case, in float64."""
+    delta = delta.astype(np.float64)
+    if is_weighted(name, p):
+        np.testing.assert_array_equal(delta[:, ~MASK], 0)
+        delta /= SCALE
+    return np.linalg.norm(delta.reshape(len(delta), -1), p, axis=1)
 
 
 @functools.cache
@@ -98,8 +120,7 @@ def test_points_are_sound_whatever_the_network_does(name, p) -> None:
             assert np.all(np.isfinite(x_adv)), BROKEN[kind]
             assert x_adv.min() >= 0, BROKEN[kind]
             assert x_adv.max() <= 1, BROKEN[kind]
-            delta = (x_adv - x).reshape(4, -1).astype(np.float64)
-            length = np.linalg.norm(delta, p, axis=1)
+            length = lengths(name, p, x_adv - x)
             np.testing.assert_allclose(found.distance, length, atol=1e-5)
             if attack.budget:
                 assert np.all(length <= epsilon + 1e-5), BROKEN[kind]
@@ -145,7 +166,7 @@ def test_traced_inputs_outside_the_box_keep_the_budget(name, p) -> None:
     # Inside the hull of the box and x.
     assert np.all(x_adv >= np.minimum(x, 0))
     assert np.all(x_adv <= np.maximum(x, 1))
-    length = np.linalg.norm((x_adv - x).reshape(4, -1).astype(np.float64), p, axis=1)
+    length = lengths(name, p, x_adv - x)
     np.testing.assert_allclose(found.distance, length, atol=1e-5)
     if make(name, p).budget:
         assert np.all(length <= epsilon + 1e-5)
@@ -211,9 +232,26 @@ def test_every_factory_of_the_room_has_a_name() -> None:
         ("pga", {"num_step": 3}, "pga has no option 'num_step'; it has .*num_steps"),
         ("square", {"p": 3.0}, "p is 3; this attack knows 1, 2, inf"),
         ("fgm", {"epsilon": -1.0}, "epsilon is -1"),
-        ("deepfool", {"bounds": (np.zeros(6), np.ones(6))}, "bounds is .an array of s"),
+        (
+            "deepfool",
+            {"bounds": (0.0, np.ones(6, bool))},
+            "bounds is .0.0, an array of",
+        ),
+        ("fab", {"bounds": (np.float32([0, 1]), np.float32([1, 0]))}, r"\(1, 0\) in e"),
+        ("pga", {"bounds": (np.zeros(3), np.ones(2))}, "shapes of its ends must fit"),
+        ("fgm", {"bounds": (np.zeros(2), math.nan)}, "bounds is .0, nan. in entry"),
+        ("fgm", {"scale": -1.0}, "scale is -1.0; it must be known numbers"),
+        ("fgm", {"scale": np.zeros(2)}, "not all zero"),
+        ("fgm", {"mask": np.zeros(2, bool)}, "mask is .*with an entry that may change"),
+        ("fgm", {"mask": [1, 0]}, "mask is .1, 0.; it must be a known array of bool"),
+        ("fgm", {"mask": np.ones(3, bool), "scale": np.ones(2)}, "must fit together"),
+        ("fgm", {"mask": np.array([1, 0], bool), "scale": [0, 1]}, "leave no entry"),
         ("wrm", {"bounds": (0.0, "1"), "gamma": 1.0}, "bounds is .0.0, '1'.; it must"),
-        ("fgm", {"bounds": 1.0}, "bounds is 1.0; it must be two numbers"),
+        (
+            "fgm",
+            {"bounds": 1.0},
+            "bounds is 1.0; it must be .low, high. with low < high",
+        ),
     ],
 )
 def test_bad_requests_are_refused_by_name(name, options, message) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from opnorm import data
-from opnorm.data import encoded
+from opnorm.data import encoded, holding_out
 
 COUNTS = {"train": 9, "validation": 6}
 CLASSES = ("n01440764", "n01443537", "n01484850")
@@ -102,6 +102,21 @@ def test_trains_from_records_and_names_a_damaged_one(prepared: Path) -> None:
     np.testing.assert_array_equal(labels, stream.encoded.labels(whole))
     with pytest.raises(ValueError, match=f"{damaged} cannot be read"):
         list(stream.batches([(3, np.array([names.index(damaged)]))], image_size=12))
+
+
+def test_records_are_held_out_by_their_numbers(prepared: Path) -> None:
+    train, validation = (
+        data.open_stream(
+            "imagenet2012",
+            split=split,
+            data_dir=str(prepared),
+            validation_fraction=0.4,
+        )
+        for split in ("train", "validation")
+    )
+    held_out = holding_out.choose((str(i).encode() for i in range(9)), 9, 0.4)
+    np.testing.assert_array_equal(validation.kept, np.flatnonzero(held_out))
+    np.testing.assert_array_equal(train.kept, np.flatnonzero(~held_out))
 
 
 def test_limits_are_balanced(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,18 @@
 import importlib.util
 import io
 import json
+import runpy
 import shutil
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from absl import flags
 from array_record.python import array_record_module
 from PIL import Image
 
@@ -106,6 +109,21 @@ def test_reads_array_records_without_tensorflow(prepared: Path, split: str) -> N
     dataset = data.load("cifar10", split=split, data_dir=str(prepared))
     _check(dataset, split)
     assert "tensorflow" not in sys.modules
+
+
+def test_images_are_held_out_by_their_pixels(prepared: Path, as_tfrecord: Path) -> None:
+    options = {"data_dir": str(prepared), "validation_fraction": 0.5}
+    parts = [
+        data.load("cifar10", split=split, **options)
+        for split in ("train", "validation")
+    ]
+    found = [{image.tobytes() for image in part.images} for part in parts]
+    assert not found[0] & found[1]
+    assert found[0] | found[1] == {image.tobytes() for image in _images("train")}
+    # The other file format has another order.
+    options["data_dir"] = str(as_tfrecord)
+    again = data.load("cifar10", split="validation", **options)
+    assert {image.tobytes() for image in again.images} == found[1]
 
 
 def test_reads_tfrecords_without_tensorflow(as_tfrecord: Path) -> None:
@@ -261,3 +279,64 @@ def test_download_prepares_missing_data_once(
         )
         _check(dataset, "test")
     assert calls == [("cifar10", "array_record")]
+
+
+@pytest.fixture
+def make_folder(prepared: Path) -> Iterator[Any]:
+    """``(*arguments)``: runs the script that writes a folder of images."""
+    before = set(flags.FLAGS)
+    script = Path(__file__).parents[2] / "scripts" / "make_image_folder.py"
+    main = runpy.run_path(str(script))["main"]
+    own = set(flags.FLAGS) - before
+
+    def make(*arguments: str) -> None:
+        flags.FLAGS(["make_image_folder", f"--data_dir={prepared}", *arguments])
+        main(["make_image_folder"])
+
+    yield make
+    for name in own:
+        delattr(flags.FLAGS, name)
+
+
+def _same_images(one: data.Dataset, other: data.Dataset) -> bool:
+    found, expected = (
+        sorted(
+            (d.class_names[label], image.tobytes())
+            for image, label in zip(d.images, d.labels, strict=True)
+        )
+        for d in (one, other)
+    )
+    return found == expected
+
+
+def test_a_folder_of_images_holds_the_prepared_pixels(
+    make_folder: Any,
+    prepared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "folder"
+    make_folder(f"--output={folder}")
+    for split in COUNTS:
+        of_folder = data.load(f"folder:{folder}", split=split)
+        of_tfds = data.load("cifar10", split=split, data_dir=str(prepared))
+        assert len(of_folder) == COUNTS[split]
+        assert _same_images(of_folder, of_tfds)
+    # A second call completes a folder that an interruption left.
+    first = sorted(folder.glob("train/*/*.png"))[0]
+    content = first.read_bytes()
+    first.unlink()
+    capsys.readouterr()
+    make_folder(f"--output={folder}")
+    assert "6 images, 1 written now" in capsys.readouterr().out
+    assert first.read_bytes() == content
+    first.write_bytes(b"another image")
+    with pytest.raises(SystemExit):
+        make_folder(f"--output={folder}")
+    assert f"{first} is no file of this data set" in capsys.readouterr().err
+    # Lossy files are told from these by their names.
+    with pytest.raises(SystemExit):
+        make_folder(f"--output={folder}", "--jpeg_quality=75")
+    lossy = tmp_path / "jpeg"
+    make_folder(f"--output={lossy}", "--jpeg_quality=75")
+    assert len(sorted(lossy.glob("train/*/*.jpg"))) == COUNTS["train"]

@@ -26,6 +26,22 @@ def test_text_that_is_no_number_is_refused_by_the_name_of_the_flag(text):
         options.parse_floats("epsilons", [text])
 
 
+def test_errors_over_networks_are_of_their_means():
+    curves = [
+        {"mean": [0.5, 0.1], "standard_error": [0.02, 0.01]},
+        {"mean": [0.7, 0.1], "standard_error": [0.03, 0.01]},
+    ]
+    found = records.over_networks(curves)
+    # The sample standard deviation of two numbers a and b is |a - b| / sqrt(2).
+    np.testing.assert_allclose(found["mean"], [0.6, 0.1])
+    np.testing.assert_allclose(found["standard_error"], [0.1, 0.0], atol=1e-15)
+    assert (found["networks"], found["over"]) == (2, "networks")
+    one = records.over_networks(curves[:1])
+    assert one == {**curves[0], "networks": 1, "over": "examples"}
+    with pytest.raises(ValueError, match="measured is empty"):
+        records.over_networks([])
+
+
 def test_a_standard_error_of_one_example_is_not_known(tmp_path):
     assert records.mean_and_error([0.0, 1.0, 1.0]) == {
         "mean": pytest.approx(2 / 3),

@@ -1,7 +1,9 @@
 """experiments.spectral_normalization: the choice of the bound, and a run as a whole."""
 
+import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import jax
@@ -9,8 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.spectral_normalization import measure, networks, tables
-from opnorm import analysis, data, training
+from experiments.common import figures as common
+from experiments.spectral_normalization import (
+    averages,
+    figures,
+    measure,
+    networks,
+    tables,
+)
+from opnorm import analysis, data, models, runs, training
 from opnorm.training import Config
 
 ERM, PGM = "farnia_cifar10_mlp1_erm", "farnia_cifar10_mlp1_pgm_l2"
@@ -64,10 +73,13 @@ def test_every_scheme_is_trained_with_every_bound(trained):
     assert results["environment"]["platform"] == "cpu"
     assert results["data"]
     assert results["seconds"] > 0
-    random = results["random_labels"]
+    assert "random_labels" not in results["schemes"][PGM]
+    random = results["schemes"][ERM]["random_labels"]
     assert list(random) == ["none", "normalize_1"]
     assert training.load_run(out / random["none"]["run"]).config.random_labels == 1
     for name in ("accuracy", "curves", "gains", "gradient_norms", "margins"):
+        assert (out / f"{name}.png").stat().st_size > 0
+    for name in ("random_labels", "gain_by_network"):
         assert (out / f"{name}.png").stat().st_size > 0
     assert (out / "attack_strength.png").stat().st_size > 0
 
@@ -111,7 +123,9 @@ def test_validation_accuracy_chooses_the_bound(trained):
         gain = best["test"]["mean"] - scheme["networks"]["none"]["test"]["mean"]
         assert float(cells[7].split(" ")[0]) == pytest.approx(100 * gain, abs=0.06)
         gain = float(after) - float(before)
-        assert cells[9:] == [before, after, f"{gain:+.2f}", "0.8"]
+        time = "1.42" if name == ERM else "1.18"
+        assert cells[8] == "1"
+        assert cells[10:] == [before, after, f"{gain:+.2f}", "0.8", time]
 
 
 def test_ways_to_bound_have_rows_of_their_own(trained):
@@ -126,9 +140,14 @@ def test_ways_to_bound_have_rows_of_their_own(trained):
         times["normalize_kernels_1"] = times["normalize_1"]
     text = tables.text(results)
     rows = [line for line in text.splitlines() if "kernel matrix's norm" in line]
-    # One of each scheme in the first table, one of each network in the second.
-    assert len(rows) == 4
+    # One of each scheme in the first two tables, one of each network in the third.
+    assert len(rows) == 6
     assert all("0.49" not in row and "0.36" not in row for row in rows[:2])
+    section = text.split("## Time with the layer's norm")[1].split("##")[0]
+    rows = [line for line in section.splitlines() if line[:5] in ("| ERM", "| PGM")]
+    # The same step against itself; the paper has no ratio for an MLP.
+    assert [row.split("|")[2].strip() for row in rows] == ["1.00", "1.00"]
+    assert all(row.split("|")[3].strip() == "" for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +214,195 @@ def test_numbers_are_those_of_the_attack_trained_with(trained):
     assert list(erm["strengths"]["none"]) == [PGM]
     assert found["capacity"]["scheme"] == "pgm"
     assert 0 < found["kappa"] <= found["gradient_norms"]["percentiles"][0] * 1.0001
+
+
+def test_networks_of_other_seeds_are_missing_until_they_are_trained(
+    trained, run, tmp_path
+):
+    out = tmp_path / "out"
+    shutil.copytree(trained[0], out)
+    flags = [*TINY, f"--presets={PGM}", "--norandom_labels_too", "--seeds=1,0"]
+    done = run("spectral_normalization", *flags, "--notrain", f"--run={out}")
+    assert done.returncode == 0, done.stderr
+    before, after = (read(folder)["schemes"][PGM] for folder in (trained[0], out))
+    for name, network in after["networks"].items():
+        assert list(network["seeds"]) == ["1", "0"]
+        # The run of an earlier call is that of its seed.
+        assert network["seeds"]["0"] == {
+            part: value
+            for part, value in before["networks"][name].items()
+            if part not in ("bound", "method")
+        }
+        assert network["seeds"]["1"] is None
+        assert list(network["missing"]) == ["1"]
+        assert network["test"]["mean"] == before["networks"][name]["test"]["mean"]
+        # One network has no error over networks.
+        assert network["test"]["standard_error"] is None
+    assert after["chosen"] == before["chosen"]
+    assert "1 of 2" in done.stdout
+    assert "## Missing networks" in done.stdout
+    assert len(list(out.rglob("*-seed1"))) == 0
+    both = run("spectral_normalization", *flags, "--seed=3", f"--run={out}")
+    assert both.returncode == 2
+    assert "seed and seeds are both given" in both.stderr
+
+
+@pytest.fixture(scope="module")
+def several():
+    """Results of two seeds, made of committed ones, with missing networks."""
+    folder = Path("experiments/results/spectral_normalization")
+    results = json.loads((folder / "results.json").read_text())
+    results["seeds"], results["controls"] = [0, 1], ["weight_decay"]
+    schemes = {name: results["schemes"][name] for name in (ERM, PGM)}
+    results["schemes"] = schemes
+    for name, scheme in schemes.items():
+        kept = {"none", *scheme["chosen"].values(), *scheme["best_bounded"].values()}
+        scheme["networks"] = {
+            each: two_seeds(scheme["networks"][each]) for each in sorted(kept)
+        }
+        scheme["networks"]["weight_decay"] = averages.combine(
+            {0: None, 1: None},
+            {0: "lost", 1: "lost"},
+            {"method": "weight_decay", "bound": "inf"},
+        )
+        for curve in scheme["strengths"]["none"].values():
+            curve["standard_error"] = [None] * len(curve["mean"])
+        if name == PGM:
+            scheme["random_labels"] = {"none": scheme["networks"]["none"]}
+    return results
+
+
+def two_seeds(network):
+    other = json.loads(json.dumps(network))
+    other["test"]["mean"] += 0.1
+    other["layers"][0]["norm"] = 10.0
+    other["training"]["accuracy"] = [0.5 * a for a in network["training"]["accuracy"]]
+    origin = {part: network[part] for part in ("bound", "method")}
+    found = averages.combine({0: network, 1: other}, {}, origin)
+    return json.loads(json.dumps(found))
+
+
+def test_tables_of_several_seeds_say_over_how_many_networks_they_are(several):
+    text = tables.text({**several, "validation_fraction": 0.1})
+    assert "chosen by 500 images held out of the training, reported on 500 t" in text
+    assert "over networks of the seeds 0, 1" in text
+    without = several["schemes"][ERM]["networks"]["none"]
+    mean = 100 * (without["seeds"]["0"]["test"]["mean"] + 0.05)
+    # The mean of a and a + 10 has the standard error 5.
+    assert f"{mean:.1f} ± 5.0 %" in text
+    ways = text.split("## Other ways to regularise")[1].split("##")[0]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in ways.splitlines()
+    ]
+    lost = [row[2:] for row in rows if row[1:2] == ["weight decay"]]
+    assert lost == 2 * [["0 of 2", "-", "-", "-", "-", "", ""]]
+    networks = text.split("## All networks")[1]
+    smaller = max(layer["norm"] for layer in without["seeds"]["0"]["layers"])
+    assert f"{(10 + smaller) / 2:.3g} ± {(10 - smaller) / 2:.3g}" in networks
+    assert text.count("| lost ") == 4
+
+
+def test_figures_of_several_seeds_say_what_bands_are(several, tmp_path, monkeypatch):
+    drawn = {}
+
+    def keep(figure, path):
+        drawn[path.stem] = figure.get_suptitle()
+        common.pyplot().close(figure)
+
+    # The layout of the files takes most of the time, and other tests write them.
+    monkeypatch.setattr(common, "write", keep)
+    figures.draw(runs.RunDirectory(tmp_path), several, [several])
+    assert {"curves", "random_labels", "regularised_pgm_l2", "margins"} <= set(drawn)
+    for name, title in drawn.items():
+        kind = "bars" if name in ("attack_strength", "gain_by_network") else "bands"
+        assert title.endswith(f"{kind}: standard error over 2 networks each"), name
+    with pytest.raises(ValueError, match=r"others has .*results.json cannot be read"):
+        figures.read_results(str(tmp_path))
+
+
+def test_averages_over_networks_have_errors_over_networks():
+    def network(mean, correct):
+        return {
+            "test": {"mean": mean, "standard_error": 0.3},
+            "correct": correct,
+            **dict.fromkeys(("train", "validation", "clean")),
+        }
+
+    one = averages.combine({0: network(0.5, "01")}, {}, {"bound": 1.0})
+    assert one == {"bound": 1.0, **network(0.5, "01")}
+    assert averages.over(one, lambda each: each["test"])["standard_error"] == 0.3
+    # The differences by image are 1 and 0.
+    found = averages.gain(one, network(1.0, "11"))
+    assert found == {"mean": 50.0, "standard_error": pytest.approx(50.0)}
+    before, after = (
+        averages.combine(
+            {0: network(a, ""), 1: network(b, ""), 2: None}, {2: "lost"}, {}
+        )
+        for a, b in ((0.5, 0.7), (0.6, 1.0))
+    )
+    assert before["test"] == {
+        "mean": pytest.approx(0.6),
+        "standard_error": pytest.approx(0.1),
+        "networks": 2,
+        "over": "networks",
+    }
+    assert averages.count(before) == "2 of 3"
+    # The differences by seed are 10 and 30 points.
+    gain = averages.gain(before, after)
+    assert gain == {"mean": pytest.approx(20), "standard_error": pytest.approx(10)}
+    curve = averages.curves(
+        [
+            {"step": [1, 2], "accuracy": [0.0, 1.0]},
+            {"step": [1, 2, 3], "accuracy": [1.0, 1.0, 0.0]},
+        ]
+    )
+    assert curve == {"step": [1, 2], "mean": [0.5, 1.0], "standard_error": [0.5, 0.0]}
+
+
+def test_each_seed_has_a_directory_of_its_own(tmp_path):
+    def places(seeds):
+        found = networks.planned(
+            Config(), (math.inf, 1.0), KINDS, tmp_path, seeds=seeds
+        )
+        return {seed: each.directory.name for seed, each in found["none"].items()}
+
+    assert places(()) == {0: "none"}
+    assert places((1, 0)) == {1: "none-seed1", 0: "none"}
+    # The place without a seed belongs to the run that an earlier version left there.
+    other = dataclasses.asdict(dataclasses.replace(Config(), seed=5))
+    runs.RunDirectory.create(tmp_path / "none", other)
+    assert places((0, 5)) == {0: "none-seed0", 5: "none"}
+
+
+def test_controls_change_one_thing(tmp_path):
+    scheme = Config(model="alexnet", augment=False)
+    found = networks.planned(
+        scheme, (math.inf, 1.0), KINDS, tmp_path, controls=list(networks.CONTROLS)
+    )
+    models_ = {
+        name: models.create(each[0].config.model, dropout=each[0].config.dropout)
+        for name, each in found.items()
+    }
+    plain = models.AlexNet()
+    assert models_["none"] == models_["weight_decay"] == plain
+    assert models_["batch_norm"] == plain.clone(batch_norm=True)
+    assert models_["no_lrn"] == plain.clone(response_normalization=False)
+    assert models_["dropout"] == plain.clone(dropout=0.2)
+    config = found["weight_decay"][0].config
+    assert (config.weight_decay, config.decayed) == (5e-4, "kernels_and_scales")
+    for scheme, controls, message in (
+        (Config(), ["batch_norm"], "controls has batch_norm, a variant of alexnet"),
+        (Config(), ["magic"], r"controls is \['magic'\]; give some of batch_norm"),
+        (
+            dataclasses.replace(config, spectral_norm_bound=None),
+            ["weight_decay"],
+            r"weight_decay, which all networks have: weight_decay is 0\.0005",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            networks.planned(
+                scheme, (math.inf, 1.0), KINDS, tmp_path, controls=controls
+            )
 
 
 def test_a_run_that_is_there_is_not_trained_again(trained, run):

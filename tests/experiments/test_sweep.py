@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.sweep import launch, points, tables
-from opnorm import runs, training
+from opnorm import data, runs, training
 from opnorm.training import Config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -54,9 +54,10 @@ TINY = [
     "--width=8",
     "--train_examples=48",
     "--batch_size=16",
-    "--test_examples=40",
+    "--test_examples=30",
     "--test_steps=2",
 ]
+VALIDATED = [*TINY, "--validation_fraction=0.02", "--validation_examples=40"]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def call(serve):
 def swept(call, tmp_path_factory):
     """A finished sweep: its directory, its flags, and what it printed."""
     directory = tmp_path_factory.mktemp("sweep")
-    options = [*TINY, "--epochs=2", "--grid=learning_rate=1e-3,1e-2", "--seeds=0"]
+    options = [*VALIDATED, "--epochs=2", "--grid=learning_rate=1e-3,1e-2", "--seeds=0"]
     options += ["--epsilons=0.1,0.3", f"--directory={directory}"]
     result = call(*options)
     assert result.returncode == 0, result.stderr
@@ -112,6 +113,7 @@ def test_every_point_is_trained_measured_and_ranked(swept):
         own = read(directory / name, "sweep_result.json")
         assert own["clean"]["mean"] == accuracy[0]
         assert own["examples"] == 40
+    assert (found["split"], found["measurement"]["test_examples"]) == ("validation", 30)
     table = (directory / "table.md").read_text()
     assert table in result.stdout
     lines = table.splitlines()
@@ -119,9 +121,29 @@ def test_every_point_is_trained_measured_and_ranked(swept):
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
         f"{best['point']['learning_rate']:g}",
         *(f"{100 * cell['mean']:.1f} %" for cell in best["accuracy"].values()),
+        *(f"{100 * cell['mean']:.1f} %" for cell in best["test"].values()),
         "1 of 1 done",
     ]
-    assert "2 of 2 runs have ended; best first by L2 PGA-2, eps 0.1" in lines[-1]
+    words = "2 of 2 runs have ended; best first by L2 PGA-2, eps 0.1 on the validation"
+    assert words in lines[-1]
+
+
+def test_points_are_compared_on_held_out_images_and_the_best_alone_is_tested(swept):
+    directory, _, _ = swept
+    best, other = read(directory)["points"]
+    assert list(best["test"]) == list(best["accuracy"])
+    assert "test" not in other
+    names = [
+        f"learning_rate={p['point']['learning_rate']:g}_seed=0" for p in (best, other)
+    ]
+    assert not (directory / names[1] / "sweep_test.json").exists()
+    run = training.load_run(directory / names[0])
+    test_set = data.load("cifar10_mini", split="test", limit=30)
+    validation_set = training.load_validation_set(run.config, limit=40)
+    for examples, found in ((validation_set, "accuracy"), (test_set, "test")):
+        logits = np.asarray(run.network(examples.images / np.float32(255)))
+        accuracy = np.mean(logits.argmax(1) == examples.labels)
+        assert best[found]["clean"]["mean"] == pytest.approx(accuracy)
 
 
 def test_the_command_in_the_results_can_be_called_again(swept):
@@ -190,18 +212,52 @@ def test_seeds_are_averaged_and_what_is_trained_is_only_measured_anew(
 
 
 def test_a_point_that_fails_is_in_the_table_and_the_others_go_on(call, tmp_path):
-    options = [*TINY, "--epochs=1", "--grid=batch_size=64,16", "--sort_by=clean"]
+    options = [*TINY, "--epochs=1", "--grid=batch_size=64,16"]
     options.append(f"--directory={tmp_path}")
     result = call(*options)
     assert result.returncode == 0, result.stderr
-    done, failed = read(tmp_path)["points"]
+    # Without a validation split nothing is ranked, and that is told at once.
+    assert result.stderr.startswith(f"{tables.UNRANKED}\nrun 1 of 2")
+    assert tables.UNRANKED in (tmp_path / "table.md").read_text()
+    found = read(tmp_path)
+    assert (found["split"], found["sorted_by"]) == ("test", None)
+    failed, done = found["points"]
+    assert (
+        read(tmp_path / "batch_size=16_seed=0", "sweep_result.json")["examples"] == 30
+    )
     assert done["state"] == "1 of 1 done"
     assert done["point"] == {"batch_size": 16}
     assert failed["state"].startswith("0 of 1 done; 1 failed: batch_size is 64")
     assert failed["state"] in (tmp_path / "table.md").read_text()
     # It is tried again only if asked for.
-    assert call(*options).stderr == "2 of 2 points were measured earlier\n"
+    assert call(*options).stderr.endswith("2 of 2 points were measured earlier\n")
     assert "run 1 of 1: batch_size=64_seed=0" in call(*options, "--retry").stderr
+
+
+def test_the_best_checkpoint_of_a_run_is_measured_on_request(call, swept, tmp_path):
+    directory, options, _ = swept
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    name = "learning_rate=0.01_seed=0"
+    shutil.rmtree(tmp_path / name)
+    # Two epochs of the first run are there already: its best was not kept.
+    options = [o for o in options if not o.startswith(("--grid", "--directory"))]
+    options += ["--grid=learning_rate=0.01", f"--directory={tmp_path}", "--keep_best"]
+    result = call(*options, "--sort_by=clean")
+    assert result.returncode == 0, result.stderr
+    run = training.load_run(tmp_path / name, checkpoint="best")
+    own = read(tmp_path / name, "sweep_result.json")
+    assert own["step"] == run.step
+    assert own["clean"]["mean"] == pytest.approx(run.metadata["best"]["accuracy"])
+    (point,) = read(tmp_path)["points"]
+    assert point["test_runs"][name]["step"] == run.step
+
+
+def test_results_of_earlier_versions_are_read():
+    folder = ROOT / "experiments" / "results" / "table2" / "sweep_snr"
+    found = read(folder)
+    measured = {**found["measurement"], "p": float(found["measurement"]["p"])}
+    stored = next(iter(found["points"][0]["runs"].values()))["measurement"]
+    assert points._as_json(points.Measurement(**measured)) == stored
 
 
 def test_jobs_run_what_local_runs_run(call, swept, tmp_path):
@@ -332,7 +388,14 @@ def test_without_submitit_the_error_says_how_to_get_it(monkeypatch, tmp_path):
         (["--grid=step_ratio=1"], ["step_ratio=1_seed=0", "step_size"]),
         (["--seeds=0,0"], ["seeds"]),
         (["--epsilons=0.1,-1"], ["epsilons"]),
-        (["--sort_by=0.7", "--epsilons=0.1"], ["sort_by", "0.7", "clean", "0.1"]),
+        (
+            ["--sort_by=0.7", "--epsilons=0.1", "--validation_fraction=0.1"],
+            ["sort_by", "0.7", "clean", "0.1"],
+        ),
+        (["--sort_by=clean"], ["sort_by", "--validation_fraction"]),
+        (["--keep_best"], ["keep_best", "--validation_fraction"]),
+        (["--validation_fraction=1"], ["validation_fraction is 1.0"]),
+        (["--grid=validation_fraction=0.1,0.2"], ["--validation_fraction"]),
         (["--preset=roth_cnn7_snt"], ["roth_cnn7_snt", "roth_cnn7_snr"]),
         (["--preset=regularization_view_tiny_imagenet_at4"], ["--dataset=tiny_image"]),
         (["--directory="], ["directory"]),

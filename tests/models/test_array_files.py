@@ -1,4 +1,4 @@
-"""Files of arrays: two formats without PyTorch, PyTorch's, and broken ones."""
+"""Reading of arrays: two formats without PyTorch, PyTorch, and broken files."""
 
 import json
 

@@ -208,6 +208,83 @@ def test_matches_an_independent_forward_pass(name):
         np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_variants_of_alexnet_match_an_independent_forward_pass():
+    shape = (6, *SHAPES["alexnet"][1:])
+    x = np.random.default_rng(3).uniform(0, 1, shape)
+    tree, rng = variables("alexnet"), np.random.default_rng(2)
+    norms, statistics = {}, {}
+    for index, channels in ((1, 3), (2, 8)):
+        scale, bias, mean = rng.normal(size=(3, channels))
+        norms[f"norm{index}"] = {"scale": scale, "bias": bias}
+        variance = rng.uniform(0.5, 2, channels)
+        statistics[f"norm{index}"] = {"mean": mean, "var": variance}
+    bounded = {"params": tree["params"] | norms, "batch_stats": statistics}
+    key = jax.random.key(5)
+
+    @jax.jit
+    def everything(tree, bounded, x):
+        modules = [
+            network("alexnet", dtype=jnp.float64, **options)
+            for options in (
+                {"batch_norm": True, "dropout": 0.5},
+                {"response_normalization": False},
+                {"dropout": 0.5},
+            )
+        ]
+        dropped, seen = modules[2].apply(
+            tree,
+            x,
+            train=True,
+            rngs={"dropout": key},
+            capture_intermediates=lambda module, _: "dropout" in (module.name or ""),
+        )
+        return (
+            modules[0].apply(bounded, x),
+            modules[1].apply(tree, x),
+            modules[2].apply(tree, x),
+            dropped,
+            jax.tree.leaves(seen),
+        )
+
+    with jax.enable_x64(True):
+        norm, plain, still, dropped, seen = jax.tree.map(
+            np.asarray, everything(tree, bounded, jnp.asarray(x))
+        )
+    module = network("alexnet")
+    shifted = (x - np.array(module.mean)) / np.array(module.std)
+
+    def logits(norm=False, response=True):
+        reference = Reference("alexnet")
+        h = shifted
+        for index in (1, 2):
+            h = reference.conv(h, (f"conv{index}",))
+            if norm:
+                known, own = statistics[f"norm{index}"], norms[f"norm{index}"]
+                h = (h - known["mean"]) / np.sqrt(known["var"] + 1e-5)
+                h = h * own["scale"] + own["bias"]
+            h = windows(np.maximum(h, 0), 3, 2).max((3, 4))
+            if response:
+                h = normalized(h, 4, 1, 0.001 / 9, 0.75)
+        h = h.reshape(len(h), -1)
+        for name in ("dense1", "dense2", "logits"):
+            h = reference.dense(h, name)
+            h = h if name == "logits" else np.maximum(h, 0)
+        return h
+
+    tolerance = {"rtol": 1e-9, "atol": 1e-12}
+    np.testing.assert_allclose(norm, logits(norm=True), **tolerance)
+    np.testing.assert_allclose(plain, logits(response=False), **tolerance)
+    # Nothing is dropped in inference.
+    np.testing.assert_allclose(still, logits(), **tolerance)
+    assert np.abs(dropped - still).max() > 1e-3
+    # The first map is that of inference times 0 or 1 / (1 - rate).
+    h = Reference("alexnet").conv(shifted, ("conv1",))
+    h = normalized(windows(np.maximum(h, 0), 3, 2).max((3, 4)), 4, 1, 0.001 / 9, 0.75)
+    kept = seen[0][h > 0] / h[h > 0]
+    np.testing.assert_allclose(kept * (kept - 2), 0, atol=1e-9)
+    assert 0.35 < np.mean(kept > 1) < 0.65
+
+
 @NETWORKS
 def test_rows_are_independent(name):
     changed = images(name)

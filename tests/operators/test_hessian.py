@@ -1,5 +1,7 @@
 """Hessians in inputs and parameters against dense second derivatives."""
 
+from collections.abc import Callable
+
 import chex
 import flax.linen as nn
 import jax
@@ -7,6 +9,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx, struct
 
 from opnorm import linalg, models, operators
 from opnorm.models import layers
@@ -285,3 +288,76 @@ def test_numbers_are_parameters_too():
     outputs = params["scale"] * x + params["shift"] ** 2
     expected[1, 1] += np.mean(2 * outputs) * 2
     np.testing.assert_allclose(hessian, expected, rtol=1e-5)
+
+
+class Tanh(nnx.Module):
+    """A network with parameters, statistics and a stream of random numbers."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.linear = nnx.Linear(2, 3, rngs=rngs)
+        self.scale = nnx.BatchStat(jnp.float32(2.0))
+        self.dropout = nnx.Dropout(0.5, deterministic=True, rngs=rngs)
+
+    def __call__(self, x):
+        return jnp.tanh(self.scale[...] * self.dropout(self.linear(x)))
+
+
+@struct.dataclass
+class Activated:
+    """A network with an integer and a function among its leaves."""
+
+    weight: jax.Array
+    count: jax.Array
+    activation: Callable = jnp.tanh
+
+    def __call__(self, x):
+        return self.activation(x @ self.weight)
+
+
+@pytest.mark.parametrize(
+    "f", [Tanh(), Activated(jnp.ones((2, 3)), jnp.arange(2))], ids=["nnx", "tree"]
+)
+def test_networks_are_trees_of_parameters(f):
+    batches = np.float32([[[1.0, 2.0], [0.5, -1.0]]])
+
+    def square(network, batch):
+        return jnp.mean(network(batch) ** 2)
+
+    matrices = (
+        operators.parameter_hessian(square, f, batches),
+        operators.gauss_newton(
+            lambda network, batch: network(batch),
+            lambda outputs, batch: jnp.mean(outputs**2),
+            f,
+            batches,
+        ),
+    )
+    if isinstance(f, Tanh):
+        weights = [f.linear.bias[...], f.linear.kernel[...]]
+        flat, unravel = jax.flatten_util.ravel_pytree(weights)
+
+        def outputs(vector):
+            bias, kernel = unravel(vector)
+            return jnp.tanh(2 * (batches[0] @ kernel + bias))
+    else:
+        flat = f.weight.ravel()
+
+        def outputs(vector):
+            return jnp.tanh(batches[0] @ vector.reshape(2, 3))
+
+    @jax.jit
+    def dense(vector):
+        jacobian = jax.jacobian(outputs)(vector).reshape(6, -1)
+        hessian = jax.hessian(lambda v: jnp.mean(outputs(v) ** 2))(vector)
+        return hessian, 2 / 6 * jacobian.T @ jacobian
+
+    for matrix, expected in zip(matrices, dense(flat), strict=True):
+        assert matrix.map.in_shape == flat.shape
+        rows = jax.jit(jax.vmap(lambda v, m=matrix: m.map.matvec(v[None])[0]))
+        np.testing.assert_allclose(
+            rows(np.eye(flat.size, dtype=np.float32)), expected, atol=1e-5
+        )
+        tree = matrix.unravel(flat + 1)
+        assert jax.tree.structure(tree) == jax.tree.structure(f)
+        np.testing.assert_array_equal(matrix.ravel(tree)[0], flat + 1)

@@ -403,25 +403,26 @@ def reverse_alone(weights, by_callback):
     return f
 
 
-@pytest.mark.parametrize("shape", [(6, 4), (3, 5)])
-def test_reverse_mode_alone_is_enough(shape):
+def test_reverse_mode_alone_is_enough():
     rng = np.random.default_rng(0)
-    weights = rng.normal(size=shape).astype(np.float32)
-    x = rng.normal(size=(2, shape[0])).astype(np.float32)
-    matrices = np.float64(np.cos(x)[:, :, None] * weights)
-    sigma = np.linalg.norm(matrices, 2, (1, 2))
-    callback, plain = (reverse_alone(weights, kind) for kind in (True, False))
-    # With one step "auto" would multiply from the right, if that were there.
-    found = [
-        operators.jacobian_norm(callback, x, method="dense"),
-        operators.jacobian_norm(callback, x, num_steps=1, key=jax.random.key(0)),
-        operators.jacobian_norm(plain, x, method="golub_kahan", key=jax.random.key(0)),
+    x = rng.normal(size=(2, 6)).astype(np.float32)
+    # With more outputs than inputs a dense Jacobian would take products J v as well.
+    few, many = (rng.normal(size=(6, d)).astype(np.float32) for d in (4, 8))
+    plain, callback = (reverse_alone(few, kind) for kind in (False, True))
+    key = jax.random.key(0)
+    cases = [
+        (few, plain, {"method": "golub_kahan", "key": key}),
+        # With one step "auto" would take products J v, if they were there.
+        (few, callback, {"num_steps": 1, "key": key}),
+        (many, reverse_alone(many, True), {"method": "dense"}),
     ]
-    for norm in found:
-        np.testing.assert_allclose(norm.value, sigma, rtol=1e-5)
+    for weights, f, options in cases:
+        matrices = np.float64(np.cos(x)[:, :, None] * weights)
+        sigma = np.linalg.norm(matrices, 2, (1, 2))
+        found = operators.jacobian_norm(f, x, **options)
+        np.testing.assert_allclose(found.value, sigma, rtol=1e-5)
     triplets = operators.singular_triplets(callback, x, num_steps=1)
-    np.testing.assert_allclose(triplets.values[:, 0], sigma, rtol=1e-5)
+    expected = np.linalg.norm(np.float64(np.cos(x)[:, :, None] * few), 2, (1, 2))
+    np.testing.assert_allclose(triplets.values[:, 0], expected, rtol=1e-5)
     with pytest.raises(ValueError, match=r"reverse mode alone.*'dense' needs"):
-        operators.jacobian_norm(
-            callback, x, method="golub_kahan", key=jax.random.key(0)
-        )
+        operators.jacobian_norm(callback, x, method="golub_kahan", key=key)

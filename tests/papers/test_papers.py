@@ -85,6 +85,22 @@ def test_farnias_notebooks_have_the_digits_that_table_1_rounds():
     assert (chosen > 0).sum() == 42 - len(starred)
 
 
+def test_farnias_last_accuracies_round_those_of_table_1_and_the_notebooks():
+    place = {"dataset": "cifar10", "architecture": "alexnet", "scheme": "pgm_l2"}
+    trained, validated = (
+        table.row(**place) for table in (farnia.TABLE_1, farnia.NOTEBOOKS)
+    )
+    drawn = {row.regularization: row for row in farnia.FIGURE_11.select(**place)}
+    assert len(drawn) == len(farnia.FIGURE_11.rows) == 6
+    # They were read off the figure, to a hundredth.
+    expected = {
+        "none": (trained.train, validated.validation),
+        "normalize": (trained.bounded_train, validated.bounded_validation),
+    }
+    for name, pair in expected.items():
+        assert drawn[name][-2:] == pytest.approx(pair, abs=0.011)
+
+
 def test_farnias_ratios_are_those_of_the_durations():
     rows = farnia.TABLE_2.rows
     found = column(rows, "bounded_seconds") / column(rows, "seconds")

@@ -250,3 +250,54 @@ def test_a_layer_called_twice_and_an_endless_bound_of_clipping_are_refused(netwo
         )
     with pytest.raises(ValueError, match="bound is inf; it must be finite"):
         regularizers.clip_spectral_norms(params, layers, np.inf)
+
+
+def channels_first(weights, x):
+    """A strided convolution and a matrix in the layouts of PyTorch."""
+    out = jax.lax.conv(x, weights["conv"], (2, 1), "VALID")
+    return out.reshape(len(x), -1) @ weights["head"].T
+
+
+def test_layers_of_any_network_are_bounded_in_their_layout():
+    rng = np.random.default_rng(0)
+    weights = {
+        "conv": jnp.asarray(rng.normal(size=(3, 2, 2, 2)), jnp.float32),
+        "head": jnp.asarray(rng.normal(size=(4, 24)), jnp.float32),
+    }
+    f = jax.tree_util.Partial(channels_first, weights)
+    layers = operators.find_layers(f, jnp.zeros((1, 2, 4, 5)))
+
+    @jax.jit
+    def bounded(f):
+        vectors = regularizers.init_spectral_vectors(
+            f, layers, jax.random.key(0), num_steps=100
+        )
+        found = regularizers.spectral_normalize(f, layers, vectors, bound=0.5)
+        clipped = regularizers.clip_spectral_norms(f, layers[1:], 0.5)
+        listed = regularizers.init_vectors(f, jax.random.key(1), layers=layers)
+        penalty = regularizers.global_spectral_norm(
+            f, listed, layers=layers, num_steps=20
+        )
+        return found, clipped, penalty.norms
+
+    found, clipped, kernels = bounded(f)
+    head = np.asarray(weights["head"], np.float64)
+    np.testing.assert_allclose(found.norms["head"], np.linalg.norm(head, 2), rtol=1e-3)
+    divided = weights["conv"] * 0.5 / found.norms["conv"]
+    np.testing.assert_allclose(found.params.args[0]["conv"], divided, rtol=1e-5)
+    u, s, v = np.linalg.svd(head, full_matrices=False)
+    expected = u * np.minimum(s, 0.5) @ v
+    np.testing.assert_allclose(clipped.args[0]["head"], expected, atol=1e-5)
+    matrix = np.asarray(weights["conv"], np.float64).reshape(3, -1)
+    np.testing.assert_allclose(kernels["conv"], np.linalg.norm(matrix, 2), rtol=1e-3)
+
+
+def test_computed_kernels_and_other_trees_are_refused():
+    f = jax.tree_util.Partial(lambda w, x: x @ jnp.exp(w), jnp.ones((3, 2)))
+    layers = operators.find_layers(f, jnp.zeros((1, 3)))
+    with pytest.raises(ValueError, match="computed inside the network"):
+        regularizers.clip_spectral_norms(f, layers, 0.5)
+    w = jnp.ones((3, 2))
+    plain = operators.find_layers(lambda x: x @ w, jnp.zeros((1, 3)))
+    with pytest.raises(ValueError, match=r"params has kernels of \['a'\]"):
+        regularizers.clip_spectral_norms({"a": jnp.ones((2, 2))}, plain, 0.5)

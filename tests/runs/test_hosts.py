@@ -70,6 +70,7 @@ def steps_saved(directory):
 
 def test_two_processes_train_as_one(begin, tmp_path):
     options = ["--method=data_dependent_snr", "--parameter_sharding=fsdp"]
+    options += ["--validation_fraction=0.02", "--validation_examples=50", "--keep_best"]
     codes, outputs = finish(begin(tmp_path / "two", "--epochs=2", *options))
     assert codes == [0, 0], outputs
     # One writer: every step is logged once, one table is printed.
@@ -79,10 +80,27 @@ def test_two_processes_train_as_one(begin, tmp_path):
     assert "| run" not in outputs[1][0]
     # The same run in this process alone.
     config = training.load_run(tmp_path / "two").config
-    training.train(config, directory=tmp_path / "one", log_every=1, show_progress=False)
+    training.train(
+        config,
+        directory=tmp_path / "one",
+        log_every=1,
+        validation_examples=50,
+        keep_best=True,
+        show_progress=False,
+    )
     np.testing.assert_allclose(found, losses(tmp_path / "one")[1], rtol=1e-5)
     here, there = (training.load_run(tmp_path / run).network for run in ("two", "one"))
     chex.assert_trees_all_close(here, there, atol=2e-5)
+    # Rounding moves an example in fifty at most; each process counts all of them.
+    validated = [
+        [
+            line["validation_pga_accuracy"]
+            for line in runs.read_metrics(tmp_path / run)[4::5]
+        ]
+        for run in ("two", "one")
+    ]
+    np.testing.assert_allclose(*validated, atol=0.021)
+    assert training.load_run(tmp_path / "two", "best").step in (5, 10)
 
 
 def test_the_death_of_one_is_told_and_the_run_goes_on(begin, tmp_path):

@@ -26,9 +26,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _NORMS = (1.0, 2.0, math.inf)
 
 
-def make(name: str, p: float, epsilon: Any) -> attacks.Attack:
+def make(name: str, p: float, epsilon: Any, **inputs: Any) -> attacks.Attack:
     """Makes the attack in the box [0, 1]; a ValueError if it does not know ``p``."""
-    options = {"bounds": (0.0, 1.0), **_small_options(name)}
+    options = {"bounds": (0.0, 1.0), **_small_options(name), **inputs}
     return attacks.make(name, p=p, epsilon=epsilon, **options)
 
 

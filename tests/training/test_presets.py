@@ -66,6 +66,23 @@ def test_roths_lengths_are_converted_from_pixels_between_minus_1_and_1(name):
 def test_roths_global_penalty_has_no_length():
     config = presets.get_preset("roth_cnn7_global_snr").config
     assert (config.method, config.weight, config.num_steps) == ("global_snr", 3e-4, 1)
+    other = presets.get_preset("roth_cnn7_global_snr_10")
+    assert other.config == dataclasses.replace(config, num_steps=10)
+    assert other.paper["clean accuracy"] == "81.5 %"
+
+
+@pytest.mark.parametrize("network", ["cnn7", "wrn28", "svhn_cnn7"])
+def test_the_control_differs_from_roths_rows_in_the_method_alone(network):
+    control = presets.get_preset(f"roth_{network}_standard_continued")
+    assert control.needs == ("init_from",)
+    assert control.config.method == "standard"
+    of_methods = {"method", "epsilon", "weight", "num_steps", "search", "p"}
+    for term in ("at_l2", "snr"):
+        row = presets.get_preset(f"roth_{network}_{term}").config
+        one, two = map(dataclasses.asdict, (control.config, row))
+        differing = {name for name in one if one[name] != two[name]}
+        assert "method" in differing
+        assert differing <= {*of_methods, "penalty_fraction"}
 
 
 @pytest.mark.parametrize("level", [4, 8, 16])
@@ -233,7 +250,8 @@ def test_descriptions_name_everything_and_show_both_units():
 
 def test_presets_have_the_rows_that_their_paper_prints():
     unprinted = [name for name, preset in presets.PRESETS.items() if not preset.rows]
-    assert all("svhn_cnn7" in name or "interpolated" in name for name in unprinted)
+    known = ("svhn_cnn7", "interpolated", "standard_continued")
+    assert all(any(part in name for part in known) for name in unprinted)
     for preset in presets.PRESETS.values():
         config = preset.config
         for row in preset.rows:

@@ -291,6 +291,10 @@ def test_images_in_memory_may_lose_their_margins():
             {"epsilon_unit": "standardized", "normalization": "none"},
             "epsilon_unit is 'standardized'.*'none' has no standard deviation",
         ),
+        (
+            {"epsilon_unit": "standardized", "normalization": "whitened"},
+            "epsilon_unit is 'standardized'.*'whitened' has another standard deviation",
+        ),
         ({"gamma": 1.0}, "gamma is 1.0.*wrm"),
         ({"method": "wrm", "gamma": -1.0}, "gamma is -1.0"),
         ({"attack_labels": "predicted"}, "attack_labels is 'predicted'.*standard"),

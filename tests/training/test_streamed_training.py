@@ -68,6 +68,19 @@ def test_the_imagenet_recipe_runs_with_progressive_sizes_and_resumes(recipe, tmp
     assert shown.images.shape == (4, 32, 32, 3)
 
 
+def test_held_out_images_are_read_in_the_size_of_the_last_phase(recipe):
+    config = dataclasses.replace(recipe, validation_fraction=0.3)
+    held_out = training.load_validation_set(config)
+    stream = training.load_train_set(config)
+    assert held_out.image_shape == (32, 32, 3)
+    assert len(held_out) + len(stream) == 24
+    kept = stream.centre_crops(np.arange(len(stream)), image_size=32).images
+    whole = data.load(recipe.dataset, split="train", image_size=32).images
+    found = sorted(bytes(image) for part in (kept, held_out.images) for image in part)
+    assert found == sorted(bytes(image) for image in whole)
+    assert len(training.load_validation_set(config, limit=2)) == 2
+
+
 def test_batches_are_those_of_the_plan_wherever_they_begin(recipe):
     stream = training.load_train_set(recipe)
     made = plan.make(recipe, len(stream))

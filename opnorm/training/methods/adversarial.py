@@ -104,7 +104,7 @@ def _trained_at(
         x, labels = batch.images, batch.labels
         perturbed = search(params, batch_stats, batch, key)
         inputs = jnp.concatenate([x, perturbed]) if clean_too else perturbed
-        outputs, batch_stats = modes.train(params, batch_stats, inputs)
+        outputs, batch_stats = modes.train(params, batch_stats, inputs, key)
         logits, adversarial = outputs[: len(x)], outputs[-len(x) :]
         value = adversarial_loss = terms.cross_entropy(adversarial, labels)
         if clean_too:

@@ -112,7 +112,7 @@ def _penalized(config: Config, modes: Modes, *, squared: bool) -> Method:
         v = direction(params, batch_stats, state, part, key)
         if config.variant == "derivative":
             logits, change, batch_stats = jax.jvp(
-                lambda z: modes.train(params, batch_stats, z),
+                lambda z: modes.train(params, batch_stats, z, key),
                 (x,),
                 (v,),
                 has_aux=True,
@@ -120,7 +120,7 @@ def _penalized(config: Config, modes: Modes, *, squared: bool) -> Method:
             change = config.epsilon * change
         else:
             inputs = jnp.concatenate([x, part.images + config.epsilon * v])
-            outputs, batch_stats = modes.train(params, batch_stats, inputs)
+            outputs, batch_stats = modes.train(params, batch_stats, inputs, key)
             logits = outputs[: len(x)]
             change = outputs[len(x) :] - logits[: len(v)]
         penalty = regularizers.size_penalty(change, q=config.q, squared=squared).mean()

@@ -38,7 +38,7 @@ def gradient_regularization(config: Config, modes: Modes) -> Method:
 
         d = regularizers.gradient_direction(jax.grad(total)(part.images), config.p)
         inputs = jnp.concatenate([x, part.images + step * d])
-        outputs, batch_stats = modes.train(params, batch_stats, inputs)
+        outputs, batch_stats = modes.train(params, batch_stats, inputs, key)
         logits = outputs[: len(x)]
         clean = terms.cross_entropies(logits, labels)
         shifted = terms.cross_entropies(outputs[len(x) :], part.labels)

@@ -43,7 +43,9 @@ def interpolated(config: Config, modes: Modes) -> Method:
         perturbed = perturb(params, batch_stats, batch, attack_key)
         v = direction(params, batch_stats, state, part, search_key)
         inputs = [x, perturbed, part.images + config.epsilon * v]
-        outputs, batch_stats = modes.train(params, batch_stats, jnp.concatenate(inputs))
+        outputs, batch_stats = modes.train(
+            params, batch_stats, jnp.concatenate(inputs), key
+        )
         logits, attacked = outputs[: len(x)], outputs[len(x) : 2 * len(x)]
         change = outputs[2 * len(x) :] - logits[: len(v)]
         penalty = regularizers.size_penalty(change, q=2.0, squared=True).mean()

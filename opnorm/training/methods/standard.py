@@ -17,7 +17,7 @@ def standard(config: Config, modes: Modes) -> Method:
     def loss(
         params: Params, batch_stats: PyTree, state: PyTree, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Auxiliary]:
-        logits, batch_stats = modes.train(params, batch_stats, batch.images)
+        logits, batch_stats = modes.train(params, batch_stats, batch.images, key)
         value = terms.cross_entropy(logits, batch.labels)
         metrics = terms.metrics(logits, batch.labels)
         return value, Auxiliary(batch_stats, state, metrics)
@@ -36,7 +36,7 @@ def global_snr(config: Config, modes: Modes) -> Method:
     def loss(
         params: Params, batch_stats: PyTree, state: PyTree, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Auxiliary]:
-        logits, batch_stats = modes.train(params, batch_stats, batch.images)
+        logits, batch_stats = modes.train(params, batch_stats, batch.images, key)
         found = regularizers.global_spectral_norm(
             params, state, num_steps=config.num_steps
         )

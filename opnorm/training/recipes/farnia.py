@@ -1,8 +1,9 @@
 """The training recipes of Farnia, Zhang & Tse 2019.
 
 They divide every image of CIFAR-10 and SVHN by the standard deviation of its own pixels
-before anything else, and perturb the result. Networks here divide by one number for all
-images, so that a length is multiplied by the mean of those standard deviations, 0.21 on
+before anything else, and perturb the result. Networks here perturb pixels and divide by
+one number for all images (``normalization="whitened"`` divides each by its own), so
+that a length is multiplied by the mean of those standard deviations, 0.21 on
 CIFAR-10, and the price of a squared length divided by its square.
 Their MNIST is in [0, 1].
 
@@ -13,6 +14,7 @@ the grid of all that were tried.
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from opnorm import papers
 from opnorm.training.recipes.preset import Preset, Settings
@@ -93,8 +95,17 @@ def presets() -> Iterable[Preset]:
                 "beta": f"{validated.beta:g}, the best by validation",
             },
             (notes + _NOTES).strip(),
-            rows=(row, validated),
+            rows=(row, validated, *_runtimes(dataset, architecture, scheme)),
         )
+
+
+def _runtimes(
+    dataset: str, architecture: str, scheme: str
+) -> tuple[tuple[Any, ...], ...]:
+    """Returns the rows of Tables 2 and 3 for a row of Table 1."""
+    place = {"dataset": dataset, "architecture": architecture, "scheme": scheme}
+    tables = (papers.farnia.TABLE_2, papers.farnia.TABLE_3)
+    return tuple(row for table in tables for row in table.select(**place))
 
 
 def _scheme(scheme: str, dataset: str) -> tuple[Settings, dict[str, str], str]:

@@ -92,19 +92,34 @@ _ROTH_TERMS: dict[str, tuple[Settings, dict[str, str], str]] = {
     "global_snr": (
         {"method": "global_snr", "weight": 3e-4, "num_steps": 1},
         {"lambda": "3e-4", "iters": "1 and 10 (Table 2), 1 (main text)"},
-        "With --num_steps=10 the other row of Table 2. The released code has no 1/2: "
-        "lambda there is half of lambda here.",
+        "The released code has no 1/2: lambda there is half of lambda here.",
     ),
 }
+# Table 2 prints one accuracy for global SNR with 1 and with 10 iterations.
+_ROTH_TERMS["global_snr_10"] = (
+    {**_ROTH_TERMS["global_snr"][0], "num_steps": 10},
+    *_ROTH_TERMS["global_snr"][1:],
+)
+_CONTINUED = "standard_continued"
+_ROTH_TERMS[_CONTINUED] = (
+    {"method": "standard"},
+    {"control": "not in the paper"},
+    "The control of the rows that start from the standard network: that network, "
+    "trained on with their recipe and for as many epochs, without their terms.",
+)
 _SEARCH = {"search": "iterative", "num_steps": 10, "penalty_fraction": 1.0}
 
 
 def presets() -> Iterable[Preset]:
-    """Lists the rows of Table 2, and what is trained for Figs. 7 and 15."""
+    """Lists the rows of Table 2, their controls, and the networks of Figs. 7 and 15."""
     for row in papers.roth.TABLE_2.rows:
         model, term = row.architecture, row.method
         yield _roth_preset(f"roth_{model}_{term}", model, term, "cifar10", row)
-    for term in ("standard", "at_l2", "snr", "global_snr"):
+        if term == "global_snr":
+            yield _roth_preset(f"roth_{model}_{term}_10", model, f"{term}_10", row=row)
+    for model in _ROTH_BASE:
+        yield _roth_preset(f"roth_{model}_{_CONTINUED}", model, _CONTINUED)
+    for term in ("standard", _CONTINUED, "at_l2", "snr", "global_snr"):
         yield _roth_preset(f"roth_svhn_cnn7_{term}", "cnn7", term, "svhn_cropped")
     yield Preset(
         "roth_cnn7_interpolated",
@@ -128,14 +143,14 @@ def _roth_preset(
     name: str,
     model: str,
     term: str,
-    dataset: str,
+    dataset: str = "cifar10",
     row: papers.roth.Trained | None = None,
 ) -> Preset:
     settings: Settings = {"dataset": dataset, **_ROTH_BASE[model]}
     # Fig. 15 prints no numbers.
     stated_accuracy = "not stated" if row is None else f"{100 * row.accuracy:.1f} %"
-    paper = {"clean accuracy": stated_accuracy}
-    source = "Table 2" if row else "Fig. 15 (SVHN)"
+    paper = {} if term == _CONTINUED else {"clean accuracy": stated_accuracy}
+    source = "Table 2" if dataset == "cifar10" else "Fig. 15 (SVHN)"
     if term == "standard":
         settings |= _ROTH_STANDARD[model]
         notes = f"The recipe [?]: that of {_ROTH_STANDARD_SOURCE[model]}."
