@@ -155,7 +155,7 @@ def _pooled(
     def forward(*args: Any) -> Any:
         # A new function: JAX would not trace one again that it has traced.
         with nn.intercept_methods(record):
-            return modes.train(*args)
+            return modes.train(*args, jax.random.key(0))
 
     jax.eval_shape(forward, params, batch_stats, x)
     generator = np.random.default_rng(0)

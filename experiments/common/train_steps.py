@@ -127,13 +127,11 @@ def _double_backpropagation(net: training.Modes) -> Callable[..., Any]:
         batch: training.Batch,
         key: jax.Array,
     ) -> tuple[jax.Array, training.Auxiliary]:
-        del key
-
         def losses(x: jax.Array) -> jax.Array:
             logits = net.infer(params, batch_stats, x)
             return attacks.cross_entropy(logits, batch.labels)
 
-        logits, updated = net.train(params, batch_stats, batch.images)
+        logits, updated = net.train(params, batch_stats, batch.images, key)
         clean = attacks.cross_entropy(logits, batch.labels).mean()
         penalty = regularizers.gradient_penalty(
             losses, batch.images, method="double_backpropagation"

@@ -26,6 +26,7 @@ figure_10.png and figure_11.png.
 """
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -224,11 +225,7 @@ def _settings(rows: Sequence[Row]) -> measure.Settings:
             f"auto_attack_examples is {_AUTO_ATTACK.value}; it must be at most "
             f"test_examples, {_TEST_EXAMPLES.value}."
         )
-    trained = summary.training_epsilons(rows)
-    strong = {
-        p: tuple(e for e in epsilons if claims.is_judged(e, trained.get(p, 0.0)))
-        for p, epsilons in lengths.items()
-    }
+    strong = _auto_attack_lengths(rows, lengths) if _AUTO_ATTACK.value else {}
     return measure.Settings(
         lengths=lengths,
         test_steps=_TEST_STEPS.value,
@@ -238,10 +235,30 @@ def _settings(rows: Sequence[Row]) -> measure.Settings:
     )
 
 
+def _auto_attack_lengths(
+    rows: Sequence[Row], lengths: Mapping[float, tuple[float, ...]]
+) -> dict[float, tuple[float, ...]]:
+    """Returns the lengths up to that of the training; all in a norm without one."""
+    trained = summary.training_epsilons(rows)
+    found = {}
+    for p in {row.config.p for row in rows} & set(lengths):
+        largest = trained.get(p, math.inf)
+        found[p] = tuple(e for e in lengths[p] if claims.is_judged(e, largest))
+        if not found[p]:
+            name = norm_name(p).lower()
+            raise ValueError(
+                f"{name}_epsilons is {lengths[p]}; AutoAttack needs a length of at "
+                f"most {largest:g}, that of the training."
+            )
+    return found
+
+
 def _check_match(rows: Sequence[Row]) -> None:
     """Raises a ValueError for rows that have no lambda to match, or no validation."""
     if not _MATCH.value:
         return
+    if _ITERATIONS.value:
+        raise ValueError("match and iterations are both given; give one of them.")
     options.check_each_once("match", _MATCH.value)
     known = {row.name: row for row in rows}
     for name in _MATCH.value:
@@ -404,8 +421,9 @@ def _compare_iterations(job: _Job, started: records.Start) -> None:
     job.run.write_json("iterations.json", results)
     text = iterations.text(results)
     job.run.write_text("iterations.md", text)
-    configs = {row.name: row.config for row in job.rows if row.name in rows}
-    figures.draw_iterations(job.run, results, networks.titles(configs))
+    # A colour for each, where a method would have one.
+    titles = {row.name: f"iterations: {row.config.num_steps}" for row in job.rows}
+    figures.draw_iterations(job.run, results, titles)
     records.report(job.run, text.rstrip("\n"), started)
 
 

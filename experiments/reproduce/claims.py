@@ -13,6 +13,8 @@ from experiments.common.records import Record
 LIMIT = 0.03
 # Standard errors that a verdict has to hold within.
 _ERRORS = 2.0
+# Allowance for rounding in a difference of fractions, such as 0.5 - 0.47.
+_ROUNDING = 1e-9
 
 
 def difference(
@@ -69,7 +71,7 @@ def judge(found: Mapping[str, Any], largest: float) -> Record:
     if not judged:
         return {"verdict": None}
     mean, error, epsilon = max(judged, key=lambda point: abs(point[0]))
-    yes = abs(mean) <= LIMIT
+    yes = abs(mean) <= LIMIT + _ROUNDING
     return {
         "verdict": ("yes" if yes else "no")
         + ("" if _is_clear(judged, yes) else ", within error"),
@@ -100,5 +102,5 @@ def _is_clear(judged: Sequence[tuple[float, float | None, float]], yes: bool) ->
         for mean, error, _ in judged
     ]
     if yes:
-        return all(mean + error <= LIMIT for mean, error in reach)
-    return any(mean - error > LIMIT for mean, error in reach)
+        return all(mean + error <= LIMIT + _ROUNDING for mean, error in reach)
+    return any(mean - error > LIMIT + _ROUNDING for mean, error in reach)

@@ -51,8 +51,8 @@ def draw_accuracy(
         if epsilon is not None:
             figures.mark_training(axes, epsilon)
         figures.label_lengths(axes, norm)
-        axes.set_ylim(bottom=0)
-    panels[0].set_ylabel("accuracy (%)")
+    # The panels share the axis, which would stay as it is at its first limit.
+    panels[0].set(ylabel="accuracy (%)", ylim=(0, None))
     figures.save_panels(figure, panels, out.figure_path(f"accuracy_{norm}"))
 
 
@@ -67,64 +67,67 @@ def draw_iterations(
       titles: names of the rows in the figures.
     """
     rows = {titles[name]: row for name, row in results["rows"].items()}
-    curves = [row["alignment"] for row in rows.values()]
     title = (
-        f"Iterations of global SNR; {results['data']}, {results['examples']} images\n"
-        f"{_bands(curves, results['examples'])}"
+        f"Global SNR, power iterations for each update; {results['data']}, "
+        f"{results['examples']} images\n"
+        f"{_bands((row['alignment'] for row in rows.values()), results['examples'])}"
     )
+    _draw_linearity(out, rows, title)
+    _draw_robustness(out, rows, results, title)
+
+
+def _draw_linearity(
+    out: runs.RunDirectory, rows: Mapping[str, Record], title: str
+) -> None:
     quantities = {
-        "deviation": "deviation from linearity of the features",
-        "sigma": "largest singular value of the features' J(x + z)",
+        "deviation": "deviation of the features\nfrom linearity",
+        "sigma": "largest singular value of J(x + z)\n(features per pixel unit)",
     }
     kinds = {"random": "random z", "adversarial": "adversarial z (L2 PGA)"}
     figure, panels = figures.new_panels(
-        title,
-        [
-            f"{meaning}\n{kind}"
-            for meaning in quantities.values()
-            for kind in kinds.values()
-        ],
-        columns=2,
-        sharey="row",
+        title, [*kinds.values(), "", ""], columns=2, sharey="row"
     )
-    places = [(quantity, kind) for quantity in quantities for kind in kinds]
-    for axes, (quantity, kind) in zip(panels, places, strict=True):
-        drawn = {
-            name: (row[kind]["length"]["mean"], row[kind][quantity])
-            for name, row in rows.items()
-        }
-        figures.curves(axes, drawn)
-        axes.set(xlabel=_LENGTH, xlim=(0, None), ylim=(0, None))
+    for number, (quantity, meaning) in enumerate(quantities.items()):
+        pair = panels[2 * number : 2 * number + 2]
+        for axes, kind in zip(pair, kinds, strict=True):
+            drawn = {
+                name: (row[kind]["length"]["mean"], row[kind][quantity])
+                for name, row in rows.items()
+            }
+            figures.curves(axes, drawn)
+            axes.set(xlabel=_LENGTH, xlim=(0, None))
+        pair[0].set(ylabel=meaning, ylim=(0, None))
     figures.save_panels(figure, panels, out.figure_path("figure_10"))
 
+
+def _draw_robustness(
+    out: runs.RunDirectory, rows: Mapping[str, Record], results: Record, title: str
+) -> None:
     figure, panels = figures.new_panels(
         title,
         (
             f"accuracy under L2 PGA, {results['test_steps']} steps, "
             f"{results['test_examples']} images",
-            "alignment with the dominant vector",
+            "alignment of the perturbation with $v_1$ at x",
         ),
     )
-    accuracy: dict[str, tuple[Any, Any]] = {
-        name: (row["accuracy"]["epsilon"], row["accuracy"])
-        for name, row in rows.items()
-    }
-    figures.curves(panels[0], accuracy, times=100)
-    panels[0].set(ylabel="accuracy (%)", ylim=(0, None))
-    aligned = {
-        name: (row["alignment"]["epsilon"], row["alignment"])
-        for name, row in rows.items()
-    }
-    figures.curves(panels[1], aligned)
+    for axes, quantity, times in zip(
+        panels, ("accuracy", "alignment"), (100, 1), strict=True
+    ):
+        drawn: dict[str, tuple[Any, Any]] = {
+            name: (row[quantity]["epsilon"], row[quantity])
+            for name, row in rows.items()
+        }
+        figures.curves(axes, drawn, times=times)
     panels[1].axhline(
         results["random_alignment"],
         color="0.5",
         linestyle=":",
         label="expected of a random perturbation",
     )
-    panels[1].set(ylabel="|cos| of the perturbation and $v_1$ at x", ylim=(0, None))
-    for axes in panels:
+    for axes, text in zip(panels, ("accuracy (%)", "|cosine|"), strict=True):
         figures.label_lengths(axes, "L2")
+        axes.set(ylabel=text, xlim=(0, None), ylim=(0, None))
     figures.save_panels(figure, panels, out.figure_path("figure_11"))
 
 

@@ -21,7 +21,7 @@ from opnorm.linalg import BatchFunction
 _LARGEST_PULL = 0.1
 _OVERSHOOT = 1.05
 _WAY_BACK = 0.9
-# Of a targeted search that has missed its target several times.
+# The overshoot of a targeted search that has missed its target several times.
 _LARGEST_OVERSHOOT = 1.9
 # Newton's method on a concave piecewise linear function ends after as many steps as it
 # meets kinks, in practice under ten; bisection to float32's last digits.

@@ -100,7 +100,7 @@ def _read_state_dict(path: Path, entry: str | None) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise ValueError(
             f"{path} is read by PyTorch, which is not installed; "
-            "pip install 'opnorm[oracles]' installs it. Files .safetensors and .npz "
+            "pip install 'opnorm[torch]' installs it. Files .safetensors and .npz "
             "need no PyTorch."
         ) from error
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):

@@ -48,7 +48,8 @@ def normalize(
     where m and s are mean and standard deviation of all n = H W C values of the image.
     Rows stay independent. The derivative includes that of m and s, so the Jacobian of a
     network vanishes along a change of brightness, and along one of contrast where the
-    standard deviation is above its floor.
+    standard deviation is above its floor. The norm of the derivative is one over the
+    divisor, so it is at most sqrt(n).
 
     Args:
       images: (B, H, W, C), floating, pixels in [0, 1].
@@ -98,10 +99,9 @@ def input_scale(std: ChannelStatistic, images: np.ndarray) -> tuple[float, ...]:
     Returns:
       One factor, or one for each channel, per pixel unit in [0, 1].
     """
-    if isinstance(std, (int, float)):
-        return (1 / std,)
     if not isinstance(std, str):
-        return tuple(1 / s for s in std)
+        channels: tuple[float, ...] = std if isinstance(std, tuple) else (std,)
+        return tuple(1 / s for s in channels)
     values = np.asarray(images, np.float64).reshape(len(images), -1)
     if images.dtype == np.uint8:
         values = values / 255
@@ -151,7 +151,7 @@ def _whiten(images: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 
 def _per_channel(
-    name: str, value: ChannelStatistic | Sequence[float], channels: int
+    name: str, value: float | Sequence[float], channels: int
 ) -> tuple[float, ...]:
     entries = (value,) if isinstance(value, (int, float)) else tuple(value)
     if len(entries) not in (1, channels):

@@ -164,9 +164,10 @@ def log_capacity(
       penalty: for "wrm", the same price in the convention of the paper (its lambda),
         ``penalty / 2 ||z - x||_2^2``, which is twice gamma. Exactly one of gamma and
         penalty must be given.
-      input_scale: factor of the pixels at the input of the network, as in
-        :func:`log_lipschitz_bound`. It is multiplied into the first layer. With one
-        number per channel, the largest is used.
+      input_scale: the factor ``1 / std`` of the pixels at the input of the network, one
+        number or one per channel, of which the largest is used. It is multiplied into
+        the first layer. Constants of the network are in no layer, whichever function
+        found the layers.
       form: the matrices W, as in :func:`log_spectral_complexity`.
       num_steps: Golub-Kahan steps for the norm of a convolution.
 

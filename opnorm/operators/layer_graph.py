@@ -50,16 +50,17 @@ def log_bound(graph: Graph, norms: jax.Array) -> jax.Array:
       their squares. Rounding is included.
     """
     logs = jnp.log(norms)
+    zero = jnp.zeros((), logs.dtype)
     found: list[jax.Array] = []
     sizes: list[jax.Array] = []
     for node in graph:
         parts = [(_log(gain) + found[parent]) for gain, parent in node.parents]
-        size = sum((sizes[parent] for _, parent in node.parents), jnp.zeros(()))
+        size = sum((sizes[parent] for _, parent in node.parents), zero)
         size = size + sum(
             abs(_log(gain)) for gain, _ in node.parents if 0 < gain < math.inf
         )
         if node.kind == "input":
-            value = jnp.zeros((), logs.dtype)
+            value = zero
         elif node.kind == "unknown":
             value = jnp.full((), jnp.inf, logs.dtype)
         elif node.kind == "layer":
@@ -70,7 +71,7 @@ def log_bound(graph: Graph, norms: jax.Array) -> jax.Array:
         found.append(value)
         sizes.append(size)
     rounding = linalg.machine_epsilon(logs.dtype) * len(graph) * sizes[-1]
-    return found[-1] + rounding.astype(logs.dtype)
+    return found[-1] + rounding
 
 
 def _log(gain: float) -> float:

@@ -85,7 +85,9 @@ def _embedding(reader: Reader, eqn: Equation, inputs: list[Value]) -> Live | Non
             return None
 
         def gather(index: np.ndarray) -> np.ndarray:
-            bound = eqn.primitive.get_bind_params(eqn.params)
+            bound = dict(eqn.primitive.get_bind_params(eqn.params))
+            if bound["fill_value"] is not None:
+                bound["fill_value"] = -1
             found = eqn.primitive.bind(jnp.asarray(index, jnp.int32), where, **bound)
             return np.asarray(found)
 

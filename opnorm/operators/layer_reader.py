@@ -245,7 +245,7 @@ class Reader:
         if self.scales == "fold" and number is not None and fits:
             layer = self.layers[number]
             self.layers[number] = layer._replace(
-                kernel=once(lambda: layer.kernel() * entries()),
+                kernel=once(lambda: _multiplied(layer.kernel(), entries())),
                 folded=layer.folded | factor.sources,
             )
             return value
@@ -355,6 +355,11 @@ def _slope(value: Live) -> float:
 
 def _is_literal(atom: Any) -> bool:
     return isinstance(atom, jex_core.Literal)
+
+
+def _multiplied(kernel: jax.Array, factors: jax.Array) -> jax.Array:
+    """A kernel with factors along its last axis."""
+    return kernel * factors.reshape((1,) * (kernel.ndim - 1) + (-1,))
 
 
 def _num_scanned(whole: Sequence[Atom], each: Sequence[Atom]) -> int:

@@ -56,7 +56,8 @@ def find_layers(
     computed from parameters (as by weight normalisation). Factors that are parameters,
     such as those of a BatchNorm on running statistics, are layers too or are folded.
     Steps of ``lax.scan`` are read one by one, so a layer that is called several times
-    is listed several times.
+    is listed several times. Where a network copies the border of an image itself
+    (periodic padding), the layer acts on the larger image.
 
     Constants (such as ``1 / std``), shapes, sums of branches, pooling and activations
     are no layers. :func:`log_lipschitz_bound` counts them. The slope of an activation
@@ -227,6 +228,9 @@ def layer_names(paths: Sequence[str]) -> list[str]:
         if parts[:1] == ["0"] and parts[1:2] and parts[1].isdigit():
             # The first argument of a Partial.
             parts = parts[2:] or parts
+        if parts[0] == "_fun":
+            # The function that a wrapper of Equinox maps.
+            parts = parts[1:] or parts
         if parts[-1:] == ["value"]:
             parts = parts[:-1]
         if parts[-1:] and parts[-1] in _LAST and parts[:-1]:

@@ -118,7 +118,9 @@ def layers(
     batch_norm: str = "fold",
     **call_options: Any,
 ) -> tuple[Layer, ...]:
-    """Finds every nn.Conv, nn.Dense and nn.BatchNorm call of a network, in order.
+    """Finds every nn.Conv, nn.Dense and nn.BatchNorm call of a Linen module, in order.
+
+    :func:`find_layers` takes any network, and more kinds of layers.
 
     The network runs abstractly, so only the folded kernels are computed. A module that
     is called twice is listed twice. Every parameter of two or more dimensions that is
@@ -130,7 +132,7 @@ def layers(
     listed either.
 
     Args:
-      module: a Flax linen module (``flax.linen.Module``; nnx is not supported), called
+      module: a Flax linen module (``flax.linen.Module``), called
         as ``module(x, **call_options)``.
       variables: the variables of the module, ``{"params": ..., "batch_stats": ...}``.
       x: ``(B, ...)``, an array or a ``jax.ShapeDtypeStruct``.

@@ -67,8 +67,8 @@ def log_margin_terms(
         of its ``min(rows, columns)`` singular values, so wide layers count by their
         row space; it is 0, and so is u_min, where a layer lacks full rank.
       input_scale: the factor ``1 / std`` of the pixels at the input of the network, one
-        number or one per channel, as in :func:`log_lipschitz_bound`. v_min is
-        multiplied by the smallest one, by which lengths grow at least.
+        number or one per channel, as in :func:`log_capacity`. v_min is multiplied by
+        the smallest one, by which lengths grow at least.
 
     Returns:
       The logarithms.

@@ -31,12 +31,13 @@ _FIRST_STEPS = 20
 
 
 class SpectralNorm(nnx.Module):
-    """A layer of NNX whose operator norm is at most ``bound``.
+    """A layer of NNX whose operator norm is kept at ``bound`` or below.
 
     In training mode each call refines the power vectors and stores them, as variables
     of the type ``nnx.BatchStat``. In evaluation mode (``module.eval()``) nothing is
-    stored, and a call depends on its argument alone. The norm is that of the last
-    training step up to one refinement, an estimate from below.
+    stored, and a call depends on its argument alone. The power vectors lag behind fast
+    updates of the kernel, and the norm is estimated from below, so it may exceed the
+    bound by some per cent; :meth:`refine` removes the difference.
 
     Attributes:
       layer: the wrapped layer, with the trained kernel.
@@ -103,25 +104,39 @@ class SpectralNorm(nnx.Module):
                 f"x has shape {x.shape}; the norm is that for {self.input_shape}, so "
                 f"it must be (B, {', '.join(map(str, self.input_shape))})."
             )
-        vectors = {name: stored[...] for name, stored in self.vectors.items()}
-        found = self._normalize(vectors)
+        found = self._normalize(self._stored(), self.num_steps)
         if not self.use_running_average:
             for name, vector in found.vectors.items():
                 self.vectors[name][...] = vector
         return found.params(x, **options)
 
+    def refine(self, num_steps: int = 100) -> None:
+        """Stores more accurate power vectors, such as after training.
+
+        Args:
+          num_steps: power steps, at least 1.
+        """
+        linalg.check_count("num_steps", num_steps, 1)
+        found = self._normalize(self._stored(), num_steps)
+        for name, vector in found.vectors.items():
+            self.vectors[name][...] = vector
+
     def norms(self) -> dict[str, jax.Array]:
         """Returns the norms of the trained kernels, before the division, by name."""
-        vectors = {name: stored[...] for name, stored in self.vectors.items()}
-        return self._normalize(vectors).norms
+        return self._normalize(self._stored(), self.num_steps).norms
 
-    def _normalize(self, vectors: dict[str, jax.Array]) -> NormalizedParameters:
+    def _stored(self) -> dict[str, jax.Array]:
+        return {name: stored[...] for name, stored in self.vectors.items()}
+
+    def _normalize(
+        self, vectors: dict[str, jax.Array], num_steps: int
+    ) -> NormalizedParameters:
         return spectral_normalize(
             self.layer,
             self._layers(),
             vectors,
             bound=self.bound,
-            num_steps=self.num_steps,
+            num_steps=num_steps,
         )
 
     def _layers(self) -> tuple[operators.Layer, ...]:
@@ -129,12 +144,13 @@ class SpectralNorm(nnx.Module):
 
 
 class LinenSpectralNorm(nn.Module):
-    """A layer of Linen whose operator norm is at most ``bound``.
+    """A layer of Linen whose operator norm is kept at ``bound`` or below.
 
     With ``train=True`` a call refines the power vectors and stores them in the
     collection "batch_stats", which must be mutable then. With ``train=False`` nothing
-    is stored. The parameters of the layer are those of the wrapper below
-    "parameters".
+    is stored. The vectors lag behind fast updates, as in :class:`SpectralNorm`; a
+    larger ``num_steps`` removes the difference. The parameters of the layer are those
+    of the wrapper below "parameters".
 
     Attributes:
       layer: a layer that has parameters only, such as ``nn.Conv(8, (3, 3))``.

@@ -179,10 +179,13 @@ class CheckpointStore:
         return None
 
     def discard_after(self, step: int) -> None:
-        """Removes checkpoints of later steps, before any is saved.
+        """Removes checkpoints of later steps, and unfinished ones, before any is saved.
 
-        A run that goes on from ``step`` saves them again.
+        A run that goes on from ``step`` saves them again. The caller keeps other
+        processes out.
         """
+        if self._directory.is_dir():
+            _remove_unfinished(self._directory)
         for later in _steps(self._directory):
             if later > step:
                 shutil.rmtree(self._directory / str(later))

@@ -1,6 +1,6 @@
 """PyTorch networks as functions of JAX, and their weights in this library's networks.
 
-PyTorch is imported when a function here needs it; it is in the extra ``[oracles]``.
+PyTorch is imported when a function here needs it; it is the extra ``[torch]``.
 """
 
 from opnorm.torch.functions import TorchNetwork, from_torch

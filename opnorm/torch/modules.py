@@ -1,4 +1,4 @@
-"""PyTorch modules on the host: checks, values, and first and second derivatives."""
+"""Checks, values, and first and second derivatives of PyTorch modules on the host."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def import_torch() -> Torch:
     except ImportError as error:
         raise ValueError(
             "from_torch needs PyTorch, which is not installed; "
-            "pip install 'opnorm[oracles]' installs it."
+            "pip install 'opnorm[torch]' installs it."
         ) from error
 
 
@@ -113,8 +113,10 @@ class Host:
         }
         with torch.enable_grad():
             out = kinds[kind](*map(self._tensor, args))
-        found: np.ndarray = out.detach().to("cpu", torch.float64).numpy()
-        return found.astype(args[0].dtype)
+        # Moved first, since some devices have no float64.
+        wide = torch.float64 if args[0].dtype == np.float64 else torch.float32
+        found: np.ndarray = out.detach().cpu().to(wide).numpy()
+        return found
 
     def _apply(self, x: Tensor) -> Tensor:
         with import_torch().no_grad():
@@ -128,7 +130,7 @@ class Host:
                 tangent = forward.unpack_dual(out).tangent
         except (RuntimeError, NotImplementedError):
             # An operation without forward mode: J v is the derivative of <J^T u, v> in
-            # u, wherever u is.
+            # u, the same for every u.
             x.requires_grad_()
             out = self._forward(x)
             u = out.new_zeros(out.shape).requires_grad_()

@@ -118,9 +118,11 @@ def by_order(ours: Sequence[str], arrays: Arrays) -> Mapping[str, str]:
 
 def conventions(module: object) -> tuple[Convention, ...]:
     """The conventions that are known for a network; our own names are one of all."""
+    # Shapes do not tell how a WideResNet is padded; the names do.
+    same = getattr(module, "padding", None) == "same"
     known: tuple[tuple[type, tuple[Convention, ...]], ...] = (
         (models.CNN7, (by_order,)),
-        (models.WideResNet, (by_rules(_WIDE), by_rules(_GOWAL))),
+        (models.WideResNet, (by_rules(_GOWAL if same else _WIDE),)),
         (models.ResNeXt34, (by_rules(_FINLAY),)),
         (
             models.ResNet50,

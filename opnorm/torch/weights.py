@@ -53,8 +53,8 @@ def load_network(
     module                          names
     ==============================  ===================================================
     ``CNN7``                        any, if layers are numbered in their order
-    ``WideResNet``                  ``block1.layer.0.conv1``, and with
-                                    ``padding="same"`` also Gowal et al.'s
+    ``WideResNet``                  ``block1.layer.0.conv1``; with
+                                    ``padding="same"`` those of Gowal et al.,
                                     ``layer.0.block.0.conv_0``
     ``ResNet50``, ``ResNet18``,     torchvision's, and those for CIFAR-10 with
     ``WideResNet50``                ``shortcut`` and ``linear``
@@ -62,8 +62,9 @@ def load_network(
     all                             our own, such as ``stage1_block1.conv1.weight``
     ==============================  ===================================================
 
-    The file holds neither the normalisation of images nor the epsilon of BatchNorm:
-    give the module ``mean`` and ``std``; epsilon is PyTorch's default, 1e-5. Example::
+    The file holds neither the activation, nor the normalisation of images, nor the
+    epsilon of BatchNorm: the module must have the activation, ``mean`` and ``std`` of
+    the training, and epsilon is PyTorch's default, 1e-5. Example::
 
         module = models.create(
             "wrn28_gowal",

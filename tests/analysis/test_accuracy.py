@@ -221,6 +221,9 @@ def test_the_norms_of_a_linear_network_are_those_of_its_matrix(p, q) -> None:
         np.testing.assert_allclose(np.linalg.norm(right, p, axis=1), 1, rtol=1e-5)
         gain = np.linalg.norm(right @ W, q, axis=1)
         np.testing.assert_allclose(gain, found.values, rtol=1e-5)
+    given = {"p": p, "q": q, "method": "dense", "key": jax.random.key(0)}
+    halved = analysis.jacobian_norms(NETWORK, IMAGES, scale=0.5, **given)
+    np.testing.assert_allclose(halved.values, [expected / 2] * 11, rtol=1e-4)
 
 
 def test_an_nnx_module_that_is_updated_in_place_gives_fresh_results() -> None:

@@ -382,7 +382,7 @@ def test_attacks_that_do_not_fit_together_are_refused() -> None:
         (attacks.apgd, {"loss": "dlr_target"}, "loss is 'dlr_target'; it may be"),
         (attacks.apgd, {"keep": "last"}, "keep is 'last'"),
         (attacks.apgd, {"loss": "dlr_targeted", "targeted": True}, "targeted is True"),
-        (attacks.fab, {"bounds": None}, "bounds is None"),
+        (attacks.fab, {"bounds": (0.5, 0.5)}, "bounds is .0.5, 0.5.; it must be"),
         (attacks.fab, {"num_targets": 0}, "num_targets is 0"),
         (attacks.square, {"fraction": 0.0}, "fraction is 0"),
         (attacks.square, {"channels": "middle"}, "channels is 'middle'; it may be"),

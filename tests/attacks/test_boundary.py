@@ -282,7 +282,7 @@ def test_a_step_costs_one_forward_pass() -> None:
         ({"num_tries": 0}, "num_tries is 0"),
         ({"spherical_step": 0.0}, "spherical_step is 0.0"),
         ({"source_step": 1.0}, "source_step is 1.0"),
-        ({"bounds": None}, "bounds is None"),
+        ({"bounds": (0.0, math.nan)}, "bounds is .0.0, nan.; it must be"),
         ({"bounds": (1.0, 0.0)}, "bounds"),
     ],
 )

@@ -53,7 +53,8 @@ def cases():
         once = name in ("auto_attack", "uniform_noise")
         usual = named_attacks.usual_norm(name)
         for p in [usual] if once else named_attacks.norms(name):
-            marks = [pytest.mark.dtypes] if p == usual and not once else []
+            typed = p == usual or (name, p) in (("pga", math.inf), ("fab", math.inf))
+            marks = [pytest.mark.dtypes] if typed and not once else []
             yield pytest.param(name, p, marks=marks)
 
 

@@ -1,4 +1,4 @@
-"""Targets are other classes: random, likely, unlikely, or given."""
+"""Targets are other classes, which are random, likely, unlikely or given."""
 
 import jax
 import jax.numpy as jnp

@@ -30,8 +30,11 @@ BOUNDED = {
     f"standard, {how}": ["--spectral_norm_bound=1", f"--spectral_norm_method={how}"]
     for how in ("normalize", "clip")
 }
+VALIDATED = ["--validation_fraction=0.02", "--validation_examples=40", "--keep_best"]
 TRAINED = {method: [f"--method={method}"] for method in METHODS} | BOUNDED
+TRAINED["keep_best"] = ["--method=adversarial_only", *VALIDATED]
 SWEEP = [*TINY, "--epochs=4", "--grid=learning_rate=1e-3,1e-2", "--seeds=0,1"]
+SWEEP += VALIDATED
 SWEEP += ["--test_examples=60", "--test_steps=3", "--epsilons=0.1,0.3"]
 EVALUATE = ["--split=test[0:120]", "--attack=pga num_steps=5", "--part_size=8"]
 EVALUATE += ["--attack=deepfool num_steps=3", "--batch_size=8", "--check_examples=8"]
@@ -71,10 +74,10 @@ def disturb(start, run, tmp_path):
     return disturb
 
 
-def saved(directory):
+def saved(directory, folder=checkpoints.FOLDER):
     """Checksums of all that the last checkpoint holds, and the metrics."""
-    steps = checkpoints._steps(directory / checkpoints.FOLDER)
-    body, _ = checkpoints._read(directory / checkpoints.FOLDER / str(steps[0]))
+    steps = checkpoints._steps(directory / folder)
+    body, _ = checkpoints._read(directory / folder / str(steps[0]))
     return steps[0], body["leaves"], read_metrics(directory)
 
 
@@ -82,6 +85,8 @@ def saved(directory):
 def test_training(disturb, case):
     whole, killed = disturb("train", [*TRAIN, *TRAINED[case]], "run")
     assert saved(whole) == saved(killed)
+    if case == "keep_best":
+        assert saved(whole, checkpoints.BEST) == saved(killed, checkpoints.BEST)
     assert [line["step"] for line in read_metrics(whole)] == list(range(1, 81))
 
 
@@ -102,7 +107,10 @@ def test_sweep(disturb):
     both = disturb("sweep", SWEEP, "directory")
     results = [json.loads((folder / "results.json").read_text()) for folder in both]
     points = [
-        [(p["point"], p["accuracy"], p["state"]) for p in found["points"]]
+        [
+            (p["point"], p["accuracy"], p.get("test"), p["state"])
+            for p in found["points"]
+        ]
         for found in results
     ]
     assert points[0] == points[1]
@@ -110,4 +118,5 @@ def test_sweep(disturb):
     runs = sorted(p.name for p in both[0].iterdir() if p.is_dir())
     assert len(runs) == 4
     for name in runs:
-        assert saved(both[0] / name) == saved(both[1] / name)
+        for folder in (checkpoints.FOLDER, checkpoints.BEST):
+            assert saved(both[0] / name, folder) == saved(both[1] / name, folder)

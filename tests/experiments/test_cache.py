@@ -144,7 +144,7 @@ def test_a_fingerprint_tells_apart_whatever_decides_a_measurement():
 
 def test_fields_that_were_added_change_no_identity_at_their_defaults():
     added = {"depth", "scalar_biases", "scalar_multipliers", "epsilon_unit"}
-    added.add("validation_fraction")
+    added |= {"dropout", "validation_fraction"}
     names = {field.name for field in dataclasses.fields(Config)} - {"data_dir"}
     found = cache.network_settings(Config(), "identity")["config"]
     assert set(found) == names - added

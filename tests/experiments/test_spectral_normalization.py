@@ -374,6 +374,29 @@ def test_each_seed_has_a_directory_of_its_own(tmp_path):
     assert places((0, 5)) == {0: "none-seed0", 5: "none"}
 
 
+@pytest.mark.parametrize(
+    ("method", "metric", "accuracies"),
+    [
+        ("adversarial_only", "validation_pga_accuracy", [0.25, 0.375]),
+        ("standard", "validation_accuracy", [0.5, 0.75]),
+        ("wrm", "validation_accuracy", [0.5, 0.75]),
+    ],
+)
+def test_curves_have_the_validation_accuracy_of_their_method(
+    method, metric, accuracies, tmp_path
+):
+    run = runs.RunDirectory.create(tmp_path, {"method": method})
+    run.log(1, epoch=0.5, accuracy=0.2)
+    for step, clean in ((2, 0.5), (4, 0.75)):
+        found = {"validation_accuracy": clean, "validation_pga_accuracy": clean / 2}
+        run.log(step, epoch=step / 2, accuracy=0.4, **found)
+    curve = networks.training_curve(tmp_path)
+    assert curve["step"] == [2, 4]
+    assert curve["accuracy"] == pytest.approx([0.3, 0.4])
+    held_out = {"metric": metric, "step": [2, 4], "accuracy": accuracies}
+    assert curve["validation"] == held_out
+
+
 def test_controls_change_one_thing(tmp_path):
     scheme = Config(model="alexnet", augment=False)
     found = networks.planned(

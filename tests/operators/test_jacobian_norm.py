@@ -109,6 +109,36 @@ def test_dense_method_finds_the_norms_of_a_small_network():
             assert np.all(iterated.value <= found.value * (1 + 1e-9))
 
 
+def test_scales_weigh_the_columns_of_the_jacobian():
+    scale = np.random.default_rng(2).uniform(0.2, 5.0, 8)
+    scale[3] = 0
+    with jax.enable_x64(True):
+        params, x = mlp_params(n=8), data(n=8)
+
+        @jax.jit
+        def norms(scale):
+            norm = functools.partial(
+                operators.jacobian_norm, functools.partial(mlp, params), x, scale=scale
+            )
+            lanczos = norm(method="golub_kahan", num_steps=8, key=jax.random.key(0))
+            return [*(norm(p=p, q=q) for p, q in PAIRS), lanczos]
+
+        matrices = mlp_matrices(params, x)
+        found = norms(scale)
+        for (p, q), norm in zip((*PAIRS, PAIRS[0]), found, strict=True):
+            expected = [exact_norm(matrix * scale, p, q) for matrix in matrices]
+            np.testing.assert_allclose(norm.value, expected, rtol=1e-9)
+            # The perturbation scale * right attains it.
+            moved = np.einsum("bdn,bn->bd", matrices, scale * np.asarray(norm.right))
+            gain = np.linalg.norm(moved, q, axis=1)
+            np.testing.assert_allclose(gain, expected, rtol=1e-9)
+    f = functools.partial(mlp, params)
+    with pytest.raises(ValueError, match=r"scale has shape \(3,\); it must broadcast"):
+        operators.jacobian_norm(f, x, scale=np.ones(3))
+    with pytest.raises(ValueError, match="scale is -1; it must be finite and at least"):
+        operators.jacobian_norm(f, x, scale=-1)
+
+
 def test_auto_takes_the_way_with_fewer_passes():
     params, x = mlp_params(), data()
 

@@ -9,6 +9,7 @@ import pytest
 
 import opnorm
 from opnorm import models
+from opnorm.torch import names
 
 IMAGES = np.random.default_rng(0).uniform(0, 1, (2, 32, 32, 3)).astype(np.float32)
 WRN = functools.partial(models.WideResNet, depth=16, width=1)
@@ -149,6 +150,19 @@ def test_tensors_that_do_not_fit_are_named():
         opnorm.torch.load_network(module, {"conv.weight": np.zeros((16, 3, 3, 3))})
     with pytest.raises(ValueError, match=r"prefix is 'net.'; no name begins with it"):
         opnorm.torch.load_network(module, own, prefix="net.")
+
+
+def test_the_names_of_another_padding_are_refused():
+    # Both networks have tensors of the same shapes.
+    symmetric, same = NETWORKS["wide"][0], NETWORKS["gowal"][0]
+    ours = list(state(symmetric))
+    for module, other in ((symmetric, same), (same, symmetric)):
+        convention, _ = names.conventions(other)
+        theirs = convention(ours, {})
+        given = {theirs[name]: array for name, array in state(other).items()}
+        opnorm.torch.load_network(other, given)
+        with pytest.raises(ValueError, match="source does not fit the module"):
+            opnorm.torch.load_network(module, given)
 
 
 def test_modules_without_known_names_are_refused():
