@@ -205,7 +205,8 @@ def _measure(
 
 def _norm(rows: np.ndarray) -> np.ndarray:
     """Returns the q-norms of the changes of all images together, ``(E,)``."""
-    return np.linalg.norm(np.asarray(rows, np.float64), _Q.value, axis=1)
+    found: np.ndarray = np.linalg.norm(np.asarray(rows, np.float64), _Q.value, axis=1)
+    return found
 
 
 def _text(results: Mapping[str, Any]) -> str:

@@ -219,7 +219,7 @@ def _transfer(own: list[list[own_networks.Own]]) -> None:
     if own:
         name, f = own[0][0].label, own[0][0].f
     else:
-        name, f = str(_RUN.value), training.load_run(_RUN.value).network
+        name, f = str(_RUN.value), training.load_run(str(_RUN.value)).network
     found = leaving.transfer(name, f, saved, _BATCH_SIZE.value)
     out = cli.hold(runs.RunDirectory.for_results(_OUT.value or str(_RUN.value)))
     text = tables.transfer_text(found)

@@ -151,7 +151,7 @@ def save(
         labels=examples.labels,
         adversarial=found.success,
         lost=np.zeros(count, bool),
-        index=np.arange(count, dtype=np.int32),
+        number=np.arange(count, dtype=np.int32),
         p=settings.p,
         epsilon=float(budget),
         attack=str(spec),

@@ -1,4 +1,4 @@
-"""Universal perturbations: one direction that changes the decisions of many images.
+"""Universal perturbations, directions that change the decisions of many images.
 
 The linear theory looks at the stacked Jacobians S of a set of N images
 (:func:`opnorm.operators.stacked_jacobian_map`). For a perturbation ``epsilon v`` with
@@ -200,7 +200,8 @@ def perturbation_response(
       epsilons: E factors of the directions, at least 0; budgets in [0, 1] pixel units
         where the directions have length 1.
       q: exponent of the norm of the outputs, in [1, inf].
-      bounds: box (low, high) that perturbed images are clipped to; None for no box.
+      bounds: box (low, high) that perturbed images are clipped to, of numbers or of
+        arrays that broadcast against one image; None for no box.
       batch_size: images in a compiled call.
 
     Raises:
@@ -208,7 +209,7 @@ def perturbation_response(
         or epsilons, q, bounds or a batch size out of range.
     """
     q = linalg.check_exponent("q", q)
-    images, directions, budgets = _check(
+    images, directions, budgets, bounds = _check(
         images, directions, epsilons, bounds, batch_size
     )
     f = linalg.prepare_network(f)
@@ -239,7 +240,8 @@ def fooling(
       images: ``(N, ...)``, uint8 or float, in the bounds.
       directions: the shape of an image for a universal direction, or ``(N, ...)``.
       epsilons: E factors of the directions, at least 0.
-      bounds: box (low, high) that perturbed images are clipped to; None for no box.
+      bounds: box (low, high) that perturbed images are clipped to, of numbers or of
+        arrays that broadcast against one image; None for no box.
       batch_size: images in a compiled call.
 
     Raises:
@@ -258,7 +260,7 @@ def fooling(
       >>> found.fooled.mean(axis=1).round(2).tolist()
       [0.33, 0.67]
     """
-    images, directions, budgets = _check(
+    images, directions, budgets, bounds = _check(
         images, directions, epsilons, bounds, batch_size
     )
     f = linalg.prepare_network(f)
@@ -313,7 +315,8 @@ def fooling_bound(margin: ArrayLike, change: ArrayLike, q: float) -> np.ndarray:
         ratio = needed / changes[:, None]
         ratio = np.where(needed == 0, 0.0, ratio)
         used = ratio if q == math.inf else np.cumsum(ratio**q, axis=1)
-    return np.mean(used <= 1 + _ROUNDING, axis=1)
+    fractions: np.ndarray = np.mean(used <= 1 + _ROUNDING, axis=1)
+    return fractions
 
 
 def _check(
@@ -322,11 +325,15 @@ def _check(
     epsilons: Sequence[float],
     bounds: Bounds,
     batch_size: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns images, a direction for each, and epsilons; ValueError for bad ones."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Bounds]:
+    """Returns images, a direction for each, epsilons and a box that can be hashed.
+
+    Raises:
+      ValueError: if one of them is bad.
+    """
     inputs.check_examples(images, images, batch_size)
-    checks.check_bounds(bounds)
-    images = inputs.check_bounds(images, bounds)
+    box = checks.check_bounds(bounds)
+    images = inputs.check_bounds(images, box)
     directions = np.asarray(directions)
     kind = directions.dtype
     if directions.shape not in (images.shape, images.shape[1:]) or not jnp.issubdtype(
@@ -340,7 +347,8 @@ def _check(
     linalg.check_length("epsilons", budgets)
     if budgets.ndim != 1 or not len(budgets):
         raise ValueError(f"epsilons is {epsilons}; it must be a list, not empty.")
-    return images, np.broadcast_to(directions, images.shape), budgets
+    rows = np.broadcast_to(directions, images.shape)
+    return images, rows, budgets, checks.hashable(box)
 
 
 @linalg.network_program
@@ -365,7 +373,9 @@ def _moved(
     pixels: jax.Array, direction: jax.Array, epsilon: jax.Array, bounds: Bounds
 ) -> jax.Array:
     point = pixels + epsilon * direction.astype(pixels.dtype)
-    point = point if bounds is None else jnp.clip(point, *bounds)
+    if bounds is not None:
+        low, high = (np.asarray(end, pixels.dtype) for end in bounds)
+        point = jnp.clip(point, low, high)
     return point.astype(pixels.dtype)
 
 

@@ -281,7 +281,7 @@ def has_forward_mode(linear_map: linalg.LinearMap) -> bool:
     return getattr(linear_map.matvec, "mode", "forward") == "forward"
 
 
-def check(f: BatchFunction, x: jax.Array) -> int:
+def check(f: BatchFunction, x: linalg.ArrayShape) -> int:
     """Returns d, or raises ValueError if f and x break the contract."""
     check_input(x)
     out = linalg.output_shapes(f, x)
@@ -298,7 +298,7 @@ def check(f: BatchFunction, x: jax.Array) -> int:
     return int(out.shape[1])
 
 
-def check_input(x: jax.Array) -> None:
+def check_input(x: linalg.ArrayShape) -> None:
     """Raises ValueError unless x is a floating point batch."""
     linalg.check_array("x", x)
     if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):

@@ -1,4 +1,4 @@
-"""Results that leave: adversarial images as files, and cards of an evaluation.
+"""Adversarial images as files, and cards of an evaluation.
 
 This room imports linalg, attacks, analysis and runs.
 """

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from opnorm import analysis, attacks, linalg, runs
@@ -95,7 +96,7 @@ def standard_card(
         key=jax.random.key(seed),
     )
     robust = analysis.average(~found.success[0])
-    stages = attack(np.zeros(1)).stages
+    stages = attack(jnp.zeros(1)).stages
     after = {
         stage.name: float(
             np.mean(clean.correct & ~((found.stage[0] >= 0) & (found.stage[0] <= i)))

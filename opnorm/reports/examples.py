@@ -22,12 +22,14 @@ import jax
 import numpy as np
 
 from opnorm import analysis, linalg, runs
-from opnorm.runs import json_values
+from opnorm.runs import files, json_values
 
 _FORMAT = 1
 _JSON = "examples.json"
+# Folders of the clean and of the attacked images.
+_FOLDERS = ("clean", "adversarial")
 _REQUIRED = ("images", "x_adv", "labels", "p", "epsilon")
-_ROWS = ("labels", "adversarial", "lost", "index")
+_ROWS = ("labels", "adversarial", "lost", "number")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Larger files are refused before they are unpacked.
 _LARGEST = 2**33
@@ -47,7 +49,7 @@ class ExampleSet(NamedTuple):
       adversarial: ``(N,)`` bool: the attacked network is wrong at ``x_adv``.
       lost: ``(N,)`` bool: an adversarial point was found, and no rounded image within
         the budget is adversarial. False everywhere unless the set was quantized.
-      index: ``(N,)`` int32, number of each image in its data set.
+      number: ``(N,)`` int32, number of each image among those that were attacked.
       p: exponent of the norm, in [1, inf].
       epsilon: budget in [0, 1] pixel units; inf for an attack without a budget.
       attack: name of the attack, with its options.
@@ -59,7 +61,7 @@ class ExampleSet(NamedTuple):
     labels: np.ndarray
     adversarial: np.ndarray
     lost: np.ndarray
-    index: np.ndarray
+    number: np.ndarray
     p: float
     epsilon: float
     attack: str = ""
@@ -114,7 +116,7 @@ def adversarial_examples(
       ...     key=jax.random.key(0)
       ... )
       >>> found.x_adv.ravel(), found.adversarial
-      (array([104, 250,   3], dtype=uint8), array([ True, False,  True]))
+      (array([105, 250,   3], dtype=uint8), array([ True, False,  True]))
     """
     pattern = attack(jax.numpy.zeros(1)) if callable(attack) else attack
     if pattern.stages[0].targeted:
@@ -136,7 +138,7 @@ def adversarial_examples(
         labels=np.asarray(labels, np.int32),
         adversarial=found.success[0],
         lost=np.zeros(len(images), bool),
-        index=np.arange(len(images), dtype=np.int32),
+        number=np.arange(len(images), dtype=np.int32),
         p=pattern.p,
         epsilon=math.inf if epsilon is None else float(epsilon),
         attack=pattern.name,
@@ -222,11 +224,12 @@ def check_place(path: str | os.PathLike[str], *, quantized: bool) -> None:
       quantized: whether the images are those of 8 bits.
     """
     place = Path(path)
+    for above in place.parents:
+        if above.is_file():
+            raise ValueError(f"path is {place}; {above} is a file.")
     if place.suffix == ".npz":
         if place.is_dir():
             raise ValueError(f"path is {place}; it is a folder, not a file.")
-        if not place.parent.is_dir():
-            raise ValueError(f"path is {place}; there is no folder {place.parent}.")
         return
     if place.is_file():
         raise ValueError(
@@ -238,8 +241,8 @@ def check_place(path: str | os.PathLike[str], *, quantized: bool) -> None:
             "bits; quantize to 255 levels, or give a path that ends in .npz."
         )
     if place.is_dir():
-        runs.RunDirectory.for_results(place)
-        if any(place.iterdir()) and not (place / _JSON).is_file():
+        files.check_links(place)
+        if {each.name for each in place.iterdir()} - {_JSON, *_FOLDERS}:
             raise ValueError(
                 f"path is {place}; it must be new, empty, or hold a set of examples."
             )
@@ -275,6 +278,7 @@ def save_examples(path: str | os.PathLike[str], examples: ExampleSet) -> None:
     _check(examples, "examples")
     place = Path(path)
     if place.suffix == ".npz":
+        place.parent.mkdir(parents=True, exist_ok=True)
         stream = io.BytesIO()
         arrays = {"format": _FORMAT, **examples._asdict()}
         np.savez_compressed(stream, **{k: np.asarray(v) for k, v in arrays.items()})  # type: ignore[arg-type]
@@ -310,7 +314,7 @@ def load_examples(path: str | os.PathLike[str]) -> ExampleSet:
     defaults: dict[str, Any] = {
         "adversarial": np.ones(count, bool),
         "lost": np.zeros(count, bool),
-        "index": np.arange(count),
+        "number": np.arange(count),
     }
     known = {name: fields[name] for name in ExampleSet._fields if name in fields}
     try:
@@ -321,7 +325,7 @@ def load_examples(path: str | os.PathLike[str]) -> ExampleSet:
     examples = ExampleSet(**{**defaults, **known, **numbers, **texts})
     _check(examples, str(place))
     return examples._replace(
-        labels=examples.labels.astype(np.int32), index=examples.index.astype(np.int32)
+        labels=examples.labels.astype(np.int32), number=examples.number.astype(np.int32)
     )
 
 
@@ -397,7 +401,8 @@ def _limit(examples: ExampleSet, clean: np.ndarray) -> np.ndarray:
         return limit
     unit = linalg.machine_epsilon(np.float32)
     size = np.linalg.norm(rows, examples.p, axis=1)
-    return limit + unit * (2 * size + math.sqrt(rows.shape[1]) * limit)
+    widened: np.ndarray = limit + unit * (2 * size + math.sqrt(rows.shape[1]) * limit)
+    return widened
 
 
 def _steps(images: np.ndarray, levels: int) -> np.ndarray | None:
@@ -432,13 +437,15 @@ def _save_images(place: Path, examples: ExampleSet) -> None:
     mode = _MODES[examples.images.shape[-1]]
     # An old list would describe images that are being replaced.
     (place / _JSON).unlink(missing_ok=True)
-    for folder, images in _folders(examples.images, examples.x_adv).items():
+    for folder, images in zip(_FOLDERS, (examples.images, examples.x_adv), strict=True):
         (place / folder).mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(images):
-            stream = io.BytesIO()
+            file = _image_file(place, folder, number)
+            file.unlink(missing_ok=True)
             array = image[..., 0] if mode == "L" else image
-            Image.fromarray(array, mode).save(stream, format="png")
-            runs.write_whole(_image_file(place, folder, number), stream.getvalue())
+            # A link that somebody else puts there is not followed.
+            with file.open("xb") as stream:
+                Image.fromarray(array).save(stream, format="png")
     facts = {name: getattr(examples, name) for name in ("attack", "data")}
     listed = {
         "format": _FORMAT,
@@ -448,10 +455,6 @@ def _save_images(place: Path, examples: ExampleSet) -> None:
         **{name: getattr(examples, name).tolist() for name in _ROWS},
     }
     runs.write_whole(place / _JSON, json.dumps(runs.as_json(listed), indent=1))
-
-
-def _folders(images: Any, x_adv: Any) -> dict[str, Any]:
-    return {"clean": images, "adversarial": x_adv}
 
 
 def _image_file(place: Path, folder: str, number: int) -> Path:
@@ -469,9 +472,9 @@ def _read_images(place: Path) -> dict[str, Any]:
     for name in _ROWS:
         if name in fields:
             fields[name] = _as_array(fields[name], name, place)
-    for name, folder in (("images", "clean"), ("x_adv", "adversarial")):
-        files = [_image_file(place, folder, number) for number in range(count)]
-        fields[name] = _stack([_read_image(file) for file in files], place / folder)
+    for name, folder in zip(("images", "x_adv"), _FOLDERS, strict=True):
+        names = [_image_file(place, folder, number) for number in range(count)]
+        fields[name] = _stack([_read_image(file) for file in names], place / folder)
     return fields
 
 

@@ -89,6 +89,11 @@ def test_an_image_that_no_rounding_keeps_adversarial_is_said():
         found = analysis.quantize(f, images, x_adv, labels, p=2, epsilon=epsilon)
         np.testing.assert_array_equal(found.kept, [kept, kept])
         assert found.distance[0] == pytest.approx(kept / 255)
+    # A perturbation of a seventh of a step is lengthened until it is one step.
+    x_adv[:, 0, 0, 0] = np.float32(99.86 / 255)
+    found = analysis.quantize(f, images, x_adv, labels, p=2, epsilon=None)
+    np.testing.assert_array_equal(255 * found.x_adv[:, 0, 0, 0], [99, 99])
+    assert found.kept.all()
 
 
 def test_bad_arguments_are_refused():

@@ -1,4 +1,4 @@
-"""Universal perturbations: exact for linear networks, and bounds that hold."""
+"""Universal perturbations against brute force, and their bounds."""
 
 import itertools
 import math
@@ -77,6 +77,15 @@ def test_changes_and_decisions_are_those_of_the_network():
     chex.assert_trees_all_close(decided.margin, top[:, -1] - top[:, -2], atol=1e-5)
     np.testing.assert_array_equal(decided.decision, clean.argmax(axis=1))
     assert decided.fooled[-1].any()
+    # A box of arrays: half of the features are fixed from above.
+    box = (np.zeros(SIZE), np.where(np.arange(SIZE) < 3, 0.85, 1.0))
+    boxed = analysis.perturbation_response(
+        f, images, direction, q=3.0, bounds=box, **given
+    )
+    moved = outputs(params, np.clip(images + EPSILONS[-1] * direction, *box))
+    chex.assert_trees_all_close(
+        boxed.change[-1], np.linalg.norm(moved - clean, 3, axis=1), atol=1e-5
+    )
     # To first order, and without the box, the change is epsilon times the slope.
     small = analysis.perturbation_response(
         f, images, direction, q=3.0, epsilons=[1e-3], bounds=None, batch_size=5

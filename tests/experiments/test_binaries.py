@@ -13,7 +13,7 @@ from PIL import Image
 
 from experiments import __main__ as listing
 from experiments.common import help_text
-from opnorm import runs, training
+from opnorm import reports, runs, training
 
 TINY = [
     "--model=mlp1",
@@ -340,10 +340,30 @@ def test_a_later_attack_can_only_lower_what_is_best_known(
     # Another network's results are not mixed with these.
     baseline.write_text(card.read_text())
     other = compared / "standard-seed0"
-    found = evaluate(other, "--attack=fgm", f"--baseline={baseline}")
+    saved = tmp_path / "attacked"
+    save = ["--epsilons=8/255", f"--save_examples={saved}"]
+    found = evaluate(other, "--attack=fgm", f"--baseline={baseline}", *save)
     assert found["best_known"]["Linf"]["attacks"] == ["fgm"]
     now, then = (
         json.loads(file.read_text())["best_known"]["Linf"]["mean_distance"]
         for file in (card, baseline)
     )
     assert found["improvement"]["distance_gain"] == pytest.approx(now / then - 1)
+    transfers(run, other, tmp_path, saved, found)
+
+
+def transfers(run, directory, out, saved, found):
+    """The images that were saved are those of the evaluation, on their own network."""
+    kept = reports.load_examples(saved)
+    mean = found["attacks"]["fgm"]["mean"]
+    assert mean[1] == pytest.approx(1 - (kept.adversarial | kept.lost).mean())
+    network = training.load_run(directory).network
+    wrong = np.argmax(network(np.float32(kept.x_adv / 255)), axis=1) != kept.labels
+    np.testing.assert_array_equal(wrong, kept.adversarial)
+    result = run(
+        "evaluate", f"--run={directory}", f"--transfer={saved}", f"--out={out}"
+    )
+    assert result.returncode == 0, result.stderr
+    measured = json.loads((out / "transfer.json").read_text())
+    assert measured["attacked"]["mean"] == pytest.approx(1 - wrong.mean())
+    assert measured["clean"]["mean"] == pytest.approx(mean[0])

@@ -1,4 +1,4 @@
-"""Cards of evaluations: the numbers of the attack, and the deviations."""
+"""Cards of evaluations have the numbers of the attack, and name the deviations."""
 
 import json
 import math
@@ -72,7 +72,7 @@ def test_the_card_has_the_exact_accuracy_of_a_linear_network(monkeypatch):
     for part in ("16 examples", "4 steps", "3 queries"):
         assert part in words
     assert "epsilon" not in words
-    # What was written and read again gives the same text.
+    # A card that was written and read again gives the same text.
     text = reports.card_text(json.loads(json.dumps(card)))
     assert (
         f"**AutoAttack, Linf, epsilon = 8/255** | **{100 * robust.mean():.2f}" in text

@@ -103,7 +103,7 @@ def test_files_of_other_programs_are_read(tmp_path):
     found = reports.load_examples(tmp_path / "a.npz")
     assert found.adversarial.all()
     assert not found.lost.any()
-    np.testing.assert_array_equal(found.index, [0, 1])
+    np.testing.assert_array_equal(found.number, [0, 1])
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_files_that_are_no_sets_are_refused(tmp_path):
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["other.txt"]
     with pytest.raises(ValueError, match="not of 8 bits"):
         reports.save_examples(tmp_path / "d", attacked(None))
-    with pytest.raises(ValueError, match="there is no folder"):
-        reports.save_examples(tmp_path / "e" / "f.npz", found)
+    with pytest.raises(ValueError, match=r"other\.txt is a file"):
+        reports.save_examples(tmp_path / "c" / "other.txt" / "f.npz", found)
     # A folder whose files were changed.
     reports.save_examples(tmp_path / "d", found)
     image = tmp_path / "d" / "adversarial" / "000003.png"
