@@ -5,14 +5,19 @@ search does so on the validation split, which neither training nor the tables us
 
 1. The target is the clean accuracy of the adversarially trained network of the first
    seed, in the norm of the penalty.
-2. The first lambda is that of the preset. Lambda rises tenfold while the clean accuracy
-   is above the target by more than the tolerance, and falls tenfold while it is below.
-3. Between a lambda that is too small and one that is too large, the next is their
-   geometric mean: bisection in log lambda.
-4. The search ends at the first network within the tolerance, or after a number of
-   networks. Among the networks within the tolerance the one with the largest accuracy
-   under the attack is chosen; if there is none, the one whose clean accuracy is
-   nearest, and the record says that lambda is not matched.
+2. A lambda is small enough while the clean accuracy is at least the target minus the
+   tolerance. The first lambda is that of the preset. Lambda rises tenfold while it is
+   small enough, and falls tenfold while it is not.
+3. Between the largest lambda that is small enough and the next one that is not, the
+   next lambda is their geometric mean: bisection in log lambda, until the two are
+   within a factor of 1.5 and a network is within the tolerance on both sides.
+4. The search ends there, or after a number of networks. Among the networks within the
+   tolerance the one with the largest accuracy under the attack is chosen; if there is
+   none, the one whose clean accuracy is nearest, and the record says that lambda is not
+   matched.
+
+The first network within the tolerance does not end the search: a small lambda may cost
+no accuracy at all, and then the larger ones are as accurate and more robust.
 
 A network whose updates stop being finite counts as one with too large a lambda.
 """
@@ -24,6 +29,8 @@ from typing import NamedTuple
 from experiments.common.records import Record
 
 _FACTOR = 10.0
+# Ratio of neighbouring lambdas at which bisection ends.
+_FINE = 1.5
 # Digits of lambda, so that names of runs are short.
 _DIGITS = 3
 
@@ -130,20 +137,29 @@ def _distance(trial: Trial, target: float) -> float:
 
 
 def _next(trials: Sequence[Trial], target: float, tolerance: float) -> float | None:
-    """Returns the next lambda; None if one is within the tolerance, or none is left."""
-    if any(is_within(trial, target, tolerance) for trial in trials):
-        return None
-    large = [t.weight for t in trials if t.clean is None or t.clean < target]
-    small = [t.weight for t in trials if t.clean is not None and t.clean > target]
+    """Returns the next lambda; None if the search is finished."""
+    large = [t.weight for t in trials if not _is_small(t, target, tolerance)]
+    small = [t.weight for t in trials if _is_small(t, target, tolerance)]
     if not large:
         return _rounded(max(small) * _FACTOR)
     high = min(large)
-    # Noise may put a lambda that is too small above one that is too large.
+    # Noise may put a lambda that is small enough above one that is not.
     below = [weight for weight in small if weight < high]
     if not below:
         return _rounded(high / _FACTOR)
-    weight = _rounded(math.sqrt(max(below) * high))
-    return None if weight in (max(below), high) else weight
+    low = max(below)
+    found = any(is_within(trial, target, tolerance) for trial in trials)
+    if found and high <= _FINE * low:
+        return None
+    weight = _rounded(math.sqrt(low * high))
+    return None if weight in (low, high) else weight
+
+
+def _is_small(trial: Trial, target: float, tolerance: float) -> bool:
+    """Returns whether a network is at least as accurate as asked."""
+    return trial.clean is not None and (
+        trial.clean > target or is_within(trial, target, tolerance)
+    )
 
 
 def _rounded(weight: float) -> float:
