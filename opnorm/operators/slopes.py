@@ -37,6 +37,8 @@ _FAR = np.geomspace(40.0, 1e4, 200)
 _GRID = np.concatenate([-_FAR[::-1], _NEAR, _FAR]).astype(np.float32)
 # Allowance for rounding, relative to the slope.
 _ROUNDING = 1e-6
+# A slope that is larger outside of the dense part by more than this fraction grows.
+_GROWTH = 1e-2
 
 
 def largest_slope(function: Callable[[jax.Array], jax.Array]) -> float:
@@ -48,7 +50,8 @@ def largest_slope(function: Callable[[jax.Array], jax.Array]) -> float:
     Returns:
       The largest slope on 120,401 points from -1e4 to 1e4, raised by its change to the
       nearer of the two next slopes and by 1e-6 of itself; inf for a function that
-      jumps, whose slope is not finite, or whose slope grows outside of [-30, 30].
+      jumps, whose slope is not finite, or whose slope grows by more than
+      1 % outside of [-30, 30].
     """
     jaxpr = str(jax.make_jaxpr(function)(jnp.zeros((), jnp.float32)))
     return _measured(jaxpr, _Function(function))
@@ -85,9 +88,10 @@ def _measured(jaxpr: str, held: _Function) -> float:
         sizes[max(top - 1, 0)], sizes[min(top + 1, len(sizes) - 1)]
     )
     largest = float(sizes[top] * (1 + _ROUNDING) + change)
-    if np.abs(slopes[~near]).max() > largest:
+    outside = float(np.abs(slopes[~near]).max()) * (1 + _ROUNDING)
+    if outside > largest * (1 + _GROWTH):
         return float("inf")
     rounding = 1e-5 * (1 + np.abs(values[near][1:]))
     if np.any(np.abs(steps) > 2 * largest * np.diff(grid[near]) + rounding):
         return float("inf")
-    return largest
+    return max(largest, outside)
