@@ -80,6 +80,29 @@ def fingerprint(
       A hexadecimal text. It differs where the architecture, an array of the network, an
       example, a class name or the version of opnorm does.
     """
+    function = {name: v for name, v in _identity(config).items() if name in _FUNCTION}
+    variables = (network.params, network.batch_stats)
+    arrays = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    return identity(function, arrays, *examples)
+
+
+def identity(
+    function: Mapping[str, Any], arrays: Mapping[str, Any], *examples: data.Dataset
+) -> str:
+    """Computes a digest over a network, examples and the version of opnorm.
+
+    Args:
+      function: everything besides the arrays that decides the function; values that
+        JSON can hold.
+      arrays: the arrays of the network by name, in a fixed order.
+      *examples: the examples to measure it on.
+
+    Returns:
+      A hexadecimal text.
+    """
     digest = hashlib.sha256()
 
     def add(name: str, array: Any) -> None:
@@ -87,11 +110,9 @@ def fingerprint(
         digest.update(f"{name} {array.shape} {array.dtype} ".encode())
         digest.update(array.tobytes())
 
-    function = {name: v for name, v in _identity(config).items() if name in _FUNCTION}
     digest.update(_text({"opnorm": opnorm.__version__, **function}).encode())
-    arrays = (network.params, network.batch_stats)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-        add(jax.tree_util.keystr(path), leaf)
+    for name, array in arrays.items():
+        add(name, array)
     for part in examples:
         digest.update(_text(part.class_names).encode())
         add("images", part.images)

@@ -1,52 +1,91 @@
 """Trained networks side by side, for the binaries that compare them."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
 
 import opnorm
-from experiments.common import cli, figures, jobs, measure, options, records
+from experiments.common import (
+    cli,
+    figures,
+    jobs,
+    measure,
+    options,
+    own_networks,
+    records,
+    seeds,
+)
 from experiments.common.records import Record
-from opnorm import data, models, runs, training
+from opnorm import data, linalg, models, runs, training
 from opnorm.training import Config
 
 # Flags defined here belong to the binary that calls for them.
 flags.disclaim_key_flags()
+
+# Fields in which networks of one recipe may differ: a network that starts from another
+# one starts from that of its own seed.
+_OF_SEEDS = ("seed", "init_from", "data_dir")
 
 
 class NamedNetwork(NamedTuple):
     """A network and its name in results and figures.
 
     Attributes:
-      name: its method, with the directory of the run where several share the method.
-      config: the configuration of its training.
-      f: the network, with ``f.features`` and ``f.preactivations``.
-      source: the run directory and the step of the checkpoint.
+      name: its method, with the directory of the run where several share the method,
+        or the name of a network of the user's own code; with seeds also its seed.
+      config: the configuration of its training; None for one of the user's own code.
+      f: ``(B, ...) -> (B, K)`` logits, in inference mode.
+      features: ``(B, ...) -> (B, F)``, the inputs of the last linear layer; f for a
+        network of the user's own code that does not name them.
+      preactivations: ``(B, ...)`` to the inputs of each layer of nonlinearities; None
+        for a network of the user's own code that does not name them.
+      source: the run directory and the step of the checkpoint, or the function and the
+        file of variables.
     """
 
     name: str
-    config: Config
-    f: models.Network
+    config: Config | None
+    f: linalg.Network
+    features: linalg.Network
+    preactivations: linalg.Network | None
     source: Record
+
+
+# Networks that differ in the seed alone by the name that they share: one for each seed,
+# or a single one.
+Groups = dict[str, list[NamedNetwork]]
 
 
 class Comparison(NamedTuple):
     """Networks and the examples that they are compared on.
 
     Attributes:
-      networks: the networks, at least one.
+      groups: the networks, at least one.
       examples: the examples, of one data set.
       out: the directory for results, locked until the binary ends.
+      seeds: the seeds of the networks in each group; None for groups of one.
     """
 
-    networks: list[NamedNetwork]
+    groups: Groups
     examples: data.Dataset
     out: runs.RunDirectory
+    seeds: tuple[int, ...] | None = None
+
+    @property
+    def networks(self) -> list[NamedNetwork]:
+        """The networks of all groups."""
+        return [network for group in self.groups.values() for network in group]
+
+    @property
+    def configs(self) -> list[Config]:
+        """The configurations of the networks that are runs."""
+        return [n.config for n in self.networks if n.config is not None]
 
 
 def define_flags(folder: str) -> None:
@@ -60,13 +99,21 @@ def define_flags(folder: str) -> None:
         "run",
         None,
         "run directory, or a folder of checkpoints; give it several times to compare "
-        "networks (required)",
+        "networks (--run or --network is required)",
+    )
+    own_networks.define_flags()
+    seeds.define_flag()
+    flags.DEFINE_string(
+        "out",
+        None,
+        f"directory to write to; by default {folder}/ inside the first run, required "
+        "with --network alone",
     )
     flags.DEFINE_string(
-        "out", None, f"directory to write to; by default {folder}/ inside the first run"
-    )
-    flags.DEFINE_string(
-        "dataset", None, "data set to measure on; by default the one trained on"
+        "dataset",
+        None,
+        "data set to measure on; by default the one trained on, required with "
+        "--network alone",
     )
     flags.DEFINE_string(
         "data_dir",
@@ -115,47 +162,127 @@ def read_lengths() -> dict[float, list[float]]:
 
 
 def open_runs(folder: str, examples: int) -> Comparison:
-    """Reads the runs and the examples that the flags name.
+    """Reads the networks and the examples that the flags name.
 
     Args:
       folder: as for :func:`define_flags`.
       examples: number of examples to load.
 
     Raises:
-      ValueError or FileNotFoundError: for flags out of range, runs that cannot be read
-        or that do not fit each other, or a folder to write to that another program
-        uses.
+      ValueError or FileNotFoundError: for flags out of range, runs and networks that
+        cannot be read or that do not fit each other, or a folder to write to that
+        another program uses.
       RunInUse: an OSError, if another process writes into that folder.
     """
     given = flags.FLAGS
     options.check_at_least(2, given["examples"])
     options.check_at_least(1, given["num_steps"], given["batch_size"])
-    directories = _directories()
+    numbers = seeds.read()
+    directories = _directories(numbers)
+    if not (directories or given.network):
+        raise ValueError(
+            "run is not given; it is the run directory to measure, and --network is a "
+            "network of your own."
+        )
+    first = Path(directories[0][0]) if directories else None
+    if given.out is None and first is None:
+        raise ValueError("out is not given; with --network alone it is required.")
     options.parse_split(given.split)
-    loaded = [training.load_run(directory) for directory in directories]
-    configs = [each.config for each in loaded]
-    chosen = _examples(configs, examples)
-    networks = []
-    labels = _labels(directories, configs)
-    for run, name, found in zip(directories, labels, loaded, strict=True):
-        check_fit(run, found.config, found.network, chosen)
-        source = {"run": run, "step": found.step, "method": found.config.method}
-        networks.append(NamedNetwork(name, found.config, found.network, source))
-    runs.RunDirectory.for_results(given.out or directories[0])
-    out = cli.hold(runs.RunDirectory(given.out or Path(directories[0]) / folder))
-    return Comparison(networks, chosen, out)
+    own = own_networks.given(numbers)
+    loaded = [[training.load_run(run) for run in group] for group in directories]
+    configs = [[found.config for found in group] for group in loaded]
+    if numbers is not None:
+        for paths, group in zip(directories, configs, strict=True):
+            _check_seeds(paths, group, numbers)
+    chosen = _examples([config for group in configs for config in group], examples)
+    groups: Groups = {}
+    texts = [str(Path(run)) for run in given.run or []]
+    labels = _labels(texts, [group[0] for group in configs])
+    for paths, label, found in zip(directories, labels, loaded, strict=True):
+        groups[label] = [
+            _of_run(path, _member(label, number), run, chosen)
+            for path, number, run in zip(paths, numbers or [None], found, strict=True)
+        ]
+    for label, members in zip(_own_labels(), own, strict=True):
+        groups[label] = [
+            _of_own(_member(label, number), each, chosen)
+            for number, each in zip(numbers or [None], members, strict=True)
+        ]
+    runs.RunDirectory.for_results(given.out or str(first))
+    out = cli.hold(runs.RunDirectory(given.out or Path(first or "") / folder))
+    return Comparison(groups, chosen, out, numbers)
 
 
-def _directories() -> list[str]:
-    """Returns the directories that --run names, each once."""
-    if not flags.FLAGS.run:
-        raise ValueError("run is not given; it is the run directory to measure.")
-    directories = [str(Path(run)) for run in flags.FLAGS.run]
+def _of_run(
+    path: str, name: str, run: training.Run, examples: data.Dataset
+) -> NamedNetwork:
+    """Returns the network of a run, after it was compared with the examples."""
+    f = run.network
+    check_fit(path, run.config, f, examples)
+    source = {"run": path, "step": run.step, "method": run.config.method}
+    return NamedNetwork(name, run.config, f, f.features, f.preactivations, source)
+
+
+def _of_own(name: str, own: own_networks.Own, examples: data.Dataset) -> NamedNetwork:
+    """Returns a network of the user's own code, after the same comparison."""
+    own_networks.check(own, examples)
+    source = {
+        "network": own.name,
+        "variables": own.variables,
+        "features": own.features is not own.f,
+    }
+    return NamedNetwork(name, None, own.f, own.features, own.preactivations, source)
+
+
+def _member(label: str, seed: int | None) -> str:
+    """Returns the name of the network of one seed."""
+    return label if seed is None else f"{label}, seed {seed}"
+
+
+def _own_labels() -> list[str]:
+    """Returns each network's function; where networks share it, with its variables."""
+    given = flags.FLAGS
+    texts = list(given.network or [])
+    files = list(given.variables or [""] * len(texts))
+    labels = [
+        f"{text} ({file})" if texts.count(text) > 1 else text
+        for text, file in zip(texts, files, strict=True)
+    ]
+    if labels:
+        options.check_each_once("network", labels)
+    return labels
+
+
+def _directories(numbers: Sequence[int] | None) -> list[list[str]]:
+    """Returns the directories that each --run names, one for each seed, each once."""
+    groups = [
+        seeds.names("run", str(Path(run)), numbers) for run in flags.FLAGS.run or []
+    ]
+    directories = [run for group in groups for run in group]
     places = [Path(run).resolve() for run in directories]
     for run, place in zip(directories, places, strict=True):
         if places.count(place) > 1:
             raise ValueError(f"run {run} is given more than once.")
-    return directories
+    return groups
+
+
+def _check_seeds(
+    paths: Sequence[str], configs: Sequence[Config], numbers: Sequence[int]
+) -> None:
+    """Raises a ValueError unless runs are those of the seeds and alike otherwise."""
+    for path, config, number in zip(paths, configs, numbers, strict=True):
+        if config.seed != number:
+            raise ValueError(
+                f"run {path} was trained with seed {config.seed}, and seeds has "
+                f"{number} in its place."
+            )
+        for field in dataclasses.fields(Config):
+            one, other = (getattr(each, field.name) for each in (configs[0], config))
+            if one != other and field.name not in _OF_SEEDS:
+                raise ValueError(
+                    f"run {path} has {field.name} {other}, and {paths[0]} has {one}; "
+                    "networks that are averaged must differ in the seed alone."
+                )
 
 
 def _examples(configs: Sequence[Config], count: int) -> data.Dataset:
@@ -167,20 +294,39 @@ def _examples(configs: Sequence[Config], count: int) -> data.Dataset:
             f"the runs were trained on {', '.join(sorted(names))}; choose one with "
             "--dataset."
         )
+    if configs and given.image_size is not None:
+        raise ValueError(
+            f"image_size is {given.image_size}; the runs decide the size of images."
+        )
     split, first, last = options.parse_split(given.split)
     found = data.load(
-        jobs.dataset_name(given.dataset, configs[0]),
+        dataset_name(configs),
         split=split,
         data_dir=given.data_dir,
         download=given.download,
         # Drawn at random unless a slice is given.
         limit=count if (first, last) == (None, None) else None,
-        image_size=training.image_size(configs[0], given.dataset),
+        image_size=image_size(configs),
     ).slice(first, last)
     found = found.slice(0, count)
     if len(found) < 2:
         raise ValueError(f"split {given.split} has 1 example; it must have 2 or more.")
     return found
+
+
+def dataset_name(configs: Sequence[Config]) -> str:
+    """Returns the data set to measure on: that of --dataset, or of the runs."""
+    if not configs:
+        return own_networks.dataset_name(flags.FLAGS.dataset)
+    return jobs.dataset_name(flags.FLAGS.dataset, configs[0])
+
+
+def image_size(configs: Sequence[Config]) -> int | None:
+    """Returns the size of images that the runs take, or that of --image_size."""
+    if not configs:
+        size: int | None = flags.FLAGS.image_size
+        return size
+    return training.image_size(configs[0], flags.FLAGS.dataset)
 
 
 def check_fit(
@@ -222,25 +368,40 @@ def _objective(config: Config, examples: data.Dataset) -> training.Objective:
     return training.make_objective(config, examples.num_classes, examples.image_shape)
 
 
-def untrained(comparison: Comparison, seed: int) -> list[NamedNetwork]:
-    """Returns a network with random weights for each architecture that is compared."""
-    found: dict[tuple[str, int | None], NamedNetwork] = {}
+def untrained(comparison: Comparison, seed: int) -> Groups:
+    """Returns networks with random weights for each architecture that is compared.
+
+    Args:
+      comparison: the networks that are compared; those of the user's own code have no
+        untrained version.
+      seed: the seed of the weights, where the comparison has none.
+    """
+    found: dict[tuple[str, int | None], list[NamedNetwork]] = {}
     for network in comparison.networks:
         config = network.config
-        shape = (config.model, config.width)
-        if shape in found:
+        if config is None or (config.model, config.width) in found:
             continue
-        params, batch_stats = _objective(config, comparison.examples).init(
-            jax.random.key(seed)
-        )
-        variables = {"params": params, "batch_stats": batch_stats}
-        f = opnorm.network(network.f.module, variables)
-        name = f"{figures.UNTRAINED}, {config.model} {config.width}"
-        source = {"seed": seed, "model": config.model, "width": config.width}
-        found[shape] = NamedNetwork(name, config, f, source)
+        found[config.model, config.width] = [
+            _untrained(network.f.module, config, comparison.examples, number)
+            for number in comparison.seeds or [seed]
+        ]
     if len(found) == 1:
-        return [network._replace(name=figures.UNTRAINED) for network in found.values()]
-    return list(found.values())
+        (members,) = found.values()
+        return {figures.UNTRAINED: members}
+    return {
+        f"{figures.UNTRAINED}, {model} {width}": members
+        for (model, width), members in found.items()
+    }
+
+
+def _untrained(
+    module: Any, config: Config, examples: data.Dataset, seed: int
+) -> NamedNetwork:
+    params, batch_stats = _objective(config, examples).init(jax.random.key(seed))
+    f = opnorm.network(module, {"params": params, "batch_stats": batch_stats})
+    source = {"seed": seed, "model": config.model, "width": config.width}
+    name = f"{figures.UNTRAINED}, {config.model} {config.width}, seed {seed}"
+    return NamedNetwork(name, config, f, f.features, f.preactivations, source)
 
 
 def attacked(
@@ -259,16 +420,16 @@ def attacked(
     return pga.perturbations(network.f, examples, epsilon)
 
 
-def training_epsilons(networks: Sequence[NamedNetwork], p: float) -> list[float]:
+def training_epsilons(configs: Sequence[Config], p: float) -> list[float]:
     """Returns the lengths of perturbations in training, in the norm p, rising.
 
-    Networks whose method has no perturbations are passed over.
+    Methods without perturbations are passed over.
     """
     used = training.methods_with("random_start", "search")
     found = {
-        training.in_pixels(network.config).epsilon
-        for network in networks
-        if network.config.method in used and network.config.p == p
+        training.in_pixels(config).epsilon
+        for config in configs
+        if config.method in used and config.p == p
     }
     return sorted(found)
 
@@ -276,10 +437,12 @@ def training_epsilons(networks: Sequence[NamedNetwork], p: float) -> list[float]
 def card(comparison: Comparison, count: int) -> Record:
     """Returns the part of results that names the data, the networks and the flags."""
     names = ("split", "num_steps", "seed")
+    averaged = {} if comparison.seeds is None else {"seeds": list(comparison.seeds)}
     return {
         "data": comparison.examples.description,
         "examples": count,
         **{name: flags.FLAGS[name].value for name in names},
+        **averaged,
         "runs": {network.name: network.source for network in comparison.networks},
         **records.origin(),
     }

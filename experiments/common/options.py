@@ -69,6 +69,15 @@ class _FloatParser(flags.FloatParser):
         return parse_number(argument)
 
 
+def define_number(
+    name: str, default: float | None, help_text: str
+) -> flags.FlagHolder[float | None]:
+    """Defines a flag whose value is a number or a fraction, such as 8/255."""
+    return flags.DEFINE(
+        _FloatParser(), name, default, help_text, serializer=_SERIALIZER
+    )
+
+
 class _OrNone(flags.ArgumentParser[Any]):
     """Reads "none" as None, which takes back the value of a preset."""
 

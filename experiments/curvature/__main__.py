@@ -4,7 +4,11 @@ r"""Measures the curvature of the loss of networks, in the parameters and in the
   python -m experiments.curvature --run=runs/standard --run=runs/adversarial \
     --run=runs/snr --out=runs/comparison
 
-For one run, or several to compare:
+  python -m experiments.curvature --run='runs/snr-seed{seed}' --seeds=0,1,2
+  python -m experiments.curvature --network=mine:make --variables=mine.npz \
+    --dataset=cifar10_mini --out=runs/mine
+
+For one network, or several to compare:
 
 - the eigenvalue density of the Hessian, and of its Gauss-Newton part, of the mean
   cross-entropy of training images in all parameters, with both ends of the spectrum
@@ -17,7 +21,11 @@ BatchNorm uses its running statistics and images are not augmented, so the loss 
 mean over images. Each network is tried at each image: where it is piecewise linear, the
 Hessian in the input is exact; elsewhere (smooth ReLU, ELU, response normalisation) its
 eigenvalues are those of --num_steps Lanczos steps, with error bounds, and its trace is
-an estimate from --num_probes random probes, with standard errors. Writes results.json
+an estimate from --num_probes random probes, with standard errors. With --seeds all
+numbers are means over networks that differ in the seed alone.
+
+A network of your own is a function of a module; for the Hessian in the parameters it is
+a callable pytree, such as jax.tree_util.Partial(apply, variables). Writes results.json
 and figures.
 """
 
@@ -25,12 +33,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, comparison, options, records, tables
+from experiments.common import cli, comparison, options, records, seeds, tables
 from experiments.common.figures import label
 from experiments.common.records import Record
 from experiments.common.tables import Column
 from experiments.curvature import figures
-from opnorm import analysis, data, runs, training
+from opnorm import analysis, data, linalg, runs
 
 _FOLDER = "curvature"
 comparison.define_flags(_FOLDER)
@@ -90,38 +98,65 @@ def main() -> None:
         **comparison.card(compared, len(compared.examples)),
         "train_examples": count,
         "num_probes": _PROBES.value,
-        "networks": {},
+        "networks": {
+            name: seeds.over_networks(
+                [{"inputs": _inputs(network, compared.examples)} for network in members]
+            )
+            for name, members in compared.groups.items()
+        },
     }
-    found = results["networks"]
-    for network in compared.networks:
-        found[network.name] = {"inputs": _inputs(network, compared.examples)}
     if images is not None:
         for matrix in analysis.PARAMETER_MATRICES:
-            spectra = {
-                network.name: _parameters(network, images, matrix)
-                for network in compared.networks
-            }
-            densities = [spectrum.density for spectrum in spectra.values()]
-            curves = analysis.density_curves(densities)
-            for (name, spectrum), curve in zip(spectra.items(), curves, strict=True):
-                summary = _summary(spectrum)
-                found[name][matrix] = summary | {"density": curve._asdict()}
+            found = _densities(compared.groups, images, matrix)
+            for name, summary in found.items():
+                results["networks"][name][matrix] = summary
     compared.out.write_json("results.json", results)
     figures.draw_input_curvature(compared.out, results)
     table = tables.table(tables.named(results["networks"]), _INPUT_COLUMNS)
+    text = f"{table}\n\n± {seeds.bands(results)}"
     if images is not None:
         figures.draw_densities(compared.out, results)
         first = tables.table(_parameter_rows(results), _PARAMETER_COLUMNS)
-        table = f"{first}\n\n{table}"
-    records.report(compared.out, table)
+        text = f"{first}\n\n± {figures.parameter_errors(results)}\n\n{text}"
+    records.report(compared.out, text)
+
+
+def _densities(
+    groups: comparison.Groups, images: data.Dataset, matrix: str
+) -> dict[str, Record]:
+    """Returns the spectra in the parameters, with their densities on one grid."""
+    spectra = {
+        name: [_parameters(network, images, matrix) for network in members]
+        for name, members in groups.items()
+    }
+    curves = iter(
+        analysis.density_curves(
+            [s.density for group in spectra.values() for s in group]
+        )
+    )
+    found = {}
+    for name, group in spectra.items():
+        each = [
+            _summary(spectrum) | {"density": next(curves)._asdict()}
+            for spectrum in group
+        ]
+        found[name] = seeds.over_networks(each)
+        if len(each) > 1:
+            # Nodes and weights have no mean over networks.
+            found[name] |= {n: [one[n] for one in each] for n in ("nodes", "weights")}
+    return found
 
 
 def _training_images(compared: comparison.Comparison, count: int) -> data.Dataset:
     given = flags.FLAGS
     name = compared.examples.name
     for network in compared.networks:
-        used = network.config.train_examples
-        if network.config.dataset == name and used is not None and used < count:
+        config = network.config
+        if config is None:
+            _check_parameters(network)
+            continue
+        used = config.train_examples
+        if config.dataset == name and used is not None and used < count:
             raise ValueError(
                 f"train_examples is {count}; {network.name} was trained on {used}."
             )
@@ -132,11 +167,21 @@ def _training_images(compared: comparison.Comparison, count: int) -> data.Datase
         data_dir=given.data_dir,
         download=given.download,
         limit=count,
-        image_size=training.image_size(compared.networks[0].config, name),
+        image_size=comparison.image_size(compared.configs),
     )
     if len(images) < count:
         raise ValueError(f"train_examples is {count}; {name} has {len(images)}.")
     return images
+
+
+def _check_parameters(network: comparison.NamedNetwork) -> None:
+    """Raises a ValueError for a plain function, whose parameters are not known."""
+    if not linalg.keeps_programs(network.f):
+        raise ValueError(
+            f"network {network.name} is a plain function, whose parameters are not "
+            "known; return a callable pytree, such as "
+            "jax.tree_util.Partial(apply, variables), or give --train_examples=0."
+        )
 
 
 def _inputs(network: comparison.NamedNetwork, examples: data.Dataset) -> Record:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import figures
+from experiments.common import figures, seeds
 from opnorm import runs
 
 MATRICES = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton"}
@@ -26,6 +26,19 @@ _UNITS = {
 _FEWEST = 0.05
 
 
+def parameter_errors(results: Mapping[str, Any]) -> str:
+    """Returns words on the errors of eigenvalues and traces in the parameters."""
+    if results.get("seeds"):
+        return seeds.bands(results)
+    return f"bound of an eigenvalue's error; of traces {_density_errors(results)}"
+
+
+def _density_errors(results: Mapping[str, Any]) -> str:
+    if results.get("seeds"):
+        return seeds.bands(results)
+    return f"standard error over {results['num_probes']} probes"
+
+
 def draw_densities(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     """Draws the eigenvalue densities in the parameters, on logarithmic axes.
 
@@ -37,7 +50,8 @@ def draw_densities(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
     figure, panels = figures.new_panels(
         "Eigenvalues in the parameters, mean cross-entropy of "
         f"{results['train_examples']} training images\n{results['data']}, "
-        f"{results['num_probes']} probes of {results['num_steps']} Lanczos steps",
+        f"{results['num_probes']} probes of {results['num_steps']} Lanczos steps; "
+        f"bands: {_density_errors(results)}",
         tuple(MATRICES.values()),
         sharey="row",
     )
@@ -73,9 +87,12 @@ def draw_input_curvature(out: runs.RunDirectory, results: Mapping[str, Any]) -> 
     titles = dict(QUANTITIES)
     if any(found["curved"] for found in inputs.values()):
         titles["trace"] += f", partly by {results['num_probes']} random probes"
+    averaged = ""
+    if results.get("seeds"):
+        averaged = f"; means over {seeds.networks(results)}, rank by rank"
     figure, panels = figures.new_panels(
         "Derivatives of the cross-entropy and of the logits in the input\n"
-        f"{figures.source_line(results)}",
+        f"{figures.source_line(results)}{averaged}",
         tuple(titles.values()),
     )
     styles = figures.styles(list(inputs))

@@ -4,7 +4,11 @@ r"""Measures how linear networks are around images, at random and under attack.
   python -m experiments.linearity --run=runs/standard --run=runs/adversarial \
     --run=runs/snr --out=runs/comparison
 
-For one run, or several to compare, against the L2 length of a perturbation z:
+  python -m experiments.linearity --run='runs/snr-seed{seed}' --seeds=0,1,2
+  python -m experiments.linearity --network=mine:make --variables=mine.npz \
+    --dataset=cifar10_mini --out=runs/mine
+
+For one network, or several to compare, against the L2 length of a perturbation z:
 
 - the deviation of the features from their linearisation, and its part of their change;
 - the largest singular value of the features' Jacobian at x + z;
@@ -12,7 +16,12 @@ For one run, or several to compare, against the L2 length of a perturbation z:
 
 z is the perturbation of PGA, in L2 and in Linf, or a random direction of the same
 length; activation patterns are compared under uniform noise too, around images and
-around uniformly random inputs. Features are the inputs of the last linear layer. Writes
+around uniformly random inputs. Features are the inputs of the last linear layer. Errors
+are over the examples, or with --seeds over networks that differ in the seed alone.
+
+A network of your own is a function of a module. Its attributes "features" and
+"preactivations" are functions of a batch too; without the first the logits stand for
+the features, without the second no activation patterns are compared. Writes
 results.json and figures.
 """
 
@@ -24,7 +33,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, comparison, measure, options, records, tables
+from experiments.common import (
+    cli,
+    comparison,
+    measure,
+    options,
+    records,
+    seeds,
+    tables,
+)
 from experiments.common.figures import label
 from experiments.common.records import Record
 from experiments.common.tables import Column
@@ -43,14 +60,15 @@ _NOISE = flags.DEFINE_list(
 # Golub-Kahan steps for the largest singular value: more than its third digit needs.
 _SEARCH_STEPS = 12
 
+_VALUE = tables.with_error("{:.3g}", "{:.2g}")
 _COLUMNS = (
     Column("network", "network", label),
     Column("attack", "attack"),
-    Column("L2 length", "length", tables.number("{:.2f}")),
-    Column("deviation", "deviation", tables.number()),
-    Column("of the change", "relative_deviation", tables.number()),
-    Column("sigma(J(x + z))", "sigma", tables.number()),
-    Column("units unchanged", "shared_activations", tables.number()),
+    Column("L2 length", "length", tables.with_error("{:.2f}", "{:.2g}")),
+    Column("deviation", "deviation", _VALUE),
+    Column("of the change", "relative_deviation", _VALUE),
+    Column("sigma(J(x + z))", "sigma", _VALUE),
+    Column("units unchanged", "shared_activations", _VALUE),
 )
 
 _norm = jax.jit(functools.partial(linalg.norm, p=2.0))
@@ -65,20 +83,33 @@ def main() -> None:
     compared = comparison.open_runs(_FOLDER, flags.FLAGS.examples)
     examples = compared.examples
     results: Record = {**comparison.card(compared, len(examples)), "networks": {}}
-    for network in compared.networks:
-        found = {
-            measure.norm_name(p): _around(network, examples, p, epsilons)
-            for p, epsilons in lengths.items()
-        }
-        found["noise"] = _noise(network, examples, noise)
-        results["networks"][network.name] = found
+    for name, members in compared.groups.items():
+        found = [_measure(network, examples, lengths, noise) for network in members]
+        results["networks"][name] = seeds.over_networks(found)
     compared.out.write_json("results.json", results)
-    marks = comparison.training_epsilons(compared.networks, 2.0)
+    marks = comparison.training_epsilons(compared.configs, 2.0)
     for p in lengths:
         figures.draw_linearity(compared.out, results, measure.norm_name(p), marks)
     figures.draw_activations(compared.out, results, marks)
     rows = _rows(results, marks)
-    records.report(compared.out, tables.table(rows, _COLUMNS) if rows else "")
+    text = f"{tables.table(rows, _COLUMNS)}\n\n± {seeds.bands(results)}"
+    records.report(compared.out, text if rows else "")
+
+
+def _measure(
+    network: comparison.NamedNetwork,
+    examples: data.Dataset,
+    lengths: dict[float, list[float]],
+    noise: list[float],
+) -> Record:
+    """Returns all curves of a network."""
+    found = {
+        measure.norm_name(p): _around(network, examples, p, epsilons)
+        for p, epsilons in lengths.items()
+    }
+    if network.preactivations is not None:
+        found["noise"] = _noise(network, network.preactivations, examples, noise)
+    return found
 
 
 def _around(
@@ -113,25 +144,29 @@ def _point(
 ) -> Record:
     """Returns the averages of all quantities between x and x + z."""
     size = flags.FLAGS.batch_size
-    features = network.f.features
+    features = network.features
     linear = analysis.deviation_from_linearity(features, x, z, batch_size=size)
     norms = analysis.jacobian_norms(
         features, x + z, key=key, num_steps=_SEARCH_STEPS, batch_size=size
     )
-    shared = analysis.activation_agreement(
-        network.f.preactivations, x, z, batch_size=size
-    )
-    return {
-        "length": records.mean_and_error(linear.length),
-        "deviation": records.mean_and_error(linear.deviation),
-        "relative_deviation": records.mean_and_error(linear.relative),
-        "sigma": records.mean_and_error(norms.values),
-        "shared_activations": records.mean_and_error(shared),
+    found = {
+        "length": linear.length,
+        "deviation": linear.deviation,
+        "relative_deviation": linear.relative,
+        "sigma": norms.values,
     }
+    if network.preactivations is not None:
+        found["shared_activations"] = analysis.activation_agreement(
+            network.preactivations, x, z, batch_size=size
+        )
+    return {name: records.mean_and_error(values) for name, values in found.items()}
 
 
 def _noise(
-    network: comparison.NamedNetwork, examples: data.Dataset, magnitudes: list[float]
+    network: comparison.NamedNetwork,
+    preactivations: linalg.Network,
+    examples: data.Dataset,
+    magnitudes: list[float],
 ) -> Record:
     """Returns curves under uniform noise, around images and around random inputs."""
     seed = flags.FLAGS.seed
@@ -157,7 +192,7 @@ def _noise(
                     key=jax.random.fold_in(jax.random.key(seed), place),
                 )
                 shared = analysis.activation_agreement(
-                    network.f.preactivations,
+                    preactivations,
                     points,
                     z,
                     batch_size=flags.FLAGS.batch_size,
@@ -192,12 +227,12 @@ def _rows(results: Record, marks: list[float]) -> list[Record]:
             lengths = curve["length"]["mean"]
             target = marks[0] if marks else lengths[len(lengths) // 2]
             place = min(range(len(lengths)), key=lambda i: abs(lengths[i] - target))
-            means = {
-                quantity: curve[quantity]["mean"][place]
-                for quantity in curve
+            values = {
+                quantity: {part: column[place] for part, column in found.items()}
+                for quantity, found in curve.items()
                 if quantity != "epsilon"
             }
-            rows.append({"network": name, "attack": f"{norm} PGA", **means})
+            rows.append({"network": name, "attack": f"{norm} PGA", **values})
     return rows
 
 

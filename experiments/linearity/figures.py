@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.common import figures
+from experiments.common import figures, seeds
 from opnorm import runs
 
 _LENGTH = "length $\\|z\\|_2$ (pixels in [0, 1])"
@@ -36,7 +36,7 @@ def draw_linearity(
     }
     figure, panels = figures.new_panels(
         f"Linearity of the features $\\phi$ around images x\n"
-        f"{figures.source_line(results)}",
+        f"{figures.source_line(results)}; bands: {seeds.bands(results)}",
         (*kinds.values(), *[""] * (2 * len(rows) - 2)),
         columns=2,
         sharey="row",
@@ -67,12 +67,19 @@ def draw_activations(
 ) -> None:
     """Draws the percentage of ReLU units that keep their state.
 
+    Networks whose pre-activations are not known are left out; there is no figure where
+    none are known.
+
     Args:
       out: directory for activations.png.
       results: content of results.json.
       training_epsilons: L2 lengths that are drawn as dashed lines.
     """
-    networks = results["networks"]
+    networks = {
+        name: found for name, found in results["networks"].items() if "noise" in found
+    }
+    if not networks:
+        return
     groups = next(iter(networks.values()))
     titles = {
         ("noise", "pictures"): "uniform noise z at images x",
@@ -84,7 +91,8 @@ def draw_activations(
         },
     }
     figure, panels = figures.new_panels(
-        f"ReLU units in the same state at x and x + z\n{figures.source_line(results)}",
+        "ReLU units in the same state at x and x + z\n"
+        f"{figures.source_line(results)}; bands: {seeds.bands(results)}",
         tuple(titles.values()),
         sharey=True,
     )

@@ -4,7 +4,11 @@ r"""Measures which directions networks amplify, and whether attacks point along 
   python -m experiments.spectrum --run=runs/standard --run=runs/adversarial \
     --run=runs/snr --out=runs/comparison
 
-For one run, or several to compare:
+  python -m experiments.spectrum --run='runs/snr-seed{seed}' --seeds=0,1,2
+  python -m experiments.spectrum --network=mine:make --variables=mine.npz \
+    --dataset=cifar10_mini --out=runs/mine
+
+For one network, or several to compare:
 
 - all singular values of the Jacobians of features and logits, at clean examples and at
   their adversarial versions;
@@ -13,14 +17,28 @@ For one run, or several to compare:
   shape and against random perturbations;
 - the alignment with the dominant vector against the length of the perturbation.
 
-Features are the inputs of the last linear layer. Writes results.json and figures.
+Features are the inputs of the last linear layer. Errors are over the examples, or with
+--seeds over networks that differ in the seed alone. A network of your own is a function
+of a module; its attribute "features" is a function of a batch too, and without it the
+logits stand for the features. Writes results.json and figures.
 """
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, comparison, measure, options, records, tables
+from experiments.common import (
+    cli,
+    comparison,
+    measure,
+    options,
+    records,
+    seeds,
+    tables,
+)
 from experiments.common.figures import label
 from experiments.common.records import Record
 from experiments.common.tables import Column
@@ -29,11 +47,12 @@ from opnorm import analysis, data, runs, training
 
 _FOLDER = "spectrum"
 comparison.define_flags(_FOLDER)
-_EPSILON = flags.DEFINE_float(
+_EPSILON = options.define_number(
     "epsilon",
     None,
     "L2 length of the perturbations for spectra and ranks, in [0, 1] pixel units; by "
-    "default the first run's training epsilon, or 0.5 if that was in another norm",
+    "default the first run's training epsilon, or 0.5 if that was in another norm or "
+    "there is no run",
 )
 _ALIGNMENT_EXAMPLES = flags.DEFINE_integer(
     "alignment_examples",
@@ -54,22 +73,27 @@ _SEARCH_STEPS = 20
 
 _FEATURES = ("singular_values", "features")
 _COSINE = ("alignment_by_rank", "cosine")
+
+
+def _first(*path: str) -> Callable[[tables.Row], tuple[Any, Any]]:
+    """Returns a function of a row: mean and error of the first rank at a path."""
+
+    def find(row: tables.Row) -> tuple[Any, Any]:
+        found = tables.find(row, path)
+        mean, error = (found[part][:1] for part in ("mean", "standard_error"))
+        return (mean[0], error[0]) if mean else (None, None)
+
+    return find
+
+
+_VALUE = tables.with_error("{:.3g}", "{:.2g}")
+_ALIGNMENT = tables.with_error("{:.3f}")
 _COLUMNS = (
     Column("network", "name", label),
-    Column(
-        "sigma_1 of features, clean", (*_FEATURES, "clean", "mean", 0), tables.number()
-    ),
-    Column("adversarial", (*_FEATURES, "adversarial", "mean", 0), tables.number()),
-    Column(
-        "alignment with v_1",
-        (*_COSINE, "adversarial", "mean", 0),
-        tables.number("{:.3f}"),
-    ),
-    Column(
-        "random perturbation",
-        (*_COSINE, "random", "mean", 0),
-        tables.number("{:.3f}"),
-    ),
+    Column("sigma_1 of features, clean", _first(*_FEATURES, "clean"), _VALUE),
+    Column("adversarial", _first(*_FEATURES, "adversarial"), _VALUE),
+    Column("alignment with v_1", _first(*_COSINE, "adversarial"), _ALIGNMENT),
+    Column("random perturbation", _first(*_COSINE, "random"), _ALIGNMENT),
 )
 
 _alignment = jax.jit(analysis.alignment)
@@ -84,10 +108,10 @@ def main() -> None:
     if _EPSILON.value is not None:
         options.check_positive("epsilon", _EPSILON.value)
     compared = comparison.open_runs(_FOLDER, max(count, aligned or 0))
-    first = compared.networks[0].config
     epsilon = _EPSILON.value
     if epsilon is None:
-        epsilon = training.in_pixels(first).epsilon if first.p == 2 else 0.5
+        first = compared.configs[:1]
+        epsilon = training.in_pixels(first[0]).epsilon if _in_l2(first) else 0.5
     few = compared.examples.slice(0, count)
     many = compared.examples.slice(0, aligned or count)
 
@@ -102,22 +126,30 @@ def main() -> None:
     }
     measured = results["networks"]
     baselines = comparison.untrained(compared, flags.FLAGS.seed)
-    for network in (*compared.networks, *baselines):
-        measured[network.name] = {
-            **_ranks(network, few, epsilon),
-            "alignment_by_length": _lengths(network, many, lengths),
-        }
+    for name, members in (compared.groups | baselines).items():
+        found = [
+            {
+                **_ranks(network, few, epsilon),
+                "alignment_by_length": _lengths(network, many, lengths),
+            }
+            for network in members
+        ]
+        measured[name] = seeds.over_networks(found)
     compared.out.write_json("results.json", results)
-    trained = [network.name for network in compared.networks]
-    figures.draw_spectra(compared.out, results, trained)
+    figures.draw_spectra(compared.out, results, list(compared.groups))
     figures.draw_alignment_by_rank(compared.out, results)
     for p in lengths:
-        marks = comparison.training_epsilons(compared.networks, p)
+        marks = comparison.training_epsilons(compared.configs, p)
         figures.draw_alignment_by_length(
             compared.out, results, measure.norm_name(p), marks
         )
     table = tables.table(tables.named(results["networks"]), _COLUMNS)
-    records.report(compared.out, table)
+    records.report(compared.out, f"{table}\n\n± {seeds.bands(results)}")
+
+
+def _in_l2(first: Sequence[training.Config]) -> bool:
+    """Whether the first run, where there is one, was trained in the L2 norm."""
+    return bool(first) and first[0].p == 2
 
 
 def _ranks(
@@ -145,7 +177,7 @@ def _ranks(
                 "on_progress": update,
             }
 
-        features, f = network.f.features, network.f
+        features, f = network.features, network.f
         ranked = analysis.alignment_by_rank(
             features, clean, [delta, random], **settings(0)
         )
@@ -195,7 +227,7 @@ def _lengths(
         return {}
     key = jax.random.key(flags.FLAGS.seed)
     top = analysis.jacobian_norms(
-        network.f.features,
+        network.features,
         examples.images,
         batch_size=flags.FLAGS.batch_size,
         key=key,

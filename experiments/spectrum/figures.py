@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import figures
+from experiments.common import figures, seeds
 from opnorm import runs
 
 
@@ -22,7 +22,7 @@ def draw_spectra(
     for quantity in ("features", "logits"):
         figure, panels = figures.new_panels(
             f"Singular values of the Jacobian of the {quantity}\n"
-            f"{figures.source_line(results)}",
+            f"{figures.source_line(results)}; bands: {seeds.bands(results)}",
             ("at the images", f"after L2 PGA, $\\epsilon$ = {results['epsilon']:g}"),
             sharey="row",
         )
@@ -62,7 +62,8 @@ def draw_alignment_by_rank(out: runs.RunDirectory, results: Mapping[str, Any]) -
     epsilon = results["epsilon"]
     figure, panels = figures.new_panels(
         f"Alignment of perturbations (L2 PGA, $\\epsilon$ = {epsilon:g}) with the right"
-        f" singular vectors of the features' Jacobian\n{figures.source_line(results)}",
+        " singular vectors of the features' Jacobian\n"
+        f"{figures.source_line(results)}; bands: {seeds.bands(results)}",
         ("cosine", "Pearson correlation"),
         sharey="row",
     )
@@ -109,7 +110,9 @@ def draw_alignment_by_length(
     }
     figure, panels = figures.new_panels(
         "Alignment of perturbations with the dominant right singular vector of the\n"
-        f"features' Jacobian. {figures.source_line(results, 'alignment_examples')}",
+        "features' Jacobian\n"
+        f"{figures.source_line(results, 'alignment_examples')}; bands: "
+        f"{seeds.bands(results, 'alignment_examples')}",
         ("",),
     )
     (axes,) = panels
