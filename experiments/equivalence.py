@@ -39,13 +39,13 @@ _METHODS_FLAG = flags.DEFINE_list(
     "methods", list(_METHODS), f"methods to compare, out of {', '.join(_METHODS)}"
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "seeds, one network per method each")
-_ADVERSARIAL_WEIGHT = flags.DEFINE_float(
+_ADVERSARIAL_WEIGHT = options.define_number(
     "adversarial_weight", 1.0, "lambda of the adversarial term (Roth et al. Eq. 14)"
 )
-_SNR_WEIGHT = flags.DEFINE_float(
+_SNR_WEIGHT = options.define_number(
     "snr_weight", 1.0, "lambda of the data-dependent penalty (Roth et al. Eq. 7)"
 )
-_GLOBAL_WEIGHT = flags.DEFINE_float(
+_GLOBAL_WEIGHT = options.define_number(
     "global_weight", 1.0, "lambda of the global penalty (Roth et al. Eq. 5)"
 )
 _ATTACK_STEPS = flags.DEFINE_integer(

@@ -4,6 +4,7 @@ import ast
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,21 @@ _GIVEN_ELSEWHERE = {
     "epsilon": "budgets are given with --epsilons",
     "bounds": "attacked images stay in [0, 1]",
     "targeted": "attacks here lead away from the true classes",
+}
+# Names that other libraries and papers give to attacks, and their names here.
+_OTHER_NAMES = {
+    "aa": "auto_attack",
+    "pgd": "pga",
+    "bim": "pga random_start=false",
+    "ifgsm": "pga random_start=false",
+    "mifgsm": "pga random_start=false momentum=1",
+    "fgsm": "fgm, with --p=inf",
+    "cw": "carlini_wagner",
+    "ddn": "decoupled_direction",
+    "fmn": "fast_minimum_norm",
+    "apgdce": "apgd",
+    "apgddlr": "apgd loss=dlr",
+    "boundaryattack": "boundary",
 }
 _WORDS = {"true": True, "false": False, "none": None, "inf": math.inf}
 
@@ -41,12 +57,15 @@ def parse_attack(text: str) -> AttackSpec:
     PGA keeps the first misclassified point unless ``keep`` is given: an example counts
     as robust only if the network classifies every iterate correctly.
 
+    The name may be written in capitals, with "-", or without "_": "AutoAttack".
+
     Raises:
-      ValueError: for a word that is not ``option=value``, an unknown attack, an option
-        that it does not have or that is given elsewhere, or a value of another kind
-        than the option's default.
+      ValueError: for a word that is not ``option=value``, an unknown attack or one that
+        has another name here, an option that it does not have or that is given
+        elsewhere, or a value of another kind than the option's default.
     """
-    name, *words = text.split() or [""]
+    given, *words = text.split() or [""]
+    name = _find_name(given)
     options: dict[str, Any] = {}
     for word in words:
         option, equals, value = word.partition("=")
@@ -59,12 +78,21 @@ def parse_attack(text: str) -> AttackSpec:
         if option == "channels" and options[option] is None:
             # Its "none" is a name.
             options[option] = value.lower()
-    if name not in attacks.NAMES:
-        raise ValueError(f"attack is {name!r}; it may be {', '.join(attacks.NAMES)}.")
     _check_options(name, options)
     if name == "pga":
         options.setdefault("keep", "success")
     return AttackSpec(name, tuple(sorted(options.items())))
+
+
+def _find_name(given: str) -> str:
+    """Returns the name of an attack as the registry has it."""
+    plain = re.sub("[-_]", "", given.lower())
+    for name in attacks.NAMES:
+        if name.replace("_", "") == plain:
+            return name
+    if plain in _OTHER_NAMES:
+        raise ValueError(f"attack is {given!r}; here it is {_OTHER_NAMES[plain]}.")
+    raise ValueError(f"attack is {given!r}; it may be {', '.join(attacks.NAMES)}.")
 
 
 def _read_value(text: str) -> Any:

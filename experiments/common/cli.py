@@ -23,16 +23,23 @@ _HELD = contextlib.ExitStack()
 _ENVIRONMENT_ERROR = 1
 _USAGE_ERROR = 2
 _INTERRUPTED = 128 + signal.SIGINT
+_HELP = frozenset(("--help", "-help", "--helpshort", "-helpshort", "-h", "-?"))
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses flags and calls ``main``; errors of usage or environment are one line.
 
-    Exit codes: 2 for a usage error; 1 for an operating system error, such as a full
-    disk or a directory that another process writes into; 130 after Ctrl-C.
+    ``--help`` prints the flags in groups and ends with exit code 0. Other exit codes: 2
+    for a usage error; 1 for an operating system error, such as a full disk or a
+    directory that another process writes into; 130 after Ctrl-C.
     """
 
     def parse(argv: list[str]) -> list[str]:
+        if _HELP & {*argv[1:]}:
+            from experiments.common import help_text
+
+            print(help_text.make())
+            sys.exit(0)
         try:
             rest = flags.FLAGS(argv)
             if len(rest) > 1:
@@ -40,6 +47,9 @@ def run(main: Callable[[], None]) -> None:
             return rest
         except flags.Error as error:
             _fail(error)
+        except SystemExit:
+            # The other flags that print a help end with exit code 1 in absl.
+            sys.exit(0)
 
     def guarded(argv: list[str]) -> None:
         del argv

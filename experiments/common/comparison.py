@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -211,6 +212,16 @@ def open_runs(folder: str, examples: int) -> Comparison:
     runs.RunDirectory.for_results(given.out or str(first))
     out = cli.hold(runs.RunDirectory(given.out or Path(first or "") / folder))
     return Comparison(groups, chosen, out, numbers)
+
+
+def say_which_have_no_features(compared: Comparison) -> None:
+    """Prints a line on each network whose logits stand for its features."""
+    for name, members in compared.groups.items():
+        if members[0].features is members[0].f:
+            print(
+                f"network {name} has no attribute features; its logits stand for them.",
+                file=sys.stderr,
+            )
 
 
 def _of_run(

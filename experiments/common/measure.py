@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.common import cache, records
 from experiments.common.records import Record
-from opnorm import analysis, attacks, data, models, operators, training
+from opnorm import analysis, attacks, data, linalg, models, operators, training
 from opnorm.training import Config
 
 _array_shape: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
@@ -43,7 +43,7 @@ class Pga(NamedTuple):
         return _factory(self.p, self.num_steps)
 
     def perturbations(
-        self, network: models.Network, examples: data.Dataset, epsilon: float
+        self, network: linalg.Network, examples: data.Dataset, epsilon: float
     ) -> np.ndarray:
         """Returns the perturbations of one length, ``(N, ...)``."""
         return analysis.perturbations(
@@ -67,7 +67,7 @@ def _pga(p: float, num_steps: int, epsilon: Any) -> attacks.Attack:
 
 
 def measure(
-    network: models.Network,
+    network: linalg.Network,
     test_set: data.Dataset,
     pga: Pga,
     *,
@@ -98,7 +98,7 @@ def measure(
 
 
 def accuracy_curve(
-    network: models.Network,
+    network: linalg.Network,
     test_set: data.Dataset,
     pga: Pga,
     epsilons: Sequence[float],
@@ -127,7 +127,7 @@ def accuracy_curve(
 
 
 def spectrum(
-    network: models.Network, test_set: data.Dataset, pga: Pga, epsilon: float
+    network: linalg.Network, test_set: data.Dataset, pga: Pga, epsilon: float
 ) -> Record:
     """Measures the Jacobian of the logits, and how perturbations align with it.
 
@@ -200,7 +200,8 @@ def average(measurements: Sequence[Record]) -> Record:
     """Averages measurements of networks that differ only in seed.
 
     Standard errors are those over the test examples, averaged over seeds; "seeds"
-    holds the value of each seed for the quantities of one number.
+    holds the value of each seed for the quantities of one number, and "over_networks"
+    their means with standard errors over the networks, NaN for a single one.
     """
     first = measurements[0]
     averaged: Record = {
@@ -216,6 +217,10 @@ def average(measurements: Sequence[Record]) -> Record:
         "sigma": [m["sigma"]["mean"] for m in measurements],
         "alignment": [m["alignment"]["mean"] for m in measurements],
         "accuracy": [m["accuracy"]["mean"] for m in measurements],
+    }
+    averaged["over_networks"] = {
+        name: records.mean_and_error(values)
+        for name, values in averaged["seeds"].items()
     }
     return averaged
 

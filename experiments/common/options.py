@@ -69,9 +69,21 @@ class _FloatParser(flags.FloatParser):
         return parse_number(argument)
 
 
+@typing.overload
+def define_number(
+    name: str, default: float, help_text: str
+) -> flags.FlagHolder[float]: ...
+
+
+@typing.overload
+def define_number(
+    name: str, default: None, help_text: str
+) -> flags.FlagHolder[float | None]: ...
+
+
 def define_number(
     name: str, default: float | None, help_text: str
-) -> flags.FlagHolder[float | None]:
+) -> flags.FlagHolder[Any]:
     """Defines a flag whose value is a number or a fraction, such as 8/255."""
     return flags.DEFINE(
         _FloatParser(), name, default, help_text, serializer=_SERIALIZER

@@ -161,11 +161,6 @@ def _make(text: str, file: str | None) -> Own:
         raise ValueError(f"network {text} failed: {_words(error)}") from error
     f = _network(text, made)
     parts = {n: _part(f, n) for n in ("features", "preactivations")}
-    if parts["features"] is None:
-        print(
-            f"network {text} has no attribute features; its logits stand for them.",
-            file=sys.stderr,
-        )
     f = linalg.prepare_network(f)
     return Own(text, file, f, parts["features"] or f, parts["preactivations"])
 

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.common import attack_specs, cache
 from experiments.common.measure import norm_name
 from experiments.common.records import Record, mean_and_error
-from opnorm import analysis, data, models
+from opnorm import analysis, data, linalg
 
 _FIELDS = ("success", "distance", "steps", "stage")
 
@@ -42,7 +42,7 @@ class Settings(NamedTuple):
 
 
 def measure(
-    network: models.Network,
+    network: linalg.Network,
     test_set: data.Dataset,
     settings: Settings,
     parts: cache.Parts,
@@ -86,7 +86,7 @@ def measure(
 
 
 def attack_in_parts(
-    network: models.Network,
+    network: linalg.Network,
     test_set: data.Dataset,
     spec: attack_specs.AttackSpec,
     settings: Settings,
@@ -308,7 +308,7 @@ def _square_checks(cards: Mapping[str, Mapping[str, Any]]) -> list[analysis.Chec
 
 
 def _sanity_checks(
-    network: models.Network,
+    network: linalg.Network,
     test_set: data.Dataset,
     settings: Settings,
     known: Sequence[analysis.Check],

@@ -125,7 +125,7 @@ _EPSILONS_FLAG = flags.DEFINE_list(
     "distances within which the error is reported, in [0, 1] pixel units; by default "
     "0.25,0.5 (L2) or 2/255 and 8/255 (Linf)",
 )
-_LARGEST_FLAG = flags.DEFINE_float(
+_LARGEST_FLAG = options.define_number(
     "largest_budget", None, "largest budget of an attack; by default 8 (L2), 0.5 (Linf)"
 )
 _HALVINGS = flags.DEFINE_integer(

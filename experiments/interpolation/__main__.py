@@ -14,8 +14,9 @@ network for every value and seed, the same for all but the value:
   of data-dependent SNR (1).
 
 Each network is measured on the test split: clean accuracy, accuracy against L2 PGA of
-the training epsilon, and the logits' Jacobian. Writes results.json, table.md and
-accuracy.png into --run; interrupted, it goes on where it ended.
+the training epsilon, and the logits' Jacobian. With several seeds errors are over the
+networks of a value, with one seed over the test images. Writes results.json, table.md
+and accuracy.png into --run; interrupted, it goes on where it ended.
 """
 
 import dataclasses
@@ -168,7 +169,7 @@ def _report(
         results["points"],
         axis=sweep.axis,
         usual=sweep.usual,
-        title=measured.title,
+        title=f"{measured.title}\nbands: standard error over {_errors(results)}",
         labels={
             "clean": "clean",
             "adversarial": f"L2 PGA, {flags.FLAGS.test_steps} steps, "
@@ -179,11 +180,21 @@ def _report(
 
 
 def _point(value: float, average: Record) -> Record:
+    several = len(average["seeds"]["accuracy"]) > 1
+    found = (average["over_networks"] if several else average)["accuracy"]
     clean, attacked = (
-        {part: average["accuracy"][part][place] for part in ("mean", "standard_error")}
+        {part: found[part][place] for part in ("mean", "standard_error")}
         for place in (0, 1)
     )
     return {"value": value, "clean": clean, "adversarial": attacked, **average}
+
+
+def _errors(results: Record) -> str:
+    """Returns words on what standard errors are over, and over how many."""
+    seeds, point = results["seeds"], results["points"][0]
+    if seeds > 1:
+        return f"{seeds} networks"
+    return f"{point['examples']:.0f} images"
 
 
 def make_table(results: Record, seconds: Sequence[float]) -> str:
@@ -193,6 +204,9 @@ def make_table(results: Record, seconds: Sequence[float]) -> str:
       results: the content of results.json.
       seconds: training time of each value.
     """
+    # Earlier versions gave errors over the images for several seeds, too.
+    says = "over_networks" in results["points"][0]
+    over = f" over {_errors(results)}" if says else ""
     columns = (
         Column(_SWEEPS[results["sweep"]].title, "value", tables.number("{:g}")),
         Column("clean", ("seeds", "clean_accuracy"), tables.percents()),
@@ -202,7 +216,7 @@ def make_table(results: Record, seconds: Sequence[float]) -> str:
             tables.percents(),
         ),
         Column(
-            "standard error",
+            f"standard error{over}",
             lambda row: [row[n]["standard_error"] for n in ("clean", "adversarial")],
             tables.percents(),
         ),

@@ -81,6 +81,7 @@ def main() -> None:
     if not noise:
         raise ValueError("noise is empty; give at least one magnitude.")
     compared = comparison.open_runs(_FOLDER, flags.FLAGS.examples)
+    comparison.say_which_have_no_features(compared)
     examples = compared.examples
     results: Record = {**comparison.card(compared, len(examples)), "networks": {}}
     for name, members in compared.groups.items():

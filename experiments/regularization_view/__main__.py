@@ -91,7 +91,7 @@ _TEST_EXAMPLES = flags.DEFINE_integer(
 _TRAIN_MEASURED = flags.DEFINE_integer(
     "train_measured", 1000, "largest number of training images to measure on"
 )
-_TEST_LEVEL = flags.DEFINE_float(
+_TEST_LEVEL = options.define_number(
     "test_level", 8.0, "length of the measuring attack, in levels of 255"
 )
 _TEST_STEPS = flags.DEFINE_integer(

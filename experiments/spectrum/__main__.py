@@ -108,6 +108,7 @@ def main() -> None:
     if _EPSILON.value is not None:
         options.check_positive("epsilon", _EPSILON.value)
     compared = comparison.open_runs(_FOLDER, max(count, aligned or 0))
+    comparison.say_which_have_no_features(compared)
     epsilon = _EPSILON.value
     if epsilon is None:
         first = compared.configs[:1]

@@ -109,8 +109,7 @@ def draw_alignment_by_length(
         for name, found in results["networks"].items()
     }
     figure, panels = figures.new_panels(
-        "Alignment of perturbations with the dominant right singular vector of the\n"
-        "features' Jacobian\n"
+        "Alignment with the dominant right singular vector of the features' Jacobian\n"
         f"{figures.source_line(results, 'alignment_examples')}; bands: "
         f"{seeds.bands(results, 'alignment_examples')}",
         ("",),
