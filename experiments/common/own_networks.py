@@ -325,14 +325,14 @@ def _read_orbax(directory: Path) -> dict[str, Any]:
 
     folder = _checkpoint(directory.absolute())
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            shapes = reader.metadata(folder).item_metadata.tree
-            plain = jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes
-            )
-            found = reader.restore(
-                folder, args=ocp.args.PyTreeRestore(restore_args=plain)
-            )
+        # The handler itself, since the folder of an item has no metadata of its own.
+        reader = ocp.PyTreeCheckpointHandler()
+        plain = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            reader.metadata(folder).tree,
+        )
+        found = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=plain))
+        reader.close()
     # Orbax and its libraries raise all kinds of errors for a damaged file.
     except Exception as error:
         raise ValueError(

@@ -21,6 +21,8 @@ _array_shape: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
 
 def check_examples(images: np.ndarray, labels: np.ndarray, batch_size: int) -> None:
     """Raises ValueError for examples or a batch size that cannot be used."""
+    linalg.check_array("images", images)
+    linalg.check_array("labels", labels)
     if len(images) == 0 or len(labels) != len(images):
         raise ValueError(
             f"images and labels have {[len(images), len(labels)]} examples; they must "

@@ -161,6 +161,7 @@ def make_problem(
     Arguments and errors are those of a call of :class:`opnorm.attacks.Attack`.
     """
     for name, array in (("x", x), ("labels", labels)):
+        linalg.check_array(name, array)
         if not hasattr(array, "dtype"):
             raise ValueError(
                 f"{name} is a {type(array).__name__}; it must be an array."
@@ -242,4 +243,7 @@ def finish(stage: Stage, problem: Problem, state: State) -> jax.Array:
 def check_keys(problem: Problem) -> None:
     """Raises ValueError if the search draws random numbers and has no key."""
     if problem.keys is None:
-        raise ValueError("key is None; this attack draws random numbers and needs one.")
+        raise ValueError(
+            "key is None; this attack draws random numbers and needs a key, such as "
+            "jax.random.key(0)."
+        )

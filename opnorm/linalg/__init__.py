@@ -4,7 +4,7 @@ The leading axis of every array is the batch; the rest of an example is one vect
 room imports no other room.
 """
 
-from opnorm.linalg.checks import check_count, check_key
+from opnorm.linalg.checks import check_array, check_count, check_key
 from opnorm.linalg.convolution import (
     convolution_frobenius_norm,
     convolution_map,
@@ -109,6 +109,7 @@ __all__ = [
     "Variables",
     "adjoint_error",
     "canonicalize_convolutions",
+    "check_array",
     "check_count",
     "check_exponent",
     "check_key",

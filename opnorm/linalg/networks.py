@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax import lax
 
+from opnorm.linalg.checks import check_network
 from opnorm.linalg.types import ArrayShape, Network, PyTree
 
 R = TypeVar("R")
@@ -115,7 +116,9 @@ class NetworkProgram(Generic[R]):
         def shared(
             structure: _Structure, options: Ordered, arrays: Arrays, *args: PyTree
         ) -> R:
-            return fun(structure.join(arrays), *args, **dict(options))
+            f = structure.join(arrays)
+            check_network(f)
+            return fun(f, *args, **dict(options))
 
         # The name of the compiled program, in profiles.
         shared.__name__ = getattr(fun, "__name__", shared.__name__)
@@ -256,6 +259,7 @@ def _fresh(
     fun: Callable[..., R], f: Network, options: Mapping[str, Hashable]
 ) -> _Compiled[R]:
     """A program of its own, since JAX keeps programs by the identity of a function."""
+    check_network(f)
     compiled: _Compiled[R] = jax.jit(lambda *args: fun(f, *args, **options))
     return compiled
 

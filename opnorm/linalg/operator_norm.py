@@ -110,7 +110,9 @@ def operator_norm(
     if init is not None and init.shape != shape:
         raise ValueError(f"init has shape {init.shape}; it must be {shape}.")
     if key is None and (init is None or num_restarts > 1):
-        raise ValueError("key is None; it is needed for random starts.")
+        raise ValueError(
+            "key is None; random starts need a key, such as jax.random.key(0)."
+        )
     like = jnp.zeros(shape, linear_map.dtype)
     given = like if init is None else _unit(jnp.asarray(init, like.dtype), p)
 

@@ -112,8 +112,8 @@ def network(
     Returns:
       A :class:`Network` of a Linen module. For an NNX module a copy of it in evaluation
       mode (no dropout, running statistics of BatchNorm): later changes of the module do
-      not show in it. An NNX module is a callable pytree itself, and may be given to the
-      library as it is, in whichever mode it is.
+      not show in it. An NNX module is a callable pytree itself; in evaluation mode it
+      may be given to the library as it is.
 
     Raises:
       ValueError: for another kind of module, a Linen module without variables, or an

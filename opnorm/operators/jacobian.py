@@ -209,6 +209,7 @@ def check(f: BatchFunction, x: jax.Array) -> int:
 
 def check_input(x: jax.Array) -> None:
     """Raises ValueError unless x is a floating point batch."""
+    linalg.check_array("x", x)
     if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x has dtype {getattr(x, 'dtype', type(x))}; it must be floating point "
