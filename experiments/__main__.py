@@ -1,4 +1,4 @@
-"""Lists the commands: ``python -m experiments``."""
+"""Lists the commands of this package."""
 
 import ast
 import sys

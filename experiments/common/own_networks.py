@@ -125,7 +125,7 @@ def given(numbers: Sequence[int] | None = None) -> list[list[Own]]:
     found = []
     for text, file in zip(texts, files or [_NO_FILE] * len(texts), strict=True):
         paths = seeds.names("variables", file, numbers)
-        found.append([_make(text, None if p == _NO_FILE else p) for p in paths])
+        found.append([make(text, None if p == _NO_FILE else p) for p in paths])
     return found
 
 
@@ -139,8 +139,16 @@ def dataset_name(dataset: str | None) -> str:
     return dataset
 
 
-def _make(text: str, file: str | None) -> Own:
-    """Calls the function of one --network."""
+def make(text: str, file: str | None = None) -> Own:
+    """Calls the function of one --network.
+
+    Args:
+      text: "module:function".
+      file: the file of its variables, or None.
+
+    Raises:
+      ValueError or FileNotFoundError: as :func:`given`.
+    """
     function = _function(text)
     arguments = [] if file is None else [read_variables(file)]
     try:

@@ -30,12 +30,16 @@ def parameter_errors(results: Mapping[str, Any]) -> str:
     """Returns words on the errors of eigenvalues and traces in the parameters."""
     if results.get("seeds"):
         return seeds.bands(results)
-    return f"bound of an eigenvalue's error; of traces {_density_errors(results)}"
+    return f"bound of an eigenvalue's error; of traces {_over_probes(results)}"
 
 
 def _density_errors(results: Mapping[str, Any]) -> str:
     if results.get("seeds"):
         return seeds.bands(results)
+    return f"{_over_probes(results)} and bound of the quadrature"
+
+
+def _over_probes(results: Mapping[str, Any]) -> str:
     return f"standard error over {results['num_probes']} probes"
 
 

@@ -5,11 +5,14 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import __main__ as listing
+from experiments.common import help_text
 from opnorm import runs, training
 
 TINY = [
@@ -108,11 +111,34 @@ def test_none_takes_back_the_value_of_a_preset(run, tmp_path):
     assert "/nowhere" in allowed.stderr
 
 
-def test_help_lists_the_flags_with_their_meaning(run):
+def test_help_lists_the_flags_in_groups_with_their_allowed_values(run):
     result = run("train", "--help")
-    assert "--method" in result.stdout
-    assert "--epsilon" in result.stdout
-    assert "[0, 1]" in " ".join(result.stdout.split())
+    assert result.returncode == 0
+    text = " ".join(result.stdout.split())
+    groups = [text.index(f"{group}: --") for group in help_text.GROUPS]
+    assert groups == sorted(groups)
+    assert "--[no]augment" in text
+    for allowed in (
+        "one of standard, adversarial,",
+        "one of adam, sgd, rmsprop",
+        "one of pixels, standardized",
+        "a number or a fraction such as 8/255",
+    ):
+        assert allowed in text
+    assert "`" not in text
+    assert ":func:" not in text
+
+
+def test_the_commands_are_listed(capsys):
+    assert listing.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    folder = Path(listing.__file__).parent
+    names = {path.parent.name for path in folder.glob("*/__main__.py")}
+    names |= {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+    assert {line.split()[0] for line in lines[2:]} == names
+    assert max(map(len, lines)) <= 120
+    assert listing.main(["spectrum"]) == 2
+    assert "write python -m experiments.spectrum" in capsys.readouterr().err
 
 
 def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(

@@ -151,8 +151,9 @@ def test_a_sweep_measures_networks_that_differ_in_one_option(tmp_path, run):
     assert [c["step_size"] for c in flags["configs"]] == [0.25, "inf"]
     assert (tmp_path / "accuracy.png").stat().st_size > 0
     clean, attacked = (100 * first[n]["mean"] for n in ("clean", "adversarial"))
-    row = f"| {clean:.1f} % | {attacked:.1f} %"
-    assert row in (tmp_path / "table.md").read_text().replace("  ", "")
+    table = (tmp_path / "table.md").read_text()
+    assert f"| {clean:.1f} % | {attacked:.1f} %" in table.replace("  ", "")
+    assert "standard error over 20 images" in table
 
 
 @pytest.mark.parametrize(

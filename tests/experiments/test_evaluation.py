@@ -61,6 +61,39 @@ def test_every_attack_is_read_with_its_own_defaults():
 
 
 @pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("AutoAttack", "auto_attack"),
+        ("auto-attack", "auto_attack"),
+        ("DeepFool num_steps=3", "deepfool"),
+        ("FGM", "fgm"),
+    ],
+)
+def test_names_of_attacks_are_found_whatever_their_spelling(text, name):
+    assert attack_specs.parse_attack(text).name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pgd", "here it is pga."),
+        ("PGD num_steps=3", "here it is pga."),
+        ("fgsm", "here it is fgm, with --p=inf."),
+        ("cw", "here it is carlini_wagner."),
+        ("magic", "it may be apgd, auto_attack, "),
+    ],
+)
+def test_other_names_of_attacks_are_answered_with_the_name_here(text, words):
+    with pytest.raises(ValueError, match=words):
+        attack_specs.parse_attack(text)
+
+
+def test_other_names_of_attacks_lead_to_attacks():
+    for name in attack_specs._OTHER_NAMES.values():
+        attack_specs.parse_attack(name.split(",")[0])
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("pga 10", ["'pga 10'", "option=value"]),

@@ -46,3 +46,23 @@ def test_a_standard_error_of_one_example_is_not_known(tmp_path):
     averages = measure.average([read, read])
     assert np.isnan(averages["sigma"]["standard_error"]).all()
     assert tables.numbers()(averages["sigma"]["standard_error"]) == "- / -"
+
+
+def test_errors_over_networks_are_known_for_several():
+    curves = ([0.5, 0.25], [0.75, 0.5])
+    found = [
+        {
+            **dict.fromkeys(("sigma", "alignment"), {"mean": 1.0, "standard_error": 1}),
+            "singular_values": {"mean": [1.0], "standard_error": [1.0]},
+            "accuracy": {"mean": curve, "standard_error": [0.0, 0.0]},
+            "clean_accuracy": curve[0],
+            "random_alignment": 0.5,
+            "examples": 400,
+        }
+        for curve in curves
+    ]
+    over = measure.average(found)["over_networks"]
+    assert over["accuracy"] == {"mean": [0.625, 0.375], "standard_error": [0.125] * 2}
+    assert over["sigma"] == {"mean": 1.0, "standard_error": 0.0}
+    alone = measure.average(found[:1])["over_networks"]
+    assert np.isnan(alone["clean_accuracy"]["standard_error"])

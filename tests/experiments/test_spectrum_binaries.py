@@ -93,9 +93,52 @@ def test_linearity_measures_one_run_where_it_is_told(runs, tmp_path, run):
     assert "| data-dependent SNR | L2 PGA" in result.stdout
 
 
+def test_spectrum_averages_networks_of_several_seeds(runs, tmp_path, run):
+    kernels = np.random.default_rng(0).normal(size=(2, 3072, 10)).astype(np.float32)
+    for seed, kernel in enumerate(kernels):
+        np.savez(runs / f"own{seed}.npz", **{"last/kernel": kernel})
+    own = "tests.support.own_networks:make"
+    options = [f"--run={runs / 'seed{seed}'}", f"--network={own}", "--seeds=0,1"]
+    options += [f"--variables={runs / 'own{seed}.npz'}", "--examples=6"]
+    options += ["--num_steps=2", "--epsilons=", "--epsilons_inf=", f"--out={tmp_path}"]
+    result = run("spectrum", *options)
+    assert result.returncode == 0, result.stderr
+    assert "± standard error over 2 networks (seeds 0, 1)" in result.stdout
+    assert f"network {own} has no attribute features" in result.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["networks"]) == ["data_dependent_snr", own, "untrained"]
+    assert results["seeds"] == [0, 1]
+    images = data.load("cifar10_mini", split="test", limit=6).images
+    values = [
+        np.linalg.svd(
+            jacobians(training.load_run(runs / f"seed{seed}").network.params, images)[
+                1
+            ],
+            compute_uv=False,
+        ).mean(axis=0)
+        for seed in (0, 1)
+    ]
+    for name, each in (
+        ("data_dependent_snr", values),
+        (own, np.linalg.svd(kernels.astype(np.float64), compute_uv=False)),
+    ):
+        curve = results["networks"][name]["singular_values"]["logits"]["clean"]
+        error = np.abs(each[0] - each[1]) / 2
+        np.testing.assert_allclose(
+            curve["mean"], np.mean(each, axis=0), rtol=1e-3, atol=1e-4
+        )
+        np.testing.assert_allclose(
+            curve["standard_error"], error, rtol=1e-2, atol=2e-4 * max(each[0])
+        )
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
+        ("spectrum", ["--run=RUN", "--seeds=0,1"], ["run", "must have {seed}"]),
+        ("linearity", ["--run=RUN/../seed{seed}", "--seeds=0"], ["two or more"]),
+        ("spectrum", ["--run=RUN", "--epsilon=8/"], ["epsilon", "8/"]),
+        ("linearity", ["--network=absent:f", "--dataset=mnist"], ["out", "required"]),
         ("spectrum", ["--run=RUN", "--run=RUN/../seed0"], ["given more than once"]),
         ("linearity", ["--run=RUN", "--noise=0.1,-1"], ["noise", "-1"]),
     ],

@@ -1,4 +1,4 @@
-"""Functions refuse keys and counts that are not valid."""
+"""Functions refuse keys, counts, arrays and networks that are not valid."""
 
 import math
 
@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from opnorm import linalg
+from opnorm import analysis, attacks, linalg, operators
 
 BAD_KEYS = {
     "raw": (lambda: jax.random.PRNGKey(0), "key has dtype uint32; it must be a typed"),
-    "number": (lambda: 0, "key is 0; it must be a typed key"),
+    "number": (lambda: 0, r"0; it must be a typed key, such as jax\.random\.key\(0\)"),
     "five": (lambda: jax.random.split(jax.random.key(0), 5), r"key has shape \(5,\)"),
 }
 
@@ -88,3 +89,47 @@ def test_counts_of_numpy_pass_through_searches():
 
     shapes = jax.tree.map(jnp.shape, jax.eval_shape(searches, jax.random.key(0)))
     assert shapes == ((2,), (2, 2, 2), (2,))
+
+
+class Tensor:
+    """Stands for a tensor of PyTorch, which need not be installed."""
+
+    __module__ = "torch"
+    dtype, shape, ndim = "torch.float32", (2, 3, 4, 4), 4
+
+
+def test_a_tensor_of_pytorch_is_answered_with_its_conversion():
+    given = r"x\.detach\(\)\.cpu\(\)\.numpy\(\) with channels last"
+    for function in (
+        lambda: linalg.check_array("x", Tensor()),
+        lambda: operators.jacobian_norm(np.sum, Tensor()),
+        lambda: attacks.fgm(p=2, epsilon=1)(np.sum, Tensor(), np.arange(2)),
+    ):
+        with pytest.raises(ValueError, match=f"x is a PyTorch tensor; give {given}"):
+            function()
+    with pytest.raises(ValueError, match="images is a PyTorch tensor"):
+        analysis.evaluate_accuracy(np.sum, Tensor(), np.arange(2))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda rngs: nnx.BatchNorm(3, rngs=rngs),
+        lambda rngs: nnx.Dropout(0.5, rngs=rngs),
+    ],
+)
+def test_a_module_in_training_mode_is_refused(layer):
+    rngs = nnx.Rngs(0)
+    module = nnx.Sequential(nnx.Linear(4, 3, rngs=rngs), layer(rngs))
+    x = np.ones((2, 4), np.float32)
+    for measure in (
+        lambda: linalg.output_shapes(module, x),
+        lambda: analysis.evaluate_accuracy(module, x, np.arange(2)),
+    ):
+        with pytest.raises(ValueError, match=r"training mode .*call its method \.eval"):
+            measure()
+    module.eval()
+    assert linalg.output_shapes(module, x).shape == (2, 3)
+    # A layer that drops nothing is the same in both modes.
+    still = nnx.Sequential(nnx.Linear(4, 3, rngs=rngs), nnx.Dropout(0.0, rngs=rngs))
+    assert linalg.output_shapes(still, x).shape == (2, 3)
