@@ -55,3 +55,5 @@ def test_no_file_that_is_read_becomes_code():
                 assert name not in FORBIDDEN, (where, name)
             if name == "load" and ast.unparse(node.func) in ("np.load", "numpy.load"):
                 assert ast.unparse(options["allow_pickle"]) == "False", where
+            if name == "load" and ast.unparse(node.func) == "torch.load":
+                assert ast.unparse(options["weights_only"]) == "True", where

@@ -6,6 +6,7 @@ returns logits ``(B, K)``. This room imports no other room.
 
 from opnorm.models.activations import ACTIVATIONS, smooth_relu
 from opnorm.models.alexnet import AlexNet
+from opnorm.models.array_files import read_arrays
 from opnorm.models.cnn7 import CNN7
 from opnorm.models.elu_net import ELUNet
 from opnorm.models.fixup import FixupResNet
@@ -43,5 +44,6 @@ __all__ = [
     "max_pool",
     "network",
     "normalize",
+    "read_arrays",
     "smooth_relu",
 ]

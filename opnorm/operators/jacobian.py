@@ -1,7 +1,10 @@
 """The Jacobian of a batch function at each example, as a map and as a matrix."""
 
+import dataclasses
+import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +18,10 @@ from opnorm.linalg.linear_map import varying_axes
 def jacobian_map(f: BatchFunction, x: jax.Array) -> linalg.LinearMap:
     """Returns the Jacobians ``J_f(x_i)`` as one block-diagonal linear map.
 
-    ``f`` is linearised once; each product then costs about one forward pass.
+    ``f`` is linearised once; each product then costs about one forward pass. A function
+    with reverse mode alone (``jax.custom_vjp``) is enough: ``matvec`` then transposes
+    its backward function, and only ``rmatvec`` is there if JAX cannot do that, as with
+    a callback.
 
     Args:
       f: batch function ``(B, ...) -> (B, d)`` with independent rows.
@@ -48,18 +54,91 @@ def jacobian_map(f: BatchFunction, x: jax.Array) -> linalg.LinearMap:
     out, push = jax.linearize(f, x)
     pull = jax.linear_transpose(push, x)
 
-    def matvec(v: jax.Array) -> jax.Array:
-        change: jax.Array = push(linear_map.spread(v.astype(x.dtype)))
-        return change
-
     def rmatvec(u: jax.Array) -> jax.Array:
         gradient: jax.Array = pull(linear_map.spread(u.astype(out.dtype)))[0]
         return gradient
 
     linear_map = linalg.LinearMap(
-        matvec, rmatvec, x.shape[0], x.shape[1:], (d,), x.dtype, axes
+        Forward(f, x, out, push, lambda v: linear_map.spread(v)),
+        rmatvec,
+        x.shape[0],
+        x.shape[1:],
+        (d,),
+        x.dtype,
+        axes,
     )
     return linear_map
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """Products ``J v`` of a linearised function; a :class:`LinearMap`'s ``matvec``.
+
+    Attributes:
+      f: the function.
+      x: where it is linearised.
+      out: ``f(x)``.
+      push: the linear function that ``jax.linearize`` returned.
+      spread: marks a vector as differing along the mesh axes of the maps.
+    """
+
+    f: BatchFunction
+    x: jax.Array
+    out: jax.Array
+    push: BatchFunction
+    spread: BatchFunction
+
+    def __call__(self, v: jax.Array) -> jax.Array:
+        """Computes ``J v``."""
+        if self.mode == "forward":
+            return self._push(v)
+        if self.mode == "transposed":
+            return self._transpose(v)
+        raise ValueError(
+            "f has reverse mode alone, and JAX cannot transpose its backward function, "
+            "such as a callback, so there are no products J v; method='dense' needs "
+            "none, and jax.custom_jvp makes them."
+        )
+
+    @functools.cached_property
+    def mode(self) -> str:
+        """How the products are computed: "forward", "transposed" or "none"."""
+        v = jax.ShapeDtypeStruct(self.x.shape, self.x.dtype)
+        # JAX's mark of a function under jax.custom_vjp. It can be transposed and not
+        # evaluated, which shows only when a program is compiled.
+        if not _mentions(jax.make_jaxpr(self._push)(v), "custom_lin"):
+            return "forward"
+        try:
+            jax.eval_shape(self._transpose, v)
+        except (TypeError, ValueError, NotImplementedError):
+            return "none"
+        return "transposed"
+
+    def _push(self, v: jax.Array) -> jax.Array:
+        return self.push(self.spread(v.astype(self.x.dtype)))
+
+    def _transpose(self, v: jax.Array) -> jax.Array:
+        """The transposed map of the backward function, which is linear."""
+        _, backward = jax.vjp(self.f, self.x)
+        (change,) = jax.linear_transpose(lambda u: backward(u)[0], self.out)(
+            self.spread(v.astype(self.x.dtype))
+        )
+        product: jax.Array = change
+        return product
+
+
+def _mentions(jaxpr: Any, name: str) -> bool:
+    """Whether a jaxpr, or one inside it, has a primitive of this name."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if eqn.primitive.name == name:
+            return True
+        for value in eqn.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(getattr(part, "jaxpr", part), "eqns") and _mentions(
+                    part, name
+                ):
+                    return True
+    return False
 
 
 def directional_derivative(f: BatchFunction, x: jax.Array, v: jax.Array) -> jax.Array:
@@ -88,8 +167,9 @@ def dense_jacobian(
 ) -> jax.Array:
     """Computes the dense Jacobian of each example.
 
-    The cost is d transposed passes, or n forward passes if n < d. The passes run one
-    after the other, so the working memory is the memory of one pass.
+    The cost is d transposed passes, or n forward passes if n < d and f has forward
+    mode. The passes run one after the other, so the working memory is the memory of one
+    pass.
 
     If f is a callable pytree, such as :func:`opnorm.models.network` returns, it is
     compiled once for all such networks. A plain function is compiled in each call.
@@ -175,7 +255,7 @@ def materialize(linear_map: linalg.LinearMap) -> jax.Array:
     """Computes the matrices ``(B, d, n)`` of a batch of maps, pass by pass."""
     batch, dtype = linear_map.batch_size, linear_map.dtype
     d, n = linear_map.out_size, linear_map.in_size
-    backward = d <= n
+    backward = d <= n or not has_matvec(linear_map)
     count, size = (d, n) if backward else (n, d)
     apply = linear_map.rmatvec if backward else linear_map.matvec
     shape = linear_map.out_shape if backward else linear_map.in_shape
@@ -188,6 +268,16 @@ def materialize(linear_map: linalg.LinearMap) -> jax.Array:
 
     empty = linear_map.spread(jnp.zeros((batch, d, n), dtype))
     return linalg.fori_loop(count, body, empty)
+
+
+def has_matvec(linear_map: linalg.LinearMap) -> bool:
+    """Tells whether a map from :func:`jacobian_map` has products ``J v``."""
+    return getattr(linear_map.matvec, "mode", "forward") != "none"
+
+
+def has_forward_mode(linear_map: linalg.LinearMap) -> bool:
+    """Tells whether the function of a map from :func:`jacobian_map` has a JVP."""
+    return getattr(linear_map.matvec, "mode", "forward") == "forward"
 
 
 def check(f: BatchFunction, x: jax.Array) -> int:

@@ -47,7 +47,8 @@ def jacobian_norm(
       more accurate than the same number of power steps.
     - "auto": "dense" if min(d, n) is at most 1.6 num_steps. Otherwise "golub_kahan" for
       p = q = 2 and "iterative" for other norms. With a tolerance or a finite step_size
-      it is "iterative".
+      it is "iterative". For an f with reverse mode alone that JAX cannot transpose,
+      such as a callback under ``jax.custom_vjp``, "auto" without these two is "dense".
 
     The value can be differentiated with respect to the arrays of ``f``. No gradient
     flows through the search. The value is ``<u, J v>`` with u and v held constant, and
@@ -117,13 +118,15 @@ def jacobian_norm(
         raise ValueError(f"num_restarts is {num_restarts}; 'golub_kahan' starts once.")
     if init is not None and init.shape != x.shape:
         raise ValueError(f"init has shape {init.shape}; it must be {x.shape}.")
-    if method == "auto":
+    automatic = method == "auto"
+    if automatic:
         if tolerance is not None or not power:
             method = "iterative"
         elif min(d, math.prod(x.shape[1:])) <= _ROWS_PER_STEP * num_steps:
             method = "dense"
         else:
             method = "golub_kahan" if euclidean and num_steps else "iterative"
+    automatic = automatic and method != "dense" and tolerance is None and power
     if method == "golub_kahan" and num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; 'golub_kahan' needs at least 1.")
     return _norm(
@@ -139,6 +142,7 @@ def jacobian_norm(
         tolerance=tolerance,
         fixed_step_size=None if traced else float(step_size),
         num_restarts=num_restarts,
+        automatic=automatic,
     )
 
 
@@ -157,9 +161,12 @@ def _norm(
     tolerance: float | None,
     fixed_step_size: float | None,
     num_restarts: int,
+    automatic: bool,
 ) -> linalg.OperatorNorm:
     held, init, key = lax.stop_gradient((x, init, key))
     linear_map = jacobian.jacobian_map(linalg.detach(f, held), held)
+    if automatic and not jacobian.has_matvec(linear_map):
+        method = "dense"
     if method == "iterative":
         size = fixed_step_size if step_size is None else step_size
         assert size is not None
@@ -179,10 +186,16 @@ def _norm(
     else:
         found = _dense(linear_map, p, q, num_steps, num_restarts, init, key)
     right = lax.stop_gradient(found.right).astype(x.dtype)
-    image = jacobian.directional_derivative(f, x, right)
-    left = lax.stop_gradient(linalg.dual_map(image, q))
+    if jacobian.has_forward_mode(linear_map):
+        image = jacobian.directional_derivative(f, x, right)
+        left = lax.stop_gradient(linalg.dual_map(image, q))
+        value = linalg.inner(left, image)
+    else:
+        out, pull = jax.vjp(f, x)
+        left = lax.stop_gradient(found.left)
+        value = linalg.inner(pull(left.astype(out.dtype))[0], right)
     return linalg.OperatorNorm(
-        linalg.inner(left, image),
+        value,
         right,
         left,
         lax.stop_gradient(found.residual),
@@ -208,7 +221,8 @@ def singular_triplets(
       x: ``(B, ...)`` float.
       k: number of triplets, from 1 to min(d, n).
       method: "dense" (all d rows, then a singular value decomposition), "golub_kahan"
-        (:func:`opnorm.linalg.golub_kahan`), or "auto" for the method with fewer passes.
+        (:func:`opnorm.linalg.golub_kahan`), or "auto" for the method with fewer passes
+        ("dense" if f has reverse mode alone and JAX cannot transpose it).
       num_steps: steps of "golub_kahan"; None for min(d, n, 2 k + 5).
       key: typed key of the random start of "golub_kahan"; None for a fixed key.
 
@@ -230,11 +244,15 @@ def singular_triplets(
     if method not in ("auto", "dense", "golub_kahan"):
         raise ValueError(f"method is {method!r}; it may be auto, dense or golub_kahan.")
     steps = min(most, 2 * k + 5) if num_steps is None else num_steps
-    if method == "auto":
+    automatic = method == "auto"
+    if automatic:
         method = "golub_kahan" if most > _ROWS_PER_STEP * steps else "dense"
+        automatic = method == "golub_kahan"
 
     key = jax.random.key(0) if key is None else key
-    return _triplets(f, x, key, k=k, method=method, num_steps=steps)
+    return _triplets(
+        f, x, key, k=k, method=method, num_steps=steps, automatic=automatic
+    )
 
 
 @linalg.network_program
@@ -246,9 +264,12 @@ def _triplets(
     k: int,
     method: str,
     num_steps: int,
+    automatic: bool,
 ) -> linalg.SingularTriplets:
     x, key = lax.stop_gradient((x, key))
     linear_map = jacobian.jacobian_map(linalg.detach(f, x), x)
+    if automatic and not jacobian.has_matvec(linear_map):
+        method = "dense"
     if method == "golub_kahan":
         found = linalg.golub_kahan(linear_map, k, num_steps=num_steps, key=key)
         return lax.stop_gradient(found)

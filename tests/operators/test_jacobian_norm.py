@@ -373,3 +373,55 @@ def test_the_sign_of_a_dense_norms_vectors_is_that_of_the_left_ones_largest_entr
     left_vectors, _, _ = np.linalg.svd(matrices.astype(np.float64))
     cosines = np.abs(np.sum(left_vectors[:, :, 0] * left, axis=1))
     np.testing.assert_allclose(cosines, 1, atol=1e-5)
+
+
+def reverse_alone(weights, by_callback):
+    """``sin(x) W`` with a backward function, in JAX or by calls of NumPy."""
+
+    @jax.custom_vjp
+    def f(x):
+        return forward(x)[0]
+
+    def value(x):
+        return np.sin(x) @ weights
+
+    def gradient(x, u):
+        return np.asarray(np.cos(x) * (u @ weights.T), np.float32)
+
+    def forward(x):
+        shape = jax.ShapeDtypeStruct((len(x), weights.shape[1]), x.dtype)
+        return (
+            jax.pure_callback(value, shape, x) if by_callback else jnp.sin(x) @ weights
+        ), x
+
+    def backward(x, u):
+        if by_callback:
+            return (jax.pure_callback(gradient, x, x, u),)
+        return (jnp.cos(x) * (u @ weights.T),)
+
+    f.defvjp(forward, backward)
+    return f
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 5)])
+def test_reverse_mode_alone_is_enough(shape):
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=shape).astype(np.float32)
+    x = rng.normal(size=(2, shape[0])).astype(np.float32)
+    matrices = np.float64(np.cos(x)[:, :, None] * weights)
+    sigma = np.linalg.norm(matrices, 2, (1, 2))
+    callback, plain = (reverse_alone(weights, kind) for kind in (True, False))
+    # With one step "auto" would multiply from the right, if that were there.
+    found = [
+        operators.jacobian_norm(callback, x, method="dense"),
+        operators.jacobian_norm(callback, x, num_steps=1, key=jax.random.key(0)),
+        operators.jacobian_norm(plain, x, method="golub_kahan", key=jax.random.key(0)),
+    ]
+    for norm in found:
+        np.testing.assert_allclose(norm.value, sigma, rtol=1e-5)
+    triplets = operators.singular_triplets(callback, x, num_steps=1)
+    np.testing.assert_allclose(triplets.values[:, 0], sigma, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"reverse mode alone.*'dense' needs"):
+        operators.jacobian_norm(
+            callback, x, method="golub_kahan", key=jax.random.key(0)
+        )
