@@ -52,7 +52,8 @@ def test_errors_over_networks_are_known_for_several():
     curves = ([0.5, 0.25], [0.75, 0.5])
     found = [
         {
-            **dict.fromkeys(("sigma", "alignment"), {"mean": 1.0, "standard_error": 1}),
+            "sigma": {"mean": 1.0, "standard_error": 1.0},
+            "alignment": {"mean": 1.0, "standard_error": 1.0},
             "singular_values": {"mean": [1.0], "standard_error": [1.0]},
             "accuracy": {"mean": curve, "standard_error": [0.0, 0.0]},
             "clean_accuracy": curve[0],
