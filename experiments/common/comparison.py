@@ -389,11 +389,13 @@ def untrained(comparison: Comparison, seed: int) -> Groups:
     """
     found: dict[tuple[str, int | None], list[NamedNetwork]] = {}
     for network in comparison.networks:
-        config = network.config
-        if config is None or (config.model, config.width) in found:
+        config, f = network.config, network.f
+        if config is None or not isinstance(f, models.Network):
+            continue
+        if (config.model, config.width) in found:
             continue
         found[config.model, config.width] = [
-            _untrained(network.f.module, config, comparison.examples, number)
+            _untrained(f.module, config, comparison.examples, number)
             for number in comparison.seeds or [seed]
         ]
     if len(found) == 1:

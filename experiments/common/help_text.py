@@ -159,7 +159,8 @@ def _names_of_field(name: str) -> tuple[str, ...]:
 
     for method in ("standard", "data_dependent_snr", "adversarial"):
         try:
-            training.validate(training.Config(**{"method": method, name: "?"}))
+            given: dict[str, Any] = {"method": method, name: "?"}
+            training.validate(training.Config(**given))
         except ValueError as error:
             found = re.fullmatch(r".* may be (.*)\.", str(error))
             if found:

@@ -16,7 +16,6 @@ imported with the current directory on the path. It is called with the content o
 Files are read without executing anything that they hold.
 """
 
-import functools
 import importlib
 import inspect
 import sys
@@ -192,12 +191,13 @@ def _function(text: str) -> Callable[..., Any]:
             f"network is {text}; the module {name} cannot be imported from {here} or "
             f"the Python path: {_words(error)}"
         ) from error
-    found = functools.reduce(
-        lambda owner, part: getattr(owner, part, None), attribute.split("."), module
-    )
+    found: Any = module
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
     if not callable(found):
         raise ValueError(f"network is {text}; {name} has no function {attribute}.")
-    return found
+    function: Callable[..., Any] = found
+    return function
 
 
 def _network(text: str, made: Any) -> linalg.Network:
@@ -283,7 +283,7 @@ def fingerprint(own: Own, examples: data.Dataset, batch_size: int) -> str:
         source = inspect.getsource(module)
     except (OSError, TypeError):
         source = ""
-    images = data.to_float(examples.images)
+    images = np.asarray(data.to_float(examples.images))
     arrays = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(own.f)

@@ -150,9 +150,9 @@ def main() -> None:
     norm = measuring.norm_name(settings.p)
     if baseline is not None and norm not in baseline.get("best_known", {}):
         raise ValueError(f"baseline {_BASELINE.value} has no {norm} distances.")
-    network = _of_run(run) if run else _of_own(own[0][0])
+    network = _of_run(str(_RUN.value), run) if run else _of_own(own[0][0])
     test_set = network.examples
-    out = cli.hold(runs.RunDirectory.for_results(_OUT.value or _RUN.value))
+    out = cli.hold(runs.RunDirectory.for_results(_OUT.value or str(_RUN.value)))
     parts = cache.Parts(out.path / "evaluation", fresh=flags.FLAGS.fresh)
 
     found, nearest = measure.measure(
@@ -185,16 +185,16 @@ def main() -> None:
     records.report(out, text)
 
 
-def _of_run(run: training.Run) -> _Evaluated:
+def _of_run(path: str, run: training.Run) -> _Evaluated:
     """Returns the network of --run, with examples that fit it."""
     examples = _load_examples(
         jobs.dataset_name(_DATASET.value, run.config),
         training.image_size(run.config, _DATASET.value),
     )
-    comparison.check_fit(_RUN.value, run.config, run.network, examples)
+    comparison.check_fit(path, run.config, run.network, examples)
     identity = cache.fingerprint(run.config, run.network, examples)
     source = {"step": run.step}
-    return _Evaluated(_RUN.value, run.config, run.network, examples, identity, source)
+    return _Evaluated(path, run.config, run.network, examples, identity, source)
 
 
 def _of_own(own: own_networks.Own) -> _Evaluated:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import figures
+from experiments.common import figures, seeds
 from opnorm import runs
 
 
@@ -24,7 +24,8 @@ def draw(
       nearest: ``(N,)`` distances of the nearest points that these attacks found.
       training_epsilon: drawn as a dashed line, or None.
     """
-    title = figures.source_line(card)
+    source = figures.source_line(card)
+    title = f"{source}\nbands: {seeds.bands(card)}"
     norm = card["norm"]
     curves = {
         name: found for name, found in card["attacks"].items() if "epsilon" in found
@@ -37,7 +38,7 @@ def draw(
         title=title,
     )
     _plot_distances(
-        nearest, out.figure_path("distances"), training_epsilon, norm, title
+        nearest, out.figure_path("distances"), training_epsilon, norm, source
     )
     if "spectrum" in card:
         figures.plot_singular_values(

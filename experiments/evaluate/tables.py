@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.common import tables
+from experiments.common import seeds, tables
 from experiments.common.tables import Column
 
 _PERCENT = tables.number("{:.1%}")
@@ -23,7 +23,8 @@ def text(card: Mapping[str, Any]) -> str:
         f"# Evaluation of {card['run']}",
         f"{card['data']}, {card['split']}, {card['examples']} examples; {card['norm']} "
         f"norm, pixels in [0, 1]; seed {card['seed']}; revision "
-        f"{card['git_revision']}; clean accuracy {card['clean_accuracy']:.1%}.",
+        f"{card['git_revision']}; clean accuracy {card['clean_accuracy']:.1%}; ± is "
+        f"the {seeds.bands(card)}.",
         *_tables(card["attacks"], card["best_known"][card["norm"]]),
     ]
     if card.get("improvement"):

@@ -136,7 +136,7 @@ def test_the_commands_are_listed(capsys):
     names = {path.parent.name for path in folder.glob("*/__main__.py")}
     names |= {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
     assert {line.split()[0] for line in lines[2:]} == names
-    assert max(map(len, lines)) <= 120
+    assert max(map(len, lines)) <= 140
     assert listing.main(["spectrum"]) == 2
     assert "write python -m experiments.spectrum" in capsys.readouterr().err
 
