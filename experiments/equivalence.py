@@ -130,17 +130,19 @@ def _report(measured: jobs.Measured, started: records.Start) -> None:
     run.write_json("results.json", results)
     text = make_table(results, measured.seconds)
     run.write_text("table.md", text + "\n")
+    averaged = ", averaged over the seeds" if measured.seeds > 1 else ""
+    title = f"{measured.title}\nbands: standard error over the images{averaged}"
     figures.plot_accuracy(
         {method: average["accuracy"] for method, average in averages.items()},
         run.figure_path("accuracy"),
         training_epsilon=trained_with.epsilon,
         norm="L2",
-        title=measured.title,
+        title=title,
     )
     figures.plot_singular_values(
         {method: average["singular_values"] for method, average in averages.items()},
         run.figure_path("singular_values"),
-        title=measured.title,
+        title=title,
     )
     records.report(run, text, started)
 
