@@ -285,12 +285,18 @@ def fingerprint(own: Own, examples: data.Dataset, batch_size: int) -> str:
         source = ""
     images = np.asarray(data.to_float(examples.images))
     arrays = {
-        jax.tree_util.keystr(path): leaf
+        jax.tree_util.keystr(path): _plain(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(own.f)
         if isinstance(leaf, jax.Array | np.ndarray | np.generic)
     }
     arrays["logits"] = analysis.in_batches(_logits, own.f, (images,), batch_size)
     return cache.identity({"network": own.name, "source": source}, arrays, examples)
+
+
+def _plain(leaf: jax.Array | np.ndarray | np.generic) -> Any:
+    """Returns the numbers of an array; a layer of dropout may hold typed keys."""
+    typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if typed else leaf
 
 
 @linalg.network_program

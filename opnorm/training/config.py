@@ -109,13 +109,13 @@ class Config:
       spectral_norm_bound: largest spectral norm of a layer, "beta" of Farnia et al.
         2019, with any method; infinity bounds nothing at the same cost, None is
         without.
-      spectral_norm_method: a key of ``SPECTRAL_NORM_METHODS``: "normalize" (Farnia et
+      spectral_norm_method: how the bound is kept: "normalize" (Farnia et
         al. 2019), "normalize_kernels" (Miyato et al. 2018), "clip" (Sedghi et al. 2019,
         repeated until the bound holds), or "clip_once" (the published single clip).
       spectral_norm_steps: power steps in each update, for "normalize" and
         "normalize_kernels". They estimate the norm from below, and one lags behind fast
         updates: norms were 5 to 15 % above the bound with Adam.
-      optimizer: one of ``OPTIMIZERS``.
+      optimizer: the rule of the updates, "adam", "sgd" or "rmsprop".
       learning_rate: the largest one.
       schedule: "constant", "cosine" to zero, "step": times decay_factor after each of
         the milestones, or "linear" between the points of learning_rates.

@@ -131,3 +131,6 @@ def test_results_of_other_networks_and_examples_are_told_apart():
     assert identity(changed) != first
     turned = dataclasses.replace(examples, images=examples.images[::-1])
     assert identity(examples=turned) != first
+    # A layer of dropout holds keys.
+    own = own_networks.make(f"{HERE}:hidden")
+    assert own_networks.fingerprint(own, examples, 4) != first

@@ -23,6 +23,7 @@ class Hidden(nnx.Module):
     def __init__(self, rngs):
         self.first = nnx.Linear(12, 5, rngs=rngs)
         self.norm = nnx.BatchNorm(5, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
         self.last = nnx.Linear(5, 3, rngs=rngs)
 
     def preactivations(self, x):
@@ -32,7 +33,7 @@ class Hidden(nnx.Module):
         return nnx.relu(self.preactivations(x)[0])
 
     def __call__(self, x):
-        return self.last(self.features(x))
+        return self.last(self.drop(self.features(x)))
 
 
 def hidden():
