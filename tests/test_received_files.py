@@ -9,8 +9,13 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml"}
 # Where a function that needs care is called, and nowhere else.
 ALLOWED = {
-    # The worker gets the name of one of our modules from the process that starts it.
-    "import_module": {"experiments/common/cli.py", "experiments/benchmark/worker.py"},
+    # The worker gets the name of one of our modules from the process that starts it;
+    # --network names a module of the user's own on the command line.
+    "import_module": {
+        "experiments/common/cli.py",
+        "experiments/common/own_networks.py",
+        "experiments/benchmark/worker.py",
+    },
     "builder_from_directory": {"opnorm/data/tfds_source.py"},
     # Figures are written whole and never through a link.
     "savefig": {"experiments/common/figures.py"},

@@ -152,10 +152,10 @@ def _pooled(
             outputs.append(found.shape)
         return found
 
-    def forward(*args: Any) -> Any:
+    def forward(params: Params, batch_stats: PyTree, x: jax.Array) -> Any:
         # A new function: JAX would not trace one again that it has traced.
         with nn.intercept_methods(record):
-            return modes.train(*args, jax.random.key(0))
+            return modes.train(params, batch_stats, x, jax.random.key(0))
 
     jax.eval_shape(forward, params, batch_stats, x)
     generator = np.random.default_rng(0)

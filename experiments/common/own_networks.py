@@ -295,8 +295,9 @@ def fingerprint(own: Own, examples: data.Dataset, batch_size: int) -> str:
 
 def _plain(leaf: jax.Array | np.ndarray | np.generic) -> Any:
     """Returns the numbers of an array; a layer of dropout may hold typed keys."""
-    typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if typed else leaf
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(leaf)
+    return leaf
 
 
 @linalg.network_program

@@ -13,6 +13,7 @@ Both bound the weights only. A BatchNorm after a layer rescales its output and u
 the bound. A residual sum may have a norm that exceeds the norm of its branch by one.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -240,7 +241,9 @@ def _maps(
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; it may be {', '.join(FORMS)}.")
     return {
-        layer.name: _map(layer.replace(kernel=lax.stop_gradient(layer.kernel)), form)
+        layer.name: _map(
+            dataclasses.replace(layer, kernel=lax.stop_gradient(layer.kernel)), form
+        )
         for layer in placed_layers(params, layers)
     }
 
