@@ -185,17 +185,18 @@ def by_rank(found: Mapping[str, Any]) -> tuple[np.ndarray, Mapping[str, Any]]:
     return np.arange(1, len(found["mean"]) + 1), found
 
 
-def bands(over: str, count: int, most: int | None = None) -> str:
+def bands(over: str, count: int | None, most: int | None = None) -> str:
     """Returns the line of a title that says what the bands of a figure are.
 
     Args:
       over: "networks" that differ in the seed, or "examples", the images of one
         network.
-      count: their number, for each curve.
+      count: their number, for each curve; None where panels have different images.
       most: the largest number, where it differs between the curves.
     """
     if over == "examples":
-        return f"one network each; bands: standard error over {count} images"
+        images = "the images of the panel" if count is None else f"{count} images"
+        return f"one network each; bands: standard error over {images}"
     number = f"{count}" if most in (None, count) else f"{count} to {most}"
     return f"bands: standard error over {number} networks each"
 

@@ -40,7 +40,7 @@ def draw_accuracy(
     measured = [curve for curves in drawn.values() for curve in curves.values()]
     figure, panels = figures.new_panels(
         f"{results['data']}, {results['train_examples']} training images\n"
-        f"{_bands(measured, results['test_examples'])}",
+        f"{_bands(measured, results['test_examples'] if len(kinds) == 1 else None)}",
         tuple(kinds.values()),
         sharey=True,
     )
@@ -131,7 +131,7 @@ def _draw_robustness(
     figures.save_panels(figure, panels, out.figure_path("figure_11"))
 
 
-def _bands(curves: Iterable[Mapping[str, Any]], images: int) -> str:
+def _bands(curves: Iterable[Mapping[str, Any]], images: int | None) -> str:
     """Returns the line on the bands; the number of networks may differ by row."""
     counts = sorted({curve["networks"] for curve in curves})
     if counts == [1]:

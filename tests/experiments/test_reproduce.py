@@ -357,3 +357,4 @@ def test_titles_say_what_bands_are():
     assert "over 3 networks" in figures.bands("networks", 3)
     assert "over 2 to 3 networks" in figures.bands("networks", 2, 3)
     assert "over 500 images" in figures.bands("examples", 500)
+    assert "over the images of the panel" in figures.bands("examples", None)
