@@ -28,7 +28,7 @@ def test_known_names_pass_without_reading_anything(name: str) -> None:
 
 
 def test_unknown_splits_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"split is 'dev'.*train or test"):
+    with pytest.raises(ValueError, match=r"split is 'dev'.*train, validation, test"):
         data.load("cifar10_mini", split="dev")
 
 

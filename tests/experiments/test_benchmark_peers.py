@@ -174,11 +174,11 @@ def test_the_parts_of_the_passes_are_found_in_the_network(tmp_path):
     assert [array.shape for array in pooled] == shapes
 
     def normalised(*args):
-        return modes.train(*args)
+        return modes.train(*args, jax.random.key(0))
 
     def skipped(*args):
         with nn.intercept_methods(breakdown.skip_batch_norm):
-            return modes.train(*args)
+            return modes.train(*args, jax.random.key(0))
 
     programs = [
         str(jax.make_jaxpr(fun)(params, batch_stats, x))
