@@ -158,7 +158,7 @@ def check_labels(
 
 
 def keyed_shapes(
-    f: linalg.Network, images: linalg.ArrayShape, key: jax.Array
+    f: linalg.Network, images: linalg.ArrayShape | np.ndarray, key: jax.Array
 ) -> linalg.PyTree:
     """Returns the shapes and dtypes of the outputs of a randomised network.
 

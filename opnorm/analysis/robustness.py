@@ -196,13 +196,14 @@ def attack_examples(
     if on_progress is not None:
         on_progress(1.0)
     shape = (len(budgets), count)
-    kept = points is not None and keep_points
     return Attacked(
         success.reshape(shape),
         distance.reshape(shape),
         steps.reshape(shape),
         by_stage.reshape(shape),
-        points.reshape(*shape, *images.shape[1:]) if kept else None,
+        points.reshape(*shape, *images.shape[1:])
+        if points is not None and keep_points
+        else None,
         row_steps,
         None if rate is None else rate.reshape(shape),
         pattern.draws,

@@ -322,7 +322,8 @@ class Attack:
             turn = len(self.stages) + 1
             last = self._verdict(f, problem, stage, best.x_adv, best.distance, turn)
             best = best._replace(success=last.hit, rate=last.rate)
-        return AttackResult(*map(lax.stop_gradient, best))
+        held: AttackResult = jax.tree.map(lax.stop_gradient, best)
+        return held
 
     def _verdict(
         self,

@@ -58,4 +58,5 @@ def evaluate(f: linalg.Network, z: jax.Array, keys: jax.Array) -> jax.Array:
     Returns:
       ``(D, B, K)``.
     """
-    return jax.vmap(f, (None, 0))(z, keys)
+    logits: jax.Array = jax.vmap(f, (None, 0))(z, keys)
+    return logits

@@ -81,7 +81,7 @@ def test_a_coin_is_right_in_half_of_the_draws() -> None:
     np.testing.assert_allclose(found.standard_error, error, rtol=0.3)
 
 
-def test_a_deterministic_network_gives_the_results_of_the_-> None:
+def test_a_deterministic_network_gives_the_results_of_the_plain_attack() -> None:
     def steady(x, keys):
         del keys
         return bare(x)
@@ -91,10 +91,10 @@ def test_a_deterministic_network_gives_the_results_of_the_-> None:
 
     given = {"epsilons": [0.05, 0.2], "batch_size": 8, "key": KEY}
     given["keep_points"] = True
-    found = analysis.attack_examples(steady, IMAGES, LABELS, attack=randomized_members, **given)
-    expected = analysis.attack_examples(
-        bare, IMAGES, LABELS, attack=members, **given
+    found = analysis.attack_examples(
+        steady, IMAGES, LABELS, attack=randomized_members, **given
     )
+    expected = analysis.attack_examples(bare, IMAGES, LABELS, attack=members, **given)
     assert 0 < expected.success.sum() < expected.success.size
     for name in ("success", "stage", "steps"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
