@@ -30,7 +30,7 @@ class Accuracy(NamedTuple):
     Attributes:
       mean: in [0, 1].
       standard_error: sample standard deviation over sqrt(N); NaN for one example.
-      correct: ``(N,)`` bool. For a randomised network float32, the fraction of the
+      correct: ``(N,)`` bool. For a randomised network float64, the fraction of the
         draws in which the example is classified correctly; the standard error is then
         over both the draws and the examples, which are independent of each other.
     """
@@ -172,8 +172,9 @@ def robust_accuracy(
         batch_size=batch_size,
         key=key,
     )
-    if attacked.rate is not None:
-        return [average_accuracy(1 - rate) for rate in attacked.rate]
+    if attacked.rate is not None and attacked.draws is not None:
+        count = attacked.draws.judged_draws
+        return [accuracy_over_draws(rate, count) for rate in attacked.rate]
     return [average_accuracy(~fallen) for fallen in attacked.success]
 
 
@@ -390,3 +391,14 @@ def average_accuracy(hits: np.ndarray) -> Accuracy:
     """Returns the accuracy of N examples that are correct or not, or in part."""
     found = average(hits)
     return Accuracy(float(found.mean), float(found.standard_error), hits)
+
+
+def accuracy_over_draws(rate: np.ndarray, count: int) -> Accuracy:
+    """Returns the accuracy of a randomised network.
+
+    Args:
+      rate: ``(N,)`` float32, the fraction of wrong draws.
+      count: number of draws.
+    """
+    # Whole numbers first, since a fraction of float32 is not exact.
+    return average_accuracy((count - np.rint(count * rate)).astype(float) / count)

@@ -7,7 +7,7 @@ import numpy as np
 
 from opnorm import attacks, linalg
 from opnorm.analysis import inputs
-from opnorm.analysis.accuracy import Accuracy, average_accuracy
+from opnorm.analysis.accuracy import Accuracy, accuracy_over_draws
 from opnorm.analysis.batches import in_batches
 from opnorm.attacks import checks, parts, randomness
 from opnorm.attacks.checks import Bounds
@@ -78,7 +78,8 @@ def randomized_accuracy(
     draws = attacks.Draws(1, num_draws, "all")
     measure = functools.partial(_wrong, draws=draws)
     given = (images, np.asarray(labels), index)
-    return average_accuracy(1 - in_batches(measure, f, given, batch_size, (key,)))
+    wrong = in_batches(measure, f, given, batch_size, (key,))
+    return accuracy_over_draws(wrong, num_draws)
 
 
 @linalg.network_program
