@@ -147,7 +147,8 @@ def randomized(
     must allow for. All attacks see the same keys whatever the batch size.
 
     Args:
-      attack: any attack, also a joined, a weighted one or one with a criterion.
+      attack: any attack with a budget, also a joined, a weighted one or one with a
+        criterion.
       num_draws: draws of each example in each step of a search, at least 1.
       judged_draws: fresh draws of each example that judge a point, at least 1.
       rule: "all": there is success where every draw goes as the attack wants, so that
@@ -160,8 +161,9 @@ def randomized(
       probability that depends on no rule.
 
     Raises:
-      ValueError: for counts below 1, another rule, or an attack that is randomised
-        already; when applied, for no key, or a network that takes no keys.
+      ValueError: for counts below 1, another rule, an attack without a budget, or one
+        that is randomised already; when applied, for no key, or a network that takes no
+        keys.
 
     Source: Athalye et al. 2018, "Synthesizing robust adversarial examples".
 
@@ -180,6 +182,12 @@ def randomized(
       >>> found.success, bool(abs(found.rate[0] - 0.5) < 0.05)
       (Array([False], dtype=bool), True)
     """
+    if not attack.budget:
+        raise ValueError(
+            f"attack {attack.name} has no budget; the shortest point that a search "
+            "accepts is that of its luckiest draws, and fresh ones refuse it. Give an "
+            "attack with an epsilon."
+        )
     if attack.draws is not None:
         raise ValueError(f"attack {attack.name} is randomised already.")
     linalg.check_count("num_draws", num_draws, 1)
