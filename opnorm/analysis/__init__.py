@@ -93,6 +93,7 @@ from opnorm.analysis.parameter_spectra import (
     parameter_spectrum,
 )
 from opnorm.analysis.quantization import Quantized, quantize
+from opnorm.analysis.randomized import randomized_accuracy
 from opnorm.analysis.robustness import (
     Attacked,
     attack_examples,
@@ -192,6 +193,7 @@ __all__ = [
     "ramp_loss",
     "ramp_risk",
     "random_directions",
+    "randomized_accuracy",
     "robust_accuracy",
     "sanity_checks",
     "shuffled_directions",

@@ -30,7 +30,9 @@ class Accuracy(NamedTuple):
     Attributes:
       mean: in [0, 1].
       standard_error: sample standard deviation over sqrt(N); NaN for one example.
-      correct: ``(N,)`` bool.
+      correct: ``(N,)`` bool. For a randomised network float64, the fraction of the
+        draws in which the example is classified correctly; the standard error is then
+        over both the draws and the examples, which are independent of each other.
     """
 
     mean: float
@@ -96,7 +98,7 @@ def evaluate_accuracy(
     classes = inputs.check_labels(f, images, labels, min(batch_size, len(images)))
     top_k = linalg.check_count("top_k", top_k, 1, classes - 1)
     measure = functools.partial(_hits, top_k=top_k)
-    return _accuracy(in_batches(measure, f, (images, labels), batch_size))
+    return average_accuracy(in_batches(measure, f, (images, labels), batch_size))
 
 
 def robust_accuracy(
@@ -113,7 +115,8 @@ def robust_accuracy(
 
     Args:
       f: ``(B, ...) -> (B, K)``, in inference mode; best a callable pytree, see
-        :mod:`opnorm.analysis`.
+        :mod:`opnorm.analysis`. For a randomised attack ``f(x, keys)``, see
+        :func:`opnorm.attacks.randomized`.
       images: ``(N, ...)``, uint8 or float, in the attack's bounds; see
         :func:`evaluate_accuracy`.
       labels: ``(N,)`` int, the classes that the attack leaves, or ``(N, ...)`` for an
@@ -126,8 +129,10 @@ def robust_accuracy(
       key: typed key of the attack.
 
     Returns:
-      An accuracy for each budget. :func:`opnorm.analysis.attack_examples` returns
-      distances and points, too.
+      An accuracy for each budget. For a randomised network it is the mean over draws
+      that neither the search nor the choice of a point has seen, whatever the rule of
+      the attack. :func:`opnorm.analysis.attack_examples` returns distances and points,
+      too.
 
     Raises:
       ValueError: for no examples, labels or a batch size that do not fit, images that
@@ -156,7 +161,7 @@ def robust_accuracy(
     """
     if epsilons is None:
         raise ValueError("epsilons is None; it must be a list of budgets.")
-    if inputs.make_pattern(attack).targeted:
+    if inputs.make_pattern(attack, takes_randomized=True).targeted:
         raise ValueError("attack is targeted; its labels would be classes to reach.")
     attacked = robustness.attack_examples(
         f,
@@ -167,7 +172,10 @@ def robust_accuracy(
         batch_size=batch_size,
         key=key,
     )
-    return [_accuracy(~fallen) for fallen in attacked.success]
+    if attacked.rate is not None and attacked.draws is not None:
+        count = attacked.draws.judged_draws
+        return [accuracy_over_draws(rate, count) for rate in attacked.rate]
+    return [average_accuracy(~fallen) for fallen in attacked.success]
 
 
 def conditional_accuracy(clean: Accuracy, robust: Accuracy) -> Average:
@@ -187,8 +195,8 @@ def conditional_accuracy(clean: Accuracy, robust: Accuracy) -> Average:
       are correct at x. The mean is NaN where this number is 0.
 
     Raises:
-      ValueError: for different numbers of examples, or an example that is robust and
-        not correct at x.
+      ValueError: for different numbers of examples, an example that is robust and not
+        correct at x, or accuracies of a randomised network.
 
     Source: "Towards Understanding the Regularization of Adversarial Robustness on
     Neural Networks", 2020, the PGD accuracy of Tables 3 to 6.
@@ -205,6 +213,11 @@ def conditional_accuracy(clean: Accuracy, robust: Accuracy) -> Average:
         raise ValueError(
             f"clean and robust have {len(clean.correct)} and {len(robust.correct)} "
             "examples; they must have the same."
+        )
+    if {clean.correct.dtype, robust.correct.dtype} != {np.dtype(bool)}:
+        raise ValueError(
+            "clean and robust must hold bool; a randomised network has no set of "
+            "examples that are correct."
         )
     if np.any(robust.correct & ~clean.correct):
         raise ValueError(
@@ -374,6 +387,18 @@ def _singular(
     return found.values, found.right[:, 0]
 
 
-def _accuracy(hits: np.ndarray) -> Accuracy:
+def average_accuracy(hits: np.ndarray) -> Accuracy:
+    """Returns the accuracy of N examples that are correct or not, or in part."""
     found = average(hits)
     return Accuracy(float(found.mean), float(found.standard_error), hits)
+
+
+def accuracy_over_draws(rate: np.ndarray, count: int) -> Accuracy:
+    """Returns the accuracy of a randomised network.
+
+    Args:
+      rate: ``(N,)`` float32, the fraction of wrong draws.
+      count: number of draws.
+    """
+    # Whole numbers first, since a fraction of float32 is not exact.
+    return average_accuracy((count - np.rint(count * rate)).astype(float) / count)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import attacks, linalg
-from opnorm.attacks import checks, criteria, parts
+from opnorm.attacks import checks, criteria, parts, randomness
 
 # An attack as a function of its budgets, (B,).
 AttackFactory = Callable[[jax.Array], attacks.Attack]
@@ -99,37 +99,80 @@ def read_budgets(
     return budgets
 
 
-def make_pattern(attack: AttackFactory) -> attacks.Attack:
+def make_pattern(
+    attack: AttackFactory, *, takes_randomized: bool = False
+) -> attacks.Attack:
     """Returns an attack of a factory, for properties that no budget changes.
 
+    Args:
+      attack: the factory.
+      takes_randomized: whether the measurement knows randomised networks.
+
     Raises:
-      ValueError: for an attack in place of a factory.
+      ValueError: for an attack in place of a factory, and a randomised attack that the
+        measurement does not take.
     """
     if isinstance(attack, attacks.Attack):
         raise ValueError(
             f"attack is the attack {attack.name}; it must be a function of epsilon "
             "that returns one."
         )
-    return attack(jnp.zeros(1))
+    pattern = attack(jnp.zeros(1))
+    if pattern.draws is not None and not takes_randomized:
+        raise ValueError(
+            f"attack is {pattern.name}, randomised; only robust_accuracy and "
+            "attack_examples take attacks on randomised networks."
+        )
+    return pattern
 
 
 def check_labels(
-    f: linalg.Network, images: np.ndarray, labels: np.ndarray, size: int
+    f: linalg.Network,
+    images: np.ndarray,
+    labels: np.ndarray,
+    size: int,
+    *,
+    key: jax.Array | None = None,
 ) -> int:
     """Raises ValueError unless the labels are classes of the network.
 
     A prepared network is traced, on a batch of ``size`` examples, at most once for each
     structure and shape.
 
+    Args:
+      f: the network.
+      images: ``(N, ...)``.
+      labels: ``(N,)``.
+      size: examples of the batch.
+      key: typed key, for a randomised network ``f(x, keys)``; None for ``f(x)``.
+
     Returns:
       K, number of classes of the network.
     """
     dtype = jax.dtypes.canonicalize_dtype(images.dtype)
     x = _array_shape((size, *images.shape[1:]), dtype)
-    logits = evaluate.eval_shape(f, x)
+    logits = evaluate.eval_shape(f, x) if key is None else keyed_shapes(f, x, key)
     checks.check_labels(np.asarray(labels), len(images), logits)
     classes: int = logits.shape[1]
     return classes
+
+
+def keyed_shapes(
+    f: linalg.Network, images: linalg.ArrayShape | np.ndarray, key: jax.Array
+) -> linalg.PyTree:
+    """Returns the shapes and dtypes of the outputs of a randomised network.
+
+    Args:
+      f: the network ``f(x, keys)``.
+      images: ``(b, ...)``, uint8 or float; an array or its shape and dtype.
+      key: typed key.
+
+    Raises:
+      ValueError: if the network does not take keys.
+    """
+    linalg.check_key(key)
+    keys = jax.eval_shape(lambda key: jax.random.split(key, images.shape[0]), key)
+    return randomness.output_shapes(f, jax.eval_shape(to_pixels, images), keys)
 
 
 def check_attack(

@@ -25,6 +25,7 @@ from opnorm.analysis.inputs import (
     check_index,
     check_labels,
     decided_at,
+    keyed_shapes,
     make_pattern,
     read_budgets,
     to_pixels,
@@ -46,6 +47,12 @@ class Attacked(NamedTuple):
       x_adv: ``(E, N, ...)`` float32, x where the attack failed; None unless asked for.
       row_steps: steps of a row that were computed in all, those of rows that only fill
         up a batch included.
+      rate: ``(E, N)`` float32, for a randomised network the fraction of fresh draws
+        that go as the attack wants, at the point of the largest such fraction among x
+        and the ends of all stages; ``x_adv`` is this point also where the attack
+        failed. None for a deterministic network.
+      draws: the number of these draws, and the rule of ``success`` over them; None for
+        a deterministic network.
     """
 
     success: np.ndarray
@@ -54,6 +61,8 @@ class Attacked(NamedTuple):
     stage: np.ndarray
     x_adv: np.ndarray | None
     row_steps: int
+    rate: np.ndarray | None = None
+    draws: attacks.Draws | None = None
 
 
 def attack_examples(
@@ -75,7 +84,8 @@ def attack_examples(
 
     Args:
       f: ``(B, ...) -> (B, K)``, in inference mode; best a callable pytree, see
-        :mod:`opnorm.analysis`.
+        :mod:`opnorm.analysis`. For a randomised attack ``f(x, keys)``, see
+        :func:`opnorm.attacks.randomized`.
       images: ``(N, ...)``, uint8 or float, in the attack's bounds. uint8 images are
         divided by 255, float images are taken as they are.
       labels: ``(N,)`` int, the classes to leave or, if targeted, to reach; ``(N, ...)``
@@ -117,7 +127,7 @@ def attack_examples(
       >>> [round(float(d), 2) for d in found.distance[0]]
       [0.1, 0.4, 0.0]
     """
-    pattern = make_pattern(attack)
+    pattern = make_pattern(attack, takes_randomized=True)
     budgets = read_budgets("epsilons", epsilons, pattern)
     check_examples(images, labels, batch_size)
     count = len(images)
@@ -126,9 +136,12 @@ def attack_examples(
     sizes = batch_sizes(batch_size)
     f = linalg.prepare_network(f)
     labels = np.asarray(labels)
+    drawn = None if pattern.draws is None else key
     if pattern.criterion is None:
-        check_labels(f, images, labels, sizes[0])
+        check_labels(f, images, labels, sizes[0], key=drawn)
         labels = labels.astype(np.int32)
+    elif drawn is not None:
+        keyed_shapes(f, images[:1], drawn)
     pool = stages.Pool(
         images=images,
         labels=labels,
@@ -140,11 +153,15 @@ def attack_examples(
         key=key,
     )
     f = linalg.place_network(f, pool.place.replicate)
-    success = _decided_at_input(f, pool, pattern)[pool.example]
+    at_input = _decided_at_input(f, pool, pattern)
+    success = at_input.success[pool.example]
+    rate = None if at_input.rate is None else at_input.rate[pool.example]
     distance = np.where(success, 0.0, np.inf).astype(np.float32)
     steps = np.zeros(len(success), np.int32)
     by_stage = np.full(len(success), -1, np.int32)
-    points = to_pixels(images)[pool.example] if keep_points else None
+    # Points of a randomised network are judged again in the end.
+    keeps = keep_points or rate is not None
+    points = to_pixels(images)[pool.example] if keeps else None
     row_steps = 0
     for number in range(len(pattern.stages)):
         nearest = pattern.keep == "nearest"
@@ -156,18 +173,26 @@ def attack_examples(
             if on_progress is not None:
                 on_progress((number + part) / len(pattern.stages))
 
-        found = stages.search(
-            pool, attack, pattern, number, f, left, keep_points, report
-        )
+        found = stages.search(pool, attack, pattern, number, f, left, keeps, report)
         wins = found.success & (found.distance < distance[left])
+        if rate is not None and found.rate is not None:
+            if not nearest:
+                wins = found.rate > rate[left]
+            rate[left[wins]] = found.rate[wins]
         won = left[wins]
-        success[won] = True
+        success[won] = found.success[wins]
         by_stage[won] = number
         distance[won] = found.distance[wins]
         if points is not None and found.x_adv is not None:
             points[won] = found.x_adv[wins]
         steps[left] += found.steps
         row_steps += found.row_steps
+    if rate is not None and points is not None:
+        last = _judge_again(f, pool, pattern, points)
+        success, rate = last.success, last.rate
+        reached = np.where(by_stage < 0, 0.0, last.distance)
+        distance = np.where(success, reached, np.inf).astype(np.float32)
+        by_stage = np.where(success, by_stage, -1)
     if on_progress is not None:
         on_progress(1.0)
     shape = (len(budgets), count)
@@ -176,23 +201,44 @@ def attack_examples(
         distance.reshape(shape),
         steps.reshape(shape),
         by_stage.reshape(shape),
-        None if points is None else points.reshape(*shape, *images.shape[1:]),
+        points.reshape(*shape, *images.shape[1:])
+        if points is not None and keep_points
+        else None,
         row_steps,
+        None if rate is None else rate.reshape(shape),
+        pattern.draws,
     )
 
 
 def _decided_at_input(
     f: linalg.Network, pool: stages.Pool, pattern: attacks.Attack
-) -> np.ndarray:
-    """Returns whether the network decides at x as the attack wants, ``(N,)`` bool."""
-    at_input = np.zeros(len(pool.images), bool)
-    for rows, filled in pool.batches(np.arange(len(at_input))):
+) -> stages.Verdicts:
+    """Returns whether the network decides at x as the attack wants, for N examples."""
+    found = stages.Verdicts.empty(len(pool.images), pattern)
+    for rows, filled in pool.batches(np.arange(len(pool.images))):
         given = pool.place.shard((pool.images[filled], pool.labels[filled]))
-        judged = decided_at(
+        if pattern.draws is not None:
+            x = pool.place.shard(to_pixels(pool.images[filled]))
+            judged = stages.judge(pool, pattern, f, pool.rows(filled), x, 0)
+            found.write(rows, judged)
+            continue
+        hit = decided_at(
             f, *given, goal=pattern.stages[0].goal, criterion=pattern.criterion
         )
-        at_input[rows] = np.asarray(judged)[: len(rows)]
-    return at_input
+        found.success[rows] = np.asarray(hit)[: len(rows)]
+    return found
+
+
+def _judge_again(
+    f: linalg.Network, pool: stages.Pool, pattern: attacks.Attack, points: np.ndarray
+) -> stages.Verdicts:
+    """Judges the points of all rows by draws that chose none of them."""
+    found = stages.Verdicts.empty(len(points), pattern)
+    turn = len(pattern.stages) + 1
+    for rows, filled in pool.batches(np.arange(len(points))):
+        given, x_adv = pool.rows(filled), pool.place.shard(points[filled])
+        found.write(rows, stages.judge(pool, pattern, f, given, x_adv, turn))
+    return found
 
 
 def worst_over_budgets(attacked: Attacked, epsilons: Sequence[float]) -> np.ndarray:

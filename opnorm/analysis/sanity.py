@@ -35,6 +35,13 @@ _LARGEST = 16.0
 # AutoAttack's allowance for the gain of Square over attacks with gradients.
 _GAIN = 0.002
 
+# A remedy for networks that draw random numbers.
+_RANDOMISED = (
+    "; if it draws random numbers, write it as f(x, keys) with a key for each example "
+    "and attack it with attacks.randomized, or with attacks.auto_attack of the version "
+    "'rand'"
+)
+
 
 class Check(NamedTuple):
     """One sanity check.
@@ -257,7 +264,7 @@ def _basic_checks(
     for rows in _other_batches(min(len(images), batch_size), batch_size):
         other = np.asarray(evaluate(f, images[rows]))
         moved = max(moved, _difference(again[rows], other))
-    independent = moved <= _SAME
+    steady, independent = bool(apart <= _SAME), moved <= _SAME
     causes = "" if independent else "; usual causes: BatchNorm in train mode, dropout"
     if len(images) == 1:
         causes += "; a single example cannot tell"
@@ -279,8 +286,9 @@ def _basic_checks(
         ),
         Check(
             "the network is deterministic",
-            bool(apart <= _SAME),
-            f"two evaluations differ by {apart:.1e} of the logits' length",
+            steady,
+            f"two evaluations differ by {apart:.1e} of the logits' length"
+            + ("" if steady else _RANDOMISED),
         ),
         Check(
             "rows are independent",

@@ -18,7 +18,7 @@ import numpy as np
 from opnorm import attacks, linalg
 from opnorm.analysis.batches import Batch, Placement, fill
 from opnorm.analysis.inputs import AttackFactory, to_pixels
-from opnorm.attacks import criteria, parts, weights
+from opnorm.attacks import criteria, parts, randomness, weights
 from opnorm.attacks import stage as stage_lib
 from opnorm.linalg import PyTree
 
@@ -83,6 +83,8 @@ class Found(NamedTuple):
     Attributes:
       success: ``(n,)`` bool, whether a point was found within the row's budget.
       distance: ``(n,)`` float32, its distance.
+      rate: ``(n,)`` float32, fraction of the draws of a randomised network that go as
+        the attack wants, 0 beyond the budget; None for a deterministic network.
       steps: ``(n,)`` int32, steps taken.
       x_adv: ``(n, ...)``, the points; None unless asked for.
       row_steps: steps of a row that were computed in all, those of rows that only fill
@@ -91,6 +93,7 @@ class Found(NamedTuple):
 
     success: np.ndarray
     distance: np.ndarray
+    rate: np.ndarray | None
     steps: np.ndarray
     x_adv: np.ndarray | None
     row_steps: int
@@ -146,28 +149,81 @@ def search(
             row_steps += int(ran) * len(filled)
         first += length
         report(first / stage.num_steps)
-    success = np.zeros(len(left), bool)
-    distance = np.full(len(left), np.inf, np.float32)
+    verdicts = Verdicts.empty(len(left), pattern)
     points = []
     for rows, filled in pool.batches(places):
         state = pool.place.shard(jax.tree.map(lambda a, i=filled: a[i], states))
         given_rows = pool.rows(left[filled])
         x_adv = compiled.end(*given, given_rows, state)
-        hit, reach = _judge(
-            f,
-            given_rows,
-            x_adv,
-            pattern.scale,
-            p=pattern.p,
-            goal=stage.goal,
-            criterion=pattern.criterion,
-        )
-        success[rows] = np.asarray(hit)[: len(rows)]
-        distance[rows] = np.asarray(reach)[: len(rows)]
+        verdicts.write(rows, judge(pool, pattern, f, given_rows, x_adv, number + 1))
         if keep_points:
             points.append(np.asarray(x_adv)[: len(rows)])
     x_adv = np.concatenate(points) if points else None
-    return Found(success, distance, steps, x_adv, row_steps)
+    return Found(*verdicts, steps, x_adv, row_steps)
+
+
+class Verdicts(NamedTuple):
+    """The first fields of :class:`Found`, which are filled batch by batch."""
+
+    success: np.ndarray
+    distance: np.ndarray
+    rate: np.ndarray | None
+
+    @classmethod
+    def empty(cls, count: int, pattern: attacks.Attack) -> "Verdicts":
+        """Returns verdicts of ``count`` points before any is judged."""
+        success, rate = np.zeros(count, bool), np.zeros(count, np.float32)
+        distance = np.full(count, np.inf, np.float32)
+        return cls(success, distance, None if pattern.draws is None else rate)
+
+    def write(self, rows: np.ndarray, judged: "Judged") -> None:
+        """Writes the verdicts of a batch, which may have more rows, to given rows."""
+        for whole, part in zip(self, judged, strict=True):
+            if whole is not None:
+                whole[rows] = np.asarray(part)[: len(rows)]
+
+
+class Judged(NamedTuple):
+    """The verdicts of one batch; the fields are those of :class:`Verdicts`."""
+
+    success: jax.Array
+    distance: jax.Array
+    rate: jax.Array | None
+
+
+def judge(
+    pool: Pool,
+    pattern: attacks.Attack,
+    f: linalg.Network,
+    rows: Rows,
+    points: jax.Array | np.ndarray,
+    turn: int,
+) -> Judged:
+    """Judges a point of each row by the goal and the row's budget.
+
+    Args:
+      pool: the pool of the rows.
+      pattern: the attack with any budget.
+      f: the network, placed as :class:`Placement` places it.
+      rows: ``b`` rows of the pool.
+      points: ``(b, ...)``, on the devices as the rows are.
+      turn: number of the judgement, which its draws depend on.
+    """
+    # Programs of deterministic networks do not depend on keys.
+    drawn = None if pattern.draws is None else (pool.key, jnp.int32(turn))
+    return Judged(
+        *_judge(
+            f,
+            rows,
+            points,
+            pattern.scale,
+            drawn,
+            p=pattern.p,
+            goal=pattern.stages[0].goal,
+            criterion=pattern.criterion,
+            draws=pattern.draws,
+        )
+    )
 
 
 class _Programs(NamedTuple):
@@ -263,18 +319,24 @@ def _judge(
     rows: Rows,
     x_adv: jax.Array,
     scale: jax.Array | None,
+    drawn: tuple[jax.Array, jax.Array] | None,
     *,
     p: float,
     goal: tuple[bool, float],
     criterion: attacks.Criterion | None,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns success and distance; a program apart, which attacks share."""
+    draws: attacks.Draws | None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns success, distance and rate; a program apart, which attacks share."""
     x = to_pixels(rows.images)
-    f, labels = criteria.pose(criterion, f, x, rows.labels, goal[0])
-    hit = parts.decided(f(x_adv), labels, *goal)
+    key, turn = (None, 0) if drawn is None else drawn
+    keys = None if key is None else parts.fold_in(key, rows.number)
+    unit = randomness.unit_keys(draws, keys)
+    f, labels = criteria.pose(criterion, f, x, rows.labels, goal[0], *unit)
+    found = randomness.judge(draws, f, labels, keys, x_adv, goal, turn)
     distance = weights.length(scale, x_adv - x, p)
     kept = weights.within_budget(scale, distance, rows.epsilon, x, p)
-    return hit & kept, distance
+    found = found.within(kept)
+    return found.hit, distance, found.rate
 
 
 def _bind(
@@ -290,7 +352,10 @@ def _bind(
     keys = parts.fold_in(key, rows.number)
     x, own_goal = to_pixels(rows.images), bound.criterion is not None
     problem = stage_lib.make_problem(x, rows.labels, keys, any_labels=own_goal)
-    f, labels = criteria.pose(bound.criterion, f, x, problem.labels, bound.targeted)
+    unit = randomness.unit_keys(bound.draws, keys)
+    f, labels = criteria.pose(
+        bound.criterion, f, x, problem.labels, bound.targeted, *unit
+    )
     frame = bound.enter(number, f, problem._replace(labels=labels))
     if stage.check is not None:
         stage.check(frame.problem)

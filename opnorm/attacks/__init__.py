@@ -4,7 +4,7 @@ This file is the list of the attacks: a factory that it imports has a name for
 :func:`make` (``NAMES``).
 """
 
-from opnorm.attacks.adapters import weighted, with_criterion
+from opnorm.attacks.adapters import randomized, weighted, with_criterion
 from opnorm.attacks.apgd import apgd
 from opnorm.attacks.attack import Attack, AttackResult
 from opnorm.attacks.boundary import boundary
@@ -24,6 +24,7 @@ from opnorm.attacks.losses import (
     margin,
 )
 from opnorm.attacks.parts import default_step_size, fold_in
+from opnorm.attacks.randomness import Draws
 from opnorm.attacks.registry import make, names, needs_budget
 from opnorm.attacks.square import square
 from opnorm.attacks.stage import Problem, Stage
@@ -37,6 +38,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "Criterion",
+    "Draws",
     "Problem",
     "Stage",
     "apgd",
@@ -65,6 +67,7 @@ __all__ = [
     "margin",
     "needs_budget",
     "pga",
+    "randomized",
     "square",
     "uniform_noise",
     "weighted",

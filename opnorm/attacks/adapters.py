@@ -1,13 +1,17 @@
-"""Attacks in a weighted norm, on some of the entries, and for another goal."""
+"""Attacks in a weighted norm, for another goal, and on randomised networks."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
-from opnorm.attacks import weights
+from opnorm import linalg
+from opnorm.attacks import randomness, weights
 from opnorm.attacks.attack import Attack
+from opnorm.attacks.checks import Bounds
 from opnorm.attacks.criteria import Criterion, Judge
+from opnorm.attacks.randomness import Draws, Rule
 
 
 def weighted(
@@ -119,3 +123,90 @@ def with_criterion(
       (Array([ True], dtype=bool), 0.08)
     """
     return dataclasses.replace(attack, criterion=Criterion(loss, success))
+
+
+def randomized(
+    attack: Attack,
+    *,
+    num_draws: int = 20,
+    judged_draws: int = 20,
+    rule: Rule = "all",
+) -> Attack:
+    """Returns the attack for a network that draws random numbers ("EOT").
+
+    The network is a batch function with a key for each example, ``f(x, keys) -> (B,
+    K)``: the noise of a row depends on the key of this row alone. Each gradient of a
+    search is the mean over draws with fresh keys (expectation over transformation).
+    Points are judged by draws that no search has seen, and the point that is returned
+    by draws that did not choose it either: a search stops at lucky draws, and its own
+    would overstate success.
+
+    A search takes a point for adversarial by the same rule over its own draws. Attacks
+    that use logits or decisions alone see those of the draw that decides the rule. A
+    step evaluates ``num_draws`` times the rows of the batch at once, which a batch size
+    must allow for. All attacks see the same keys whatever the batch size.
+
+    Args:
+      attack: any attack with a budget, also a joined, a weighted one or one with a
+        criterion.
+      num_draws: draws of each example in each step of a search, at least 1.
+      judged_draws: fresh draws of each example that judge a point, at least 1.
+      rule: "all": there is success where every draw goes as the attack wants, so that
+        searches go on until no draw resists. "majority": where more than half do.
+        Searches then stop at points where the network is still right in many draws.
+
+    Returns:
+      The attack, which needs a key. Its ``success`` is by the rule, and its ``rate``
+      the fraction of the judged draws that go as the attack wants, an estimate of their
+      probability that depends on no rule.
+
+    Raises:
+      ValueError: for counts below 1, another rule, an attack without a budget, or one
+        that is randomised already; when applied, for no key, or a network that takes no
+        keys.
+
+    Source: Athalye et al. 2018, "Synthesizing robust adversarial examples".
+
+    Example:
+      The network flips a coin, so no point is adversarial in every draw.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from opnorm import attacks
+      >>> def coin(x, keys):
+      ...     heads = jax.vmap(jax.random.bernoulli)(keys)
+      ...     return jnp.stack([heads, ~heads], axis=1) + 0.0 * x[:, :2]
+      >>> attack = attacks.randomized(attacks.fgm(p=2, epsilon=0.1), judged_draws=1000)
+      >>> x, labels = jnp.full((1, 2), 0.5), jnp.array([0])
+      >>> found = attack.run(coin, x, labels, jax.random.key(0))
+      >>> found.success, bool(abs(found.rate[0] - 0.5) < 0.05)
+      (Array([False], dtype=bool), True)
+    """
+    if not attack.budget:
+        raise ValueError(
+            f"attack {attack.name} has no budget; the shortest point that a search "
+            "accepts is that of its luckiest draws, and fresh ones refuse it. Give an "
+            "attack with an epsilon."
+        )
+    if attack.draws is not None:
+        raise ValueError(f"attack {attack.name} is randomised already.")
+    linalg.check_count("num_draws", num_draws, 1)
+    linalg.check_count("judged_draws", judged_draws, 1)
+    if rule not in ("all", "majority"):
+        raise ValueError(f"rule is {rule!r}; it may be 'all' or 'majority'.")
+    draws = Draws(num_draws, judged_draws, rule)
+    again = attack.remake
+
+    def remake(change: Callable[[Bounds], Bounds]) -> Attack:
+        assert again is not None
+        made = again(change)
+        return randomized(
+            made, num_draws=num_draws, judged_draws=judged_draws, rule=rule
+        )
+
+    return dataclasses.replace(
+        attack,
+        stages=tuple(randomness.draw_stage(stage, draws) for stage in attack.stages),
+        draws=draws,
+        remake=None if again is None else remake,
+    )

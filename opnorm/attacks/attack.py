@@ -15,11 +15,12 @@ import numpy as np
 from jax import lax
 
 from opnorm import linalg
-from opnorm.attacks import checks, criteria, meshes, weights
+from opnorm.attacks import checks, criteria, meshes, randomness, weights
 from opnorm.attacks import stage as stages
 from opnorm.attacks.checks import Bounds
 from opnorm.attacks.criteria import Criterion
-from opnorm.attacks.parts import decided, select, wide
+from opnorm.attacks.parts import select, wide
+from opnorm.attacks.randomness import Draws, Verdict
 from opnorm.attacks.stage import Problem, Stage
 from opnorm.linalg import BatchFunction
 
@@ -37,12 +38,17 @@ class AttackResult(NamedTuple):
         ``||(x_adv - x) / scale||_p``. An attack that looks for the nearest point and
         fails returns x, at distance 0: look at ``success`` first.
       steps: ``(B,)`` int32, the steps taken before the example was done.
+      rate: ``(B,)`` float32, for a randomised network the fraction of the judged draws
+        in which it decides at ``x_adv`` as the attack wants, within the budget, and
+        ``success`` is by the rule of :class:`Draws`. A joined attack returns the point
+        of the largest rate where none succeeds. None for a deterministic network.
     """
 
     x_adv: jax.Array
     success: jax.Array
     distance: jax.Array
     steps: jax.Array
+    rate: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +74,8 @@ class Attack:
         (:func:`opnorm.attacks.weighted`); None for 1.
       criterion: another goal than a class (:func:`opnorm.attacks.with_criterion`), or
         None.
+      draws: how a randomised network is evaluated
+        (:func:`opnorm.attacks.randomized`); None for a deterministic one.
       remake: makes the attack again with every box changed by a function; None for an
         attack that no factory of this library has made.
 
@@ -99,6 +107,7 @@ class Attack:
     # Left out of comparisons: an array has no hash, and not one truth value.
     scale: np.ndarray | None = dataclasses.field(default=None, compare=False)
     criterion: Criterion | None = None
+    draws: Draws | None = None
     remake: Callable[[Callable[[Bounds], Bounds]], "Attack"] | None = dataclasses.field(
         default=None, compare=False, repr=False
     )
@@ -116,7 +125,8 @@ class Attack:
 
         Args:
           f: batch function ``(B, ...) -> (B, K)`` of logits, with independent rows;
-            with a criterion, of any outputs that it reads.
+            with a criterion, of any outputs that it reads. A randomised attack calls
+            ``f(x, keys)`` with ``(B,)`` typed keys.
           x: ``(B, ...)`` float, the clean inputs in [0, 1] pixel units.
           labels: ``(B,)`` int: the classes to leave, or with ``targeted`` to reach.
             With a criterion, ``(B, ...)`` of any dtype.
@@ -162,7 +172,9 @@ class Attack:
         """Whether the labels must be classes of the network."""
         if self.criterion is not None:
             return False
-        return self.joined or not all(stage.any_labels for stage in self.stages)
+        if self.joined or self.draws is not None:
+            return True
+        return not all(stage.any_labels for stage in self.stages)
 
     @property
     def targeted(self) -> bool:
@@ -170,18 +182,20 @@ class Attack:
         return self.stages[0].targeted
 
     def difference(self, other: "Attack") -> str | None:
-        """Returns which of "scale" and "criterion" differs from another attack's."""
+        """Returns which of "scale", "criterion", "draws" another attack has not."""
         for mine, theirs in ((self.scale, other.scale), (other.scale, self.scale)):
             if mine is not None and (
                 theirs is None or not np.array_equal(mine, theirs)
             ):
                 return "scale"
-        return "criterion" if self.criterion != other.criterion else None
+        if self.criterion != other.criterion:
+            return "criterion"
+        return "draws" if self.draws != other.draws else None
 
     def enter(
         self,
         number: int,
-        f: BatchFunction,
+        f: linalg.Network,
         problem: Problem,
         shift: jax.Array | None = None,
     ) -> weights.Frame:
@@ -200,7 +214,7 @@ class Attack:
 
     def _run(
         self,
-        f: BatchFunction,
+        f: linalg.Network,
         x: jax.Array,
         labels: jax.Array,
         key: jax.Array | None,
@@ -221,12 +235,18 @@ class Attack:
                 checks.check_per_example("epsilon", stage.epsilon, len(x))
             if stage.check is not None:
                 stage.check(problem)
+        given: tuple[jax.Array, ...] = (problem.x,)
+        if self.draws is not None:
+            stages.check_keys(problem)
+            assert problem.keys is not None
+            given = (problem.x, problem.keys)
+            randomness.output_shapes(f, *given)
         if not linalg.keeps_programs(f, problem):
             # Traced here once. A network that is an argument of the program has no
             # gradient to be cut off from.
-            f = linalg.detach(f, problem.x)
+            f = linalg.detach(f, *given)
         if self.needs_classes:
-            checks.check_labels(labels, len(x), linalg.output_shapes(f, problem.x))
+            checks.check_labels(labels, len(x), linalg.output_shapes(f, *given))
         return self._program(f, problem, judge=judge, inside=inside)
 
     @functools.cached_property
@@ -242,32 +262,40 @@ class Attack:
                 f,
                 problem,
                 problem.x,
-                lambda image, row: AttackResult(image, row, row, row),
+                lambda image, row: AttackResult(
+                    image, row, row, row, None if self.draws is None else row
+                ),
+                keyed=self.draws is not None,
             )
 
         return linalg.network_program(search)
 
     def _search(
-        self, judge: bool, inside: bool, f: BatchFunction, problem: Problem
+        self, judge: bool, inside: bool, f: linalg.Network, problem: Problem
     ) -> AttackResult:
         problem = meshes.vary_alike(problem, problem)
         x = problem.x
-        f, labels = criteria.pose(self.criterion, f, x, problem.labels, self.targeted)
+        unit = randomness.unit_keys(self.draws, problem.keys)
+        f, labels = criteria.pose(
+            self.criterion, f, x, problem.labels, self.targeted, *unit
+        )
         problem = problem._replace(labels=labels)
-        success = jnp.zeros_like(labels, dtype=bool)
+        zero = jnp.zeros_like(labels, dtype=wide(x))
+        rate = None if self.draws is None else jnp.zeros_like(labels, jnp.float32)
+        at_input = Verdict(jnp.zeros_like(labels, dtype=bool), rate)
         judged_first = self.joined or self.judges_input
         if judged_first:
-            goal = self.stages[0].goal
-            success = decided(f(problem.x), labels, *goal)
+            at_input = self._verdict(f, problem, self.stages[0], x, zero, 0)
         best = AttackResult(
             x_adv=problem.x,
-            success=success,
-            distance=jnp.zeros_like(labels, dtype=wide(x)),
+            success=at_input.hit,
+            distance=zero,
             steps=jnp.zeros_like(labels, dtype=jnp.int32),
+            rate=at_input.rate,
         )
         for number, stage in enumerate(self.stages):
-            at_input = best.success & (best.distance == 0)
-            fallen = best.success if self.keep == "first" else at_input
+            unmoved = best.success & (best.distance == 0)
+            fallen = best.success if self.keep == "first" else unmoved
             active = ~fallen if judged_first else None
             shift = None if inside else stages.shift_to_box(problem, stage.bounds)
             frame = self.enter(number, f, problem, shift)
@@ -275,19 +303,55 @@ class Attack:
             z, taken = stages.run_stage(stage, frame.f, frame.problem, moved, active)
             x_adv = frame.leave(z)
             distance = weights.length(self.scale, x_adv - problem.x, self.p)
-            hit = success
+            verdict = at_input
             if judge:
-                hit = decided(f(x_adv), labels, *stage.goal)
-                if stage.epsilon is not None:
-                    hit &= weights.within_budget(
-                        self.scale, distance, stage.epsilon, x, self.p
-                    )
-            found = AttackResult(x_adv, hit, distance, best.steps + taken)
+                verdict = self._verdict(f, problem, stage, x_adv, distance, number + 1)
+            steps = best.steps + taken
+            found = AttackResult(x_adv, verdict.hit, distance, steps, verdict.rate)
             if not judged_first:
                 best = found
                 continue
-            wins = hit & ~fallen if self.joined else ~fallen
-            if self.keep == "nearest":
-                wins &= ~best.success | (distance < best.distance)
+            wins = self._wins(found, best) & ~fallen
             best = select(wins, found, best)._replace(steps=found.steps)
-        return AttackResult(*map(lax.stop_gradient, best))
+        if judge and judged_first and self.draws is not None:
+            # Choosing among points by their draws favours lucky ones. A point of a
+            # joined attack was chosen within its budget.
+            stage = self.stages[0]
+            if self.joined:
+                stage = dataclasses.replace(stage, epsilon=None)
+            turn = len(self.stages) + 1
+            last = self._verdict(f, problem, stage, best.x_adv, best.distance, turn)
+            best = best._replace(success=last.hit, rate=last.rate)
+        held: AttackResult = jax.tree.map(lax.stop_gradient, best)
+        return held
+
+    def _verdict(
+        self,
+        f: linalg.Network,
+        problem: Problem,
+        stage: Stage,
+        point: jax.Array,
+        distance: jax.Array,
+        turn: int,
+    ) -> Verdict:
+        """Judges points at a distance from x by the goal and the budget of a stage."""
+        found = randomness.judge(
+            self.draws, f, problem.labels, problem.keys, point, stage.goal, turn
+        )
+        # Turn 0 judges x, which keeps every budget.
+        if stage.epsilon is None or turn == 0:
+            return found
+        return found.within(
+            weights.within_budget(
+                self.scale, distance, stage.epsilon, problem.x, self.p
+            )
+        )
+
+    def _wins(self, found: AttackResult, best: AttackResult) -> jax.Array:
+        """Whether a point takes the place of the best one, ``(B,)`` bool."""
+        wins = found.success if self.joined else jnp.ones_like(found.success)
+        if self.keep == "nearest":
+            wins &= ~best.success | (found.distance < best.distance)
+        elif self.joined and found.rate is not None and best.rate is not None:
+            wins = found.rate > best.rate
+        return wins

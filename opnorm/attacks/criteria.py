@@ -40,11 +40,12 @@ class Criterion(NamedTuple):
 
 def pose(
     criterion: Criterion | None,
-    f: BatchFunction,
+    f: linalg.Network,
     x: jax.Array,
     labels: jax.Array,
     targeted: bool,
-) -> tuple[BatchFunction, jax.Array]:
+    *keys: jax.Array,
+) -> tuple[linalg.Network, jax.Array]:
     """Returns the network and the labels that a search works with.
 
     The loss is divided by its modulus at x, since its unit is the caller's choice: the
@@ -57,6 +58,8 @@ def pose(
       x: ``(B, ...)`` float, the clean inputs.
       labels: ``(B, ...)``; later calls of the network have the same rows.
       targeted: whether the search reaches labels.
+      *keys: ``(B,)`` typed keys of the draw at x, for a randomised network
+        ``f(x, keys)``; the network of two logits is then randomised, too.
 
     Returns:
       A network of two logits, and ``(B,)`` int32 labels: class 1 to reach or class 0 to
@@ -68,11 +71,11 @@ def pose(
     rows = labels.reshape(len(labels), -1)[:, 0]
     goal = jnp.full_like(rows, int(targeted), dtype=jnp.int32)
 
-    size = jnp.abs(lax.stop_gradient(_loss(criterion, f(x), labels)))
+    size = jnp.abs(lax.stop_gradient(_loss(criterion, f(x, *keys), labels)))
     unit = jnp.where((size > 0) & jnp.isfinite(size), size, 1.0)
 
-    def network(z: jax.Array) -> jax.Array:
-        outputs = f(z)
+    def network(z: jax.Array, *keys: jax.Array) -> jax.Array:
+        outputs = f(z, *keys)
         loss = _loss(criterion, outputs, labels) / unit
         return _two_logits(_agreeing(criterion, outputs, labels, loss))
 

@@ -7,11 +7,15 @@ from collections.abc import Callable, Sequence
 import jax
 
 from opnorm.attacks import checks, registry
+from opnorm.attacks.adapters import randomized
 from opnorm.attacks.apgd import apgd
 from opnorm.attacks.attack import Attack
 from opnorm.attacks.checks import Bounds
 from opnorm.attacks.fab import fab
 from opnorm.attacks.square import square
+
+# Draws of the version for randomised networks, as published.
+_DRAWS = 20
 
 
 @registry.register
@@ -22,6 +26,7 @@ def auto_attack(
     num_steps: int = 100,
     num_queries: int = 5000,
     channels: str = "last",
+    version: str = "standard",
     bounds: Bounds = (0.0, 1.0),
 ) -> Attack:
     """Returns the AutoAttack ensemble: APGD-CE, APGD-T, FAB-T and Square, in order.
@@ -30,16 +35,22 @@ def auto_attack(
     left; if none breaks an example, its clean input is returned. For p = inf and 2 it
     runs APGD on the cross-entropy once, APGD on the targeted DLR loss and FAB for 9
     targets each, and Square; for p = 1 APGD, with its larger radii, 5 times and for 5
-    targets. With K classes there are at most K - 1 targets. The version for
-    randomised networks is left out: a batch function is deterministic.
+    targets. With K classes there are at most K - 1 targets.
+
+    The version "rand" is for networks that draw random numbers, ``f(x, keys)``: APGD on
+    the cross-entropy and on the DLR loss, once each, with gradients over 20 draws
+    (:func:`randomized`). It departs from the published code where that takes success
+    from a single draw: here all draws of a step, and then 20 fresh ones, must succeed.
 
     Args:
       p: exponent of the norm: 1, 2 or inf.
       epsilon: budget in pixel units, at least 0; scalar or ``(B,)``, may be traced.
       num_steps: steps of each run of APGD and FAB; published results use 100.
-      num_queries: queries of Square; published results use 5000.
+      num_queries: queries of Square in the standard version; published results use
+        5000.
       channels: where images have their channels, "last", "first" or "none", as for
         :func:`square`.
+      version: "standard" or "rand".
       bounds: box (low, high), for all entries or for each, or None.
 
     Raises:
@@ -59,6 +70,15 @@ def auto_attack(
       ['apgd_cross_entropy', 'apgd_dlr_targeted', 'fab_t', 'square']
     """
     p = checks.check_norm(p, (1.0, 2.0, math.inf))
+    if version not in ("standard", "rand"):
+        raise ValueError(f"version is {version!r}; it may be 'standard' or 'rand'.")
+    if version == "rand":
+        runs = [
+            apgd(p=p, epsilon=epsilon, num_steps=num_steps, loss=loss, bounds=bounds)
+            for loss in ("cross_entropy", "dlr")
+        ]
+        joined = dataclasses.replace(first_success(runs), name="auto_attack")
+        return randomized(joined, num_draws=_DRAWS, judged_draws=_DRAWS)
     sparse = p == 1
     attacks = [
         apgd(
@@ -173,5 +193,6 @@ def _joined(
         joined=True,
         scale=attacks[0].scale,
         criterion=attacks[0].criterion,
+        draws=attacks[0].draws,
         remake=remake if len(remakes) == len(attacks) else None,
     )

@@ -25,6 +25,8 @@ def without_explicit_axes(
     rows: Rows,
     x: jax.Array,
     result: Callable[[PyTree, PyTree], PyTree],
+    *,
+    keyed: bool = False,
 ) -> R:
     """Runs ``search(f, rows)`` with the explicit axes of the mesh of x made automatic.
 
@@ -39,13 +41,15 @@ def without_explicit_axes(
       x: ``(B, ...)``, the inputs among them.
       result: makes the shardings of the result of ``search`` from that of arrays like x
         and that of arrays ``(B,)``.
+      keyed: whether the network also takes keys ``(B,)``.
     """
     sharding = jax.typeof(x).sharding
     axes = _explicit_axes(sharding.mesh)
     if not axes:
         return search(f, rows)
     row = jax.NamedSharding(sharding.mesh, _spec(*sharding.spec[:1]))
-    network = jax.sharding.explicit_axes(f, axes=axes, in_sharding=sharding)
+    given = (sharding, row) if keyed else sharding
+    network = jax.sharding.explicit_axes(f, axes=axes, in_sharding=given)
     run: Callable[[Rows], R] = jax.sharding.auto_axes(
         lambda rows: search(network, rows),
         axes=axes,

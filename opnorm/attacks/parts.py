@@ -12,6 +12,7 @@ from jax import lax
 from opnorm import linalg
 from opnorm.attacks import checks, losses, meshes
 from opnorm.attacks.checks import Bound, Bounds
+from opnorm.attacks.draws import Drawn
 from opnorm.linalg import BatchFunction
 from opnorm.linalg.dtypes import at_least_single
 
@@ -304,7 +305,8 @@ def value_and_gradient(
     """Evaluates the network and a loss of its logits, with one input gradient.
 
     Args:
-      f: batch function with independent rows.
+      f: batch function with independent rows. With several draws
+        (:class:`opnorm.attacks.draws.Drawn`) the loss is the mean of their losses.
       loss: ``logits (B, K) -> (B,)``.
       x: ``(B, ...)``.
 
@@ -314,6 +316,10 @@ def value_and_gradient(
     """
 
     def total(z: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        if isinstance(f, Drawn):
+            each = f.each(z)
+            values = jnp.mean(jax.vmap(loss)(each), axis=0)
+            return jnp.sum(values), (values, f.decisive(each))
         logits = f(z)
         values = loss(logits)
         return jnp.sum(values), (values, logits)

@@ -201,7 +201,7 @@ def for_stage(problem: Problem, number: int) -> Problem:
 
 def run_stage(
     stage: Stage,
-    f: BatchFunction,
+    f: linalg.Network,
     problem: Problem,
     shift: jax.Array | None,
     active: jax.Array | None,
@@ -210,7 +210,7 @@ def run_stage(
 
     Args:
       stage: the search.
-      f: batch function, cut off from gradients.
+      f: batch function, cut off from gradients; with keys if it is randomised.
       problem: rows.
       shift: shape of ``x``, from :func:`shift_to_box`; the search takes place in the
         coordinates ``z - shift``. None for no shift.
@@ -228,7 +228,12 @@ def run_stage(
     moved = problem._replace(
         x=problem.x - shift, start=None if start is None else start - shift
     )
-    x_adv, taken = run_stage(stage, lambda z: f(z + shift), moved, None, active)
+
+    def network(z: jax.Array, *keys: jax.Array) -> jax.Array:
+        logits: jax.Array = f(z + shift, *keys)
+        return logits
+
+    x_adv, taken = run_stage(stage, network, moved, None, active)
     # Adding the shift back rounds: entries that stay where they were must not move.
     return jnp.where(x_adv == moved.x, problem.x, x_adv + shift), taken
 

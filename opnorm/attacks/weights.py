@@ -17,7 +17,6 @@ from opnorm import linalg
 from opnorm.attacks import parts
 from opnorm.attacks.checks import Bounds
 from opnorm.attacks.stage import Problem
-from opnorm.linalg import BatchFunction
 
 # Unit of length of each entry, broadcasting against one example, or None for 1.
 Scale = np.ndarray | jax.Array | None
@@ -27,12 +26,12 @@ class Frame(NamedTuple):
     """A search in the variables z.
 
     Attributes:
-      f: the network as a function of z.
+      f: the network as a function of z, and of keys if it is randomised.
       problem: the rows, with x and start in these variables.
       leave: gives the inputs at points z.
     """
 
-    f: BatchFunction
+    f: linalg.Network
     problem: Problem
     leave: Callable[[jax.Array], jax.Array]
 
@@ -93,7 +92,7 @@ def transform(scale: np.ndarray, bounds: Bounds) -> Bounds:
 def enter(
     scale: np.ndarray,
     bounds: Bounds,
-    f: BatchFunction,
+    f: linalg.Network,
     problem: Problem,
     shift: jax.Array | None,
 ) -> Frame:
@@ -123,7 +122,12 @@ def enter(
     start = problem.start
     if start is not None:
         start = origin + divide(scale, start - x)
-    return Frame(lambda z: f(leave(z)), problem._replace(x=origin, start=start), leave)
+
+    def network(z: jax.Array, *keys: jax.Array) -> jax.Array:
+        logits: jax.Array = f(leave(z), *keys)
+        return logits
+
+    return Frame(network, problem._replace(x=origin, start=start), leave)
 
 
 def divide(scale: Scale, delta: jax.Array) -> jax.Array:

@@ -182,19 +182,20 @@ def network_program(fun: Callable[..., R]) -> NetworkProgram[R]:
     return NetworkProgram(fun)
 
 
-def output_shapes(f: Network, x: ArrayShape) -> PyTree:
-    """Returns the shapes and dtypes of ``f(x)``; nothing is compiled.
+def output_shapes(f: Network, x: ArrayShape, *rest: PyTree) -> PyTree:
+    """Returns the shapes and dtypes of ``f(x, *rest)``; nothing is compiled.
 
     A callable pytree is traced once for its structure, a plain function each time.
 
     Args:
       f: ``(B, ...) -> (B, d)``, a callable pytree or a plain function.
       x: ``(B, ...)``, an array or a ``jax.ShapeDtypeStruct``.
+      *rest: further arguments of f, such as keys.
 
     Returns:
       A ``jax.ShapeDtypeStruct``, or a tree of them.
     """
-    return _apply.eval_shape(f, x)
+    return _apply.eval_shape(f, x, *rest)
 
 
 class _Compiled(Protocol[Result]):
@@ -282,5 +283,5 @@ def _is_traced(tree: PyTree) -> bool:
 
 
 @network_program
-def _apply(f: Network, x: ArrayShape) -> PyTree:
-    return f(x)
+def _apply(f: Network, x: ArrayShape, *rest: PyTree) -> PyTree:
+    return f(x, *rest)
