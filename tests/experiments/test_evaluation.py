@@ -97,7 +97,7 @@ def test_other_names_of_attacks_lead_to_attacks():
     ("text", "words"),
     [
         ("pga 10", ["'pga 10'", "option=value"]),
-        ("pga targeted=True", ["targeted=True", "away from the true classes"]),
+        ("pga targeted=True", ["targeted=True", "--targets"]),
         ("pga bounds=None", ["bounds=None", "stay in [0, 1]"]),
         ("pga bounds=(0,2)", ["bounds=(0, 2)", "stay in [0, 1]"]),
         ("deepfool p=inf", ["p=inf", "--p"]),
@@ -156,13 +156,14 @@ def test_what_an_attack_broke_within_a_budget_is_known_to_fall_within_it(tmp_pat
 
 def test_what_an_earlier_evaluation_measured_is_said(tmp_path):
     parts = cache.Parts(tmp_path)
+    key = {"identity": "net", "norm": "L2"}
     near, far = np.array([0.5, np.inf]), np.array([0.75, 1.0])
-    found = evaluating.best_known(parts, "L2", "net", near, ["pga"])
+    found = evaluating.best_known(parts, key, near, ["pga"])
     np.testing.assert_array_equal(found[0], near)
     assert found[1:] == (["pga"], [])
     assert parts.reused == 0
     distance, attacks, earlier = evaluating.best_known(
-        parts, "L2", "net", far, ["deepfool"]
+        parts, key, far, ["deepfool"]
     )
     np.testing.assert_array_equal(distance, [0.5, 1.0])
     assert (attacks, earlier) == (["deepfool", "pga"], ["pga"])
@@ -178,7 +179,7 @@ def test_what_an_earlier_evaluation_measured_is_said(tmp_path):
         "reused: best known includes distances of an earlier evaluation by pga",
     ]
     fresh = cache.Parts(tmp_path, fresh=True)
-    distance, *names = evaluating.best_known(fresh, "L2", "net", far, ["deepfool"])
+    distance, *names = evaluating.best_known(fresh, key, far, ["deepfool"])
     np.testing.assert_array_equal(distance, far)
     assert names == [["deepfool"], []]
 
