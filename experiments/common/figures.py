@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.common import records
 from opnorm import runs
 
 if TYPE_CHECKING:
@@ -197,10 +198,10 @@ def bands(over: str, count: int | None, most: int | None = None) -> str:
       most: the largest number, where it differs between the curves.
     """
     if over == "examples":
-        images = "the images of the panel" if count is None else f"{count} images"
-        return f"one network each; bands: standard error over {images}"
+        images = ("the", "images of the panel") if count is None else (count, "images")
+        return f"one network each; bands: {records.error_over(*images)}"
     number = f"{count}" if most in (None, count) else f"{count} to {most}"
-    return f"bands: standard error over {number} networks each"
+    return f"bands: {records.error_over(number, 'networks each')}"
 
 
 def source_line(results: Mapping[str, Any], count: str = "examples") -> str:

@@ -228,7 +228,7 @@ def main() -> None:
             measuring.spectrum(network.f, test_set, pga, settings.typical_epsilon)
             for network in networks
         ]
-        card["spectrum"] = seeds.over_networks(spectra)
+        card["spectrum"] = seeds.average(spectra)
     text = tables.text(card)
     out.write_json(f"evaluation{goals.suffix}.json", card)
     out.write_text(f"evaluation{goals.suffix}.md", text)

@@ -39,7 +39,7 @@ def over_networks(measured: Sequence[Record], names: Sequence[str]) -> Record:
 
 def _attack(cards: Sequence[Record]) -> Record:
     counts = {name: sum(card[name] for card in cards) for name in _COUNTS}
-    return {**seeds.over_networks([_without(c, _COUNTS) for c in cards]), **counts}
+    return {**seeds.average([_without(c, _COUNTS) for c in cards]), **counts}
 
 
 def _best_known(cards: Sequence[Record]) -> Record:
@@ -48,7 +48,7 @@ def _best_known(cards: Sequence[Record]) -> Record:
         part: list(dict.fromkeys(name for card in cards for name in card[part]))
         for part in _NAMES
     }
-    return {**seeds.over_networks([_without(c, _NAMES) for c in cards]), **attacks}
+    return {**seeds.average([_without(c, _NAMES) for c in cards]), **attacks}
 
 
 def _without(card: Record, names: Sequence[str]) -> Record:
