@@ -77,9 +77,9 @@ def average(found: Sequence[Record]) -> Record:
     """Returns the averages of all quantities of networks that differ in the seed.
 
     A mean becomes the mean over the networks, and its error that of
-    :func:`records.over_networks`, which averages one quantity. Other numbers and lists become their means; of lists of different lengths
-    the first places that all networks have. A number that one network lacks (NaN) is
-    not known for all of them.
+    :func:`records.over_networks`, which averages one quantity. Other numbers and lists
+    become their means; of lists of different lengths the first places that all networks
+    have. A number that one network lacks (NaN) is not known for all of them.
 
     Args:
       found: measurements of the same structure, at least one. One comes back as it is,

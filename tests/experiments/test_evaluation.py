@@ -230,6 +230,11 @@ def test_images_of_the_target_class_are_left_out():
             goals._read_targets(text)
     fgm, noise = map(attack_specs.parse_attack, ("fgm", "gaussian_noise"))
     attack_specs.factory(fgm, 2.0, targeted=True)
+    ensemble = attack_specs.parse_attack("auto_attack")
+    criterion = attack_specs.factory(ensemble, 2.0, targeted=True)(1.0).criterion
+    logits = jax.numpy.array([[1.0, 1.0], [1.0, 1.0], [1.0, np.nan], [0.0, 1.0]])
+    reached = criterion.success(logits, jax.numpy.array([0, 1, 0, 1]))
+    assert reached.tolist() == [True, False, False, True]
     with pytest.raises(ValueError, match="gaussian_noise has no targeted version"):
         attack_specs.factory(noise, 2.0, targeted=True)
 
