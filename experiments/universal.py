@@ -118,7 +118,7 @@ def main() -> None:
             measured, direction = _measure(network, fit, test, epsilons)
             found.append(measured)
             directions[network.name] = direction
-        results["networks"][name] = seeds.over_networks(found)
+        results["networks"][name] = seeds.average(found)
     text = _text(results)
     compared.out.write_json("results.json", results)
     compared.out.write_text("table.md", text)

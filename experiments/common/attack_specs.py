@@ -1,12 +1,17 @@
 """Attacks as the command line names them, with their options."""
 
 import ast
+import dataclasses
 import functools
 import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from experiments.common import options
 from opnorm import attacks
@@ -16,7 +21,7 @@ _GIVEN_ELSEWHERE = {
     "p": "the norm is given with --p",
     "epsilon": "budgets are given with --epsilons",
     "bounds": "attacked images stay in [0, 1]",
-    "targeted": "attacks here lead away from the true classes",
+    "targeted": "targets are given to experiments.evaluate with --targets",
 }
 # Names that other libraries and papers give to attacks, and their names here.
 _OTHER_NAMES = {
@@ -33,7 +38,13 @@ _OTHER_NAMES = {
     "apgddlr": "apgd loss=dlr",
     "boundaryattack": "boundary",
 }
+# It reaches labels as an attack with another criterion.
+_ENSEMBLE = "auto_attack"
 _WORDS = {"true": True, "false": False, "none": None, "inf": math.inf}
+
+
+# An attack as a function of its budgets.
+Factory = Callable[[Any], attacks.Attack]
 
 
 class AttackSpec(NamedTuple):
@@ -49,6 +60,21 @@ class AttackSpec(NamedTuple):
 
     def __str__(self) -> str:
         return " ".join([self.name, *(f"{k}={v}" for k, v in self.options)])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Units:
+    """Units of length of the entries of an image, and the entries that may change.
+
+    Attributes:
+      scale: the scale of :func:`opnorm.attacks.weighted`; None for 1.
+      mask: its mask; None for all entries.
+      identity: a digest over both.
+    """
+
+    scale: np.ndarray | None
+    mask: np.ndarray | None
+    identity: str
 
 
 def parse_attack(text: str) -> AttackSpec:
@@ -139,16 +165,63 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 @functools.cache
-def factory(spec: AttackSpec, p: float) -> Callable[[Any], attacks.Attack]:
-    """Returns ``epsilon -> attack``: one object, which compiles once."""
+def factory(
+    spec: AttackSpec, p: float, *, targeted: bool = False, units: Units | None = None
+) -> Factory:
+    """Returns ``epsilon -> attack``: one object, which compiles once.
+
+    Args:
+      spec: the attack.
+      p: exponent of the norm.
+      targeted: whether the attack is to reach its labels.
+      units: units of length, or None.
+
+    Raises:
+      ValueError: for an attack that has no targeted version.
+    """
     budget = has_budget(spec)
+    options = dict(spec.options)
+    if targeted and spec.name not in _targetable():
+        raise ValueError(
+            f"attack {spec.name} has no targeted version; with --targets it may be "
+            f"{', '.join(_targetable())}."
+        )
+    if targeted and spec.name != _ENSEMBLE:
+        options["targeted"] = True
 
     def make(epsilon: Any) -> attacks.Attack:
-        return attacks.make(
-            spec.name, p=p, epsilon=epsilon if budget else None, **dict(spec.options)
+        attack = attacks.make(
+            spec.name,
+            p=p,
+            epsilon=epsilon if budget else None,
+            scale=units.scale if units else None,
+            mask=units.mask if units else None,
+            **options,
         )
+        if targeted and spec.name == _ENSEMBLE:
+            return attacks.with_criterion(attack, loss=attacks.lead, success=_chosen)
+        return attack
 
     return make
+
+
+def _chosen(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns whether the network decides for the labels, ``(B,)`` bool.
+
+    This is the decision by which accuracies are measured, also where logits are equal.
+    """
+    known = ~jnp.any(jnp.isnan(logits), axis=1)
+    return known & (jnp.argmax(logits, axis=1) == labels)
+
+
+def _targetable() -> list[str]:
+    """Returns the names of the attacks that can reach a class."""
+    return [
+        name
+        for name in attacks.NAMES
+        if name == _ENSEMBLE
+        or "targeted" in inspect.signature(getattr(attacks, name)).parameters
+    ]
 
 
 def has_budget(spec: AttackSpec) -> bool:

@@ -123,7 +123,10 @@ def define_flags(folder: str) -> None:
     )
     options.define_download_flag()
     flags.DEFINE_string(
-        "split", "test", "split to measure on, or a slice of one such as test[500:1000]"
+        "split",
+        "test",
+        "split to measure on: test, train or validation, the images that the runs' "
+        "trainings held out; or a slice of one such as test[500:1000]",
     )
     flags.DEFINE_integer("examples", 200, "number of examples, at least 2")
     flags.DEFINE_integer("num_steps", 10, "number of steps of the attack, PGA")
@@ -194,7 +197,7 @@ def open_runs(folder: str, examples: int) -> Comparison:
     configs = [[found.config for found in group] for group in loaded]
     if numbers is not None:
         for paths, group in zip(directories, configs, strict=True):
-            _check_seeds(paths, group, numbers)
+            check_seeds(paths, group, numbers)
     chosen = _examples([config for group in configs for config in group], examples)
     groups: Groups = {}
     texts = [str(Path(run)) for run in given.run or []]
@@ -277,10 +280,16 @@ def _directories(numbers: Sequence[int] | None) -> list[list[str]]:
     return groups
 
 
-def _check_seeds(
+def check_seeds(
     paths: Sequence[str], configs: Sequence[Config], numbers: Sequence[int]
 ) -> None:
-    """Raises a ValueError unless runs are those of the seeds and alike otherwise."""
+    """Raises a ValueError unless runs are those of the seeds and alike otherwise.
+
+    Args:
+      paths: the run directories.
+      configs: the configurations of their trainings.
+      numbers: the seed that each stands for.
+    """
     for path, config, number in zip(paths, configs, numbers, strict=True):
         if config.seed != number:
             raise ValueError(
@@ -313,6 +322,7 @@ def _examples(configs: Sequence[Config], count: int) -> data.Dataset:
     found = data.load(
         dataset_name(configs),
         split=split,
+        validation_fraction=validation_fraction(split, configs),
         data_dir=given.data_dir,
         download=given.download,
         # Drawn at random unless a slice is given.
@@ -323,6 +333,40 @@ def _examples(configs: Sequence[Config], count: int) -> data.Dataset:
     if len(found) < 2:
         raise ValueError(f"split {given.split} has 1 example; it must have 2 or more.")
     return found
+
+
+def validation_fraction(split: str, configs: Sequence[Config]) -> float:
+    """Returns the fraction of the train split that the runs were not trained on.
+
+    Args:
+      split: the split to measure on.
+      configs: configurations of the runs that are measured on it.
+
+    Returns:
+      The fraction of the split "validation"; 0 for the other splits, which are whole.
+
+    Raises:
+      ValueError: for the validation split of runs that have none, or different ones.
+    """
+    if split != "validation":
+        return 0.0
+    if not configs:
+        raise ValueError(
+            "split is validation; only a run names the images that its training held "
+            "out, and with --network alone there is none. Give train or test."
+        )
+    fractions = sorted({config.validation_fraction for config in configs})
+    if not fractions[0]:
+        raise ValueError(
+            "split is validation; a run was trained without validation_fraction, so "
+            "it has no validation split. Give train or test."
+        )
+    if len(fractions) > 1:
+        raise ValueError(
+            "split is validation; the runs were trained with validation_fraction "
+            f"{', '.join(map(str, fractions))}, and their validation splits differ."
+        )
+    return fractions[0]
 
 
 def dataset_name(configs: Sequence[Config]) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.common import records
 from opnorm import runs
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ LABELS = {
     "gradient_regularization": "input-gradient regularisation",
     "wrm": "WRM",
 }
+# The unit of lengths unless another one is given.
+PIXELS = "pixels in [0, 1]"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("s", "^", "D", "P", "o", "v")
 # Colour, marker and line of each method.
@@ -195,10 +198,10 @@ def bands(over: str, count: int | None, most: int | None = None) -> str:
       most: the largest number, where it differs between the curves.
     """
     if over == "examples":
-        images = "the images of the panel" if count is None else f"{count} images"
-        return f"one network each; bands: standard error over {images}"
+        images = ("the", "images of the panel") if count is None else (count, "images")
+        return f"one network each; bands: {records.error_over(*images)}"
     number = f"{count}" if most in (None, count) else f"{count} to {most}"
-    return f"bands: standard error over {number} networks each"
+    return f"bands: {records.error_over(number, 'networks each')}"
 
 
 def source_line(results: Mapping[str, Any], count: str = "examples") -> str:
@@ -213,6 +216,8 @@ def plot_accuracy(
     training_epsilon: float | None,
     norm: str,
     title: str,
+    rate: str = "accuracy",
+    unit: str = PIXELS,
 ) -> None:
     """Draws accuracy against epsilon, one curve per method, with standard errors.
 
@@ -222,21 +227,22 @@ def plot_accuracy(
       training_epsilon: drawn as a dashed line, or None.
       norm: name of the norm on the axis, such as "L2".
       title: the measurement and its data.
+      rate: name of the fractions.
+      unit: unit of the lengths.
     """
     figure, axes = new_figure(title)
     drawn = {name: (found["epsilon"], found) for name, found in accuracies.items()}
     curves(axes, drawn, times=100)
     if training_epsilon is not None:
         mark_training(axes, training_epsilon)
-    label_lengths(axes, norm)
-    axes.set(ylabel="accuracy (%)", ylim=(0, None))
+    label_lengths(axes, norm, unit)
+    axes.set(ylabel=f"{rate} (%)", ylim=(0, None))
     save_figure(figure, axes, path)
 
 
-def label_lengths(axes: "Axes", norm: str) -> None:
-    """Labels a horizontal axis of lengths; Linf lengths are in levels of 255."""
-    unit = "pixels in [0, 1]"
-    if norm == "Linf":
+def label_lengths(axes: "Axes", norm: str, unit: str = PIXELS) -> None:
+    """Labels a horizontal axis of lengths; Linf lengths of pixels are levels of 255."""
+    if norm == "Linf" and unit == PIXELS:
         unit = "levels of 255"
         axes.xaxis.set_major_formatter(lambda x, _: f"{255 * x:.3g}")
         ends = [np.max(np.asarray(line.get_xdata(), float)) for line in axes.lines]

@@ -15,7 +15,16 @@ from absl import flags
 OWN = "This command"
 GROUPS: dict[str, tuple[str, ...]] = {
     "Networks and directories": (
-        *("run", "checkpoint", "network", "variables", "seeds", "out", "directory"),
+        *(
+            "run",
+            "checkpoint",
+            "network",
+            "variables",
+            "binary",
+            "seeds",
+            "out",
+            "directory",
+        ),
         *("preset", "presets", "list_presets", "init_from", "baseline", "fresh"),
         *("train", "summarize"),
     ),

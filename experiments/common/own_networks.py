@@ -32,7 +32,7 @@ from flax import nnx
 
 import opnorm
 from experiments.common import cache, options, seeds
-from opnorm import analysis, data, linalg, models
+from opnorm import analysis, attacks, data, linalg, models
 
 # Flags defined here belong to the binary that calls for them.
 flags.disclaim_key_flags()
@@ -83,6 +83,12 @@ def define_flags() -> None:
         "directory of orbax. Names with / in them become nested dictionaries. With "
         f"several networks one for each, {_NO_FILE} where there is none",
     )
+    flags.DEFINE_boolean(
+        "binary",
+        False,
+        "the networks of --network have one logit, (B, 1) or (B,); class 1 is chosen "
+        "where it is above 0",
+    )
     flags.DEFINE_integer(
         "image_size",
         None,
@@ -114,6 +120,8 @@ def given(numbers: Sequence[int] | None = None) -> list[list[Own]]:
             f"is none, and network is {texts}."
         )
     if not texts:
+        if flags.FLAGS.binary:
+            raise ValueError("binary is given without network; it is for --network.")
         if flags.FLAGS.image_size is not None:
             raise ValueError(
                 f"image_size is {flags.FLAGS.image_size}; it is for --network, and a "
@@ -124,7 +132,12 @@ def given(numbers: Sequence[int] | None = None) -> list[list[Own]]:
     found = []
     for text, file in zip(texts, files or [_NO_FILE] * len(texts), strict=True):
         paths = seeds.names("variables", file, numbers)
-        found.append([make(text, None if p == _NO_FILE else p) for p in paths])
+        found.append(
+            [
+                make(text, None if p == _NO_FILE else p, binary=flags.FLAGS.binary)
+                for p in paths
+            ]
+        )
     return found
 
 
@@ -138,12 +151,13 @@ def dataset_name(dataset: str | None) -> str:
     return dataset
 
 
-def make(text: str, file: str | None = None) -> Own:
+def make(text: str, file: str | None = None, *, binary: bool = False) -> Own:
     """Calls the function of one --network.
 
     Args:
       text: "module:function".
       file: the file of its variables, or None.
+      binary: whether the network has one logit, which becomes two.
 
     Raises:
       ValueError or FileNotFoundError: as :func:`given`.
@@ -168,7 +182,7 @@ def make(text: str, file: str | None = None) -> Own:
         raise ValueError(f"network {text} failed: {_words(error)}") from error
     f = _network(text, made)
     parts = {n: _part(f, n) for n in ("features", "preactivations")}
-    f = linalg.prepare_network(f)
+    f = linalg.prepare_network(attacks.binary(f) if binary else f)
     return Own(text, file, f, parts["features"] or f, parts["preactivations"])
 
 
@@ -248,6 +262,11 @@ def check(own: Own, examples: data.Dataset) -> None:
             f"{_words(error)}"
         ) from error
     shape = getattr(outputs, "shape", None)
+    if shape in ((2,), (2, 1)):
+        raise ValueError(
+            f"network {own.name} gives one logit for each image; give --binary, which "
+            "makes two classes of it, class 1 where the logit is above 0."
+        )
     if shape is None or len(shape) != 2 or shape[0] != 2:
         given = type(outputs).__name__ if shape is None else f"the shape {shape}"
         raise ValueError(

@@ -78,6 +78,11 @@ def mean_and_error(values: Any, where: Any = True) -> Record:
     }
 
 
+def error_over(number: object, unit: str) -> str:
+    """Returns words on a standard error: over how many images or networks it is."""
+    return f"standard error over {number} {unit}"
+
+
 def over_networks(measured: Sequence[Mapping[str, Any]]) -> Record:
     """Averages one quantity over networks that differ in the seed.
 

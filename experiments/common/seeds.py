@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments.common import options
+from experiments.common import options, records
 from experiments.common.records import Record
 from opnorm import analysis
 
@@ -73,13 +73,13 @@ def names(flag: str, text: str, seeds: Sequence[int] | None) -> list[str]:
     return [text.replace(PLACE, str(seed)) for seed in seeds]
 
 
-def over_networks(found: Sequence[Record]) -> Record:
-    """Returns the averages of measurements of networks that differ in the seed.
+def average(found: Sequence[Record]) -> Record:
+    """Returns the averages of all quantities of networks that differ in the seed.
 
-    A mean becomes the mean over the networks, and its error the standard error over the
-    networks. Other numbers and lists become their means; of lists of different lengths
-    the first places that all networks have. A number that one network lacks (NaN) is
-    not known for all of them.
+    A mean becomes the mean over the networks, and its error that of
+    :func:`records.over_networks`, which averages one quantity. Other numbers and lists
+    become their means; of lists of different lengths the first places that all networks
+    have. A number that one network lacks (NaN) is not known for all of them.
 
     Args:
       found: measurements of the same structure, at least one. One comes back as it is,
@@ -98,8 +98,9 @@ def _merge(found: Sequence[Any]) -> Any:
         merged = {name: _merge([each[name] for each in found]) for name in first}
         for mean, error in _PAIRS:
             if mean in first and error in first:
-                average = analysis.average(_rows([each[mean] for each in found]))
-                merged[error] = average.standard_error.tolist()
+                rows = _rows([each[mean] for each in found])
+                one = [{"mean": row, "standard_error": None} for row in rows]
+                merged[error] = records.over_networks(one)["standard_error"]
         return merged
     if all(each == first for each in found):
         return first
@@ -122,11 +123,15 @@ def bands(results: Mapping[str, Any], count: str = "examples") -> str:
       count: the key of the number of images.
     """
     if results.get("seeds"):
-        return f"standard error over {networks(results)}"
-    return f"standard error over {results[count]} images"
+        numbers = results["seeds"]
+        return records.error_over(len(numbers), _unit(numbers))
+    return records.error_over(results[count], "images")
 
 
 def networks(results: Mapping[str, Any]) -> str:
     """Returns the number of networks that are averaged, and their seeds, as words."""
-    numbers = results["seeds"]
-    return f"{len(numbers)} networks (seeds {', '.join(map(str, numbers))})"
+    return f"{len(results['seeds'])} {_unit(results['seeds'])}"
+
+
+def _unit(numbers: Sequence[int]) -> str:
+    return f"networks (seeds {', '.join(map(str, numbers))})"

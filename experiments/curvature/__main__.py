@@ -99,7 +99,7 @@ def main() -> None:
         "train_examples": count,
         "num_probes": _PROBES.value,
         "networks": {
-            name: seeds.over_networks(
+            name: seeds.average(
                 [{"inputs": _inputs(network, compared.examples)} for network in members]
             )
             for name, members in compared.groups.items()
@@ -140,7 +140,7 @@ def _densities(
             _summary(spectrum) | {"density": next(curves)._asdict()}
             for spectrum in group
         ]
-        found[name] = seeds.over_networks(each)
+        found[name] = seeds.average(each)
         if len(each) > 1:
             # Nodes and weights have no mean over networks.
             found[name] |= {n: [one[n] for one in each] for n in ("nodes", "weights")}

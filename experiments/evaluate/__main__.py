@@ -14,6 +14,11 @@ r"""Measures robust accuracy, distances and spectrum of a trained network.
     --attack=apgd --save_examples=runs/snr/png
   python -m experiments.evaluate --run=runs/at --transfer=runs/snr/png
 
+  python -m experiments.evaluate --run=runs/snr --targets=random --attack=apgd
+  python -m experiments.evaluate --run=runs/snr --split=validation
+  python -m experiments.evaluate --run='runs/snr-seed{seed}' --seeds=0,1,2 \
+    --out=runs/snr-seeds
+
 A network of your own is a function of a module, which returns a function of a batch,
 best a callable pytree. --dataset, --out and --image_size stand for the facts that a run
 knows; --p is 2 unless it is given.
@@ -34,6 +39,11 @@ later, stronger attack can only lower the accuracy that is reported as best know
 a .npz file or as PNG files; rounded ones stay adversarial and within the budget, and
 the report names those that cannot. --transfer measures the accuracy on such a set, and
 writes transfer.json and transfer.md.
+
+With --targets attacks reach a class, and the results give how often they do. With
+--scale and --mask lengths are weighted. These results are in files of their own, such
+as evaluation_targeted.json. With --seeds means and errors are over networks that differ
+in the seed alone.
 """
 
 import json
@@ -53,9 +63,11 @@ from experiments.common import (
     options,
     own_networks,
     records,
+    seeds,
 )
 from experiments.common import measure as measuring
-from experiments.evaluate import figures, leaving, measure, tables
+from experiments.evaluate import averages, figures, leaving, measure, tables
+from experiments.evaluate import goals as aims
 from opnorm import data, linalg, reports, runs, training
 
 _RUN = flags.DEFINE_string(
@@ -65,11 +77,12 @@ _RUN = flags.DEFINE_string(
 )
 flags.DEFINE_alias("checkpoint", "run")
 own_networks.define_flags()
+seeds.define_flag()
 cache.define_fresh_flag()
 _OUT = flags.DEFINE_string(
     "out",
     None,
-    "where to write; by default the run directory, required with --network",
+    "where to write; by default the run directory, required with --network and --seeds",
 )
 _DATASET = flags.DEFINE_string(
     "dataset",
@@ -83,7 +96,10 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _DOWNLOAD = options.define_download_flag()
 _SPLIT = flags.DEFINE_string(
-    "split", "test", "split to evaluate on, or a slice of one such as test[500:1000]"
+    "split",
+    "test",
+    "split to evaluate on: test, train or validation, the images that the run's "
+    "training held out; or a slice of one such as test[500:1000]",
 )
 _EXAMPLES = flags.DEFINE_integer("examples", None, "how many examples; default all")
 _ATTACK = flags.DEFINE_multi_string(
@@ -115,24 +131,21 @@ _BASELINE = flags.DEFINE_string(
     "baseline", None, "evaluation.json of a network to compute the improvement over"
 )
 leaving.define_flags()
+aims.define_flags()
 
 
 class _Evaluated(NamedTuple):
-    """A network to evaluate, with its examples.
+    """A network to evaluate.
 
     Attributes:
       name: the run directory, or the function that made the network.
-      config: the configuration of its training; None for a network of the user's own.
       f: the network, in inference mode.
-      examples: the examples.
       identity: a digest over the network and the examples.
       source: facts on the network for the results.
     """
 
     name: str
-    config: training.Config | None
     f: linalg.Network
-    examples: data.Dataset
     identity: str
     source: records.Record
 
@@ -152,32 +165,47 @@ def main() -> None:
     attacks = [attack_specs.parse_attack(text) for text in chosen.attack]
     keep_points = leaving.check_save(attacks, epsilons)
     options.parse_split(_SPLIT.value)
+    goals = aims.read()
+    numbers = _read_seeds()
     baseline = (
         json.loads(Path(_BASELINE.value).read_text()) if _BASELINE.value else None
     )
-    if _RUN.value is None and _OUT.value is None:
-        raise ValueError("out is not given; with --network it is required.")
-    own = own_networks.given()
+    if _OUT.value is None and (_RUN.value is None or numbers):
+        flag = "network" if _RUN.value is None else "seeds"
+        raise ValueError(f"out is not given; with --{flag} it is required.")
+    own = own_networks.given(numbers)
     if len(own) > 1:
         raise ValueError(f"network is {flags.FLAGS.network}; give one.")
     if flags.FLAGS.transfer:
         _transfer(own)
         return
-    run = training.load_run(_RUN.value) if _RUN.value else None
-    settings = _settings(run.config if run else None, attacks, epsilons, chosen.p)
+    paths = seeds.names("run", _RUN.value, numbers) if _RUN.value else []
+    loaded = [training.load_run(path) for path in paths]
+    configs = [run.config for run in loaded]
+    if numbers and loaded:
+        comparison.check_seeds(paths, configs, numbers)
+    settings = _settings(configs, attacks, epsilons, chosen.p, goals)
     settings = settings._replace(keep_points=keep_points)
     norm = measuring.norm_name(settings.p)
     if baseline is not None and norm not in baseline.get("best_known", {}):
         raise ValueError(f"baseline {_BASELINE.value} has no {norm} distances.")
-    network = _of_run(str(_RUN.value), run) if run else _of_own(own[0][0])
-    test_set = network.examples
+    whole = _load_examples(configs)
+    test_set = aims.select(goals, whole)
+    networks = [
+        _of_run(path, run, test_set) for path, run in zip(paths, loaded, strict=True)
+    ]
+    networks += [_of_own(each, test_set) for group in own for each in group]
     out = cli.hold(runs.RunDirectory.for_results(_OUT.value or str(_RUN.value)))
     parts = cache.Parts(out.path / "evaluation", fresh=flags.FLAGS.fresh)
 
-    found = measure.measure(network.f, test_set, settings, parts, network.identity)
+    found = [
+        measure.measure(network.f, test_set, settings, parts, network.identity)
+        for network in networks
+    ]
+    names = [network.name for network in networks]
+    left_out = len(whole) - len(test_set)
     card: records.Record = {
-        "run": network.name,
-        **network.source,
+        **_sources(networks, numbers),
         "data": test_set.description,
         "split": _SPLIT.value,
         "examples": len(test_set),
@@ -185,28 +213,60 @@ def main() -> None:
         "p": settings.p,
         "seed": settings.seed,
         **records.origin(),
-        **found.results,
+        **aims.facts(goals, [each.aimed for each in found], left_out),
+        **averages.over_networks([each.results for each in found], names),
     }
     if keep_points:
-        card["saved"] = leaving.save(network.f, test_set, found, settings)
+        card["saved"] = leaving.save(networks[0].f, test_set, found[0], settings)
     if baseline is not None:
         gain = measure.improvement(card, baseline, norm)
         card["improvement"] = {"baseline": _BASELINE.value, **gain}
-    if _SPECTRUM.value:
+    # Its perturbations have plain lengths.
+    if _SPECTRUM.value and goals.units is None:
         pga = measuring.Pga(settings.p, 10, settings.seed, settings.batch_size)
-        card["spectrum"] = measuring.spectrum(
-            network.f, test_set, pga, settings.typical_epsilon
-        )
+        spectra = [
+            measuring.spectrum(network.f, test_set, pga, settings.typical_epsilon)
+            for network in networks
+        ]
+        card["spectrum"] = seeds.average(spectra)
     text = tables.text(card)
-    out.write_json("evaluation.json", card)
-    out.write_text("evaluation.md", text)
-    trained_with = _trained_with(network.config, settings.p)
-    figures.draw(out, card, found.nearest, trained_with)
+    out.write_json(f"evaluation{goals.suffix}.json", card)
+    out.write_text(f"evaluation{goals.suffix}.md", text)
+    nearest = np.concatenate([each.nearest for each in found])
+    trained_with = _trained_with(configs, settings.p, goals)
+    figures.draw(out, card, nearest, trained_with, goals.suffix)
     if flags.FLAGS.card:
-        standard = leaving.card(network.name, card, attacks[0])
+        standard = leaving.card(names[0], card, attacks[0])
         out.write_json("card.json", standard)
         out.write_text("card.md", reports.card_text(standard))
     records.report(out, text)
+
+
+def _read_seeds() -> tuple[int, ...] | None:
+    """Returns the seeds of --seeds; ValueError beside flags that take one network."""
+    numbers = seeds.read()
+    if numbers is None:
+        return None
+    for name in ("card", "save_examples", "transfer"):
+        if flags.FLAGS[name].value:
+            raise ValueError(
+                f"{name} is {flags.FLAGS[name].value} and seeds is {list(numbers)}; "
+                f"{name} takes one network."
+            )
+    return numbers
+
+
+def _sources(
+    networks: list[_Evaluated], numbers: tuple[int, ...] | None
+) -> records.Record:
+    """Returns the facts on the networks for the results."""
+    if numbers is None:
+        (network,) = networks
+        return {"run": network.name, **network.source}
+    files = flags.FLAGS.variables
+    name = _RUN.value or f"{flags.FLAGS.network[0]} ({files[0]})"
+    members = [{"run": network.name, **network.source} for network in networks]
+    return {"run": name, "seeds": list(numbers), "networks": members}
 
 
 def _transfer(own: list[list[own_networks.Own]]) -> None:
@@ -228,33 +288,27 @@ def _transfer(own: list[list[own_networks.Own]]) -> None:
     records.report(out, text)
 
 
-def _of_run(path: str, run: training.Run) -> _Evaluated:
-    """Returns the network of --run, with examples that fit it."""
-    examples = _load_examples(
-        jobs.dataset_name(_DATASET.value, run.config),
-        training.image_size(run.config, _DATASET.value),
-    )
+def _of_run(path: str, run: training.Run, examples: data.Dataset) -> _Evaluated:
+    """Returns the network of --run, after it was compared with the examples."""
     comparison.check_fit(path, run.config, run.network, examples)
     identity = cache.fingerprint(run.config, run.network, examples)
-    source = {"step": run.step}
-    return _Evaluated(path, run.config, run.network, examples, identity, source)
+    return _Evaluated(path, run.network, identity, {"step": run.step})
 
 
-def _of_own(own: own_networks.Own) -> _Evaluated:
-    """Returns the network of --network, with examples that fit it."""
-    name = own_networks.dataset_name(_DATASET.value)
-    examples = _load_examples(name, flags.FLAGS.image_size)
+def _of_own(own: own_networks.Own, examples: data.Dataset) -> _Evaluated:
+    """Returns the network of --network, after the same comparison."""
     own_networks.check(own, examples)
     identity = own_networks.fingerprint(own, examples, _BATCH_SIZE.value)
-    source = {"variables": own.variables}
-    return _Evaluated(own.label, None, own.f, examples, identity, source)
+    return _Evaluated(own.label, own.f, identity, {"variables": own.variables})
 
 
-def _trained_with(config: training.Config | None, p: float) -> float | None:
-    """Returns the length of perturbations in training in the norm p, where known."""
-    if config is None or config.p != p:
+def _trained_with(
+    configs: list[training.Config], p: float, goals: aims.Goals
+) -> float | None:
+    """Returns the length of perturbations in training in these units, where known."""
+    if not configs or configs[0].p != p or goals.scale is not None:
         return None
-    return training.in_pixels(config).epsilon
+    return training.in_pixels(configs[0]).epsilon
 
 
 def _read_epsilons(texts: list[str]) -> list[float]:
@@ -270,20 +324,19 @@ def _read_epsilons(texts: list[str]) -> list[float]:
 
 
 def _settings(
-    config: training.Config | None,
+    configs: list[training.Config],
     attacks: list[attack_specs.AttackSpec],
     epsilons: list[float],
     p: float | None,
+    goals: aims.Goals,
 ) -> measure.Settings:
-    """The settings for a network; ValueError if one is wrong."""
-    p = (config.p if config else 2.0) if p is None else p
+    """The settings for networks; ValueError if one is wrong."""
+    p = (configs[0].p if configs else 2.0) if p is None else p
     if not p >= 1:
         raise ValueError(f"p is {p}; it must be in [1, inf].")
-    for spec in attacks:
-        attack_specs.factory(spec, p)(np.float32(epsilons[0]))
-    trained_with = _trained_with(config, p)
+    trained_with = _trained_with(configs, p, goals)
     middle = epsilons[len(epsilons) // 2]
-    return measure.Settings(
+    settings = measure.Settings(
         attacks=attacks,
         p=p,
         epsilons=epsilons,
@@ -292,14 +345,26 @@ def _settings(
         part_size=_PART_SIZE.value,
         check_examples=_CHECKS.value,
         seed=_SEED.value,
+        goals=goals,
     )
+    for spec in attacks:
+        settings.attack(spec)(np.float32(epsilons[0]))
+    return settings
 
 
-def _load_examples(name: str, image_size: int | None) -> data.Dataset:
+def _load_examples(configs: list[training.Config]) -> data.Dataset:
+    """Loads the examples that the flags name, by default of the runs' data set."""
+    if configs:
+        name = jobs.dataset_name(_DATASET.value, configs[0])
+        image_size = training.image_size(configs[0], _DATASET.value)
+    else:
+        name = own_networks.dataset_name(_DATASET.value)
+        image_size = flags.FLAGS.image_size
     split, first, last = options.parse_split(_SPLIT.value)
     test_set = data.load(
         name,
         split=split,
+        validation_fraction=comparison.validation_fraction(split, configs),
         data_dir=_DATA_DIR.value,
         download=_DOWNLOAD.value,
         # The examples are drawn at random unless a slice says which.

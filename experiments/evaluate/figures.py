@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common import figures, seeds
+from experiments.evaluate import goals
 from opnorm import runs
 
 
@@ -15,6 +16,7 @@ def draw(
     card: Mapping[str, Any],
     nearest: np.ndarray,
     training_epsilon: float | None,
+    suffix: str,
 ) -> None:
     """Draws accuracies, distances and, where they were measured, singular values.
 
@@ -23,6 +25,7 @@ def draw(
       card: the results.
       nearest: ``(N,)`` distances of the nearest points that these attacks found.
       training_epsilon: drawn as a dashed line, or None.
+      suffix: end of the names of the figures.
     """
     source = figures.source_line(card)
     title = f"{source}\nbands: {seeds.bands(card)}"
@@ -32,18 +35,23 @@ def draw(
     }
     figures.plot_accuracy(
         {**curves, "best known": card["best_known"][norm]},
-        out.figure_path("accuracy"),
+        out.figure_path(f"accuracy{suffix}"),
         training_epsilon=training_epsilon,
         norm=norm,
         title=title,
+        rate=goals.rate(card),
+        unit=goals.unit(card),
     )
-    _plot_distances(
-        nearest, out.figure_path("distances"), training_epsilon, norm, source
+    labels = (
+        f"{norm} distance of the nearest point found ({goals.unit(card)})",
+        "target reached (%)" if "targets" in card else "error (%)",
     )
+    path = out.figure_path(f"distances{suffix}")
+    _plot_distances(nearest, path, training_epsilon, labels, source)
     if "spectrum" in card:
         figures.plot_singular_values(
             {"network": card["spectrum"]["singular_values"]},
-            out.figure_path("singular_values"),
+            out.figure_path(f"singular_values{suffix}"),
             title=title,
         )
 
@@ -52,16 +60,16 @@ def _plot_distances(
     distances: np.ndarray,
     path: Path,
     training_epsilon: float | None,
-    norm: str,
+    labels: tuple[str, str],
     title: str,
 ) -> None:
-    """Draws the error against the distance of the nearest misclassified points."""
+    """Draws how many images have a nearest point of success within each distance."""
     figure, axes = figures.new_figure(title)
     figures.distribution(axes, distances, color=figures.PALETTE[0], label="all attacks")
     if training_epsilon is not None:
         figures.mark_training(axes, training_epsilon)
-    axes.set_xlabel(f"{norm} distance of the nearest point found (pixels in [0, 1])")
-    axes.set_ylabel("error (%)")
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
     axes.set_ylim(0, 100)
     axes.set_xlim(left=0)
     figures.save_figure(figure, axes, path)

@@ -10,6 +10,7 @@ import numpy as np
 from experiments.common import attack_specs, cache
 from experiments.common.measure import norm_name
 from experiments.common.records import Record, mean_and_error
+from experiments.evaluate import goals as aims
 from opnorm import analysis, data, linalg
 
 _FIELDS = ("success", "distance", "steps", "stage")
@@ -32,6 +33,7 @@ class Settings(NamedTuple):
       seed: random seed of the attacks.
       keep_points: whether to return the attacked images, of the first attack at the
         first budget.
+      goals: the classes to reach, and the units of lengths; the default is neither.
     """
 
     attacks: Sequence[attack_specs.AttackSpec]
@@ -43,6 +45,18 @@ class Settings(NamedTuple):
     check_examples: int
     seed: int
     keep_points: bool = False
+    goals: aims.Goals = aims.Goals()
+
+    def attack(self, spec: attack_specs.AttackSpec) -> attack_specs.Factory:
+        """Returns ``epsilon -> attack`` for these goals: one object for each attack."""
+        return attack_specs.factory(
+            spec, self.p, targeted=self.targeted, units=self.goals.units
+        )
+
+    @property
+    def targeted(self) -> bool:
+        """Whether the attacks are to reach a class."""
+        return self.goals.targets is not None
 
 
 class Measured(NamedTuple):
@@ -50,9 +64,11 @@ class Measured(NamedTuple):
 
     Attributes:
       results: the entries "clean_accuracy", "clean_standard_error", "attacks",
-        "best_known" and "checks" of the results.
-      nearest: ``(N,)``, distance of the nearest misclassified point of these attacks: 0
-        where the network is wrong, inf where there is none.
+        "best_known" and "checks" of the results. With targets the means of attacks
+        and of "best_known" are rates of success, and otherwise accuracies.
+      nearest: ``(N,)``, distance of the nearest point of success of these attacks: 0
+        where there is none needed, inf where there is none.
+      aimed: the examples, with their targets as labels where there are targets.
       x_adv: ``(N, ...)`` float32, the attacked images, the clean image where the attack
         failed; None unless asked for.
       success: ``(N,)`` bool, whether the network is wrong at ``x_adv``; or None.
@@ -60,6 +76,7 @@ class Measured(NamedTuple):
 
     results: Record
     nearest: np.ndarray
+    aimed: data.Dataset
     x_adv: np.ndarray | None
     success: np.ndarray | None
 
@@ -83,29 +100,45 @@ def measure(
     clean = analysis.evaluate_accuracy(
         network, test_set.images, test_set.labels, batch_size=settings.batch_size
     )
-    nearest = np.where(clean.correct, np.inf, 0.0)
+    aimed, stands = test_set, clean.correct
+    if settings.targeted:
+        aimed = aims.aim(
+            network,
+            test_set,
+            settings.goals,
+            seed=settings.seed,
+            batch=settings.batch_size,
+        )
+        reached = analysis.evaluate_accuracy(
+            network, aimed.images, aimed.labels, batch_size=settings.batch_size
+        )
+        stands = ~reached.correct
+    nearest = np.where(stands, np.inf, 0.0)
     cards: dict[str, Record] = {}
     points: Record = {}
     for spec in settings.attacks:
-        found = attack_in_parts(network, test_set, spec, settings, parts, identity)
+        found = attack_in_parts(network, aimed, spec, settings, parts, identity)
         points = points or {n: found[n][0] for n in _POINTS if n in found}
         nearest = np.minimum(nearest, found["distance"].min(axis=0))
-        cards[str(spec)] = _card(found, spec, settings, clean.correct)
-    checks = _square_checks(cards)
-    if settings.check_examples:
+        cards[str(spec)] = _card(found, spec, settings, stands)
+    checks = [] if settings.targeted else _square_checks(cards)
+    if settings.check_examples and settings.goals.units is None:
         checks += _sanity_checks(network, test_set, settings, checks)
     norm = norm_name(settings.p)
-    known = best_known(parts.below("best_known"), norm, identity, nearest, list(cards))
+    key = {"identity": identity, "norm": norm, **settings.goals.key}
+    if settings.goals.targets == "random":
+        key["seed"] = settings.seed
+    known = best_known(parts.below("best_known"), key, nearest, list(cards))
     results = {
         "clean_accuracy": clean.mean,
         "clean_standard_error": clean.standard_error,
         "attacks": cards,
-        "best_known": {norm: _best_known_card(*known, settings.epsilons)},
+        "best_known": {norm: _best_known_card(*known, settings)},
         "checks": [check._asdict() for check in checks],
     }
     x_adv = points.get("x_adv")
     success = None if x_adv is None else points["success"]
-    return Measured(results, nearest, x_adv, success)
+    return Measured(results, nearest, aimed, x_adv, success)
 
 
 def attack_in_parts(
@@ -136,7 +169,7 @@ def attack_in_parts(
             network,
             test_set.images[first:last],
             test_set.labels[first:last],
-            attack=attack_specs.factory(spec, settings.p),
+            attack=settings.attack(spec),
             epsilons=budgets if has_budget else None,
             batch_size=settings.batch_size,
             key=jax.random.key(settings.seed),
@@ -156,6 +189,7 @@ def attack_in_parts(
         "seed": settings.seed,
         # Parts without points keep the key that they have always had.
         **({"points": True} if settings.keep_points else {}),
+        **settings.goals.key,
     }
     found = cache.in_parts(
         parts,
@@ -179,11 +213,11 @@ def _card(
     found: Mapping[str, Any],
     spec: attack_specs.AttackSpec,
     settings: Settings,
-    correct: np.ndarray,
+    stands: np.ndarray,
 ) -> Record:
     """The results of one attack."""
     if attack_specs.has_budget(spec):
-        card = _budget_card(found, spec, settings, correct)
+        card = _budget_card(found, spec, settings, stands)
     else:
         card = distance_card(found["distance"][0], settings.epsilons, found["seconds"])
     return card | {name: found[name] for name in ("pieces", "reused")}
@@ -193,39 +227,53 @@ def _budget_card(
     found: Mapping[str, Any],
     spec: attack_specs.AttackSpec,
     settings: Settings,
-    correct: np.ndarray,
+    stands: np.ndarray,
 ) -> Record:
     """Sums up an attack with a budget: accuracy against epsilon, from epsilon 0 on.
 
-    An example that is misclassified within a budget counts as misclassified within
-    every larger budget.
+    An example that falls within a budget counts as fallen within every larger budget.
+    With targets the rates are those of the examples that fall, and not of those that
+    stand.
+
+    Args:
+      found: the result of :func:`attack_in_parts`.
+      spec: the attack.
+      settings: how the network was evaluated.
+      stands: ``(N,)`` bool, whether an example stands without an attack.
     """
     attacked = analysis.Attacked(
         **{name: found[name] for name in _FIELDS}, x_adv=None, row_steps=0
     )
     robust = ~analysis.worst_over_budgets(attacked, settings.epsilons)
-    right = np.concatenate([correct[None], robust]).T
-    curve = mean_and_error(right)
-    among_correct = analysis.average(right, where=correct[:, None]).mean
+    standing = np.concatenate([stands[None], robust]).T
+    counted = ~standing if settings.targeted else standing
+    curve = mean_and_error(counted)
+    among_standing = analysis.average(counted, where=stands[:, None]).mean
     card: Record = {
         "epsilon": [0.0, *map(float, settings.epsilons)],
         **curve,
-        # As a fraction of the examples that are right at x: some papers report this.
-        "conditional": [_finite(mean) for mean in among_correct.tolist()],
+        # As a fraction of the examples that stand at x: some papers report this.
+        "conditional": [_finite(mean) for mean in among_standing.tolist()],
         "mean_steps": found["steps"].mean(axis=1).tolist(),
         "seconds": found["seconds"],
     }
-    stages = attack_specs.factory(spec, settings.p)(np.zeros(1)).stages
+    stages = settings.attack(spec)(np.zeros(1)).stages
     if len(stages) > 1:
-        # The accuracy after each attack of the ensemble, separately for each budget.
+        # The rate after each attack of the ensemble, separately for each budget.
         card["after"] = {
             stage.name: [
-                float(np.mean(correct & ~((row >= 0) & (row <= number))))
+                float(np.mean(_after(row, number, stands) != settings.targeted))
                 for row in found["stage"]
             ]
             for number, stage in enumerate(stages)
         }
     return card
+
+
+def _after(stage: np.ndarray, last: int, stands: np.ndarray) -> np.ndarray:
+    """Returns the examples that stand after the stages 0 to ``last``, ``(N,)`` bool."""
+    left: np.ndarray = stands & ~((stage >= 0) & (stage <= last))
+    return left
 
 
 def distance_card(
@@ -250,8 +298,7 @@ def distance_card(
 
 def best_known(
     parts: cache.Parts,
-    norm: str,
-    identity: str,
+    key: Mapping[str, Any],
     distance: np.ndarray,
     names: Sequence[str],
 ) -> tuple[np.ndarray, list[str], list[str]]:
@@ -259,8 +306,8 @@ def best_known(
 
     Args:
       parts: where the distances are kept.
-      norm: such as "L2".
-      identity: of network and examples; results of others are kept apart.
+      key: identity of network and examples, norm and goals; results of others are
+        kept apart.
       distance: ``(N,)``, the distances of this evaluation.
       names: the attacks of this evaluation.
 
@@ -268,7 +315,6 @@ def best_known(
       The smallest distances known, the attacks that they come from, and those among
       them that an earlier evaluation ran.
     """
-    key = {"identity": identity, "norm": norm}
     earlier = parts.get(key)
     before: list[str] = []
     if earlier is not None and earlier["distance"].shape == distance.shape:
@@ -283,13 +329,14 @@ def _best_known_card(
     distance: np.ndarray,
     names: list[str],
     earlier: list[str],
-    epsilons: Sequence[float],
+    settings: Settings,
 ) -> Record:
-    lengths = [0.0, *epsilons]
+    lengths = [0.0, *settings.epsilons]
     reached = distance[np.isfinite(distance)]
+    fallen = _within(distance, np.array(lengths)[:, None]).T
     return {
         "epsilon": lengths,
-        **mean_and_error(~_within(distance, np.array(lengths)[:, None]).T),
+        **mean_and_error(fallen if settings.targeted else ~fallen),
         "mean_distance": float(reached.mean()) if len(reached) else None,
         "found": len(reached) / len(distance),
         "attacks": names,

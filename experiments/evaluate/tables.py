@@ -5,15 +5,22 @@ from typing import Any
 
 from experiments.common import seeds, tables
 from experiments.common.tables import Column
+from experiments.evaluate import goals
 
 _PERCENT = tables.number("{:.1%}")
+_CORRECT = Column("mean of correct", "mean_of_correct", tables.number())
 _NEAREST = (
     Column("nearest point", "name"),
     Column("found", "found", _PERCENT),
     Column("mean distance", "mean", tables.number()),
     Column("median", "median", tables.number()),
-    Column("mean of correct", "mean_of_correct", tables.number()),
+    _CORRECT,
     Column("seconds", "seconds", tables.number("{:.0f}")),
+)
+# With targets the same mean is over the images that are not of the target class at x.
+_REACHED = tuple(
+    column._replace(title="mean above 0") if column is _CORRECT else column
+    for column in _NEAREST
 )
 
 
@@ -22,10 +29,11 @@ def text(card: Mapping[str, Any]) -> str:
     blocks = [
         f"# Evaluation of {card['run']}",
         f"{card['data']}, {card['split']}, {card['examples']} examples; {card['norm']} "
-        f"norm, pixels in [0, 1]; seed {card['seed']}; revision "
+        f"norm, {goals.unit(card)}; seed {card['seed']}; revision "
         f"{card['git_revision']}; clean accuracy {card['clean_accuracy']:.1%}; ± is "
         f"the {seeds.bands(card)}.",
-        *_tables(card["attacks"], card["best_known"][card["norm"]]),
+        *goals.as_text(card),
+        *_tables(card),
     ]
     if card.get("improvement"):
         blocks.append(_improvement(card["improvement"]))
@@ -36,11 +44,11 @@ def text(card: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks).rstrip() + "\n"
 
 
-def _tables(
-    attacks: Mapping[str, Mapping[str, Any]], best: Mapping[str, Any]
-) -> list[str]:
-    """The tables of accuracies, of nearest points, and after each stage."""
-    cards = tables.named(attacks)
+def _tables(results: Mapping[str, Any]) -> list[str]:
+    """The tables of rates, of nearest points, and after each stage."""
+    best = results["best_known"][results["norm"]]
+    targeted = "targets" in results
+    cards = tables.named(results["attacks"])
     curves = [card for card in cards if "epsilon" in card]
     nearest = [card for card in cards if "found" in card]
     after = [
@@ -51,12 +59,12 @@ def _tables(
     accuracy = tables.with_error("{:.1%}")
     epsilons = best["epsilon"]
     columns = [
-        Column("accuracy at epsilon", "name"),
+        Column(f"{goals.rate(results)} at epsilon", "name"),
         *(Column(f"{e:g}", _at(i), accuracy) for i, e in enumerate(epsilons)),
     ]
     found = [tables.table([*curves, {"name": "best known", **best}], columns)]
     if nearest:
-        found.append(tables.table(nearest, _NEAREST))
+        found.append(tables.table(nearest, _REACHED if targeted else _NEAREST))
     if after:
         columns = [
             Column("after", "name"),

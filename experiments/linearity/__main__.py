@@ -86,7 +86,7 @@ def main() -> None:
     results: Record = {**comparison.card(compared, len(examples)), "networks": {}}
     for name, members in compared.groups.items():
         found = [_measure(network, examples, lengths, noise) for network in members]
-        results["networks"][name] = seeds.over_networks(found)
+        results["networks"][name] = seeds.average(found)
     compared.out.write_json("results.json", results)
     marks = comparison.training_epsilons(compared.configs, 2.0)
     for p in lengths:

@@ -135,7 +135,7 @@ def main() -> None:
             }
             for network in members
         ]
-        measured[name] = seeds.over_networks(found)
+        measured[name] = seeds.average(found)
     compared.out.write_json("results.json", results)
     figures.draw_spectra(compared.out, results, list(compared.groups))
     figures.draw_alignment_by_rank(compared.out, results)

@@ -43,6 +43,48 @@ def test_a_card_is_made_of_the_results_of_the_evaluation():
     assert "- ok: units: fine" in text
 
 
+def test_runs_of_several_seeds_are_evaluated_on_their_validation_split(
+    tmp_path, run, save_untrained
+):
+    for seed in (0, 1):
+        config = training.Config(
+            method="standard",
+            model="mlp1",
+            width=6,
+            seed=seed,
+            validation_fraction=0.1,
+        )
+        save_untrained(tmp_path / f"net{seed}", config, seed)
+    given = [f"--run={tmp_path}/net{{seed}}", "--seeds=0,1", f"--out={tmp_path}/out"]
+    given += ["--split=validation[3:43]", "--targets=7", "--attack=fgm", "--p=2"]
+    given += ["--epsilons=0.5", "--check_examples=0", "--nospectrum"]
+    result = run("evaluate", *given)
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "out" / "evaluation_targeted.json").read_text())
+    train_set = data.load("cifar10_mini", split="train")
+    held_out = data.split_validation(train_set, 0.1)[1].slice(3, 43)
+    kept = held_out.labels != 7
+    x = (held_out.images[kept].reshape(kept.sum(), -1) / 255 - 0.5) / 0.5
+    right, reached = [], []
+    for seed in (0, 1):
+        params = training.load_run(tmp_path / f"net{seed}").network.params
+        hidden, logits = params["dense1"], params["logits"]
+        units = np.maximum(x @ hidden["kernel"] + hidden["bias"], 0)
+        decided = np.argmax(units @ logits["kernel"] + logits["bias"], axis=1)
+        right.append(np.mean(decided == held_out.labels[kept]))
+        reached.append(np.mean(decided == 7))
+    assert results["examples"] == kept.sum()
+    assert results["targets"]["left_out"] == 40 - kept.sum()
+    assert results["clean_accuracy"] == pytest.approx(np.mean(right))
+    curve = results["attacks"]["fgm"]
+    assert curve["mean"][0] == pytest.approx(np.mean(reached))
+    error = abs(reached[0] - reached[1]) / 2
+    assert curve["standard_error"][0] == pytest.approx(error)
+    assert curve["mean"][1] > curve["mean"][0]
+    assert "| target reached at epsilon" in result.stdout
+    assert "over 2 networks (seeds 0, 1)" in result.stdout
+
+
 def test_a_universal_perturbation_is_measured_beside_its_bounds(trained, tmp_path, run):
     given = [f"--run={trained}", "--fit_examples=6", "--examples=6", "--num_steps=2"]
     given += ["--p=2", "--q=2", "--epsilons=0.5,2", "--search_steps=60", "--restarts=1"]
@@ -76,6 +118,7 @@ def test_a_universal_perturbation_is_measured_beside_its_bounds(trained, tmp_pat
     [
         (["--save_examples=OUT/a.npz"], ["one attack at one epsilon"]),
         (["--card=L2", "--p=inf"], ["p is inf", "card=L2"]),
+        (["--card=L2", "--targets=random"], ["card is L2", "targets is random"]),
     ],
 )
 def test_usage_errors_are_one_line_and_write_nothing(

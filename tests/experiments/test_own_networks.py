@@ -98,6 +98,19 @@ def test_a_network_that_does_not_fit_the_data_is_refused(name, words):
         own_networks.check(own_networks.make(f"{HERE}:{name}"), images(5))
 
 
+def test_a_network_of_one_logit_becomes_one_of_two_classes():
+    with pytest.raises(ValueError, match="one logit for each image; give --binary"):
+        own_networks.check(own_networks.make(f"{HERE}:single"), images(2))
+    own = own_networks.make(f"{HERE}:single", binary=True)
+    own_networks.check(own, images(2))
+    x = np.random.default_rng(1).uniform(size=(2, 2, 2, 3)).astype(np.float32)
+    single = x.reshape(2, 12).mean(axis=1) - 0.5
+    np.testing.assert_allclose(own.f(x), np.c_[[0, 0], single], atol=1e-6)
+    wide = own_networks.make(f"{HERE}:linen", binary=True)
+    with pytest.raises(ValueError, match="it must be one logit for each example"):
+        own_networks.check(wide, images(2))
+
+
 def test_files_that_hold_no_variables_are_refused(tmp_path):
     for name, error, words in (
         ("absent.npz", FileNotFoundError, "no such file"),

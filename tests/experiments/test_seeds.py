@@ -21,7 +21,7 @@ def test_means_and_errors_are_those_over_the_networks():
         }
         for number, row in enumerate(rows, start=1)
     ]
-    averages = seeds.over_networks(found)
+    averages = seeds.average(found)
     mean = [rows[:, 0].mean(), np.nan]
     error = [rows[:, 0].std(ddof=1) / np.sqrt(3), np.nan]
     for name in ("curve", "density"):
@@ -32,7 +32,7 @@ def test_means_and_errors_are_those_over_the_networks():
     # Only the places that all networks have.
     assert averages["ranks"] == [0, 1]
     assert averages["density"]["asinh"] == [0.0, 1.0]
-    assert seeds.over_networks(found[:1]) is found[0]
+    assert seeds.average(found[:1]) is found[0]
 
 
 def test_results_say_what_their_errors_are_over():
