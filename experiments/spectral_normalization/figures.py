@@ -258,14 +258,13 @@ def _gain_of(results: Record, name: str) -> Record | None:
 
 def _network(results: Record, name: str) -> str:
     """Returns network, data and the kind of error of a scheme, for the legend."""
-    row = training.get_preset(name).row(papers.farnia.Accuracy)
-    dataset = results["data"] if row is None else row.dataset
     count = len(averages.members(results["schemes"][name]["networks"][WITHOUT]))
     over = f"{count} networks"
     if len(results.get("seeds", [0])) == 1:
         over = f"{results['test_examples']} test images"
     return (
-        f"{results['network']}, {results['train_examples']} images of {dataset}; {over}"
+        f"{results['network']}, {results['train_examples']} images of "
+        f"{results['data']}; {over}"
     )
 
 
