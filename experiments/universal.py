@@ -23,7 +23,6 @@ that with the higher fooling rate on the fitted images. Writes results.json,
 table.md, perturbations.npz (v of each network) and figures.
 """
 
-import io
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -122,9 +121,7 @@ def main() -> None:
     text = _text(results)
     compared.out.write_json("results.json", results)
     compared.out.write_text("table.md", text)
-    stream = io.BytesIO()
-    np.savez(stream, **directions)  # type: ignore[arg-type]
-    runs.write_whole(compared.out.path / "perturbations.npz", stream.getvalue())
+    runs.write_arrays(compared.out.path / "perturbations.npz", directions)
     _draw_rates(compared.out, results)
     _draw_directions(compared.out, results, directions)
     records.report(compared.out, text)

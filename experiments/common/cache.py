@@ -24,7 +24,6 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -173,9 +172,7 @@ class Parts:
         file.parent.mkdir(parents=True, exist_ok=True)
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
         digest = np.array(_digest_of_arrays(key, arrays))
-        stream = BytesIO()
-        np.savez_compressed(stream, **arrays, **{_DIGEST: digest})  # type: ignore[arg-type]
-        runs.write_whole(file, stream.getvalue())
+        runs.write_arrays(file, {**arrays, _DIGEST: digest})
 
     def cached(self, key: Mapping[str, Any], compute: Callable[[], Arrays]) -> Arrays:
         """Returns the part saved under this key, or computes and saves it."""

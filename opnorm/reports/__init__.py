@@ -10,13 +10,11 @@ from opnorm.reports.card import (
     standard_card,
     standard_threat,
 )
+from opnorm.reports.example_files import check_place, load_examples, save_examples
 from opnorm.reports.examples import (
     ExampleSet,
     adversarial_examples,
-    check_place,
-    load_examples,
     quantize_examples,
-    save_examples,
 )
 from opnorm.reports.transfer import Transfer, transfer
 

@@ -7,7 +7,7 @@ too. It imports no other room. Orbax is imported when a checkpoint is written or
 from opnorm.runs.checkpoints import CheckpointStore, restore_parts
 from opnorm.runs.directory import RunDirectory, read_metrics
 from opnorm.runs.environment import environment, git_revision, version
-from opnorm.runs.files import write_whole
+from opnorm.runs.files import write_arrays, write_whole
 from opnorm.runs.hosts import ProcessLost, is_writer
 from opnorm.runs.hosts import initialize as initialize_hosts
 from opnorm.runs.json_values import Json, JsonObject, as_json
@@ -34,5 +34,6 @@ __all__ = [
     "read_metrics",
     "restore_parts",
     "version",
+    "write_arrays",
     "write_whole",
 ]

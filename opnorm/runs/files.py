@@ -5,9 +5,13 @@ folder of the user's own.
 """
 
 import contextlib
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 def write_whole(file: str | os.PathLike[str], content: bytes | str) -> None:
@@ -30,6 +34,19 @@ def write_whole(file: str | os.PathLike[str], content: bytes | str) -> None:
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_arrays(file: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
+    """Writes arrays as a compressed ``.npz`` file, as :func:`write_whole` writes.
+
+    Args:
+      file: in a folder that exists.
+      arrays: NumPy arrays, or what becomes one, by name; no array of objects.
+    """
+    stream = io.BytesIO()
+    named: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    np.savez_compressed(stream, **named)
+    write_whole(file, stream.getvalue())
 
 
 @contextlib.contextmanager
