@@ -9,8 +9,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import options
@@ -199,19 +197,12 @@ def factory(
             **options,
         )
         if targeted and spec.name == _ENSEMBLE:
-            return attacks.with_criterion(attack, loss=attacks.lead, success=_chosen)
+            return attacks.with_criterion(
+                attack, loss=attacks.lead, success=attacks.reached
+            )
         return attack
 
     return make
-
-
-def _chosen(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns whether the network decides for the labels, ``(B,)`` bool.
-
-    This is the decision by which accuracies are measured, also where logits are equal.
-    """
-    known = ~jnp.any(jnp.isnan(logits), axis=1)
-    return known & (jnp.argmax(logits, axis=1) == labels)
 
 
 def _targetable() -> list[str]:

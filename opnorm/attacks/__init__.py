@@ -9,7 +9,7 @@ from opnorm.attacks.apgd import apgd
 from opnorm.attacks.attack import Attack, AttackResult
 from opnorm.attacks.boundary import boundary
 from opnorm.attacks.carlini_wagner import carlini_wagner
-from opnorm.attacks.criteria import Criterion, binary, lead
+from opnorm.attacks.criteria import Criterion, binary, lead, reached
 from opnorm.attacks.decoupled_direction import decoupled_direction, fast_minimum_norm
 from opnorm.attacks.deepfool import deepfool
 from opnorm.attacks.ensemble import auto_attack, best_distance, first_success
@@ -68,6 +68,7 @@ __all__ = [
     "needs_budget",
     "pga",
     "randomized",
+    "reached",
     "square",
     "uniform_noise",
     "weighted",

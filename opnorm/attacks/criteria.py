@@ -124,6 +124,24 @@ def lead(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return -losses.margin(logits, labels)
 
 
+def reached(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Tells whether a network decides for the labels.
+
+    The decision is that by which accuracies are measured, also where logits are equal.
+    As the success of :func:`opnorm.attacks.with_criterion`, beside the loss
+    :func:`lead`, it counts the ties that the loss alone does not.
+
+    Args:
+      logits: ``(B, K)`` float.
+      labels: ``(B,)`` int.
+
+    Returns:
+      ``(B,)`` bool; False where a logit is NaN.
+    """
+    known = ~jnp.any(jnp.isnan(logits), axis=1)
+    return known & (jnp.argmax(logits, axis=1) == labels)
+
+
 def binary(f: linalg.Network) -> linalg.Network:
     """Returns a binary network of one logit z as a network of the two logits 0 and z.
 

@@ -136,3 +136,12 @@ def test_one_logit_is_two() -> None:
     np.testing.assert_allclose(found.distance, [0.3, 0.2], atol=2e-4)
     with pytest.raises(ValueError, match=r"returns shape \(2, 2\); it must be one log"):
         attacks.binary(lambda x: x)(x)
+
+
+def test_a_label_is_reached_where_the_network_decides_for_it() -> None:
+    # The first of equal logits is the decision; NaN is none.
+    logits = np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 2.0], [np.nan, 2.0]], np.float32)
+    found = attacks.reached(jnp.asarray(logits), jnp.array([0, 1, 1, 1]))
+    np.testing.assert_array_equal(found, [True, False, True, False])
+    # The loss alone does not count the tie.
+    assert attacks.lead(jnp.asarray(logits[:1]), jnp.array([0]))[0] <= 0
