@@ -6,6 +6,7 @@ has "seeds": the measurements by seed, None for a network that is missing, and
 """
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,10 +45,7 @@ def combine(
         "seeds": {str(seed): each for seed, each in found.items()},
         "missing": {str(seed): reason for seed, reason in missing.items()},
     }
-    return network | {
-        part: over(network, lambda each, part=part: each[part])  # type: ignore[misc]
-        for part in PARTS
-    }
+    return network | {part: over(network, operator.itemgetter(part)) for part in PARTS}
 
 
 def members(network: Network) -> list[Network]:

@@ -90,7 +90,7 @@ class ResNet50(nn.Module):
         """
         outputs_lib.check_stage_sizes(self.stage_sizes)
 
-        h = entrance.enter(self, x, outputs, min_size=self._min_size)
+        h = entrance.enter(self, x, outputs, min_size=self._min_size())
         first, h = self._stem(h, train)
         preactivations = [first]
         kind = self._block_type()
@@ -114,7 +114,9 @@ class ResNet50(nn.Module):
 
     # The parts that subclasses replace.
 
-    _min_size = MIN_SIZE
+    def _min_size(self) -> int:
+        """Returns the smallest number of rows and columns of an image."""
+        return MIN_SIZE
 
     def _stem(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         """Returns the first pre-activation and the input of the first stage."""

@@ -35,8 +35,7 @@ class ResNet18(ResNet50):
     stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
     small_images: bool = False
 
-    @property
-    def _min_size(self) -> int:  # type: ignore[override]
+    def _min_size(self) -> int:
         return 8 if self.small_images else MIN_SIZE
 
     def _stem(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:

@@ -35,7 +35,8 @@ class WideResNet50(ResNet50):
 
     num_classes: int = 200
 
-    _min_size = 8
+    def _min_size(self) -> int:
+        return 8
 
     def _stem(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         h = layers.convolution(

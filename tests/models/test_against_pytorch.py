@@ -120,16 +120,7 @@ def blocks():
 
 def randomize(network):
     """Random parameters and running statistics, in inference mode."""
-    torch = import_or_skip("torch")
-    generator = torch.Generator().manual_seed(0)
-    for name, leaf in network.state_dict().items():
-        if leaf.ndim >= 2:
-            leaf.normal_(0, leaf[0].numel() ** -0.5, generator=generator)
-        elif name.endswith(("running_var", "weight")):
-            leaf.uniform_(0.5, 1.5, generator=generator)
-        elif leaf.ndim == 1:
-            leaf.uniform_(-0.3, 0.3, generator=generator)
-    return network.eval()
+    return import_or_skip("tests.support.torch_networks").randomize(network)
 
 
 def variables(network, rename=lambda path: path):
