@@ -15,6 +15,9 @@ from opnorm.linalg import PyTree
 # smallest ones serve the last rows of a pool.
 _DIVISORS = (1, 4, 16)
 _SMALLEST_BATCH = 8
+# Compiling the programs of a stage for another size takes about 3 s on two cores; a row
+# of CNN7 takes about 0.5 ms for a step.
+_WORTH_COMPILING = 6000
 
 _partition: Callable[..., jax.P] = jax.P
 
@@ -86,20 +89,71 @@ def reporting_progress(
     return reporting
 
 
-def batch_sizes(batch_size: int) -> tuple[int, ...]:
+def batch_sizes(batch_size: int, count: int | None = None) -> tuple[int, ...]:
     """Returns the batch sizes that are compiled, largest first.
 
     All are multiples of the number of devices. A quarter and a sixteenth of the largest
     size serve the last rows of a pool.
+
+    Args:
+      batch_size: largest number of rows per call.
+      count: number of rows; fewer rows than ``batch_size`` make the sizes smaller.
     """
     devices = jax.device_count()
     least = max(_SMALLEST_BATCH, devices)
+    if count is not None:
+        batch_size = min(batch_size, _fitting(count))
     sizes = {-(-batch_size // devices) * devices}
     for divisor in _DIVISORS:
         size = -(-batch_size // (divisor * devices)) * devices
         if size >= least:
             sizes.add(size)
     return tuple(sorted(sizes, reverse=True))
+
+
+def refit(sizes: tuple[int, ...], count: int, steps: int) -> tuple[int, ...]:
+    """Returns the sizes, and one that fits the last of the rows where that pays.
+
+    A new size is compiled, which has to be worth the steps that rows which only fill up
+    a batch would take.
+
+    Args:
+      sizes: sizes that are in use, largest first.
+      count: number of rows left.
+      steps: number of steps that they will take at most.
+    """
+    last = count % sizes[0]
+    devices = jax.device_count()
+    size = min(sizes[0], -(-_fitting(last) // devices) * devices)
+    computed = sum(_split(last, sizes))
+    if (computed - size) * steps < _WORTH_COMPILING:
+        return sizes
+    return tuple(sorted({*sizes, size}, reverse=True))
+
+
+def _fitting(count: int) -> int:
+    """Returns the least of 8, 12, 16, 24, 32, 48, ... that is not below ``count``."""
+    size = _SMALLEST_BATCH
+    while size < count:
+        size *= 2
+    between = size * 3 // 4
+    return between if between > _SMALLEST_BATCH and between >= count else size
+
+
+def _split(count: int, sizes: Sequence[int]) -> list[int]:
+    """Returns sizes of batches for ``count`` rows.
+
+    The largest size comes first. One batch serves the rest where several of smaller
+    sizes would not compute fewer rows.
+    """
+    largest = sizes[0]
+    parts, rest = [largest] * (count // largest), count % largest
+    if not rest:
+        return parts
+    whole = min(size for size in sizes if size >= rest)
+    smaller = [size for size in sizes if size < whole]
+    several = _split(rest, smaller) if smaller else [whole]
+    return parts + (several if sum(several) < whole else [whole])
 
 
 class Batch(NamedTuple):
@@ -116,9 +170,7 @@ class Batch(NamedTuple):
 
 def fill(rows: np.ndarray, sizes: Sequence[int]) -> Iterator[Batch]:
     """Splits rows into batches of the given sizes, which must fall."""
-    while len(rows):
-        fitting = [size for size in sizes if size <= len(rows)]
-        size = fitting[0] if fitting else sizes[-1]
+    for size in _split(len(rows), sizes):
         batch, rows = rows[:size], rows[size:]
         yield Batch(batch, batch[np.minimum(np.arange(size), len(batch) - 1)])
 

@@ -116,7 +116,7 @@ def nearest_points(
         images = inputs.check_attack(pattern, images, labels, key)
     f = linalg.prepare_network(f)
     correct = _correct(f, images, labels, top_k, batch_size, patterns[0])
-    place, sizes = Placement(), batch_sizes(batch_size)
+    place, sizes = Placement(), batch_sizes(batch_size, len(images))
     f = linalg.place_network(f, place.replicate)
     # Divided by JAX, since NumPy rounds differently: attacks start at these points.
     points = np.array(inputs.to_pixels(jnp.asarray(images)))

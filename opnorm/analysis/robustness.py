@@ -133,7 +133,7 @@ def attack_examples(
     count = len(images)
     index = check_index(index, count)
     images = check_attack(pattern, images, labels, key)
-    sizes = batch_sizes(batch_size)
+    sizes = batch_sizes(batch_size, count * len(budgets))
     f = linalg.prepare_network(f)
     labels = np.asarray(labels)
     drawn = None if pattern.draws is None else key

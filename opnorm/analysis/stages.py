@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opnorm import attacks, linalg
-from opnorm.analysis.batches import Batch, Placement, fill
+from opnorm.analysis.batches import Batch, Placement, batch_sizes, fill, refit
 from opnorm.analysis.inputs import AttackFactory, to_pixels
 from opnorm.attacks import criteria, parts, randomness, weights
 from opnorm.attacks import stage as stage_lib
@@ -66,9 +66,11 @@ class Pool(NamedTuple):
     place: Placement
     key: jax.Array
 
-    def batches(self, rows: np.ndarray) -> Iterator[Batch]:
-        """Splits row numbers into batches."""
-        return fill(rows, self.sizes)
+    def batches(
+        self, rows: np.ndarray, sizes: tuple[int, ...] | None = None
+    ) -> Iterator[Batch]:
+        """Splits row numbers into batches of the pool's sizes or of other ones."""
+        return fill(rows, self.sizes if sizes is None else sizes)
 
     def rows(self, numbers: np.ndarray) -> Rows:
         """Returns rows of the pool, on the devices."""
@@ -127,7 +129,9 @@ def search(
     states: PyTree = None
     pending = np.ones(len(left), bool)
     places = np.arange(len(left))
-    for rows, filled in pool.batches(places):
+    # Each stage is compiled anew, so sizes that fit its rows cost nothing more.
+    own_sizes = sizes = batch_sizes(pool.sizes[0], len(left))
+    for rows, filled in pool.batches(places, own_sizes):
         state, done = compiled.begin(*given, pool.rows(left[filled]))
         states = _store(states, state, rows, len(left))
         pending[rows] = ~np.asarray(done)[: len(rows)]
@@ -138,7 +142,8 @@ def search(
         segment = max(_FEWEST_STEPS, stage.num_steps // _SORTINGS)
     while first < stage.num_steps and pending.any():
         length = min(segment, stage.num_steps - first)
-        for rows, filled in pool.batches(np.flatnonzero(pending)):
+        sizes = refit(sizes, int(pending.sum()), stage.num_steps - first)
+        for rows, filled in pool.batches(np.flatnonzero(pending), sizes):
             state = pool.place.shard(jax.tree.map(lambda a, i=filled: a[i], states))
             state, taken, done, ran = compiled.advance(
                 *given, pool.rows(left[filled]), state, first, length
@@ -151,7 +156,7 @@ def search(
         report(first / stage.num_steps)
     verdicts = Verdicts.empty(len(left), pattern)
     points = []
-    for rows, filled in pool.batches(places):
+    for rows, filled in pool.batches(places, own_sizes):
         state = pool.place.shard(jax.tree.map(lambda a, i=filled: a[i], states))
         given_rows = pool.rows(left[filled])
         x_adv = compiled.end(*given, given_rows, state)
