@@ -115,7 +115,11 @@ def test_blocks_can_be_read(path):
             compile(block.small, f"{path}:{block.line}", "exec")
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+# The list of changes has names that are gone.
+PRESENT = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
+
+
+@pytest.mark.parametrize("path", PRESENT, ids=relative)
 def test_names_of_the_library_are_there(path):
     missing = [name for name in names(path.read_text()) if not is_there(name)]
     assert missing == []

@@ -101,7 +101,7 @@ class Config:
       attack_labels: the labels that the attack leads away from: "true", or "predicted"
         by the network at the clean image.
       search: how the direction of the penalty is found; see
-        :mod:`opnorm.training.methods.data_dependent`.
+        ``methods/data_dependent.py``.
       variant: "derivative" penalises epsilon ||J v||, "difference"
         ||f(x + epsilon v) - f(x)||.
       penalty_fraction: part of each batch that the "difference" penalty is taken on, in
