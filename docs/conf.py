@@ -1,9 +1,9 @@
 """The settings of the documentation as a site.
 
-``sphinx-build -W -n --keep-going -c docs . SITE``, called in the root of the repository,
-builds it into the folder SITE. The root is the folder of its sources, so that links
-between pages, notebooks and results are the same here and on GitHub. Pages are plain
-Markdown; the modules of ``docs/sphinx_parts`` add the parts that GitHub cannot show.
+In the root of the repository ``sphinx-build -W -n --keep-going -c docs . SITE`` builds
+it into the folder SITE. The root is the folder of its sources, so that links between
+pages, notebooks and results are the same here and on GitHub. Pages are plain Markdown;
+the modules of ``docs/sphinx_parts`` add the parts that GitHub cannot show.
 """
 
 import sys
@@ -12,8 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
-import opnorm  # noqa: E402
 from sphinx_parts import api  # noqa: E402
+
+import opnorm  # noqa: E402
 
 project = "opnorm"
 author = project_copyright = "the opnorm contributors"
@@ -89,7 +90,6 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 add_module_names = False
 maximum_signature_line_length = 72
 toc_object_entries_show_parents = "hide"

@@ -214,7 +214,9 @@ def names(text: str) -> list[str]:
     """The names of the library that a page gives outside of its code blocks."""
     text = without_code(text)
     inline = " ; ".join(re.findall(r"`([^`\n]+)`", text))
-    rooms = rf"(?<![\w./])(?:{'|'.join(ROOMS)})(?:\.[A-Za-z]\w*)+"
+    # "torch.nn" is of PyTorch.
+    short = "|".join(room for room in ROOMS if room != "torch")
+    rooms = rf"(?<![\w./])(?:{short})(?:\.[A-Za-z]\w*)+"
     found = re.findall(rooms, inline)
     found += re.findall(r"(?<![\w./])opnorm(?:\.[A-Za-z]\w*)+", text)
     return [name for name in found if name.rpartition(".")[2] not in FILES]

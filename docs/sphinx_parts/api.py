@@ -53,7 +53,9 @@ def document(app: Sphinx, page: str, source: list[str]) -> None:
         return
     stem = page.rpartition("/")[2]
     room = "opnorm" if stem == "README" else f"opnorm.{stem}"
-    begun = _HEADING.sub(rf"\1\n{_directives([f'.. automodule:: {room}'])}\n", source[0])
+    begun = _HEADING.sub(
+        rf"\1\n{_directives([f'.. automodule:: {room}'])}\n", source[0]
+    )
     source[0] = _BLOCK.sub(lambda found: _group(room, found[1].split()), begun)
 
 
@@ -70,10 +72,9 @@ def prepare(
     prepared: list[str] = []
     for line in lines:
         after_prose = last and not last.startswith((" ", ".", "-", ">>>"))
-        after_gap = not prepared or not prepared[-1].strip()
+        after_gap = prepared and not prepared[-1].strip() and not last.endswith("::")
         if line.startswith("    ") and after_gap and after_prose:
-            if not last.endswith("::"):
-                prepared += ["::", ""]
+            prepared += ["::", ""]
         prepared.append(_SHARED.sub(lambda found: found[0].replace(", ", ","), line))
         last = line if line.strip() else last
     lines[:] = prepared
@@ -106,7 +107,9 @@ def skips(
     if what not in ("class", "exception") or name == "__call__":
         return None
     is_member = inspect.isroutine(inspect.unwrap(thing)) if callable(thing) else False
-    return skip or not (is_member or isinstance(thing, property | functools.cached_property))
+    return skip or not (
+        is_member or isinstance(thing, property | functools.cached_property)
+    )
 
 
 def resolve(
@@ -126,6 +129,11 @@ def resolve(
     return None if isinstance(shown, nodes.literal) else shown
 
 
+def is_promised(name: str) -> bool:
+    """Says whether a room promises a name, or the class whose attribute it is."""
+    return name in promised() or name.rpartition(".")[0] in promised()
+
+
 @functools.cache
 def promised() -> dict[str, str]:
     """Returns the promised path of every path at which a name can be found."""
@@ -143,7 +151,7 @@ def promised() -> dict[str, str]:
 
 def _candidates(target: str, module: str) -> list[str]:
     """Returns the promised paths that a reference may mean, the likeliest first."""
-    head, _, last = target.rpartition(".")
+    head = target.rpartition(".")[0]
     found = []
     for name in (target, head):
         if not name:
@@ -188,9 +196,10 @@ def _constant(room: str, name: str) -> tuple[str, str]:
     """Returns the value of a constant and the comment above it, from the source."""
     module = room
     for statement in _tree(room).body:
-        if isinstance(statement, ast.ImportFrom):
-            if name in [alias.asname or alias.name for alias in statement.names]:
-                module = str(statement.module)
+        if isinstance(statement, ast.ImportFrom) and name in [
+            alias.asname or alias.name for alias in statement.names
+        ]:
+            module = str(statement.module)
     for statement in _tree(module).body:
         targets = getattr(statement, "targets", [getattr(statement, "target", None)])
         if any(isinstance(t, ast.Name) and t.id == name for t in targets):
@@ -206,7 +215,7 @@ def _comment(module: str, line: int) -> str:
     found: list[str] = []
     while lines and lines[-1].startswith("#"):
         found.insert(0, lines.pop().removeprefix("#").strip())
-    return " ".join(found)
+    return re.sub(r"([*|])", r"\\\1", " ".join(found))
 
 
 @functools.cache
@@ -229,7 +238,9 @@ def _definition(thing: Any) -> ast.stmt | None:
     found = None
     for name in thing.__qualname__.split("."):
         # The last one is the implementation of those before it, its overloads.
-        found = next((s for s in reversed(body) if getattr(s, "name", "") == name), None)
+        found = next(
+            (s for s in reversed(body) if getattr(s, "name", "") == name), None
+        )
         body = getattr(found, "body", [])
     return found
 

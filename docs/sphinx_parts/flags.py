@@ -48,6 +48,7 @@ def _send(name: str, there: Connection) -> None:
 
 def _section(name: str) -> str:
     from absl import flags
+
     from experiments.common import help_text
 
     module = importlib.import_module(f"experiments.{name}")

@@ -1,7 +1,7 @@
 """Links that GitHub resolves by the tree of files, and names in inline code.
 
-A link to a folder leads to the ``README.md`` in it; a folder without one has no page here,
-so its name is shown without a link. A name of the library in inline code, such as
+A link to a folder leads to the ``README.md`` in it; a folder without one has no page
+here, so its name is shown without a link. A name of the library in inline code, such as
 ``attacks.pga``, is a link to its place in the API.
 """
 
@@ -17,7 +17,6 @@ from sphinx.transforms import SphinxTransform
 from sphinx_parts import api
 
 _NAME = re.compile(rf"(?:opnorm\.)?(?:{'|'.join(api.ROOMS)})(?:\.\w+)+|opnorm\.network")
-_FILE = re.compile(r".*\.(json|jsonl|md|npz|png|py|txt)")
 # A link of Markdown to another place than a host or a heading.
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?!\w+:)[^)#\s]+)\)")
 
@@ -54,9 +53,11 @@ class LinkedNames(SphinxTransform):
         """Changes the document."""
         del options
         for code in list(self.document.findall(nodes.literal)):
-            name, parenthesis, _ = code.astext().partition("(")
-            if _NAME.fullmatch(name) and not _FILE.fullmatch(name):
-                self._link(code, name if name.startswith("opnorm.") else f"opnorm.{name}")
+            name = code.astext().partition("(")[0]
+            if _NAME.fullmatch(name):
+                full = f"opnorm.{name.removeprefix('opnorm.')}"
+                if api.is_promised(full):
+                    self._link(code, full)
 
     def _link(self, code: nodes.literal, name: str) -> None:
         gone = self.env.docname == "CHANGELOG"

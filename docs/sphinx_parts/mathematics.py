@@ -1,4 +1,6 @@
-"""Formulas as MathML, which browsers show without a script or a font of another host."""
+"""Formulas as MathML, which browsers show without a script of another host."""
+
+import re
 
 from docutils import nodes
 from docutils.utils.math import MathError
@@ -8,6 +10,8 @@ from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 _LOGGER = logging.getLogger(__name__)
+# Parentheses of MathML grow with their content, and the converter has no fixed sizes.
+_SIZE = re.compile(r"\\[bB]igg?(?![a-zA-Z])")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -35,7 +39,7 @@ def displayed(translator: HTML5Translator, node: nodes.math_block) -> None:
 def convert(node: nodes.math | nodes.math_block, *, as_block: bool) -> str:
     """Returns the MathML of a formula; a warning names one that cannot be read."""
     try:
-        return tex2mathml(node.astext(), as_block=as_block)
+        return tex2mathml(_SIZE.sub("", node.astext()), as_block=as_block)
     except (MathError, AttributeError) as error:
         _LOGGER.warning("formula %r: %s", node.astext(), error, location=node)
         return f"<code>{node.astext()}</code>"

@@ -1,8 +1,8 @@
 """The order of the pages in the sidebar, and the first page.
 
 GitHub shows a table of contents of Sphinx as code, so pages have none: the root gets
-those of ``NAVIGATION`` in ``conf.py``, and a ``README.md`` one of the pages that it links
-to in its own folder.
+those of ``NAVIGATION`` in ``conf.py``, and a ``README.md`` one of the pages that it
+links to in its own folder.
 """
 
 import re
