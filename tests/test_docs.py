@@ -74,19 +74,21 @@ def test_commands_have_the_flags_that_pages_give_them(forked):
     lines = {}
     for path in DOCUMENTS:
         for command in pages.commands(path.read_text()):
-            place = f"{relative(path)}:{command.line}"
-            lines.setdefault(command.name, []).append((place, command.arguments))
+            lines.setdefault(command.name, []).append((path, command))
     assert sum(map(len, lines.values())) > 50
     wrong = []
     for name, found in lines.items():
-        if name not in known_commands():
-            wrong += [f"{place}: {name} is no command" for place, _ in found]
-            continue
-        given = json.dumps([arguments for _, arguments in found])
-        code, out, err = forked("tests.support.parse_flags", name, given)
-        assert code == 0, err
-        errors = zip(found, json.loads(out.splitlines()[-1]), strict=True)
-        wrong += [f"{place}: {name}: {error}" for (place, _), error in errors if error]
+        errors = [f"{name} is no command"] * len(found)
+        if name in known_commands():
+            given = json.dumps([command.arguments for _, command in found])
+            code, out, err = forked("tests.support.parse_flags", name, given)
+            assert code == 0, err
+            errors = json.loads(out.splitlines()[-1])
+        for (path, command), error in zip(found, errors, strict=True):
+            # A sentence may name a flag without a value: `opnorm evaluate --targets`.
+            named = command.inline and "Missing value for flag" in str(error)
+            if error and not named:
+                wrong.append(f"{relative(path)}:{command.line}: {name}: {error}")
     assert wrong == [], "\n".join(wrong)
 
 

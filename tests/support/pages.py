@@ -75,6 +75,7 @@ class Command(NamedTuple):
     name: str
     arguments: tuple[str, ...]
     line: int
+    inline: bool = False
 
 
 def blocks(text: str) -> list[Block]:
@@ -132,7 +133,9 @@ def commands(text: str) -> Iterator[Command]:
     for hit in re.finditer(r"`([^`]+)`", prose):
         line = " ".join(hit[1].split())
         if re.match(r"opnorm \w|(python -m )?experiments\.\w+ ", line):
-            yield from _in_line(line, prose.count("\n", 0, hit.start()) + 1)
+            number = prose.count("\n", 0, hit.start()) + 1
+            for command in _in_line(line, number):
+                yield command._replace(inline=True)
 
 
 def _block(language: str, code: str, line: int, notes: list[tuple[str, str]]) -> Block:
