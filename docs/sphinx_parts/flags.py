@@ -60,13 +60,12 @@ def _section(name: str) -> str:
     if rest.strip():
         parts.append(f"```text\n{rest.rstrip()}\n```")
     for group, entries in help_text.entries(found).items():
-        parts += [f"**{group}**", _table(entries)]
+        parts += [f"**{group}**", _listed(entries)]
     return "\n\n".join(parts)
 
 
-def _table(entries: Iterable[tuple[str, str]]) -> str:
-    rows = [f"| `{head}` | {_escaped(text)} |" for head, text in entries]
-    return "\n".join(["| flag | meaning |", "| --- | --- |", *rows])
+def _listed(entries: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"- `{head}` — {_escaped(text)}" for head, text in entries)
 
 
 def _escaped(text: str) -> str:
