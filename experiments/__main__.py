@@ -1,12 +1,16 @@
-"""Lists the commands of this package."""
+"""Runs a command by its name, or lists the commands."""
 
 import ast
+import difflib
+import runpy
 import sys
 from pathlib import Path
 
 _ROOT = Path(__file__).parent
 # Folders and files that are no commands.
 _OTHERS = ("common", "results", "__init__", "__main__")
+_HELP = ("--help", "-h", "-help", "-?", "--helpfull")
+_USAGE_ERROR = 2
 
 
 def commands() -> dict[str, str]:
@@ -27,22 +31,48 @@ def commands() -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the commands; returns the exit code."""
+    """Runs the command that the first argument names; without one, lists them all.
+
+    A command ends the process itself, as under ``python -m experiments.NAME``.
+
+    Args:
+      arguments: the name of a command and its flags, or nothing.
+
+    Returns:
+      The exit code.
+    """
     known = commands()
-    if arguments and arguments[0] not in ("--help", "-h", "-help", "-?", "--helpfull"):
-        name = arguments[0]
-        remedy = "python -m experiments lists the commands"
-        if name in known:
-            remedy = f"write python -m experiments.{name}"
-        print(f"experiments: unexpected argument {name!r}; {remedy}.", file=sys.stderr)
-        return 2
-    width = max(map(len, known))
-    print(
-        "python -m experiments.NAME runs a command; with --help it lists its flags.\n"
-    )
-    for name, summary in known.items():
-        print(f"  {name.ljust(width)}  {summary}")
+    if not arguments or arguments[0] in _HELP:
+        print(_listing(known))
+        return 0
+    name = arguments[0]
+    if name not in known:
+        print(f"opnorm: {_unknown(name, known)}", file=sys.stderr)
+        return _USAGE_ERROR
+    # As ``python -m`` does: the module is ``__main__``, and its file is sys.argv[0].
+    sys.argv = [name, *arguments[1:]]
+    runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
     return 0
+
+
+def _listing(known: dict[str, str]) -> str:
+    """Returns the text of the list of commands."""
+    from experiments.common import cli
+
+    width = max(map(len, known))
+    lines = [f"{cli.call('NAME')} runs a command; with --help it lists its flags.", ""]
+    lines += [f"  {name.ljust(width)}  {summary}" for name, summary in known.items()]
+    return "\n".join(lines)
+
+
+def _unknown(name: str, known: dict[str, str]) -> str:
+    """Returns the words on an argument that names no command."""
+    if name.startswith("-"):
+        return f"{name} stands before the name of a command; flags stand behind it."
+    similar = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+    others = f"it may be {', '.join(known)}."
+    remedy = f"did you mean {similar[0]}?" if similar else others
+    return f"unknown command {name!r}; {remedy}"
 
 
 if __name__ == "__main__":

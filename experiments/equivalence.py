@@ -2,7 +2,7 @@ r"""Tests the main claim of Roth et al. 2020 at small size: regularising the spe
 norm of the Jacobian at the data makes a network robust as adversarial training does,
 and regularising the layers' spectral norms does not.
 
-  python -m experiments.equivalence
+  opnorm equivalence
 
 Trains one network per method and seed, the same for all but the method, and measures
 each on the test split: clean accuracy, accuracy against L2 PGA over a range of epsilon,

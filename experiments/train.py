@@ -1,8 +1,8 @@
 r"""Trains one network with one method; interrupted runs go on where they ended.
 
-  python -m experiments.train --method=data_dependent_snr --run=runs/snr
-  python -m experiments.train --preset=roth_cnn7_at_l2 --run=runs/at
-  python -m experiments.train --list_presets
+  opnorm train --method=data_dependent_snr --run=runs/snr
+  opnorm train --preset=roth_cnn7_at_l2 --run=runs/at
+  opnorm train --list_presets
 
 The run directory holds flags.json (flags, git revision, versions, hardware),
 metrics.jsonl, checkpoints, and training.png. With --validation_fraction=0.1 a tenth of

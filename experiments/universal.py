@@ -1,9 +1,9 @@
 r"""Finds one perturbation that fools a network on many images, from operator norms.
 
-  python -m experiments.universal --run=runs/standard
-  python -m experiments.universal --run=runs/standard --run=runs/snr --out=runs/both
-  python -m experiments.universal --run=runs/standard --p=2 --q=2 --epsilons=0.5,1,2
-  python -m experiments.universal --network=mine:make --variables=mine.npz \
+  opnorm universal --run=runs/standard
+  opnorm universal --run=runs/standard --run=runs/snr --out=runs/both
+  opnorm universal --run=runs/standard --p=2 --q=2 --epsilons=0.5,1,2
+  opnorm universal --network=mine:make --variables=mine.npz \
     --dataset=cifar10_mini --out=runs/mine
 
 The perturbation is epsilon times the top (p, q) singular vector v of the stacked

@@ -1,10 +1,10 @@
 r"""Measures what opnorm's kernels and train steps cost, as ratios within one run.
 
-  python -m experiments.benchmark                      # CPU: CNN7 at width 16
-  python -m experiments.benchmark --width=128 --batch_size=512   # a GPU, < 10 minutes
-  python -m experiments.benchmark --parts=networks --compute_dtype=bfloat16   # a GPU
-  python -m experiments.benchmark --parts=peers        # beside PyTorch, if installed
-  python -m experiments.benchmark --parts=breakdown,scaling
+  opnorm benchmark                      # CPU: CNN7 at width 16
+  opnorm benchmark --width=128 --batch_size=512   # a GPU, < 10 minutes
+  opnorm benchmark --parts=networks --compute_dtype=bfloat16   # a GPU
+  opnorm benchmark --parts=peers        # beside PyTorch, if installed
+  opnorm benchmark --parts=breakdown,scaling
 
 Absolute times differ between machines and hours; ratios of interleaved runs hold. Every
 number is a median over rounds, every ratio the median of the rounds' own ratios. Writes

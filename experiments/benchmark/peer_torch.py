@@ -24,7 +24,7 @@ def build(task: Task) -> Callable[[], Any]:
     """Returns the function of a task.
 
     Raises:
-      ValueError: if PyTorch or the library of the task is not installed.
+      MissingPackage: if PyTorch or the library of the task is not installed.
     """
     torch = cli.import_optional("torch", "oracles")
     torch.set_num_threads(task.threads)

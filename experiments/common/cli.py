@@ -14,14 +14,24 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
+from opnorm import extras
+
 if TYPE_CHECKING:
     from opnorm import runs
 
+# The extras of packages that the modules of this binary need, by the package's module.
+_NEEDED: dict[str, str] = {}
 # Directories that this process keeps others out of, until the binary ends.
 _HELD = contextlib.ExitStack()
 # For errors of the environment: a full disk, a directory in use by another process.
 _ENVIRONMENT_ERROR = 1
 _USAGE_ERROR = 2
+_USAGE_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    FloatingPointError,
+    extras.MissingPackage,
+)
 _INTERRUPTED = 128 + signal.SIGINT
 _HELP = frozenset(("--help", "-help", "--helpshort", "-helpshort", "-h", "-?"))
 
@@ -61,6 +71,8 @@ def run(main: Callable[[], None]) -> None:
         keep_freed_memory()
         use_compilation_cache()
         try:
+            for module, extra in _NEEDED.items():
+                extras.check(call(program()), module, extra)
             if "list_presets" in flags.FLAGS and flags.FLAGS.list_presets:
                 from opnorm import training
 
@@ -68,7 +80,7 @@ def run(main: Callable[[], None]) -> None:
                 return
             with _HELD:
                 main()
-        except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        except _USAGE_ERRORS as error:
             if os.environ.get("OPNORM_TRACEBACK"):
                 raise
             _fail(error)
@@ -86,15 +98,36 @@ def import_optional(name: str, extra: str) -> types.ModuleType:
     """Imports a package that only some experiments need.
 
     Raises:
-      ValueError: if it is not installed; it says how to install it.
+      MissingPackage: an ImportError, if it is not installed.
     """
-    try:
+    with extras.needed(call(program()), extra):
         return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(
-            f"{name} cannot be imported ({error}); install it with "
-            f"pip install -e '.[{extra}]'."
-        ) from error
+
+
+def require(module: str, extra: str) -> None:
+    """Makes :func:`run` refuse to begin where a package is not installed.
+
+    A module that needs the package only after hours of computation calls this when it
+    is imported.
+
+    Args:
+      module: the name under which the package is imported.
+      extra: the extra of opnorm that brings it.
+    """
+    _NEEDED[module] = extra
+
+
+def call(name: str) -> str:
+    """Returns how a command is called in the way that started this process.
+
+    Returns:
+      ``"python -m experiments.NAME"`` where Python ran the package of the commands,
+      elsewhere ``"opnorm NAME"``.
+    """
+    words = sys.orig_argv
+    module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
+    from_checkout = module.partition(".")[0] == "experiments"
+    return f"python -m experiments.{name}" if from_checkout else f"opnorm {name}"
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -21,12 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.common import records
+from experiments.common import cli, records
 from opnorm import runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+# Figures are drawn at the end; a command without matplotlib must not get that far.
+cli.require("matplotlib", extra="figures")
 
 # Keyword arguments of matplotlib's ``plot``.
 Style = dict[str, Any]

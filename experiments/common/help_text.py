@@ -10,6 +10,8 @@ from typing import Any
 
 from absl import flags
 
+from experiments.common import cli
+
 # The flags of each group in the order of the help. A flag that is in none of them is
 # one of the command's own.
 OWN = "This command"
@@ -56,6 +58,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 # Groups of the training: a command that trains nothing has such flags of its own.
 _TRAINING = ("Network that is trained", "Training method", "Optimisation")
 _WIDTH = 80
+# A call in the examples of a docstring, which are indented.
+_CALL = re.compile(r"(?<=^  )opnorm (\w+)", re.MULTILINE)
 _ROLE = re.compile(r":\w+:`~?([^`]+)`")
 # Text that absl adds to the help: the values of an enum, and that a flag is repeated.
 _ADDED = re.compile(r"^<[^>]*>: |;\s+repeat this option to specify a list of values")
@@ -64,7 +68,8 @@ _ADDED = re.compile(r"^<[^>]*>: |;\s+repeat this option to specify a list of val
 def make() -> str:
     """Returns the help of the command that runs."""
     found = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-    return describe(str(sys.modules["__main__"].__doc__), found)
+    summary = str(sys.modules["__main__"].__doc__)
+    return describe(_CALL.sub(lambda hit: cli.call(hit[1]), summary), found)
 
 
 def describe(summary: str, found: Iterable[flags.Flag[Any]]) -> str:

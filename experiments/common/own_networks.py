@@ -10,7 +10,7 @@ imported with the current directory on the path. It is called with the content o
   def make(variables):
       return opnorm.network(MyModule(), variables)
 
-  python -m experiments.evaluate --network=mine:make --variables=mine.npz \
+  opnorm evaluate --network=mine:make --variables=mine.npz \
     --dataset=cifar10_mini --out=runs/mine
 
 Files are read without executing anything that they hold.
@@ -30,9 +30,10 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
+import experiments
 import opnorm
 from experiments.common import cache, options, seeds
-from opnorm import analysis, attacks, data, linalg, models
+from opnorm import analysis, attacks, data, extras, linalg, models
 
 # Flags defined here belong to the binary that calls for them.
 flags.disclaim_key_flags()
@@ -197,6 +198,10 @@ def _function(text: str) -> Callable[..., Any]:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
+    # A folder "experiments" of the user's own adds its modules to this project's.
+    own = str(Path.cwd() / "experiments")
+    if own not in experiments.__path__:
+        experiments.__path__.append(own)
     try:
         module = importlib.import_module(name)
     # The module is code of the user.
@@ -355,7 +360,8 @@ def read_variables(path: str) -> dict[str, Any]:
 
 def _read_orbax(directory: Path) -> dict[str, Any]:
     """Reads a checkpoint of orbax as nested dictionaries of NumPy arrays."""
-    import orbax.checkpoint as ocp
+    with extras.needed("--variables of a directory", extra="train"):
+        import orbax.checkpoint as ocp
 
     folder = _checkpoint(directory.absolute())
     try:

@@ -1,8 +1,8 @@
 r"""Compares opnorm's attacks with foolbox, torchattacks and plain PyTorch.
 
-  pip install -e '.[oracles]'
-  python -m experiments.compare_attacks --run=runs/snr
-  python -m experiments.compare_attacks --run=runs/snr --attacks=pgd_l2,square_l2
+  pip install 'opnorm[oracles]'
+  opnorm compare_attacks --run=runs/snr
+  opnorm compare_attacks --run=runs/snr --attacks=pgd_l2,square_l2
 
 All libraries attack the same network (a CNN7; its weights are copied to PyTorch), the
 same images and with the same budgets, each with the settings of ``peers.ROWS``. opnorm

@@ -22,7 +22,8 @@ def build(params: Any, batch_stats: Any) -> Any:
       A ``torch.nn.Module``, ``(B, 3, H, W)`` pixels in [0, 1] to ``(B, K)`` logits.
 
     Raises:
-      ValueError: if PyTorch is not installed, or the parameters are not CNN7's.
+      MissingPackage: if PyTorch is not installed.
+      ValueError: if the parameters are not those of CNN7.
     """
     torch = cli.import_optional("torch", "oracles")
     if "conv7" not in params or "logits" not in params:

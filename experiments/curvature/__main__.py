@@ -1,11 +1,11 @@
 r"""Measures the curvature of the loss of networks, in the parameters and in the inputs.
 
-  python -m experiments.curvature --run=runs/snr
-  python -m experiments.curvature --run=runs/standard --run=runs/adversarial \
+  opnorm curvature --run=runs/snr
+  opnorm curvature --run=runs/standard --run=runs/adversarial \
     --run=runs/snr --out=runs/comparison
 
-  python -m experiments.curvature --run='runs/snr-seed{seed}' --seeds=0,1,2
-  python -m experiments.curvature --network=mine:make --variables=mine.npz \
+  opnorm curvature --run='runs/snr-seed{seed}' --seeds=0,1,2
+  opnorm curvature --network=mine:make --variables=mine.npz \
     --dataset=cifar10_mini --out=runs/mine
 
 For one network, or several to compare:

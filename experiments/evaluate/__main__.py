@@ -1,22 +1,22 @@
 r"""Measures robust accuracy, distances and spectrum of a trained network.
 
-  python -m experiments.evaluate --run=runs/snr
-  python -m experiments.evaluate --run=runs/snr --attack=auto_attack --epsilons=0.5
-  python -m experiments.evaluate --run=runs/snr --p=inf --epsilons=4/255,8/255 \
+  opnorm evaluate --run=runs/snr
+  opnorm evaluate --run=runs/snr --attack=auto_attack --epsilons=0.5
+  opnorm evaluate --run=runs/snr --p=inf --epsilons=4/255,8/255 \
     --attack="pga num_steps=40 num_restarts=5" --attack="square num_queries=1000"
-  python -m experiments.evaluate --run=runs/snr --attack=fab   # nearest points
+  opnorm evaluate --run=runs/snr --attack=fab   # nearest points
 
-  python -m experiments.evaluate --network=mine:make --variables=mine.npz \
+  opnorm evaluate --network=mine:make --variables=mine.npz \
     --dataset=cifar10_mini --p=inf --epsilons=8/255 --out=runs/mine
 
-  python -m experiments.evaluate --run=runs/snr --card=Linf   # as leaderboards do
-  python -m experiments.evaluate --run=runs/snr --p=inf --epsilons=8/255 \
+  opnorm evaluate --run=runs/snr --card=Linf   # as leaderboards do
+  opnorm evaluate --run=runs/snr --p=inf --epsilons=8/255 \
     --attack=apgd --save_examples=runs/snr/png
-  python -m experiments.evaluate --run=runs/at --transfer=runs/snr/png
+  opnorm evaluate --run=runs/at --transfer=runs/snr/png
 
-  python -m experiments.evaluate --run=runs/snr --targets=random --attack=apgd
-  python -m experiments.evaluate --run=runs/snr --split=validation
-  python -m experiments.evaluate --run='runs/snr-seed{seed}' --seeds=0,1,2 \
+  opnorm evaluate --run=runs/snr --targets=random --attack=apgd
+  opnorm evaluate --run=runs/snr --split=validation
+  opnorm evaluate --run='runs/snr-seed{seed}' --seeds=0,1,2 \
     --out=runs/snr-seeds
 
 A network of your own is a function of a module, which returns a function of a batch,

@@ -1,9 +1,9 @@
 r"""Tests the claim of Finlay & Oberman 2019: a penalty on the gradient of the loss in
 the input moves the nearest adversarial examples away, for little clean error.
 
-  python -m experiments.gradient_regularization
-  python -m experiments.gradient_regularization --p=inf
-  python -m experiments.gradient_regularization --run=runs/a --run=runs/b --out=runs/c
+  opnorm gradient_regularization
+  opnorm gradient_regularization --p=inf
+  opnorm gradient_regularization --run=runs/a --run=runs/b --out=runs/c
 
 Trains one network for each of --rows and --seeds, the same for all but the method, or
 takes trained ones (--run; those that differ only in seed are one row). A row is
@@ -22,7 +22,7 @@ images; the improvement ratio over the undefended network with ReLU.
 Networks are kept in networks/ of --out, results in L2/ or Linf/: results.json,
 tables.md and figures. After an interruption it goes on where it ended. With
 
-  python -m experiments.gradient_regularization --summarize=DIRECTORY
+  opnorm gradient_regularization --summarize=DIRECTORY
 
 nothing is trained or measured: errors, distances, bounds and ratios are computed again
 from the values by image in DIRECTORY/results.json, and the files are written anew.

@@ -1,7 +1,7 @@
 r"""Compares adversarial training with data-dependent SNR along the paths between them.
 
-  python -m experiments.interpolation --sweep=step_size
-  python -m experiments.interpolation --sweep=mix
+  opnorm interpolation --sweep=step_size
+  opnorm interpolation --sweep=mix
 
 Roth et al. 2020 show that adversarial training with an infinite step is data-dependent
 operator-norm regularisation. Two sweeps look at that from both sides, each with one

@@ -1,11 +1,11 @@
 r"""Measures how linear networks are around images, at random and under attack.
 
-  python -m experiments.linearity --run=runs/snr
-  python -m experiments.linearity --run=runs/standard --run=runs/adversarial \
+  opnorm linearity --run=runs/snr
+  opnorm linearity --run=runs/standard --run=runs/adversarial \
     --run=runs/snr --out=runs/comparison
 
-  python -m experiments.linearity --run='runs/snr-seed{seed}' --seeds=0,1,2
-  python -m experiments.linearity --network=mine:make --variables=mine.npz \
+  opnorm linearity --run='runs/snr-seed{seed}' --seeds=0,1,2
+  opnorm linearity --network=mine:make --variables=mine.npz \
     --dataset=cifar10_mini --out=runs/mine
 
 For one network, or several to compare, against the L2 length of a perturbation z:

@@ -2,8 +2,8 @@ r"""Tests the claims of "Towards Understanding the Regularization of Adversarial
 Robustness on Neural Networks": adversarial training makes a network less confident, so
 that the gap in the loss falls while the test error rises.
 
-  python -m experiments.regularization_view --train
-  python -m experiments.regularization_view --run=runs/a --run=runs/b --out=runs/c
+  opnorm regularization_view --train
+  opnorm regularization_view --run=runs/a --run=runs/b --out=runs/c
 
 --run measures trained networks: without an attack, or adversarial_only with p=inf. The
 strength of the attack, PGD or FGSM, and the clipping of spectral norms are read from

@@ -1,12 +1,12 @@
 r"""Trains the rows of a paper's table from its presets and prints them beside its own.
 
-  python -m experiments.reproduce --download              # Roth et al., Table 2, CNN7
-  python -m experiments.reproduce --dataset=cifar10_mini --width=16 \
+  opnorm reproduce --download              # Roth et al., Table 2, CNN7
+  opnorm reproduce --dataset=cifar10_mini --width=16 \
     --standard_epochs=20 --epochs=4 --seeds=0,1,2          # reduced, on a CPU
-  python -m experiments.reproduce --dataset=cifar10_mini --width=16 \
+  opnorm reproduce --dataset=cifar10_mini --width=16 \
     --standard_epochs=20 --epochs=4 --seeds=0,1,2 --validation_fraction=0.1 \
     --match=roth_cnn7_snr,roth_cnn7_onr_linf --auto_attack_examples=500
-  python -m experiments.reproduce --iterations --seeds=0,1,2   # Figs. 10 and 11
+  opnorm reproduce --iterations --seeds=0,1,2   # Figs. 10 and 11
 
 The first preset is trained first; the others that the paper starts from a trained
 network start from that one. Flags of the training replace the values of all presets.

@@ -1,8 +1,8 @@
 r"""Computes what a GPU's memory and arithmetic allow train steps; no GPU is needed.
 
-  pip install -e '.[cuda13]'                  # the compiler
-  python -m experiments.roofline --networks=cnn7,wrn28 --compute_dtype=bfloat16
-  python -m experiments.roofline --chip=h100 --rate=700 --bandwidth=3
+  pip install 'opnorm[cuda13]'                  # the compiler
+  opnorm roofline --networks=cnn7,wrn28 --compute_dtype=bfloat16
+  opnorm roofline --chip=h100 --rate=700 --bandwidth=3
 
 Compiles the steps that ``experiments.benchmark --parts=networks`` times, at the papers'
 sizes, for a chip that need not be there. The optimised program says what each kernel

@@ -104,8 +104,8 @@ def device(chip: Chip) -> jax.Device:
     except RuntimeError as error:
         raise ValueError(
             "JAX's compiler for NVIDIA's GPUs cannot be loaded "
-            f"({' '.join(str(error).split())[:200]}); install it with pip install -e "
-            "'.[cuda13]' (no GPU is needed)."
+            f"({' '.join(str(error).split())[:200]}); install it with "
+            "pip install 'opnorm[cuda13]' (no GPU is needed)."
         ) from error
     found: jax.Device = topology.devices[0]
     return found

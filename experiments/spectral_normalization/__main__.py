@@ -1,10 +1,10 @@
 r"""Tests the claim of Farnia, Zhang & Tse 2019: networks whose layers have a bounded
 spectral norm generalise better to adversarial examples.
 
-  python -m experiments.spectral_normalization
-  python -m experiments.spectral_normalization --dataset=cifar10_mini --width=24 \
+  opnorm spectral_normalization
+  opnorm spectral_normalization --dataset=cifar10_mini --width=24 \
     --epochs=20 --validation_fraction=0.1                  # reduced, on a CPU
-  python -m experiments.spectral_normalization --dataset=cifar10_mini --width=24 \
+  opnorm spectral_normalization --dataset=cifar10_mini --width=24 \
     --presets=farnia_cifar10_alexnet_pgm_l2 --methods=normalize,normalize_kernels \
     --controls=batch_norm,dropout,no_lrn,weight_decay --seeds=0,1,2   # Figs. 10, 11
 

@@ -1,11 +1,11 @@
 r"""Measures which directions networks amplify, and whether attacks point along them.
 
-  python -m experiments.spectrum --run=runs/snr
-  python -m experiments.spectrum --run=runs/standard --run=runs/adversarial \
+  opnorm spectrum --run=runs/snr
+  opnorm spectrum --run=runs/standard --run=runs/adversarial \
     --run=runs/snr --out=runs/comparison
 
-  python -m experiments.spectrum --run='runs/snr-seed{seed}' --seeds=0,1,2
-  python -m experiments.spectrum --network=mine:make --variables=mine.npz \
+  opnorm spectrum --run='runs/snr-seed{seed}' --seeds=0,1,2
+  opnorm spectrum --network=mine:make --variables=mine.npz \
     --dataset=cifar10_mini --out=runs/mine
 
 For one network, or several to compare:

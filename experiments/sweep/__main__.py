@@ -1,9 +1,9 @@
 r"""Trains one network for every point of a grid and every seed, and ranks them.
 
-  python -m experiments.sweep --method=data_dependent_snr --directory=runs/sweep_snr \
+  opnorm sweep --method=data_dependent_snr --directory=runs/sweep_snr \
     --grid=weight=0.3,1,3 --grid=penalty_fraction=0.5,1 --seeds=0,1 \
     --validation_fraction=0.1
-  python -m experiments.sweep --preset=roth_cnn7_snr --init_from=runs/standard \
+  opnorm sweep --preset=roth_cnn7_snr --init_from=runs/standard \
     --grid=roth_snr --directory=runs/roth_snr --launcher=submitit --partition=gpu \
     --validation_fraction=0.1
 

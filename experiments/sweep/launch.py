@@ -23,6 +23,8 @@ from experiments.sweep.points import (
 from opnorm import runs
 
 _POLL_SECONDS = 5.0
+# The folder that holds the package of the commands.
+_ROOT = str(Path(__file__).parents[2])
 
 
 class Cluster(NamedTuple):
@@ -80,7 +82,8 @@ def launch_jobs(
       A point, and the log to read if its job left no result.
 
     Raises:
-      ValueError: without submitit, or where it cannot submit.
+      MissingPackage: without submitit.
+      ValueError: where it cannot submit.
     """
     submitit = cli.import_optional("submitit", "cluster")
     jobs: dict[str, tuple[Point, Callable[[], bool], str]] = {}
@@ -140,6 +143,11 @@ def _submit(
 ) -> list[Any]:
     if not points:
         return []
+    # A job begins in the user's folder, which may have a package "experiments" too.
+    path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    first = [] if _ROOT in path else [_ROOT]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*first, *path])
+    os.environ["PYTHONSAFEPATH"] = "1"
     given = {
         "slurm_partition": cluster.partition,
         "slurm_array_parallelism": cluster.jobs_at_once,

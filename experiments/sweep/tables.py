@@ -4,7 +4,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
-from experiments.common import records, tables
+from experiments.common import cli, records, tables
 from experiments.common.records import Record
 from experiments.common.tables import Column
 from experiments.sweep import grid
@@ -56,7 +56,7 @@ def write(
         "measurement": measurement._asdict(),
         "base": run.flags(),
         **records.origin(),
-        "command": ["python", "-m", "experiments.sweep", *sys.argv[1:]],
+        "command": [*cli.call("sweep").split(), *sys.argv[1:]],
         "points": entries,
     }
     table = text(results)

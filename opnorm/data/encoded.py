@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from opnorm import extras
 from opnorm.data import folder, tfds_source
 
 IMAGENET = "imagenet2012"
@@ -139,7 +140,8 @@ class ImagenetImages:
                 " folder (--data_dir). Unpacked into class folders they can be read as"
                 " they are (--dataset=image_folder:/path)."
             )
-        import tensorflow_datasets as tfds
+        with extras.needed("opnorm.data.open_stream", extra="train"):
+            import tensorflow_datasets as tfds
 
         file_format = tfds_source.read_file_format(prepared)
         if file_format != "array_record":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from opnorm import extras
 from opnorm.data import folder, holding_out, tiny_imagenet, views
 from opnorm.data.dataset import Dataset, check_limit, interleave_classes
 from opnorm.data.encoded import (
@@ -370,7 +371,8 @@ def _assemble(
     examples: _Examples, image_size: int, num_threads: int
 ) -> Iterator[Batch]:
     # Imported here, since data sets in memory do not need it.
-    import grain
+    with extras.needed("opnorm.data.open_stream", extra="train"):
+        import grain
 
     options = grain.ReadOptions(
         num_threads=num_threads,

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from opnorm import extras
 from opnorm.data.dataset import Dataset
 
 DESCRIPTIONS = {
@@ -118,7 +119,8 @@ def open_prepared(prepared: Path) -> Any:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; prepare the dataset again.")
     _check_features(file)
-    import tensorflow_datasets as tfds
+    with extras.needed("opnorm.data.load", extra="train"):
+        import tensorflow_datasets as tfds
 
     return tfds.builder_from_directory(str(prepared))
 
@@ -167,7 +169,8 @@ def _prepare(name: str, root: Path) -> None:
     # Preparing may read the files of an earlier preparation.
     for file in root.glob(f"{name}/**/features.json"):
         _check_features(file)
-    import tensorflow_datasets as tfds
+    with extras.needed("opnorm.data.load", extra="train"):
+        import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=str(root), file_format="array_record")
     builder.download_and_prepare()

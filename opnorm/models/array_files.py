@@ -10,6 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from opnorm import extras
+
 AnyPath = str | os.PathLike[str]
 # The dtypes of the format safetensors that NumPy and JAX have.
 _DTYPES: dict[str, Any] = {
@@ -95,14 +97,9 @@ def _tensor(entry: Mapping[str, Any], numbers: memoryview) -> np.ndarray:
 
 
 def _read_state_dict(path: Path, entry: str | None) -> dict[str, np.ndarray]:
-    try:
+    # Files .safetensors and .npz need no PyTorch.
+    with extras.needed(f"opnorm.models.read_arrays of {path}", extra="torch"):
         import torch
-    except ImportError as error:
-        raise ValueError(
-            f"{path} is read by PyTorch, which is not installed; "
-            "pip install 'opnorm[torch]' installs it. Files .safetensors and .npz "
-            "need no PyTorch."
-        ) from error
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
         raise ValueError(
             f"PyTorch is {torch.__version__}; it must be 2.6 or newer, since older "

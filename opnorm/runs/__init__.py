@@ -6,7 +6,7 @@ too. It imports no other room. Orbax is imported when a checkpoint is written or
 
 from opnorm.runs.checkpoints import CheckpointStore, restore_parts
 from opnorm.runs.directory import RunDirectory, read_metrics
-from opnorm.runs.environment import environment, git_revision, version
+from opnorm.runs.environment import command, environment, git_revision, version
 from opnorm.runs.files import write_arrays, write_whole
 from opnorm.runs.hosts import ProcessLost, is_writer
 from opnorm.runs.hosts import initialize as initialize_hosts
@@ -26,6 +26,7 @@ __all__ = [
     "RunDirectory",
     "RunInUse",
     "as_json",
+    "command",
     "environment",
     "git_revision",
     "initialize_hosts",

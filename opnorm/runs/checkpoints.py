@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from opnorm import extras
 from opnorm.runs import leaves, lock
 from opnorm.runs.json_values import JsonObject
 from opnorm.runs.leaves import State
@@ -102,7 +103,8 @@ class CheckpointStore:
                 f"step is {step}; {self._directory} has one of step {newest} already, "
                 "and steps must rise."
             )
-        import orbax.checkpoint as ocp
+        with extras.needed("opnorm.runs.CheckpointStore", extra="train"):
+            import orbax.checkpoint as ocp
 
         arrays = {n: leaves.on_host(leaf) for n, leaf in leaves.named(state).items()}
         body = json.dumps(
@@ -260,7 +262,8 @@ def digest(state: object) -> str:
 
 def _alone() -> "ocp.options.MultiprocessingOptions":
     """Orbax's options for one process that waits for no other."""
-    import orbax.checkpoint as ocp
+    with extras.needed("opnorm.runs.CheckpointStore", extra="train"):
+        import orbax.checkpoint as ocp
 
     number = jax.process_index()
     return ocp.options.MultiprocessingOptions(
@@ -329,7 +332,8 @@ def _steps(directory: Path) -> list[int]:
 
 def _read(directory: Path) -> tuple[JsonObject, dict[str, np.ndarray]]:
     """The body and the verified leaves of one checkpoint, or _Damaged."""
-    import orbax.checkpoint as ocp
+    with extras.needed("opnorm.runs.CheckpointStore", extra="train"):
+        import orbax.checkpoint as ocp
 
     try:
         handler = ocp.JsonCheckpointHandler(multiprocessing_options=_alone())

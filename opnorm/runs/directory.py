@@ -8,12 +8,11 @@ import contextlib
 import datetime
 import json
 import os
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from opnorm.runs import files, json_values, lock, ownership
-from opnorm.runs.environment import environment, git_revision
+from opnorm.runs.environment import command, environment, git_revision
 from opnorm.runs.json_values import JsonObject
 
 _FLAGS = "flags.json"
@@ -159,7 +158,7 @@ class RunDirectory:
                 "flags": given,
                 "git_revision": git_revision(),
                 "environment": environment(),
-                "command": sys.argv,
+                "command": command(),
                 "date": datetime.datetime.now(datetime.UTC).isoformat(),
             }
             | ({} if data is None else {"data": dict(data)}),
@@ -202,7 +201,7 @@ class RunDirectory:
         earlier = card.get("changes")
         note = {
             "before": {name: card["flags"].get(name) for name in changes},
-            "command": sys.argv,
+            "command": command(),
             "date": datetime.datetime.now(datetime.UTC).isoformat(),
         }
         card["flags"] |= json_values.plain(changes)

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +18,11 @@ def version() -> str:
         return metadata.version("opnorm")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def command() -> list[str]:
+    """Returns the words that started this process, those of Python itself included."""
+    return list(sys.orig_argv)
 
 
 def git_revision() -> str | None:
@@ -38,7 +44,10 @@ def git_revision() -> str | None:
 
 
 def environment() -> JsonObject:
-    """Returns the hardware and the versions that a result was made with."""
+    """Returns the hardware and the versions that a result was made with.
+
+    The version of a package that is not installed is None.
+    """
     devices = jax.devices()
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
@@ -49,5 +58,12 @@ def environment() -> JsonObject:
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
         "opnorm": version(),
-        **{name: metadata.version(name) for name in packages},
+        **{name: _installed(name) for name in packages},
     }
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

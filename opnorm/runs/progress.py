@@ -1,6 +1,7 @@
 """Progress on a terminal as a bar, elsewhere as plain lines."""
 
 import contextlib
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -47,7 +48,7 @@ class Progress:
         self._examples = examples
         self._unit = unit
         self._enabled = enabled
-        self._terminal = enabled and sys.stderr.isatty()
+        self._terminal = enabled and sys.stderr.isatty() and _has_bars()
         self._interval = 0.5 if self._terminal else interval
         self._created = self._shown = time.monotonic()
         self._start: float | None = None
@@ -131,3 +132,8 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _has_bars() -> bool:
+    """Whether tqdm is installed; without it, a terminal gets plain lines too."""
+    return importlib.util.find_spec("tqdm") is not None

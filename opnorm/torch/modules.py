@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jax.typing import DTypeLike
 
+from opnorm import extras
+
 # PyTorch is optional, so its types cannot be stated.
 Module = Any
 Tensor = Any
@@ -17,17 +19,12 @@ def import_torch() -> Torch:
     """Returns the module torch.
 
     Raises:
-      ValueError: if PyTorch is not installed.
+      MissingPackage: if PyTorch is not installed.
     """
-    try:
+    with extras.needed("opnorm.torch.from_torch", extra="torch"):
         import torch
 
         return torch
-    except ImportError as error:
-        raise ValueError(
-            "from_torch needs PyTorch, which is not installed; "
-            "pip install 'opnorm[torch]' installs it."
-        ) from error
 
 
 def check(module: Module) -> None:

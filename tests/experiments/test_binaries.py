@@ -137,8 +137,8 @@ def test_the_commands_are_listed(capsys):
     names |= {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
     assert {line.split()[0] for line in lines[2:]} == names
     assert max(map(len, lines)) <= 140
-    assert listing.main(["spectrum"]) == 2
-    assert "write python -m experiments.spectrum" in capsys.readouterr().err
+    assert listing.main(["spectrun"]) == 2
+    assert "did you mean spectrum?" in capsys.readouterr().err
 
 
 def test_a_killed_and_damaged_run_resumes_to_bit_identical_parameters(

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import sys
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+import experiments
 from experiments.common import own_networks
 from opnorm import data
 from tests.support import own_networks as mine
@@ -64,6 +66,19 @@ def test_a_module_names_its_features_and_is_measured_in_evaluation_mode():
     changed = parts(np.stack([x[0], 1 - x[1]]))[0]
     np.testing.assert_allclose(logits[0], changed[0], rtol=1e-5)
     assert own_networks.make(f"{HERE}:linen").preactivations is None
+
+
+def test_a_module_is_found_beside_a_folder_with_the_name_of_this_projects(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "own_part.py").write_text("def make():\n    return abs")
+    (tmp_path / "own_module.py").write_text("from experiments.own_part import make")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__])
+    for text in ("own_module:make", "experiments.own_part:make"):
+        assert own_networks.make(text).f(-1) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.sweep import launch, points, tables
-from opnorm import data, runs, training
+from opnorm import data, extras, runs, training
 from opnorm.training import Config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -149,7 +149,7 @@ def test_points_are_compared_on_held_out_images_and_the_best_alone_is_tested(swe
 def test_the_command_in_the_results_can_be_called_again(swept):
     directory, options, _ = swept
     command = read(directory)["command"]
-    assert command == ["python", "-m", "experiments.sweep", *options]
+    assert command == ["opnorm", "sweep", *options]
 
 
 @pytest.mark.parametrize("name", ["table2", "table2_50000"])
@@ -365,7 +365,7 @@ def test_without_submitit_the_error_says_how_to_get_it(monkeypatch, tmp_path):
         wait=True,
         retry=False,
     )
-    with pytest.raises(ValueError, match=r"submitit.*\[cluster\]"):
+    with pytest.raises(extras.MissingPackage, match=r"submitit.*\[cluster\]"):
         next(launched)
 
 
