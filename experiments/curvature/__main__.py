@@ -33,7 +33,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, comparison, options, records, seeds, tables
+from experiments.common import (
+    cli,
+    comparison,
+    drawings,
+    options,
+    records,
+    seeds,
+    tables,
+)
 from experiments.common.figures import label
 from experiments.common.records import Record
 from experiments.common.tables import Column
@@ -111,11 +119,10 @@ def main() -> None:
             for name, summary in found.items():
                 results["networks"][name][matrix] = summary
     compared.out.write_json("results.json", results)
-    figures.draw_input_curvature(compared.out, results)
+    drawings.write(compared.out, results)
     table = tables.table(tables.named(results["networks"]), _INPUT_COLUMNS)
     text = f"{table}\n\n± {seeds.bands(results)}"
     if images is not None:
-        figures.draw_densities(compared.out, results)
         first = tables.table(_parameter_rows(results), _PARAMETER_COLUMNS)
         text = f"{first}\n\n± {figures.parameter_errors(results)}\n\n{text}"
     records.report(compared.out, text)

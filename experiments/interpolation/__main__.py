@@ -25,10 +25,10 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments.common import cli, jobs, options, records, tables
+from experiments.common import cli, drawings, jobs, options, records, tables
 from experiments.common.records import Record
 from experiments.common.tables import Column
-from experiments.interpolation import figures
+from experiments.interpolation.figures import errors
 from opnorm import training
 
 
@@ -38,28 +38,20 @@ class _Sweep(NamedTuple):
     Attributes:
       values: the default values.
       title: the title of their column.
-      axis: the label of their axis.
-      usual: the value of the attack of the test, where it has one; the axis is then
-        logarithmic.
     """
 
     values: tuple[str, ...]
     title: str
-    axis: str
-    usual: float | None = None
 
 
 _SWEEPS = {
     "step_size": _Sweep(
         ("0.5", "1", "2", "5", "10", "inf"),
         "training step x num_steps / eps",
-        "step of the attack in training (multiples of $\\epsilon$ / its steps)",
-        usual=2.0,
     ),
     "mix": _Sweep(
         ("0", "0.25", "0.5", "0.75", "1"),
         "mix (0 AT, 1 SNR)",
-        "from adversarial training (0) to data-dependent SNR (1)",
     ),
 }
 
@@ -163,19 +155,7 @@ def _report(
     run.write_json("results.json", results)
     text = make_table(results, list(measured.seconds.values()))
     run.write_text("table.md", text + "\n")
-    sweep = _SWEEPS[_SWEEP.value]
-    figures.draw_sweep(
-        run,
-        results["points"],
-        axis=sweep.axis,
-        usual=sweep.usual,
-        title=f"{measured.title}\nbands: standard error over {_errors(results)}",
-        labels={
-            "clean": "clean",
-            "adversarial": f"L2 PGA, {flags.FLAGS.test_steps} steps, "
-            f"$\\epsilon$ = {epsilon:g}",
-        },
-    )
+    drawings.write(run, results)
     records.report(run, text, started)
 
 
@@ -189,14 +169,6 @@ def _point(value: float, average: Record) -> Record:
     return {"value": value, "clean": clean, "adversarial": attacked, **average}
 
 
-def _errors(results: Record) -> str:
-    """Returns words on what standard errors are over, and over how many."""
-    seeds, point = results["seeds"], results["points"][0]
-    if seeds > 1:
-        return f"{seeds} networks"
-    return f"{point['examples']:.0f} images"
-
-
 def make_table(results: Record, seconds: Sequence[float]) -> str:
     """Returns the table, with the values of all seeds side by side.
 
@@ -206,7 +178,7 @@ def make_table(results: Record, seconds: Sequence[float]) -> str:
     """
     # Earlier versions gave errors over the images for several seeds, too.
     says = "over_networks" in results["points"][0]
-    over = f" over {_errors(results)}" if says else ""
+    over = f" over {errors(results)}" if says else ""
     columns = (
         Column(_SWEEPS[results["sweep"]].title, "value", tables.number("{:g}")),
         Column("clean", ("seeds", "clean_accuracy"), tables.percents()),

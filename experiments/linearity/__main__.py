@@ -36,6 +36,7 @@ from absl import flags
 from experiments.common import (
     cli,
     comparison,
+    drawings,
     measure,
     options,
     records,
@@ -45,7 +46,6 @@ from experiments.common import (
 from experiments.common.figures import label
 from experiments.common.records import Record
 from experiments.common.tables import Column
-from experiments.linearity import figures
 from opnorm import analysis, attacks, data, linalg, runs
 
 _FOLDER = "linearity"
@@ -88,10 +88,8 @@ def main() -> None:
         found = [_measure(network, examples, lengths, noise) for network in members]
         results["networks"][name] = seeds.average(found)
     compared.out.write_json("results.json", results)
+    drawings.write(compared.out, results)
     marks = comparison.training_epsilons(compared.configs, 2.0)
-    for p in lengths:
-        figures.draw_linearity(compared.out, results, measure.norm_name(p), marks)
-    figures.draw_activations(compared.out, results, marks)
     rows = _rows(results, marks)
     text = f"{tables.table(rows, _COLUMNS)}\n\n± {seeds.bands(results)}"
     records.report(compared.out, text if rows else "")

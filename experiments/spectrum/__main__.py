@@ -33,6 +33,7 @@ from absl import flags
 from experiments.common import (
     cli,
     comparison,
+    drawings,
     measure,
     options,
     records,
@@ -42,7 +43,6 @@ from experiments.common import (
 from experiments.common.figures import label
 from experiments.common.records import Record
 from experiments.common.tables import Column
-from experiments.spectrum import figures
 from opnorm import analysis, data, runs, training
 
 _FOLDER = "spectrum"
@@ -137,13 +137,7 @@ def main() -> None:
         ]
         measured[name] = seeds.average(found)
     compared.out.write_json("results.json", results)
-    figures.draw_spectra(compared.out, results, list(compared.groups))
-    figures.draw_alignment_by_rank(compared.out, results)
-    for p in lengths:
-        marks = comparison.training_epsilons(compared.configs, p)
-        figures.draw_alignment_by_length(
-            compared.out, results, measure.norm_name(p), marks
-        )
+    drawings.write(compared.out, results)
     table = tables.table(tables.named(results["networks"]), _COLUMNS)
     records.report(compared.out, f"{table}\n\n± {seeds.bands(results)}")
 
