@@ -33,7 +33,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, comparison, options, records, seeds
+from experiments.common import cli, comparison, drawings, options, records, seeds
 from experiments.common.records import Record
 from experiments.curvature import figures, tables
 from opnorm import analysis, data, linalg, runs
@@ -85,9 +85,7 @@ def main() -> None:
             for name, summary in found.items():
                 results["networks"][name][matrix] = summary
     compared.out.write_json("results.json", results)
-    figures.draw_input_curvature(compared.out, results)
-    if images is not None:
-        figures.draw_densities(compared.out, results)
+    drawings.write(compared.out, results)
     text = tables.text(results)
     compared.out.write_text("table.md", text)
     records.report(compared.out, text.rstrip("\n"))

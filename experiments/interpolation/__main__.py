@@ -21,41 +21,18 @@ and accuracy.png into --run; interrupted, it goes on where it ended.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from absl import flags
 
-from experiments.common import cli, jobs, options, records
+from experiments.common import cli, drawings, jobs, options, records
 from experiments.common.records import Record
-from experiments.interpolation import figures, tables
+from experiments.interpolation import tables
 from opnorm import training
 
-
-class _Sweep(NamedTuple):
-    """A choice in training that differs between the networks.
-
-    Attributes:
-      values: the default values.
-      axis: the label of their axis.
-      usual: the value of the attack of the test, where it has one; the axis is then
-        logarithmic.
-    """
-
-    values: tuple[str, ...]
-    axis: str
-    usual: float | None = None
-
-
+# The default values of each sweep.
 _SWEEPS = {
-    "step_size": _Sweep(
-        ("0.5", "1", "2", "5", "10", "inf"),
-        "step of the attack in training (multiples of $\\epsilon$ / its steps)",
-        usual=2.0,
-    ),
-    "mix": _Sweep(
-        ("0", "0.25", "0.5", "0.75", "1"),
-        "from adversarial training (0) to data-dependent SNR (1)",
-    ),
+    "step_size": ("0.5", "1", "2", "5", "10", "inf"),
+    "mix": ("0", "0.25", "0.5", "0.75", "1"),
 }
 
 options.define_config_flags(
@@ -78,9 +55,7 @@ _VALUES = flags.DEFINE_list(
     None,
     "values of it: multiples of epsilon / num_steps, inf for the limit, or numbers in "
     "[0, 1]; by default "
-    + " or ".join(
-        f"{','.join(sweep.values)} ({name})" for name, sweep in _SWEEPS.items()
-    ),
+    + " or ".join(f"{','.join(values)} ({name})" for name, values in _SWEEPS.items()),
 )
 _RUN = flags.DEFINE_string(
     "run", None, "directory to write to; by default runs/interpolation-<sweep>"
@@ -110,7 +85,7 @@ def main() -> None:
 
 
 def _read_lists() -> tuple[tuple[float, ...], tuple[int, ...]]:
-    given = _VALUES.value or list(_SWEEPS[_SWEEP.value].values)
+    given = _VALUES.value or list(_SWEEPS[_SWEEP.value])
     values = tuple(sorted(options.parse_floats("values", list(given))))
     seeds = options.parse_integers("seeds", _SEEDS.value)
     names = [f"{value:g}" for value in values]
@@ -158,19 +133,7 @@ def _report(
     run.write_json("results.json", results)
     text = tables.make_table(results, list(measured.seconds.values()))
     run.write_text("table.md", text + "\n")
-    sweep = _SWEEPS[_SWEEP.value]
-    figures.draw_sweep(
-        run,
-        results["points"],
-        axis=sweep.axis,
-        usual=sweep.usual,
-        title=f"{measured.title}\nbands: standard error over {tables.errors(results)}",
-        labels={
-            "clean": "clean",
-            "adversarial": f"L2 PGA, {flags.FLAGS.test_steps} steps, "
-            f"$\\epsilon$ = {epsilon:g}",
-        },
-    )
+    drawings.write(run, results)
     records.report(run, text, started)
 
 

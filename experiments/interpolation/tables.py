@@ -5,20 +5,13 @@ from collections.abc import Sequence
 from experiments.common import tables
 from experiments.common.records import Record
 from experiments.common.tables import Column
+from experiments.interpolation.figures import errors
 
 # The title of the column of values, by sweep.
 TITLES = {
     "step_size": "training step x num_steps / eps",
     "mix": "mix (0 AT, 1 SNR)",
 }
-
-
-def errors(results: Record) -> str:
-    """Returns words on what standard errors are over, and over how many."""
-    seeds, point = results["seeds"], results["points"][0]
-    if seeds > 1:
-        return f"{seeds} networks"
-    return f"{point['examples']:.0f} images"
 
 
 def make_table(results: Record, seconds: Sequence[float | None] | None = None) -> str:

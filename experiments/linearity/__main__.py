@@ -36,13 +36,14 @@ from absl import flags
 from experiments.common import (
     cli,
     comparison,
+    drawings,
     measure,
     options,
     records,
     seeds,
 )
 from experiments.common.records import Record
-from experiments.linearity import figures, tables
+from experiments.linearity import tables
 from opnorm import analysis, attacks, data, linalg, runs
 
 _FOLDER = "linearity"
@@ -74,10 +75,8 @@ def main() -> None:
         found = [_measure(network, examples, lengths, noise) for network in members]
         results["networks"][name] = seeds.average(found)
     compared.out.write_json("results.json", results)
+    drawings.write(compared.out, results)
     marks = comparison.training_epsilons(compared.configs, 2.0)
-    for p in lengths:
-        figures.draw_linearity(compared.out, results, measure.norm_name(p), marks)
-    figures.draw_activations(compared.out, results, marks)
     text = tables.text(results, marks)
     compared.out.write_text("table.md", text)
     records.report(compared.out, text.rstrip("\n"))

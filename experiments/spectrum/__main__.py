@@ -32,13 +32,14 @@ from absl import flags
 from experiments.common import (
     cli,
     comparison,
+    drawings,
     measure,
     options,
     records,
     seeds,
 )
 from experiments.common.records import Record
-from experiments.spectrum import figures, tables
+from experiments.spectrum import tables
 from opnorm import analysis, data, runs, training
 
 _FOLDER = "spectrum"
@@ -108,13 +109,7 @@ def main() -> None:
         ]
         measured[name] = seeds.average(found)
     compared.out.write_json("results.json", results)
-    figures.draw_spectra(compared.out, results, list(compared.groups))
-    figures.draw_alignment_by_rank(compared.out, results)
-    for p in lengths:
-        marks = comparison.training_epsilons(compared.configs, p)
-        figures.draw_alignment_by_length(
-            compared.out, results, measure.norm_name(p), marks
-        )
+    drawings.write(compared.out, results)
     text = tables.text(results)
     compared.out.write_text("table.md", text)
     records.report(compared.out, text.rstrip("\n"))
