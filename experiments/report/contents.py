@@ -50,6 +50,9 @@ def make(findings: Findings, folders: Sequence[str]) -> Report:
       findings: what lies below the folders.
       folders: the folders as they were given.
     """
+    order = list(ENTRIES)
+    results = sorted(findings.results, key=lambda each: order.index(each.kind))
+    findings = findings._replace(results=results)
     sections = [
         _of_results(found, f"result-{number}", findings)
         for number, found in enumerate(findings.results, start=1)
@@ -124,9 +127,16 @@ def _results_table(findings: Findings) -> Table:
                 _written(found),
             )
         )
+    titles = ("results", "of", "data", "seeds", "revision", "device", "written")
+    # A column that no file fills says nothing.
+    kept = [
+        place
+        for place in range(len(titles))
+        if any(row[place] != tables.MISSING for row in rows)
+    ]
     return Table(
-        ("results", "of", "data", "seeds", "revision", "device", "written"),
-        tuple(rows),
+        tuple(titles[place] for place in kept),
+        tuple(tuple(row[place] for place in kept) for row in rows),
         "Overview",
     )
 
@@ -198,7 +208,8 @@ def _of_results(found: Found, anchor: str, findings: Findings) -> Section:
     """The section of a file of results."""
     entry, results = ENTRIES[found.kind], found.results
     parts: list[Block] = [Paragraph(entry.question)]
-    parts.append(Paragraph(_facts(found)))
+    if facts := _facts(found):
+        parts.append(Paragraph(facts))
     parts += _others(found, findings)
     parts += _tables(found)
     parts += drawn.of_results(found, anchor)
@@ -214,11 +225,14 @@ def _of_results(found: Found, anchor: str, findings: Findings) -> Section:
 
 def _facts(found: Found) -> str:
     results = found.results
-    facts = [f"Data: {_data(results)}", f"seeds: {_seeds(results)}"]
-    run = results.get("run")
-    if isinstance(run, str):
-        facts.insert(0, f"Network: {run}")
-    return f"{'; '.join(facts)}. {ENTRIES[found.kind].errors}".rstrip()
+    facts = {"Network": results.get("run"), "Data": _data(results)}
+    facts["Seeds"] = _seeds(results)
+    known = [
+        f"{name}: {value}."
+        for name, value in facts.items()
+        if isinstance(value, str) and value != tables.MISSING
+    ]
+    return " ".join([*known, ENTRIES[found.kind].errors]).strip()
 
 
 def _others(found: Found, findings: Findings) -> list[Block]:

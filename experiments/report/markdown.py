@@ -52,7 +52,7 @@ def _block(part: Block, folder: str) -> str:
         case blocks.Bullets(items):
             return "\n".join(f"- {_text(item)}" for item in items)
         case blocks.Code(text):
-            return "\n".join(f"    {line}" for line in text.splitlines())
+            return _code(text)
         case blocks.Table():
             return _table(part)
         case blocks.Figure():
@@ -60,6 +60,13 @@ def _block(part: Block, folder: str) -> str:
             return f"![{_text(part.alt)}]({place})\n\n*{_text(part.caption)}*"
         case _:
             raise TypeError(f"{type(part).__name__} is no block.")
+
+
+def _code(text: str) -> str:
+    """Lines between fences that are longer than any in the text."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def _table(table: blocks.Table) -> str:

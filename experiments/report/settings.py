@@ -107,9 +107,14 @@ def duration(seconds: float) -> str:
 
 def show(value: Any) -> str:
     """Returns a value of a JSON file as a short text."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    if isinstance(value, list) and all(isinstance(v, str | int | float) for v in value):
-        text = ", ".join(map(str, value))
+    if isinstance(value, list):
+        text = ", ".join(map(show, value))
+    elif isinstance(value, Mapping):
+        text = json.dumps(value)
+    elif value is None or isinstance(value, bool):
+        text = {None: "none", True: "yes", False: "no"}[value]
+    else:
+        text = f"{value:.10g}" if isinstance(value, float) else str(value)
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
 
 

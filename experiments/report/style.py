@@ -39,11 +39,11 @@ a:focus-visible, summary:focus-visible, .wide:focus-visible, pre:focus-visible {
 nav { margin: 2rem 0; padding: 1rem 1.25rem; background: var(--shade);
   border-radius: 0.5rem; }
 nav h2 { font-size: 1.1rem; margin: 0; }
-nav ol { columns: 20rem; padding-left: 1.6rem; margin-bottom: 0;
+nav ol { columns: 20rem; column-gap: 3rem; padding-left: 1.6rem; margin-bottom: 0;
   overflow-wrap: anywhere; }
 section { margin-top: 2.5rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }
 .wide { overflow-x: auto; margin: 0.9rem 0; }
-table { border-collapse: collapse; font-size: 0.9rem;
+table { border-collapse: collapse; font-size: 0.9rem; min-width: min(26rem, 100%);
   font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: 0.4rem; }
 th, td { padding: 0.35rem 0.75rem; text-align: left; vertical-align: top;
@@ -51,7 +51,7 @@ th, td { padding: 0.35rem 0.75rem; text-align: left; vertical-align: top;
 td { min-width: 4.5rem; max-width: 26rem; }
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--soft);
   min-width: 5rem; max-width: 14rem; }
-tbody th { font-weight: 600; min-width: 8rem; max-width: 22rem; }
+tbody th { font-weight: 600; min-width: 8rem; max-width: 30rem; }
 .number { text-align: right; }
 td.number { white-space: nowrap; max-width: none; }
 figure { margin: 1.5rem 0; }
