@@ -91,7 +91,7 @@ def signature(
 ) -> tuple[str | None, str | None]:
     """Returns a signature as the source has it."""
     del app, name, options
-    found = _definition(thing)
+    found = _definition(thing) if arguments is not None else None
     if isinstance(found, ast.FunctionDef):
         return _arguments(found, what == "method"), _unquoted(found.returns)
     if isinstance(found, ast.ClassDef):
