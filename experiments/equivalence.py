@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 from absl import flags
 
-from experiments.common import cli, figures, jobs, options, records, tables
+from experiments.common import cli, drawings, figures, jobs, options, records, tables
 from experiments.common.records import Record
 from experiments.common.tables import Column
 from opnorm import training
@@ -125,25 +125,14 @@ def _report(measured: jobs.Measured, started: records.Start) -> None:
         "seeds": measured.seeds,
         **records.origin(started),
         "flags": run.flags(),
+        # For the figures.
+        "training_epsilon": trained_with.epsilon,
         "methods": averages,
     }
     run.write_json("results.json", results)
     text = make_table(results, measured.seconds)
     run.write_text("table.md", text + "\n")
-    averaged = ", averaged over the seeds" if measured.seeds > 1 else ""
-    title = f"{measured.title}\nbands: standard error over the images{averaged}"
-    figures.plot_accuracy(
-        {method: average["accuracy"] for method, average in averages.items()},
-        run.figure_path("accuracy"),
-        training_epsilon=trained_with.epsilon,
-        norm="L2",
-        title=title,
-    )
-    figures.plot_singular_values(
-        {method: average["singular_values"] for method, average in averages.items()},
-        run.figure_path("singular_values"),
-        title=title,
-    )
+    drawings.write(run, results)
     records.report(run, text, started)
 
 

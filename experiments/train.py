@@ -20,16 +20,22 @@ SLURM, Open MPI or on a TPU pod with --distributed, elsewhere with
   --coordinator_address=HOST:PORT --num_processes=N --process_id=0 (1, 2, ...)
 """
 
+import dataclasses
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
-from experiments.common import cli, figures, options, tables
-from experiments.common.records import Record
+from experiments.common import (
+    cli,
+    drawings,
+    figures,
+    options,
+    run_figures,
+    tables,
+)
 from experiments.common.tables import Column
 from opnorm import data, runs, training
 
@@ -80,6 +86,12 @@ _KEEP_BEST = flags.DEFINE_boolean(
     "split in the folder best, the earliest of equal ones; of the method standard and "
     "with epsilon 0 the one with the largest clean accuracy",
 )
+_CSV = flags.DEFINE_string(
+    "csv", None, "also write the metrics as a table to this file"
+)
+_TENSORBOARD = flags.DEFINE_string(
+    "tensorboard", None, "also write the metrics for TensorBoard into this folder"
+)
 _SHARDING = flags.DEFINE_string(
     "parameter_sharding",
     "replicated",
@@ -98,15 +110,6 @@ _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "number of this process among them, from 0"
 )
 
-_LABELS = {
-    "accuracy": "training accuracy",
-    "adversarial_accuracy": "training accuracy, adversarial",
-    "fgsm_accuracy": "FGSM accuracy",
-    "pgd_accuracy": "PGD accuracy",
-    "validation_accuracy": "validation accuracy",
-    "validation_pga_accuracy": "validation accuracy, PGA",
-}
-
 
 def main() -> None:
     """Trains a network, and prints its last metrics."""
@@ -114,6 +117,7 @@ def main() -> None:
     training.validate(config)
     if not _RUN.value:
         raise ValueError("run is not given; it is the directory to write to.")
+    on_metrics = _on_metrics()
     train_set = _checked_data(config) if _CHECK_DATA.value else None
     processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if _DISTRIBUTED.value or processes != (None, None, None):
@@ -132,6 +136,7 @@ def main() -> None:
             validate_every=_VALIDATE_EVERY.value,
             validation_examples=_VALIDATION_EXAMPLES.value or None,
             keep_best=_KEEP_BEST.value,
+            on_metrics=on_metrics,
         )
     except runs.ProcessLost as error:
         print(f"train: {error}", file=sys.stderr, flush=True)
@@ -141,8 +146,11 @@ def main() -> None:
         return
     run = Path(_RUN.value)
     metrics = runs.read_metrics(run)
-    best = _read_best(run) if _KEEP_BEST.value else {}
-    _draw_training(metrics, run / "training.png", config.method, best)
+    best = drawings.read_best(run) if _KEEP_BEST.value else {}
+    figures.save(
+        runs.RunDirectory(run),
+        run_figures.draw_training(metrics, dataclasses.asdict(config), best),
+    )
     summary = {
         "run": str(run),
         "method": config.method,
@@ -154,69 +162,24 @@ def main() -> None:
     print(tables.table([summary], [Column(name, name) for name in summary]))
 
 
-def _read_best(run: Path) -> Record:
-    """Returns how the best checkpoint was chosen, and its "step"; {} if none is there.
+def _on_metrics() -> training.OnMetrics | None:
+    """Returns the writers of --csv and --tensorboard as one; None without any."""
+    writers = []
+    if _CSV.value is not None:
+        writers.append(training.csv_metrics(_CSV.value))
+    if _TENSORBOARD.value is not None:
+        try:
+            writers.append(training.tensorboard_metrics(_TENSORBOARD.value))
+        except ImportError as error:
+            raise ValueError(f"tensorboard is {_TENSORBOARD.value}: {error}") from None
+    if not writers:
+        return None
 
-    There is none where an earlier call ended the training without --keep_best.
-    """
-    if not (run / "best").is_dir():
-        return {}
-    _, metadata = runs.restore_parts(run / "best", ())
-    return {**metadata["best"], "step": metadata["step"]}
+    def write(step: int, values: Mapping[str, float]) -> None:
+        for writer in writers:
+            writer(step, values)
 
-
-def _draw_training(
-    metrics: Sequence[Mapping[str, float]],
-    path: Path,
-    method: str,
-    best: Mapping[str, Any],
-) -> None:
-    """Draws loss and accuracies of a run against the epoch.
-
-    Accuracies on the validation split are dashed, and the best checkpoint has a star.
-
-    Args:
-      metrics: lines of the metrics.jsonl of a run.
-      path: the PNG to write.
-      method: the training method, which is the title.
-      best: as :func:`_read_best` returns it.
-    """
-    figure, (left, right) = figures.new_panels(figures.label(method), ("", ""))
-    colors = (figures.BLACK, *figures.PALETTE)
-    attacked = ("adversarial_accuracy", "fgsm_accuracy", "pgd_accuracy")
-    validated = ("validation_accuracy", "validation_pga_accuracy")
-    for axes, names in (
-        (left, ("loss", "adversarial_loss", "penalty")),
-        (right, ("accuracy", *attacked, *validated)),
-    ):
-        for name, color in zip(names, colors, strict=False):
-            lines = [line for line in metrics if name in line]
-            if lines:
-                axes.plot(
-                    [line["epoch"] for line in lines],
-                    [line[name] for line in lines],
-                    color=color,
-                    linestyle="--" if name in validated else "-",
-                    # A line through one point is not seen.
-                    marker="o" if len(lines) < 10 else "",
-                    label=_LABELS.get(name, name.replace("_", " ")),
-                )
-        axes.set_xlabel("epoch")
-        figures.finish(axes)
-    if best:
-        chosen = [line for line in metrics if line["step"] == best["step"]]
-        right.plot(
-            [line["epoch"] for line in chosen],
-            [best["accuracy"] for _ in chosen],
-            color=figures.BLACK,
-            marker="*",
-            markersize=11,
-            linestyle="",
-            label="best checkpoint",
-        )
-        figures.finish(right)
-    right.set_ylim(0, 1)
-    figures.write(figure, path)
+    return write
 
 
 def _checked_data(config: training.Config) -> data.Dataset | data.Stream:

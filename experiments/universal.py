@@ -38,6 +38,7 @@ from experiments.common import (
     measure,
     options,
     records,
+    run_figures,
     seeds,
     tables,
 )
@@ -68,16 +69,6 @@ _SEARCH_STEPS = flags.DEFINE_integer("search_steps", 20, "steps of the power met
 _RESTARTS = flags.DEFINE_integer("restarts", 3, "random starts of the power method")
 
 _DEFAULTS = ("2/255", "4/255", "8/255", "16/255"), ("0.5", "1", "2", "4")
-_KINDS = {
-    "universal": "universal perturbation",
-    "fitted": "on the images it was computed from",
-    "noise": "noise of the same length",
-    "per_image": "PGA on each image",
-}
-_BOUNDS = {
-    "promised": "bound by the promised change (first order)",
-    "measured": "bound by the measured change",
-}
 
 
 def main() -> None:
@@ -122,8 +113,7 @@ def main() -> None:
     compared.out.write_json("results.json", results)
     compared.out.write_text("table.md", text)
     runs.write_arrays(compared.out.path / "perturbations.npz", directions)
-    _draw_rates(compared.out, results)
-    _draw_directions(compared.out, results, directions)
+    figures.save(compared.out, run_figures.draw_universal(results, directions))
     records.report(compared.out, text)
 
 
@@ -213,7 +203,7 @@ def _text(results: Mapping[str, Any]) -> str:
     for name, network in results["networks"].items():
         rows += [
             {"name": figures.label(name), "kind": words, **network["fooling"][kind]}
-            for kind, words in _KINDS.items()
+            for kind, words in run_figures.KINDS.items()
         ]
         unknown = [None] * len(epsilons)
         rows += [
@@ -223,7 +213,7 @@ def _text(results: Mapping[str, Any]) -> str:
                 "mean": network["bound"][kind],
                 "standard_error": unknown,
             }
-            for kind, words in _BOUNDS.items()
+            for kind, words in run_figures.BOUNDS.items()
         ]
     percent = tables.with_error("{:.1f}", times=100, unit=" %", alone=True)
     columns = [
@@ -258,51 +248,6 @@ def _text(results: Mapping[str, Any]) -> str:
 def _at(place: int) -> Any:
     """Mean and standard error at one place of a curve."""
     return lambda row: (row["mean"][place], row["standard_error"][place])
-
-
-def _draw_rates(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
-    """Draws fooling rates and their bound against epsilon, a panel for each network."""
-    networks = results["networks"]
-    figure, panels = figures.new_panels(
-        f"Fooling rates of universal perturbations, {figures.source_line(results)}\n"
-        f"computed from {results['fit_examples']} images; bands: "
-        f"{seeds.bands(results)}",
-        [figures.label(name) for name in networks],
-        sharey=True,
-    )
-    epsilons = results["epsilon"]
-    for axes, found in zip(panels, networks.values(), strict=True):
-        drawn = {
-            words: (epsilons, found["fooling"][kind]) for kind, words in _KINDS.items()
-        }
-        figures.curves(axes, drawn, times=100)
-        for (kind, words), line in zip(_BOUNDS.items(), (":", "--"), strict=True):
-            bound = 100 * np.array(found["bound"][kind])
-            axes.plot(epsilons, bound, line, color=figures.BLACK, label=words)
-        axes.set(
-            xlabel=f"{results['norm']} length, $\\epsilon$ (pixels in [0, 1])",
-            ylim=(0, 103),
-        )
-    panels[0].set_ylabel("fooling rate (%)")
-    figures.save_panels(figure, panels, out.figure_path("fooling"))
-
-
-def _draw_directions(
-    out: runs.RunDirectory,
-    results: Mapping[str, Any],
-    directions: Mapping[str, np.ndarray],
-) -> None:
-    """Draws the perturbations as images, grey where they are zero."""
-    figure, panels = figures.new_panels(
-        f"Universal perturbations, scaled to the largest entry\n{results['data']}, "
-        f"{results['norm']}, q = {results['q']:g}, {results['layer']}",
-        [figures.label(name) for name in directions],
-    )
-    for axes, v in zip(panels, directions.values(), strict=True):
-        shown = 0.5 + 0.5 * v / np.abs(v).max()
-        axes.imshow(shown.squeeze(), cmap="gray", vmin=0, vmax=1)
-        axes.set_axis_off()
-    figures.write(figure, out.figure_path("perturbations"))
 
 
 if __name__ == "__main__":

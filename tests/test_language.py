@@ -5,6 +5,7 @@ CONTRIBUTING.md gives the rules for prose; the ones here can be checked by a pro
 
 import ast
 import io
+import json
 import re
 import tokenize
 from pathlib import Path
@@ -25,7 +26,7 @@ def documents(folder):
     results = ROOT / "experiments" / "results"
     return sorted(
         path
-        for kind in ("*.py", "*.md")
+        for kind in ("*.py", "*.md", "*.ipynb")
         for path in (ROOT / folder).rglob(kind)
         if path.name != Path(__file__).name and results not in path.parents
     )
@@ -34,7 +35,7 @@ def documents(folder):
 def findings(path):
     """Lines that break a rule, as ``place: text``."""
     source = path.read_text()
-    prose = page if path.suffix == ".md" else code
+    prose = {".md": page, ".ipynb": notebook, ".py": code}[path.suffix]
     found = []
     for line, text in prose(source):
         for rule in (FRAGMENT, WORD):
@@ -59,6 +60,15 @@ def page(source):
         line += paragraph.count("\n")
 
 
+def notebook(source):
+    """The text of a notebook, and its docstrings and comments, by number of cell."""
+    for number, cell in enumerate(json.loads(source)["cells"], 1):
+        markdown = cell["cell_type"] == "markdown"
+        text = re.sub(r"^( *)[!%].*$", r"\1pass", "".join(cell["source"]), flags=re.M)
+        for _, found in (page if markdown else code)(text):
+            yield number, found
+
+
 def code(source):
     """The docstrings and comments of a file; lines of one comment are joined."""
     for node in ast.walk(ast.parse(source)):
@@ -78,7 +88,9 @@ def code(source):
     yield first, " ".join(words)
 
 
-@pytest.mark.parametrize("folder", ["opnorm", "experiments", "tests", "docs"])
+@pytest.mark.parametrize(
+    "folder", ["opnorm", "experiments", "scripts", "tests", "docs", "notebooks"]
+)
 def test_prose_keeps_the_rules(folder):
     found = [finding for path in documents(folder) for finding in findings(path)]
     assert found == [], "\n".join(found)

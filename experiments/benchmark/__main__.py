@@ -22,7 +22,6 @@ from absl import flags
 from experiments.benchmark import (
     attack,
     breakdown,
-    figures,
     input,
     machine,
     networks,
@@ -34,7 +33,7 @@ from experiments.benchmark import (
 )
 from experiments.benchmark.setting import Found, Setting
 from experiments.benchmark.tables import text
-from experiments.common import cli, options, records, timing, train_steps
+from experiments.common import cli, drawings, options, records, timing, train_steps
 from opnorm import runs, training
 
 _RUN = flags.DEFINE_string("run", "runs/benchmark", "directory to write to")
@@ -108,8 +107,7 @@ def main() -> None:
         report = text(results)
         run.write_json("benchmark.json", results)
         run.write_text("table.md", f"{report}\n")
-        if "scaling" in results:
-            figures.draw_scaling(run, results)
+        drawings.write(run, results)
     print(report)
 
 

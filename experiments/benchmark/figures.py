@@ -1,21 +1,27 @@
 """The figure of how costs grow."""
 
+from collections.abc import Iterator
+
 from experiments.benchmark import machine
 from experiments.common import figures
 from experiments.common.records import Record
-from opnorm import runs
 
 
-def draw_scaling(run: runs.RunDirectory, results: Record) -> None:
+def draw(results: Record) -> Iterator[figures.Drawing]:
     """Draws times against sizes, on logarithmic axes.
 
     Args:
-      run: directory for scaling.png.
       results: content of benchmark.json.
+
+    Yields:
+      "scaling", where it was measured.
     """
+    if "scaling" not in results:
+        return
     axes_of = results["scaling"]
     figure, panels = figures.new_panels(
-        "Time, as a multiple of that at the smallest size\n" + machine.line(results),
+        "Time, as a multiple of that at the smallest size; medians, without errors\n"
+        + machine.line(results),
         [found["title"] for found in axes_of.values()],
     )
     names = [name for found in axes_of.values() for name in found["seconds"]]
@@ -25,8 +31,10 @@ def draw_scaling(run: runs.RunDirectory, results: Record) -> None:
         for name, seconds in found["seconds"].items():
             axes.plot(sizes, [s / seconds[0] for s in seconds], **styles[name])
         linear = [size / sizes[0] for size in sizes]
-        axes.plot(sizes, linear, "--", label="proportional", color="0.6", linewidth=1)
+        axes.plot(
+            sizes, linear, "--", label="proportional", color=figures.GREY, linewidth=1
+        )
         axes.set_yscale("log")
         figures.scale_log(axes, sizes[0], sizes[-1])
-        axes.set(xlabel=found["title"], ylabel="time")
-    figures.save_panels(figure, panels, run.figure_path("scaling"), columns=2)
+        axes.set(xlabel=found["title"], ylabel="time / time at the smallest size")
+    yield "scaling", figures.finish(figure, panels, columns=2)

@@ -501,6 +501,11 @@ def card(comparison: Comparison, count: int) -> Record:
         **{name: flags.FLAGS[name].value for name in names},
         **averaged,
         "runs": {network.name: network.source for network in comparison.networks},
+        # For the figures.
+        "training_epsilons": {
+            measure.norm_name(p): training_epsilons(comparison.configs, p)
+            for p in (2.0, math.inf)
+        },
         **records.origin(),
     }
 

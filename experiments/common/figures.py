@@ -2,27 +2,36 @@
 
 Example::
 
-  figure, panels = figures.new_panels("Title", ("left", "right"))
-  for axes in panels:
-      figures.curves(axes, {"standard": (x, {"mean": m, "standard_error": e})})
-      axes.set(xlabel="length", ylabel="accuracy", ylim=(0, None))
-  figures.save_panels(figure, panels, path)
+  def draw(results):
+      figure, panels = figures.new_panels("Title", ("left", "right"))
+      for axes in panels:
+          figures.curves(axes, {"standard": (x, {"mean": m, "standard_error": e})})
+          axes.set(xlabel="length", ylabel="accuracy", ylim=(0, None))
+      yield "accuracy", figures.finish(figure, panels)
+
+  figures.save(run, draw(results))
+
+A function that draws writes nothing: it yields names and figures, which :func:`save`
+writes and :func:`inline_svg` makes a part of a page. The legend is below the panels,
+where it hides no curve.
 
 Colours follow Okabe & Ito's palette, which colour-blind readers can tell apart; every
-method keeps its colour and marker in all figures. Matplotlib is imported when a figure
-is made.
+method keeps its colour, marker and line in all figures, so that figures can also be
+read without colours. Matplotlib is imported when a figure is made.
 """
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.common import cli, records
-from opnorm import runs
+from opnorm import analysis, runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,9 +42,16 @@ cli.require("matplotlib", extra="figures")
 
 # Keyword arguments of matplotlib's ``plot``.
 Style = dict[str, Any]
+# The name of a figure's file, without the suffix, and the figure.
+Drawing = tuple[str, "Figure"]
+FORMATS = ("png", "svg")
 
 UNTRAINED = "untrained"
+_AT_PRESET = re.compile(r"\b\w+_at_(l2|linf)\b")
 BLACK = "#000000"
+# Lines that are no measurements.
+GREY = "#808080"
+_GRID = "#e6e6e6"
 LABELS = {
     "standard": "standard",
     "adversarial": "adversarial training",
@@ -61,23 +77,59 @@ STYLES = {
     "data_dependent_onr": ("#CC79A7", "P", "-"),
     "global_snr": ("#009E73", "D", "--"),
     "interpolated": ("#E69F00", "o", "-."),
-    "gradient_regularization": ("#999999", "X", "-."),
+    "gradient_regularization": ("#8B5A2B", "p", "-."),
+    "wrm": ("#CC79A7", "P", "--"),
 }
 # Marker and line of the second and of further networks of one method; the first has
 # those of the method.
 _VARIANTS = (("", ""), ("x", ":"), ("+", "-."), ("*", "--"))
-# Curves with more points than this have a marker at some only.
+# Curves with more points than this have a marker at some only, this part of the
+# panel's diagonal apart.
 _MARKED_POINTS = 12
-# Decades below the largest value that are shown, and on either side of zero where some
-# values are negative.
-_DECADES = 6
+_MARKER_DISTANCE = 0.09
+# Sizes of text in points, and inches that a character takes, on the average.
+_LOOK = {
+    "font.size": 8.0,
+    "axes.titlesize": 9.0,
+    "axes.labelsize": 9.0,
+    "lines.linewidth": 1.4,
+    # Text of an SVG stays text, and its ids are the same in every run.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "opnorm",
+}
+# Text that no line break parts: formulas and units.
+_WHOLE = re.compile(r"\$[^$]*\$|\(pixels in \[0, 1\]\)|\([\w ]+\)")
+_CHARACTER = 0.07
+# Width and height of a panel in inches.
+_PANEL = (3.0, 2.4)
+# Neutral colours of a figure and the CSS variables of a page that replace them.
+_NEUTRAL = {
+    "#000000": "var(--figure-ink, #000000)",
+    "#ffffff": "var(--figure-paper, #ffffff)",
+    "#808080": "var(--figure-muted, #808080)",
+    "#595959": "var(--figure-muted, #595959)",
+    "#999999": "var(--figure-muted, #999999)",
+    "#e6e6e6": "var(--figure-grid, #e6e6e6)",
+}
+# Decades that are shown on either side of zero, where some values are negative.
 _SIGNED_DECADES = 2
 
 
 def label(name: str) -> str:
     """Returns the reader's name of a network: a method, perhaps with its run behind."""
     method, *rest = name.split(" (", 1)
+    # A preset of adversarial training is named for its norm.
+    rest = [_AT_PRESET.sub(lambda found: found[1].capitalize(), text) for text in rest]
     return " (".join([LABELS.get(method, method), *rest])
+
+
+def attack_label(text: str) -> str:
+    """Returns the reader's name of an attack of a flag, "pga num_steps=5"."""
+    name, *options = text.split()
+    words = name.replace("_", " ")
+    # Short names are abbreviations, as in "PGA" and "APGD CE".
+    words = " ".join(w.upper() if len(w) < 5 else w for w in words.split())
+    return ", ".join([words, *(o.replace("_", " ").replace("=", " ") for o in options)])
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
@@ -95,7 +147,7 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
     for place, name in enumerate(others):
         found[name] = (*free[place % len(free)], "-")
         if name.startswith(UNTRAINED):
-            found[name] = ("0.5", "x", "-")
+            found[name] = (GREY, "x", "-")
     return {
         name: {
             "color": color,
@@ -143,26 +195,49 @@ def curve(
     mean, error = (
         times * np.asarray(found[part], float) for part in ("mean", "standard_error")
     )
-    every = max(1, len(x) // _MARKED_POINTS)
+    if len(x) == 1:
+        known = np.where(np.isnan(error), 0.0, error)
+        axes.errorbar(x, mean, known, capsize=3, **style)
+        return
+    every = _MARKER_DISTANCE if len(x) > _MARKED_POINTS else None
     axes.plot(x, mean, **{"markevery": every, **style})
     axes.fill_between(
         x, mean - error, mean + error, color=style["color"], alpha=0.15, lw=0
     )
 
 
-def distribution(axes: "Axes", values: Any, **style: Any) -> None:
-    """Draws the percentage of values up to each value, as steps from (0, 0) on.
+def distribution(
+    axes: "Axes", networks: Sequence[Any], *, times: float = 1, **style: Any
+) -> None:
+    """Draws the percentage of values up to each value, as steps from 0 on.
 
     Args:
       axes: the panel.
-      values: ``(N,)``, at least 0; an infinite one is counted, and is never reached.
-      **style: keyword arguments of ``plot``.
+      networks: the values of each network, ``(N,)`` and at least 0. The steps are the
+        mean over the networks, with its standard error as a band where they are
+        several. An infinite value is counted, and is never reached.
+      times: factor in front of the values.
+      **style: keyword arguments of ``plot``, with a "color".
     """
-    values = np.asarray(values, float)
-    reached = np.sort(values[np.isfinite(values)])
-    percent = 100 * np.arange(1, len(reached) + 1) / len(values)
-    x, y = np.concatenate([[0.0], reached]), np.concatenate([[0.0], percent])
-    axes.step(x, y, where="post", **style)
+    members = [np.sort(np.asarray(values, float)) for values in networks]
+    pooled = np.concatenate(members)
+    x = np.unique(np.append(pooled[np.isfinite(pooled)], 0.0))
+    reached = [
+        100 * np.searchsorted(values, x, side="right") / len(values)
+        for values in members
+    ]
+    found = analysis.average(np.array(reached))
+    axes.step(times * x, found.mean, where="post", **style)
+    if len(members) > 1:
+        axes.fill_between(
+            times * x,
+            found.mean - found.standard_error,
+            found.mean + found.standard_error,
+            step="post",
+            color=style["color"],
+            alpha=0.15,
+            lw=0,
+        )
 
 
 def curves(
@@ -212,92 +287,87 @@ def source_line(results: Mapping[str, Any], count: str = "examples") -> str:
     return f"{results['data']}, {results[count]} images"
 
 
-def plot_accuracy(
+def draw_accuracy(
     accuracies: Mapping[str, Mapping[str, Sequence[float]]],
-    path: Path,
     *,
     training_epsilon: float | None,
     norm: str,
     title: str,
     rate: str = "accuracy",
     unit: str = PIXELS,
-) -> None:
+) -> "Figure":
     """Draws accuracy against epsilon, one curve per method, with standard errors.
 
     Args:
       accuracies: by method: "epsilon", "mean" and "standard_error", fractions.
-      path: the PNG to write.
       training_epsilon: drawn as a dashed line, or None.
       norm: name of the norm on the axis, such as "L2".
       title: the measurement and its data.
       rate: name of the fractions.
       unit: unit of the lengths.
     """
-    figure, axes = new_figure(title)
+    figure, (axes,) = new_panels(title, ("",))
     drawn = {name: (found["epsilon"], found) for name, found in accuracies.items()}
     curves(axes, drawn, times=100)
     if training_epsilon is not None:
         mark_training(axes, training_epsilon)
     label_lengths(axes, norm, unit)
     axes.set(ylabel=f"{rate} (%)", ylim=(0, None))
-    save_figure(figure, axes, path)
+    return finish(figure, [axes])
 
 
-def label_lengths(axes: "Axes", norm: str, unit: str = PIXELS) -> None:
-    """Labels a horizontal axis of lengths; Linf lengths of pixels are levels of 255."""
-    if norm == "Linf" and unit == PIXELS:
-        unit = "levels of 255"
-        axes.xaxis.set_major_formatter(lambda x, _: f"{255 * x:.3g}")
-        ends = [np.max(np.asarray(line.get_xdata(), float)) for line in axes.lines]
-        last = float(max(ends, default=1.0))
-        if 255 * last >= 2:
-            step = next((s for s in (1, 2, 4, 8) if 255 * last <= 8 * s), 32)
-            levels = range(0, round(255 * last) + 1, step)
-            axes.set_xticks([level / 255 for level in levels])
-    axes.set_xlabel(f"{norm} length of the perturbation, $\\epsilon$ ({unit})")
-
-
-def plot_singular_values(
-    spectra: Mapping[str, Mapping[str, Sequence[float]]], path: Path, *, title: str
+def label_lengths(
+    axes: "Axes", norm: str, unit: str = PIXELS, *, of: str = "the perturbation"
 ) -> None:
+    """Labels a horizontal axis of lengths; Linf lengths of pixels are in 1/255.
+
+    Args:
+      axes: the panel, with its curves and limits.
+      norm: name of the norm, such as "Linf".
+      unit: unit of the lengths.
+      of: the vector that is measured.
+    """
+    if norm == "Linf" and unit == PIXELS:
+        unit = "in 1/255"
+        last = float(axes.get_xlim()[1])
+        axes.xaxis.set_major_formatter(lambda x, _: f"{255 * x:.3g}")
+        if 255 * last >= 2:
+            step = next((s for s in (1, 2, 4, 8) if 255 * last <= 9 * s), 32)
+            levels = range(0, math.floor(255 * last + 1e-6) + 1, step)
+            axes.set_xticks([level / 255 for level in levels])
+    axes.set_xlabel(f"{norm} length of {of}, $\\epsilon$ ({unit})")
+
+
+def draw_singular_values(
+    spectra: Mapping[str, Mapping[str, Sequence[float]]], *, title: str
+) -> "Figure":
     """Draws the mean singular values of the Jacobian by rank, one curve per method.
 
     Args:
       spectra: by method: "mean" and "standard_error", one number per rank.
-      path: the PNG to write.
       title: the measurement and its data.
     """
-    figure, axes = new_figure(title)
+    figure, (axes,) = new_panels(title, ("",))
     curves(axes, {name: by_rank(found) for name, found in spectra.items()})
     most = max(len(found["mean"]) for found in spectra.values())
     axes.set(
         yscale="log",
-        xticks=range(1, most + 1),
+        xticks=range(1, most + 1, max(1, most // 10)),
         xlabel="rank",
-        ylabel="singular value of the logits' Jacobian",
+        ylabel="singular value of the logits' Jacobian (logits per pixel unit)",
     )
-    save_figure(figure, axes, path)
+    return finish(figure, [axes])
 
 
 def mark_training(axes: "Axes", *epsilons: float) -> None:
     """Draws each epsilon that networks were trained with as a dashed line."""
     for epsilon in epsilons:
-        mark(axes, epsilon, "training $\\epsilon$")
+        mark(axes, epsilon, "$\\epsilon$ of the training")
 
 
-def mark(axes: "Axes", place: float, text: str) -> None:
-    """Draws a dashed line at a place of the horizontal axis, with a text beside it."""
-    axes.axvline(place, color="0.5", linestyle="--", linewidth=1)
-    axes.annotate(
-        text,
-        (place, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(3, -3),
-        textcoords="offset points",
-        va="top",
-        color="0.35",
-        fontsize=8,
-    )
+def mark(axes: "Axes", place: float, text: str, line: str = "--") -> None:
+    """Draws a line at a place of the horizontal axis, which the legend explains."""
+    axes.axvline(place, color=GREY, linestyle=line, linewidth=1, zorder=1, label=text)
 
 
 def pyplot() -> Any:
@@ -310,13 +380,6 @@ def pyplot() -> Any:
     return pyplot
 
 
-def new_figure(title: str) -> tuple["Figure", "Axes"]:
-    """Returns a figure of one panel with a title."""
-    figure, axes = pyplot().subplots(figsize=(6, 4), layout="constrained")
-    axes.set_title(title, fontsize=9)
-    return figure, axes
-
-
 def new_panels(
     title: str,
     titles: Sequence[str],
@@ -327,7 +390,7 @@ def new_panels(
     """Returns a figure of panels in rows, and the panels.
 
     Args:
-      title: title of the figure.
+      title: title of the figure; long lines are broken.
       titles: titles of the panels, which they count.
       columns: panels in a row; None for two by two where they are four, otherwise at
         most three.
@@ -338,34 +401,79 @@ def new_panels(
     if columns is None:
         columns = 2 if count == 4 else min(count, 3)
     rows = -(-count // columns)
-    size = (7.0, 4.5) if count == 1 else (1.0 + 3.5 * columns, 1.2 + 2.7 * rows)
-    figure, grid = pyplot().subplots(
-        rows,
-        columns,
-        figsize=size,
-        layout="constrained",
-        sharey=sharey,
-        squeeze=False,
-    )
-    figure.suptitle(title, fontsize=9)
-    panels = list(grid.flat)
-    for axes in panels[count:]:
-        axes.set_visible(False)
-    for axes, text in zip(panels, titles, strict=False):
-        axes.set_title(text, fontsize=9)
+    width, height = 0.8 + _PANEL[0] * columns, 1.1 + _PANEL[1] * rows
+    size = (5.6, 4.2) if count == 1 else (width, height)
+    with pyplot().rc_context(_LOOK):
+        figure, grid = pyplot().subplots(
+            rows,
+            columns,
+            figsize=size,
+            layout="constrained",
+            sharey=sharey,
+            squeeze=False,
+        )
+        figure.suptitle(_wrap(title, size[0]), fontsize=9)
+        panels = list(grid.flat)
+        for axes in panels[count:]:
+            axes.set_visible(False)
+        for axes, text in zip(panels, titles, strict=False):
+            axes.set_title(_wrap(text, 0.9 * size[0] / columns))
+            axes.tick_params(labelsize=8)
     return figure, panels[:count]
+
+
+def _wrap(text: str, inches: float) -> str:
+    """Breaks lines of text that are longer than this, never within a formula."""
+    most = int(inches / _CHARACTER)
+    lines = []
+    for line in text.split("\n"):
+        held = _WHOLE.sub(lambda found: found[0].replace(" ", "\0"), line)
+        # Parts of a sentence stay together where they fit.
+        for part in _packed(held.split("; "), most):
+            lines += textwrap.wrap(part, most, break_long_words=False) or [""]
+    return "\n".join(lines).replace("\0", " ")
+
+
+def _packed(parts: Sequence[str], most: int) -> list[str]:
+    """Joins parts to lines of at most so many characters, as far as possible."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 2 + len(part) <= most:
+            lines[-1] += f"; {part}"
+        else:
+            lines.append(part)
+    return lines
+
+
+def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Returns ticks of a logarithmic axis: at least two, where it is not a point.
+
+    Args:
+      low: lower end, above 0.
+      high: upper end.
+      most: the largest number of ticks.
+    """
+    from matplotlib import ticker
+
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    stride = max(1, -(-(last - first + 1) // most))
+    decades = [10.0**power for power in range(first, last + 1, stride)]
+    finer = [s * 10.0**power for power in range(first, last + 1) for s in (1, 2, 5)]
+    even = ticker.MaxNLocator(4).tick_values(low, high)
+    for ticks in (decades, finer, even):
+        # The ends may be off by rounding.
+        inside = [t for t in ticks if low / 1.0001 <= t <= 1.0001 * high]
+        if 3 <= len(inside) <= most:
+            break
+    return [float(tick) for tick in inside]
 
 
 def scale_log(axes: "Axes", low: float, high: float) -> None:
     """Makes the horizontal axis logarithmic, with labels that do not run together."""
-    from matplotlib import ticker
-
     axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    if high < 50 * low:
-        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.set(xlim=(low, high), xticks=log_ticks(low, high, most=6))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.minorticks_off()
 
 
 def scale_asinh(axes: "Axes", width: float, low: float, high: float) -> None:
@@ -377,63 +485,91 @@ def scale_asinh(axes: "Axes", width: float, low: float, high: float) -> None:
       low: left end.
       high: right end.
     """
-    largest = max(width, abs(low), abs(high))
-    powers = range(round(math.log10(width)), math.floor(math.log10(largest)) + 1)
-    ticks = sorted({0.0, *(s * 10.0**power for power in powers for s in (-1, 1))})
     axes.set_xscale("asinh", linear_width=width)
-    axes.set(xticks=[tick for tick in ticks if low <= tick <= high], xlim=(low, high))
+    axes.set(xticks=asinh_ticks(width, low, high), xlim=(low, high))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
+    axes.xaxis.minorticks_off()
 
 
-def scale_decades(axes: "Axes", low: float, high: float) -> None:
-    """Makes the vertical axis logarithmic, on both sides of zero for negative values.
+def asinh_ticks(width: float, low: float, high: float, most: int = 7) -> list[float]:
+    """Returns powers of ten of both signs and zero, as far apart as labels need.
 
     Args:
-      axes: the panel, with its curves.
-      low: smallest value; where it is negative, two decades of either sign are shown,
-        otherwise at most six below the largest value.
-      high: largest value.
+      width: half the width of the part of the axis that is linear.
+      low: lower end, at most 0.
+      high: upper end, at least 0.
+      most: the number of labels that the axis has room for.
     """
-    from matplotlib import ticker
+    span = math.asinh(high / width) - math.asinh(low / width)
+    largest = max(width, abs(low), abs(high))
+    # From the ends inwards, since these labels say how far the axis goes.
+    powers = range(math.floor(math.log10(largest)), round(math.log10(width)) - 2, -1)
+    kept = [0.0] if low <= 0 <= high else []
+    for tick in (sign * 10.0**power for power in powers for sign in (1, -1)):
+        places = [math.asinh(other / width) for other in kept]
+        apart = min((abs(math.asinh(tick / width) - p) for p in places), default=span)
+        if low <= tick <= high and apart >= span / most:
+            kept.append(tick)
+    return sorted(kept)
 
+
+def scale_values(axes: "Axes", low: float, high: float, decades: int = 6) -> None:
+    """Makes the horizontal axis logarithmic, on both sides of zero where need be.
+
+    Args:
+      axes: the panel.
+      low: smallest value; where it is negative, two decades of either sign are shown.
+      high: largest value.
+      decades: decades below the largest value that are shown at most.
+    """
     if low < 0:
-        width = max(high, -low) / 10**_SIGNED_DECADES
-        axes.set_yscale("asinh", linear_width=width)
-    else:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(
-            ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=12)
-        )
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], high / 10**_DECADES))
-    axes.yaxis.set_major_formatter("{x:g}")
+        scale_asinh(axes, max(high, -low) / 10**_SIGNED_DECADES, low, max(high, 0.0))
+    elif high > 0:
+        scale_log(axes, max(low, high / 10**decades) / 1.2, 1.2 * high)
+
+
+def _label_log(axes: "Axes") -> None:
+    """Gives a logarithmic vertical axis ticks that are read at once."""
+    low, high = axes.get_ylim()
+    axes.set_yticks(log_ticks(low, high))
+    if low > 1e-4 and high < 1e5:
+        axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.minorticks_off()
+    axes.set_ylim(low, high)
 
 
-def save_panels(
-    figure: "Figure",
-    panels: Sequence["Axes"],
-    path: Path,
-    *,
-    columns: int | None = None,
-) -> None:
-    """Gives panels one legend below them, and writes the figure.
+def finish(
+    figure: "Figure", panels: Sequence["Axes"], *, columns: int | None = None
+) -> "Figure":
+    """Gives panels a grid and one legend below them, and returns the figure.
 
     Args:
       figure: as :func:`new_panels` returns it.
       panels: likewise.
-      path: the PNG to write.
       columns: columns of the legend; None for as many as are likely to fit.
     """
     known: dict[str, Any] = {}
     for axes in panels:
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
             known.setdefault(text, handle)
-        finish(axes)
-        if (legend := axes.get_legend()) is not None:
-            legend.remove()
+        axes.grid(color=_GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        # A curve along the end of an axis is beside its line, not below it.
+        axes.spines[["left", "bottom"]].set_position(("outward", 3))
+        if axes.get_yscale() == "log":
+            _label_log(axes)
+        place = axes.get_subplotspec()
+        box = figure.get_size_inches()
+        if place is not None:
+            rows, across = place.get_gridspec().get_geometry()
+            box = box / (across, rows)
+        axes.set_xlabel(_wrap(axes.get_xlabel(), 0.85 * box[0]))
+        axes.set_ylabel(_wrap(axes.get_ylabel(), 0.75 * box[1]))
+    if not known:
+        return figure
     # Inches that a label takes at this font size, with its line.
-    width = 0.55 + 0.056 * max(map(len, known), default=0)
+    width = 0.6 + 0.056 * max(map(len, known))
     figure.legend(
         list(known.values()),
         list(known),
@@ -442,26 +578,63 @@ def save_panels(
         frameon=False,
         fontsize=8,
     )
-    write(figure, path)
+    return figure
 
 
-def finish(axes: "Axes") -> None:
-    """Adds grid and legend, if anything has a label, and takes the frame away."""
-    axes.grid(color="0.9", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
+def save(
+    out: runs.RunDirectory, drawings: Iterable[Drawing], suffix: str = "png"
+) -> list[Path]:
+    """Writes figures and closes them; each is written whole or not at all.
+
+    Args:
+      out: the directory.
+      drawings: names and figures. Each is drawn after the one before is closed.
+      suffix: "png" or "svg".
+
+    Returns:
+      The files.
+    """
+    written = []
+    for name, figure in drawings:
+        path = out.figure_path(name).with_suffix(f".{suffix}")
+        runs.write_whole(path, _encode(figure, suffix))
+        written.append(path)
+    return written
 
 
-def save_figure(figure: "Figure", axes: "Axes", path: Path) -> None:
-    """Finishes the panel, writes the figure and closes it."""
-    finish(axes)
-    write(figure, path)
+def inline_svg(figure: "Figure", prefix: str) -> str:
+    """Returns a figure as an SVG element of an HTML page, and closes it.
+
+    The background is transparent. Black, white and greys are the CSS variables
+    ``--figure-ink``, ``--figure-paper``, ``--figure-muted`` and ``--figure-grid``, so
+    that a dark page can set them; without them the figure is as it is on white.
+
+    Args:
+      figure: the figure.
+      prefix: put before each id, which must be the only one on the page.
+    """
+    figure.patch.set_alpha(0)
+    for axes in figure.axes:
+        axes.patch.set_alpha(0)
+    text = _encode(figure, "svg").decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'href="#', f'href="#{prefix}-', text)
+    text = text.replace("url(#", f"url(#{prefix}-")
+    # Text without a colour of its own is black.
+    text = text.replace("<svg ", f'<svg fill="{_NEUTRAL["#000000"]}" ', 1)
+    for color, variable in _NEUTRAL.items():
+        text = re.sub(rf"(?<=: ){color}\b", variable, text)
+    return text
 
 
-def write(figure: "Figure", path: Path) -> None:
-    """Writes a PNG whole or not at all, never through a link, and closes the figure."""
-    png = io.BytesIO()
-    figure.savefig(png, dpi=150, format="png")
-    runs.write_whole(path, png.getvalue())
+def _encode(figure: "Figure", suffix: str) -> bytes:
+    """Returns the content of a figure's file, and closes the figure."""
+    buffer = io.BytesIO()
+    # Files of equal figures are equal.
+    metadata = {"Date": None} if suffix == "svg" else None
+    with pyplot().rc_context(_LOOK):
+        figure.savefig(buffer, dpi=160, format=suffix, metadata=metadata)
     pyplot().close(figure)
+    return buffer.getvalue()

@@ -79,19 +79,27 @@ def describe(summary: str, found: Iterable[flags.Flag[Any]]) -> str:
       summary: the docstring of the command's module.
       found: its flags.
     """
-    known = {flag.name: flag for flag in found}
-    blocks = [_plain(summary).strip()]
-    placed = {name for names in _groups(known).values() for name in names}
-    for group, names in _groups(known).items():
-        if group == OWN:
-            names = [*names, *sorted(set(known) - placed)]
-        if names:
-            entries = [_entry(known[name]) for name in names]
-            blocks.append("\n".join([f"{group}:", *entries]))
+    blocks = [plain(summary).strip()]
+    for group, shown in entries(found).items():
+        lines = [f"  {head}\n{_filled(text)}" for head, text in shown]
+        blocks.append("\n".join([f"{group}:", *lines]))
     blocks.append(
         "Numbers may be fractions such as 8/255. --helpfull lists flags of logging too."
     )
     return "\n\n".join(blocks)
+
+
+def entries(found: Iterable[flags.Flag[Any]]) -> dict[str, list[tuple[str, str]]]:
+    """Returns the flags of a command by group, each as it is given and its meaning."""
+    known = {flag.name: flag for flag in found}
+    placed = {name for names in _groups(known).values() for name in names}
+    shown = {}
+    for group, names in _groups(known).items():
+        if group == OWN:
+            names = [*names, *sorted(set(known) - placed)]
+        if names:
+            shown[group] = [_entry(known[name]) for name in names]
+    return shown
 
 
 def _groups(known: dict[str, Any]) -> dict[str, list[str]]:
@@ -103,26 +111,29 @@ def _groups(known: dict[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def _entry(flag: flags.Flag[Any]) -> str:
-    """Returns the lines of one flag."""
+def _entry(flag: flags.Flag[Any]) -> tuple[str, str]:
+    """Returns a flag as it is given, and its meaning."""
     if flag.boolean:
         head = f"--[no]{flag.name}"
     elif flag.default is None:
         head = f"--{flag.name}"
     else:
         head = f"--{flag.name}={_default(flag)}"
-    body = _plain(_ADDED.sub("", flag.help or "")).rstrip(".")
+    body = plain(_ADDED.sub("", flag.help or "")).rstrip(".")
     body = f"{body} ({'; '.join(_notes(flag))})" if _notes(flag) else body
+    return head, f"{body}."
+
+
+def _filled(text: str) -> str:
     indent = " " * 6
-    lines = textwrap.fill(
-        f"{body}.",
+    return textwrap.fill(
+        text,
         _WIDTH,
         initial_indent=indent,
         subsequent_indent=indent,
         break_long_words=False,
         break_on_hyphens=False,
     )
-    return f"  {head}\n{lines}"
 
 
 def _default(flag: flags.Flag[Any]) -> str:
@@ -182,6 +193,6 @@ def _names_of_field(name: str) -> tuple[str, ...]:
     return ()
 
 
-def _plain(given: str) -> str:
+def plain(given: str) -> str:
     """Returns text without markup."""
     return _ROLE.sub(r"\1", given).replace("``", "")

@@ -51,13 +51,6 @@ class Measured(NamedTuple):
             for name, found in self.groups.items()
         }
 
-    @property
-    def title(self) -> str:
-        """The data, the number of test images and the number of seeds, for figures."""
-        count = next(iter(self.groups.values()))[0]["examples"]
-        ending = "s" if self.seeds > 1 else ""
-        return f"{self.data}, {count} test images, mean of {self.seeds} seed{ending}"
-
 
 def define_flags(test_examples: int) -> None:
     """Defines the flags that :func:`train_and_measure` reads."""

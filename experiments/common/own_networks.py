@@ -147,7 +147,7 @@ def dataset_name(dataset: str | None) -> str:
     if dataset is None:
         raise ValueError(
             "dataset is not given; with --network alone it names the images to measure "
-            "on, such as cifar10_mini or folder:/path."
+            "on, such as cifar10_mini, folder:/path or npz:/file.npz."
         )
     return dataset
 
@@ -307,7 +307,7 @@ def fingerprint(own: Own, examples: data.Dataset, batch_size: int) -> str:
         source = inspect.getsource(module)
     except (OSError, TypeError):
         source = ""
-    images = np.asarray(data.to_float(examples.images))
+    images = np.asarray(analysis.to_pixels(examples.images))
     arrays = {
         jax.tree_util.keystr(path): _plain(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(own.f)

@@ -1,9 +1,13 @@
 """Results as files hold them, with their origin: hardware, versions, revision, time."""
 
+import datetime
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from absl import flags
+
+from experiments.common import cli
 from opnorm import analysis, linalg, runs
 
 # The content of a JSON file: numbers, text, lists and further records, by name.
@@ -39,18 +43,28 @@ def origin(started: Start | None = None) -> Record:
       started: the beginning of the binary, or None.
 
     Returns:
-      "environment" and "git_revision"; with ``started`` its revision, and "seconds",
-      the time since then. The environment says whether oneDNN convolves, since the
-      last digits of results depend on it.
+      "experiment", the name of the command; "given", the flags that were given to it;
+      "written", the time in UTC; "environment" and "git_revision"; with ``started`` its
+      revision, and "seconds", the time since then. The environment says whether oneDNN
+      convolves, since the last digits of results depend on it.
     """
-    environment = {**runs.environment(), "onednn": linalg.uses_onednn()}
-    if started is None:
-        return {"environment": environment, "git_revision": runs.git_revision()}
-    return {
-        "environment": environment,
-        "git_revision": started.revision,
-        "seconds": started.seconds,
+    found: Record = {
+        "experiment": cli.program(),
+        "given": _given_flags(),
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "environment": {**runs.environment(), "onednn": linalg.uses_onednn()},
     }
+    if started is None:
+        return {**found, "git_revision": runs.git_revision()}
+    return {**found, "git_revision": started.revision, "seconds": started.seconds}
+
+
+def _given_flags() -> Record:
+    """The values of the flags on the command line; none where nothing was parsed."""
+    if not flags.FLAGS.is_parsed():
+        return {}
+    every = flags.FLAGS.flag_values_dict()
+    return {name: v for name, v in every.items() if flags.FLAGS[name].present}
 
 
 def report(run: runs.RunDirectory, text: str, started: Start | None = None) -> None:

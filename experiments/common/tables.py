@@ -40,10 +40,14 @@ class Column(NamedTuple):
 
 
 def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """Returns a Markdown table without a newline at its end."""
-    cells = [[column.title for column in columns]]
+    """Returns a Markdown table without a newline at its end.
+
+    A bar in a cell is escaped and a line break is a space, so that neither ends it.
+    """
+    cells = [[_cell(column.title) for column in columns]]
     cells += [
-        [column.form(find(row, column.value)) for column in columns] for row in rows
+        [_cell(column.form(find(row, column.value))) for column in columns]
+        for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
@@ -52,6 +56,10 @@ def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def find(row: Row, value: Path | Callable[[Any], Any]) -> Any:

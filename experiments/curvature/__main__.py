@@ -25,19 +25,17 @@ an estimate from --num_probes random probes, with standard errors. With --seeds 
 numbers are means over networks that differ in the seed alone.
 
 A network of your own is a function of a module; for the Hessian in the parameters it is
-a callable pytree, such as jax.tree_util.Partial(apply, variables). Writes results.json
-and figures.
+a callable pytree, such as jax.tree_util.Partial(apply, variables). Writes results.json,
+table.md and figures.
 """
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, comparison, options, records, seeds, tables
-from experiments.common.figures import label
+from experiments.common import cli, comparison, drawings, options, records, seeds
 from experiments.common.records import Record
-from experiments.common.tables import Column
-from experiments.curvature import figures
+from experiments.curvature import figures, tables
 from opnorm import analysis, data, linalg, runs
 
 _FOLDER = "curvature"
@@ -60,30 +58,6 @@ _PROBES = flags.DEFINE_integer(
     4,
     "random probes of the Hessian in the parameters, and of the trace of that in the "
     "input where a network is not piecewise linear; at least 2 for error bars",
-)
-
-_WITHIN = tables.with_error("{:.4g}", "{:.1g}", names=("value", "error"))
-_WITH_ERROR = tables.with_error("{:.3g}", "{:.2g}")
-_PARAMETER_COLUMNS = (
-    Column("network", "network", label),
-    Column("matrix", "matrix", lambda name: figures.MATRICES[name]),
-    Column("largest eigenvalue", "largest", _WITHIN),
-    Column("smallest", "smallest", _WITHIN),
-    Column("trace", "trace", _WITH_ERROR),
-)
-_INPUT_COLUMNS = (
-    Column("network", "name", label),
-    Column(
-        f"{figures.QUANTITIES['largest']}: mean", ("inputs", "largest"), _WITH_ERROR
-    ),
-    Column("median", ("inputs", "largest", "median"), tables.number()),
-    Column("maximum", ("inputs", "largest", "maximum"), tables.number()),
-    *(
-        Column(f"{figures.QUANTITIES[name]}: mean", ("inputs", name), _WITH_ERROR)
-        for name in ("trace", "gradient_norm", "sigma")
-    ),
-    Column("smallest eigenvalue: mean", ("inputs", "smallest"), _WITH_ERROR),
-    Column("Hessian", lambda row: _accuracy(row)),
 )
 
 
@@ -111,14 +85,10 @@ def main() -> None:
             for name, summary in found.items():
                 results["networks"][name][matrix] = summary
     compared.out.write_json("results.json", results)
-    figures.draw_input_curvature(compared.out, results)
-    table = tables.table(tables.named(results["networks"]), _INPUT_COLUMNS)
-    text = f"{table}\n\n± {seeds.bands(results)}"
-    if images is not None:
-        figures.draw_densities(compared.out, results)
-        first = tables.table(_parameter_rows(results), _PARAMETER_COLUMNS)
-        text = f"{first}\n\n± {figures.parameter_errors(results)}\n\n{text}"
-    records.report(compared.out, text)
+    drawings.write(compared.out, results)
+    text = tables.text(results)
+    compared.out.write_text("table.md", text)
+    records.report(compared.out, text.rstrip("\n"))
 
 
 def _densities(
@@ -255,26 +225,6 @@ def _summary(found: analysis.ParameterSpectrum) -> Record:
         "nodes": found.density.nodes[0].tolist(),
         "weights": found.density.weights[0].tolist(),
     }
-
-
-def _parameter_rows(results: Record) -> list[Record]:
-    return [
-        {"network": name, "matrix": matrix, **found[matrix]}
-        for name, found in results["networks"].items()
-        for matrix in analysis.PARAMETER_MATRICES
-    ]
-
-
-def _accuracy(row: Record) -> str:
-    """Returns text on the method and the errors of the Hessians in the input."""
-    inputs = row["inputs"]
-    if not inputs["curved"]:
-        return "exact: piecewise linear"
-    return (
-        f"not piecewise linear at {inputs['curved']:.1%}: eigenvalues within "
-        f"{inputs['eigenvalue_error']['maximum']:.1g}, standard error of a trace "
-        f"{inputs['trace_error']['mean']:.1g}"
-    )
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ from experiments.common import (
     cache,
     cli,
     comparison,
+    drawings,
     jobs,
     options,
     own_networks,
@@ -66,7 +67,7 @@ from experiments.common import (
     seeds,
 )
 from experiments.common import measure as measuring
-from experiments.evaluate import averages, figures, leaving, measure, tables
+from experiments.evaluate import averages, leaving, measure, tables
 from experiments.evaluate import goals as aims
 from opnorm import data, linalg, reports, runs, training
 
@@ -229,12 +230,14 @@ def main() -> None:
             for network in networks
         ]
         card["spectrum"] = seeds.average(spectra)
+    # For the figures.
+    card["suffix"] = goals.suffix
+    card["training_epsilon"] = _trained_with(configs, settings.p, goals)
+    card["nearest_distances"] = [_rounded(each.nearest) for each in found]
     text = tables.text(card)
     out.write_json(f"evaluation{goals.suffix}.json", card)
     out.write_text(f"evaluation{goals.suffix}.md", text)
-    nearest = np.concatenate([each.nearest for each in found])
-    trained_with = _trained_with(configs, settings.p, goals)
-    figures.draw(out, card, nearest, trained_with, goals.suffix)
+    drawings.write(out, card)
     if flags.FLAGS.card:
         standard = leaving.card(names[0], card, attacks[0])
         out.write_json("card.json", standard)
@@ -300,6 +303,11 @@ def _of_own(own: own_networks.Own, examples: data.Dataset) -> _Evaluated:
     own_networks.check(own, examples)
     identity = own_networks.fingerprint(own, examples, _BATCH_SIZE.value)
     return _Evaluated(own.label, own.f, identity, {"variables": own.variables})
+
+
+def _rounded(distances: np.ndarray) -> list[float]:
+    """Returns distances in rising order, with as many digits as a figure shows."""
+    return [float(f"{distance:.4g}") for distance in np.sort(distances)]
 
 
 def _trained_with(

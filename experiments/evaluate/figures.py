@@ -1,75 +1,66 @@
 """The figures of an evaluation."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from experiments.common import figures, seeds
 from experiments.evaluate import goals
-from opnorm import runs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def draw(
-    out: runs.RunDirectory,
-    card: Mapping[str, Any],
-    nearest: np.ndarray,
-    training_epsilon: float | None,
-    suffix: str,
-) -> None:
+def draw(card: Mapping[str, Any]) -> Iterator[figures.Drawing]:
     """Draws accuracies, distances and, where they were measured, singular values.
 
     Args:
-      out: the directory to write to.
       card: the results.
-      nearest: ``(N,)`` distances of the nearest points that these attacks found.
-      training_epsilon: drawn as a dashed line, or None.
-      suffix: end of the names of the figures.
+
+    Yields:
+      "accuracy", "distances" and "singular_values"; with an end for goals.
     """
-    source = figures.source_line(card)
+    end = card.get("suffix", "")
+    source = f"{card['data']}, {card['examples']} {card.get('split', '')} images"
     title = f"{source}\nbands: {seeds.bands(card)}"
-    norm = card["norm"]
     curves = {
-        name: found for name, found in card["attacks"].items() if "epsilon" in found
+        figures.attack_label(name): found
+        for name, found in card["attacks"].items()
+        if "epsilon" in found
     }
-    figures.plot_accuracy(
-        {**curves, "best known": card["best_known"][norm]},
-        out.figure_path(f"accuracy{suffix}"),
-        training_epsilon=training_epsilon,
-        norm=norm,
-        title=title,
-        rate=goals.rate(card),
-        unit=goals.unit(card),
-    )
-    labels = (
-        f"{norm} distance of the nearest point found ({goals.unit(card)})",
-        "target reached (%)" if "targets" in card else "error (%)",
-    )
-    path = out.figure_path(f"distances{suffix}")
-    _plot_distances(nearest, path, training_epsilon, labels, source)
-    if "spectrum" in card:
-        figures.plot_singular_values(
-            {"network": card["spectrum"]["singular_values"]},
-            out.figure_path(f"singular_values{suffix}"),
+    yield (
+        f"accuracy{end}",
+        figures.draw_accuracy(
+            {**curves, "best known": card["best_known"][card["norm"]]},
+            training_epsilon=card.get("training_epsilon"),
+            norm=card["norm"],
             title=title,
-        )
+            rate=goals.rate(card),
+            unit=goals.unit(card),
+        ),
+    )
+    if "nearest_distances" in card:
+        yield f"distances{end}", _draw_distances(card, source)
+    if "spectrum" in card:
+        values = {"network": card["spectrum"]["singular_values"]}
+        figure = figures.draw_singular_values(values, title=title)
+        yield f"singular_values{end}", figure
 
 
-def _plot_distances(
-    distances: np.ndarray,
-    path: Path,
-    training_epsilon: float | None,
-    labels: tuple[str, str],
-    title: str,
-) -> None:
+def _draw_distances(card: Mapping[str, Any], source: str) -> "Figure":
     """Draws how many images have a nearest point of success within each distance."""
-    figure, axes = figures.new_figure(title)
-    figures.distribution(axes, distances, color=figures.PALETTE[0], label="all attacks")
-    if training_epsilon is not None:
-        figures.mark_training(axes, training_epsilon)
-    axes.set_xlabel(labels[0])
-    axes.set_ylabel(labels[1])
-    axes.set_ylim(0, 100)
-    axes.set_xlim(left=0)
-    figures.save_figure(figure, axes, path)
+    members = card["nearest_distances"]
+    errors = seeds.bands(card) if len(members) > 1 else "one network, no errors"
+    figure, (axes,) = figures.new_panels(
+        f"Nearest point at which an attack succeeds; {source}\n"
+        f"attacks of a fixed length succeed at that length; bands: {errors}",
+        ("",),
+    )
+    figures.distribution(
+        axes, members, color=figures.PALETTE[0], label="nearest point of all attacks"
+    )
+    if card.get("training_epsilon") is not None:
+        figures.mark_training(axes, card["training_epsilon"])
+    rate = "target reached" if "targets" in card else "error"
+    axes.set(ylabel=f"{rate} within the length (%)", ylim=(0, 100), xlim=(0, None))
+    figures.label_lengths(axes, card["norm"], goals.unit(card))
+    return figures.finish(figure, [axes])

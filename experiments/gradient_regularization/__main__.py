@@ -43,6 +43,7 @@ from experiments.common import (
     cache,
     cli,
     comparison,
+    drawings,
     jobs,
     options,
     records,
@@ -50,7 +51,6 @@ from experiments.common import (
 from experiments.common.measure import norm_name
 from experiments.common.records import Record
 from experiments.gradient_regularization import (
-    figures,
     measure,
     networks,
     paper,
@@ -260,8 +260,7 @@ def _write(run: runs.RunDirectory, results: Record) -> str:
     run.write_json("results.json", results)
     text = tables.text(results)
     run.write_text("tables.md", text)
-    figures.draw_errors(run, results)
-    figures.draw_bounds(run, results)
+    drawings.write(run, results)
     return text
 
 

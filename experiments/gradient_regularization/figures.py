@@ -1,143 +1,152 @@
 """The figures of experiments.gradient_regularization."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.common import figures
 from experiments.common.records import Record
-from opnorm import runs
 
-# The bounds that are drawn, with the line of each.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# The bounds that are drawn, with the colour and the line of each.
 _BOUNDS = {
-    "lipschitz": ("L-bound", "--"),
-    "soft_signed": ("C-bound, SoftCW", ":"),
-    "log_sum_exp_signed": ("C-bound, log-sum-exp", "-."),
+    "lipschitz": ("L-bound", figures.PALETTE[1], "--"),
+    "soft_signed": ("C-bound, SoftCW", figures.PALETTE[2], ":"),
+    "log_sum_exp_signed": ("C-bound, log-sum-exp", figures.PALETTE[3], "-."),
     # The margin of the top k has no other.
-    "margin_signed": ("C-bound", ":"),
+    "margin_signed": ("C-bound", figures.PALETTE[2], ":"),
+}
+# The method of networks by the beginning of their label.
+_METHODS = {
+    **{text: method for method, text in figures.LABELS.items()},
+    "undefended": "standard",
+    "gradient penalty": "gradient_regularization",
 }
 # The part of the images whose distances are inside the figure.
 _SHOWN = 0.95
 
 
-def draw_errors(out: runs.RunDirectory, results: Record) -> None:
-    """Draws the error against the distance of the nearest points found, all networks.
+def draw(results: Record) -> Iterator[figures.Drawing]:
+    """Draws errors by the distance of the nearest points, and bounds of them.
 
     Args:
-      out: gets errors.png.
       results: the content of results.json.
+
+    Yields:
+      "errors" and "bounds".
     """
+    yield "errors", _draw_errors(results)
+    yield "bounds", _draw_bounds(results)
+
+
+def _draw_errors(results: Record) -> "Figure":
+    """Draws the error against the distance of the nearest points of all networks."""
     networks = results["networks"]
-    figure, axes = figures.new_figure(
+    figure, (axes,) = figures.new_panels(
         f"Error within a distance of {results['examples']} test images\n"
-        f"{_source(results)}"
+        f"{_source(results)}",
+        ("",),
     )
-    colors = _colors(networks)
+    styles = _styles(networks)
     farthest = 0.0
     for name, network in networks.items():
-        distances = _pooled(network, "distances")
-        figures.distribution(
-            axes,
-            distances,
-            color=colors[name],
-            linestyle="--" if network["smooth"] else "-",
-            label=_label(network),
-        )
-        known = np.minimum(distances, results["largest"])
+        distances = _of_seeds(network, "distances")
+        figures.distribution(axes, distances, **styles[name], markevery=0.12)
+        known = np.minimum(np.concatenate(distances), results["largest"])
         farthest = max(farthest, float(np.quantile(known, _SHOWN)))
     for epsilon in results["epsilons"]:
-        axes.axvline(epsilon, color="0.7", linestyle=":", linewidth=1)
-    axes.set_xlabel(_distance_label(results))
+        figures.mark(axes, epsilon, "lengths in the tables", ":")
     axes.set_ylabel("error (%)")
     axes.set_xlim(0, farthest or None)
     axes.set_ylim(0, 100)
-    figures.save_figure(figure, axes, out.figure_path("errors"))
+    figures.label_lengths(axes, results["norm"])
+    return figures.finish(figure, [axes])
 
 
-def draw_bounds(out: runs.RunDirectory, results: Record) -> None:
-    """Draws the bounds by slope and curvature, and the distances that attacks found.
+def _draw_bounds(results: Record) -> "Figure":
+    """Draws the share of images whose bound is below a distance, beside the error.
 
-    The left panel shows the bounds of the attacked images in rising order. The right
-    panel shows the part of the images whose bound is below a distance, which is an
-    upper bound of the error within it as far as the bounds hold, and the error that
-    attacks reach. The networks are the smooth ones, or all if there is none.
-
-    Args:
-      out: gets bounds.png.
-      results: the content of results.json.
+    The share is an upper bound of the error within the distance as far as the bounds
+    hold; attacks give a lower bound. The networks are the smooth ones, or all if there
+    is none, with a panel for each.
     """
     networks = results["networks"]
     smooth = {name: n for name, n in networks.items() if n["smooth"]}
-    figure, (left, right) = figures.new_panels(
-        f"Bounds on the {results['norm']} distance of {results['examples']} test "
-        f"images\n{_source(results)}",
-        ("bounds by image", "errors"),
+    shown = smooth or networks
+    figure, panels = figures.new_panels(
+        "Error within a distance that attacks reach, and bounds of it by slope and "
+        f"curvature; {results['examples']} test images\n{_source(results)}",
+        [_label(network) for network in shown.values()],
+        sharey=True,
     )
-    colors = _colors(networks)
     lengths = []
-    for name, network in (smooth or networks).items():
-        drawn = [("attacks", "-", _pooled(network, "distances"))]
+    norm = results["norm"]
+    unit = 255 if norm == "Linf" else 1
+    for axes, network in zip(panels, shown.values(), strict=True):
+        drawn = [("error that attacks reach", figures.BLACK, "-", ("distances",))]
         drawn += [
-            (title, line, _pooled(network, "bounds", bound, "values"))
-            for bound, (title, line) in _BOUNDS.items()
+            (f"bound of the error: {title}", color, line, ("bounds", bound, "values"))
+            for bound, (title, color, line) in _BOUNDS.items()
             if bound in network["mean"]["bounds"]
         ]
-        for title, line, values in drawn:
-            style: figures.Style = {
-                "color": colors[name],
-                "linestyle": line,
-                "label": f"{_label(network)}: {title}",
-            }
-            figures.distribution(right, values, **style)
-            place = 100 * (np.arange(len(values)) + 0.5) / len(values)
-            left.plot(place, np.sort(values), **style)
-            lengths.append(values)
+        for title, color, line, path in drawn:
+            values = _of_seeds(network, *path)
+            figures.distribution(
+                axes, values, times=unit, color=color, linestyle=line, label=title
+            )
+            lengths += [unit * each for each in values]
     known = np.concatenate(lengths)
     known = known[(known > 0) & np.isfinite(known)]
-    if len(known):
-        limits = float(np.quantile(known, 0.01)), float(known.max())
-        left.set_ylim(*limits)
-        right.set_xlim(*limits)
-    left.set_yscale("log")
-    left.set_xlabel("images with less (%)")
-    left.set_ylabel(_distance_label(results))
-    left.set_xlim(0, 100)
-    right.set_xscale("log")
-    right.set_xlabel(_distance_label(results))
-    right.set_ylabel("error, and bound of the error (%)")
-    right.set_ylim(0, 100)
-    figures.save_panels(figure, (left, right), out.figure_path("bounds"), columns=2)
+    for axes in panels:
+        if len(known):
+            figures.scale_log(axes, float(np.quantile(known, 0.01)), float(known.max()))
+        text = "in 1/255" if norm == "Linf" else figures.PIXELS
+        axes.set_xlabel(f"{norm} length of the perturbation ({text})")
+    panels[0].set(ylim=(0, 100), ylabel="error, and bound of it (%)")
+    return figures.finish(figure, panels)
 
 
-def _pooled(network: Mapping[str, Any], *path: str) -> np.ndarray:
-    """Values by image of all seeds' networks: their curve is the seeds' mean."""
-    pooled = []
+def _of_seeds(network: Mapping[str, Any], *path: str) -> list[np.ndarray]:
+    """Values by image of the network of each seed."""
+    members = []
     for one in network["seeds"]:
         for name in path:
             one = one[name]
-        pooled.append(np.asarray(one, np.float64))
-    return np.concatenate(pooled)
+        members.append(np.asarray(one, np.float64))
+    return members
 
 
-def _colors(networks: Mapping[str, Any]) -> dict[str, str]:
-    """A colour for each network, the same with both activations."""
-    labels = list(dict.fromkeys(n["label"] for n in networks.values()))
-    palette = (figures.BLACK, *figures.PALETTE)
-    return {
-        name: palette[labels.index(network["label"]) % len(palette)]
-        for name, network in networks.items()
-    }
+def _styles(networks: Mapping[str, Any]) -> dict[str, figures.Style]:
+    """Returns the style of each network: that of its method, dashed where smooth."""
+    methods = {}
+    for network in networks.values():
+        label = network["label"]
+        fitting = [text for text in _METHODS if label.startswith(text)]
+        method = _METHODS[max(fitting, key=len)] if fitting else label
+        methods[label] = f"{method} ({label})"
+    named = figures.styles(list(methods.values()))
+    found = {}
+    for name, network in networks.items():
+        style = dict(named[methods[network["label"]]])
+        style |= {"label": _label(network), "linestyle": "-"}
+        if network["smooth"]:
+            style |= {"linestyle": "--", "markerfacecolor": "white"}
+        found[name] = style
+    return found
 
 
 def _label(network: Mapping[str, Any]) -> str:
-    return str(network["label"]) + (", smooth" if network["smooth"] else "")
-
-
-def _distance_label(results: Record) -> str:
-    return f"{results['norm']} distance (pixels in [0, 1])"
+    return f"{network['label']}{', smooth' if network['smooth'] else ''}"
 
 
 def _source(results: Record) -> str:
-    seeds = max(len(network["seeds"]) for network in results["networks"].values())
-    return f"{results['data']}, {seeds} seed{'s' if seeds > 1 else ''}"
+    count = max(len(network["seeds"]) for network in results["networks"].values())
+    errors = "one network each, without errors"
+    if count > 1:
+        errors = figures.bands("networks", count)
+    smooth = any(network["smooth"] for network in results["networks"].values())
+    note = "\nsmooth: with a smooth activation in place of ReLU" if smooth else ""
+    return f"{results['data']}; {errors}{note}"

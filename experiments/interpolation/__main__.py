@@ -21,46 +21,18 @@ and accuracy.png into --run; interrupted, it goes on where it ended.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from absl import flags
 
-from experiments.common import cli, jobs, options, records, tables
+from experiments.common import cli, drawings, jobs, options, records
 from experiments.common.records import Record
-from experiments.common.tables import Column
-from experiments.interpolation import figures
+from experiments.interpolation import tables
 from opnorm import training
 
-
-class _Sweep(NamedTuple):
-    """A choice in training that differs between the networks.
-
-    Attributes:
-      values: the default values.
-      title: the title of their column.
-      axis: the label of their axis.
-      usual: the value of the attack of the test, where it has one; the axis is then
-        logarithmic.
-    """
-
-    values: tuple[str, ...]
-    title: str
-    axis: str
-    usual: float | None = None
-
-
+# The default values of each sweep.
 _SWEEPS = {
-    "step_size": _Sweep(
-        ("0.5", "1", "2", "5", "10", "inf"),
-        "training step x num_steps / eps",
-        "step of the attack in training (multiples of $\\epsilon$ / its steps)",
-        usual=2.0,
-    ),
-    "mix": _Sweep(
-        ("0", "0.25", "0.5", "0.75", "1"),
-        "mix (0 AT, 1 SNR)",
-        "from adversarial training (0) to data-dependent SNR (1)",
-    ),
+    "step_size": ("0.5", "1", "2", "5", "10", "inf"),
+    "mix": ("0", "0.25", "0.5", "0.75", "1"),
 }
 
 options.define_config_flags(
@@ -83,9 +55,7 @@ _VALUES = flags.DEFINE_list(
     None,
     "values of it: multiples of epsilon / num_steps, inf for the limit, or numbers in "
     "[0, 1]; by default "
-    + " or ".join(
-        f"{','.join(sweep.values)} ({name})" for name, sweep in _SWEEPS.items()
-    ),
+    + " or ".join(f"{','.join(values)} ({name})" for name, values in _SWEEPS.items()),
 )
 _RUN = flags.DEFINE_string(
     "run", None, "directory to write to; by default runs/interpolation-<sweep>"
@@ -115,7 +85,7 @@ def main() -> None:
 
 
 def _read_lists() -> tuple[tuple[float, ...], tuple[int, ...]]:
-    given = _VALUES.value or list(_SWEEPS[_SWEEP.value].values)
+    given = _VALUES.value or list(_SWEEPS[_SWEEP.value])
     values = tuple(sorted(options.parse_floats("values", list(given))))
     seeds = options.parse_integers("seeds", _SEEDS.value)
     names = [f"{value:g}" for value in values]
@@ -161,21 +131,9 @@ def _report(
         "points": [_point(value, average) for value, average in averages],
     }
     run.write_json("results.json", results)
-    text = make_table(results, list(measured.seconds.values()))
+    text = tables.make_table(results, list(measured.seconds.values()))
     run.write_text("table.md", text + "\n")
-    sweep = _SWEEPS[_SWEEP.value]
-    figures.draw_sweep(
-        run,
-        results["points"],
-        axis=sweep.axis,
-        usual=sweep.usual,
-        title=f"{measured.title}\nbands: standard error over {_errors(results)}",
-        labels={
-            "clean": "clean",
-            "adversarial": f"L2 PGA, {flags.FLAGS.test_steps} steps, "
-            f"$\\epsilon$ = {epsilon:g}",
-        },
-    )
+    drawings.write(run, results)
     records.report(run, text, started)
 
 
@@ -187,48 +145,6 @@ def _point(value: float, average: Record) -> Record:
         for place in (0, 1)
     )
     return {"value": value, "clean": clean, "adversarial": attacked, **average}
-
-
-def _errors(results: Record) -> str:
-    """Returns words on what standard errors are over, and over how many."""
-    seeds, point = results["seeds"], results["points"][0]
-    if seeds > 1:
-        return f"{seeds} networks"
-    return f"{point['examples']:.0f} images"
-
-
-def make_table(results: Record, seconds: Sequence[float]) -> str:
-    """Returns the table, with the values of all seeds side by side.
-
-    Args:
-      results: the content of results.json.
-      seconds: training time of each value.
-    """
-    # Earlier versions gave errors over the images for several seeds, too.
-    says = "over_networks" in results["points"][0]
-    over = f" over {_errors(results)}" if says else ""
-    columns = (
-        Column(_SWEEPS[results["sweep"]].title, "value", tables.number("{:g}")),
-        Column("clean", ("seeds", "clean_accuracy"), tables.percents()),
-        Column(
-            f"PGA-{results['flags']['test_steps']}, eps {results['epsilon']:g}",
-            lambda row: [each[1] for each in row["seeds"]["accuracy"]],
-            tables.percents(),
-        ),
-        Column(
-            f"standard error{over}",
-            lambda row: [row[n]["standard_error"] for n in ("clean", "adversarial")],
-            tables.percents(),
-        ),
-        Column("sigma(J)", ("seeds", "sigma"), tables.numbers()),
-        Column("alignment with v1", ("seeds", "alignment"), tables.numbers()),
-        Column("training time", "seconds", tables.number("{:.0f} s")),
-    )
-    rows = [
-        {**point, "seconds": taken}
-        for point, taken in zip(results["points"], seconds, strict=True)
-    ]
-    return tables.table(rows, columns)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ are over the examples, or with --seeds over networks that differ in the seed alo
 A network of your own is a function of a module. Its attributes "features" and
 "preactivations" are functions of a batch too; without the first the logits stand for
 the features, without the second no activation patterns are compared. Writes
-results.json and figures.
+results.json, table.md and figures.
 """
 
 import functools
@@ -36,16 +36,14 @@ from absl import flags
 from experiments.common import (
     cli,
     comparison,
+    drawings,
     measure,
     options,
     records,
     seeds,
-    tables,
 )
-from experiments.common.figures import label
 from experiments.common.records import Record
-from experiments.common.tables import Column
-from experiments.linearity import figures
+from experiments.linearity import tables
 from opnorm import analysis, attacks, data, linalg, runs
 
 _FOLDER = "linearity"
@@ -59,17 +57,6 @@ _NOISE = flags.DEFINE_list(
 
 # Golub-Kahan steps for the largest singular value: more than its third digit needs.
 _SEARCH_STEPS = 12
-
-_VALUE = tables.with_error("{:.3g}", "{:.2g}")
-_COLUMNS = (
-    Column("network", "network", label),
-    Column("attack", "attack"),
-    Column("L2 length", "length", tables.with_error("{:.2f}", "{:.2g}")),
-    Column("deviation", "deviation", _VALUE),
-    Column("of the change", "relative_deviation", _VALUE),
-    Column("sigma(J(x + z))", "sigma", _VALUE),
-    Column("units unchanged", "shared_activations", _VALUE),
-)
 
 _norm = jax.jit(functools.partial(linalg.norm, p=2.0))
 
@@ -88,13 +75,11 @@ def main() -> None:
         found = [_measure(network, examples, lengths, noise) for network in members]
         results["networks"][name] = seeds.average(found)
     compared.out.write_json("results.json", results)
+    drawings.write(compared.out, results)
     marks = comparison.training_epsilons(compared.configs, 2.0)
-    for p in lengths:
-        figures.draw_linearity(compared.out, results, measure.norm_name(p), marks)
-    figures.draw_activations(compared.out, results, marks)
-    rows = _rows(results, marks)
-    text = f"{tables.table(rows, _COLUMNS)}\n\n± {seeds.bands(results)}"
-    records.report(compared.out, text if rows else "")
+    text = tables.text(results, marks)
+    compared.out.write_text("table.md", text)
+    records.report(compared.out, text.rstrip("\n"))
 
 
 def _measure(
@@ -121,7 +106,7 @@ def _around(
 ) -> Record:
     """Returns curves against the length of adversarial and of random perturbations."""
     key = jax.random.key(flags.FLAGS.seed)
-    clean = np.asarray(data.to_float(examples.images))
+    clean = np.asarray(analysis.to_pixels(examples.images))
     curves: dict[str, list[Record]] = {"adversarial": [], "random": []}
     with runs.Progress(
         2 * (len(epsilons) + 1),
@@ -173,7 +158,7 @@ def _noise(
     seed = flags.FLAGS.seed
     shape = examples.images.shape
     drawn = np.random.default_rng(seed).uniform(size=shape).astype(np.float32)
-    clean = np.asarray(data.to_float(examples.images))
+    clean = np.asarray(analysis.to_pixels(examples.images))
     curves: dict[str, list[Record]] = {"pictures": [], "random_inputs": []}
     with runs.Progress(
         len(magnitudes) + 1,
@@ -217,24 +202,6 @@ def _transposed(points: list[Record]) -> Record:
     """Returns the points of a curve as one list for each quantity."""
     curve: Record = jax.tree.map(lambda *column: list(column), *points)
     return curve
-
-
-def _rows(results: Record, marks: list[float]) -> list[Record]:
-    """Returns each network and attack at the length nearest to that of the training."""
-    rows = []
-    for name, found in results["networks"].items():
-        for norm in (norm for norm in found if norm != "noise"):
-            curve = found[norm]["adversarial"]
-            lengths = curve["length"]["mean"]
-            target = marks[0] if marks else lengths[len(lengths) // 2]
-            place = min(range(len(lengths)), key=lambda i: abs(lengths[i] - target))
-            values = {
-                quantity: {part: column[place] for part, column in found.items()}
-                for quantity, found in curve.items()
-                if quantity != "epsilon"
-            }
-            rows.append({"network": name, "attack": f"{norm} PGA", **values})
-    return rows
 
 
 if __name__ == "__main__":

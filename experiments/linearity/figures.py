@@ -1,85 +1,95 @@
 """Figures of deviations from linearity, and of activation patterns."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from experiments.common import figures, seeds
-from opnorm import runs
+from experiments.common.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LENGTH = "length $\\|z\\|_2$ (pixels in [0, 1])"
+_NORMS = ("L2", "Linf")
+_ROWS = {
+    "deviation": "deviation from linearity D = $\\|\\phi(x+z) - \\phi(x) - J(x)z\\|_2$",
+    "relative_deviation": "relative deviation D / $\\|\\phi(x+z) - \\phi(x)\\|_2$",
+    "sigma": "largest singular value of J(x+z) (features per pixel unit)",
+}
 
 
-def draw_linearity(
-    out: runs.RunDirectory,
-    results: Mapping[str, Any],
-    norm: str,
-    training_epsilons: Sequence[float],
-) -> None:
-    """Draws deviation from linearity and the top singular value against the length.
+def draw(results: Record) -> Iterator[figures.Drawing]:
+    """Draws deviations from linearity, and the ReLU units that keep their state.
 
     Args:
-      out: directory for linearity_<norm>.png.
       results: content of results.json.
-      norm: norm of the attack, "L2" or "Linf".
-      training_epsilons: L2 lengths that are drawn as dashed lines.
+
+    Yields:
+      "linearity_<norm>" of each norm, and "activations" where pre-activations are
+      known.
     """
+    (first, *_) = results["networks"].values()
+    for norm in _NORMS:
+        if norm in first:
+            yield f"linearity_{norm}", _draw_linearity(results, norm)
+    # Networks whose pre-activations are not known are left out.
+    known = {n: found for n, found in results["networks"].items() if "noise" in found}
+    if known:
+        yield "activations", _draw_activations(results, known)
+
+
+def _draw_linearity(results: Record, norm: str) -> "Figure":
+    """Draws deviation from linearity and the top singular value against the length."""
     kinds = {
         "random": "random z of the same lengths",
         "adversarial": f"adversarial z ({norm} PGA)",
     }
-    rows = {
-        "deviation": "deviation from linearity\n"
-        "$\\|\\phi(x+z) - \\phi(x) - J(x)z\\|_2$",
-        "relative_deviation": "its part of the change\n"
-        "deviation / $\\|\\phi(x+z) - \\phi(x)\\|_2$",
-        "sigma": "largest singular value of J(x+z)\n(features per pixel unit)",
-    }
     figure, panels = figures.new_panels(
-        f"Linearity of the features $\\phi$ around images x\n"
-        f"{figures.source_line(results)}; bands: {seeds.bands(results)}",
-        (*kinds.values(), *[""] * (2 * len(rows) - 2)),
+        "Linearity of the features $\\phi$ around images x: $\\phi(x) + J(x)z$ beside "
+        f"$\\phi(x+z)$\n{figures.source_line(results)}; bands: {seeds.bands(results)}",
+        (*kinds.values(), *[""] * (2 * len(_ROWS) - 2)),
         columns=2,
         sharey="row",
     )
-    for row, (quantity, meaning) in enumerate(rows.items()):
-        # Nothing changes at length 0, so there is no part of the change.
-        first = 1 if quantity == "relative_deviation" else 0
+    for row, (quantity, meaning) in enumerate(_ROWS.items()):
         pair = panels[2 * row : 2 * row + 2]
         for axes, kind in zip(pair, kinds, strict=True):
             drawn = {}
             for name, network in results["networks"].items():
                 curve = network[norm][kind]
-                found = {part: c[first:] for part, c in curve[quantity].items()}
-                drawn[name] = (curve["length"]["mean"][first:], found)
+                # Nothing changes at length 0.
+                lengths = np.asarray(curve["length"]["mean"], float)
+                found = {
+                    part: np.asarray(values, float)[lengths > 0]
+                    for part, values in curve[quantity].items()
+                }
+                drawn[name] = (lengths[lengths > 0], found)
+                if quantity == "sigma":
+                    drawn[name] = (lengths, curve[quantity])
             figures.curves(axes, drawn)
             axes.set_xlim(left=0)
-            figures.mark_training(axes, *training_epsilons)
-        pair[0].set(ylabel=meaning, ylim=(0, None))
+            if norm == "L2":
+                figures.mark_training(axes, *_training_epsilons(results))
+        if quantity != "relative_deviation":
+            # Networks differ by orders of magnitude.
+            pair[0].set_yscale("log")
+        else:
+            pair[0].set_ylim(bottom=0)
+        pair[0].set_ylabel(meaning)
     for axes in panels[-2:]:
         axes.set_xlabel(_LENGTH)
-    figures.save_panels(figure, panels, out.figure_path(f"linearity_{norm}"))
+    return figures.finish(figure, panels)
 
 
-def draw_activations(
-    out: runs.RunDirectory,
-    results: Mapping[str, Any],
-    training_epsilons: Sequence[float],
-) -> None:
-    """Draws the percentage of ReLU units that keep their state.
+def _training_epsilons(results: Record) -> tuple[float, ...]:
+    """Returns the L2 lengths of perturbations in training, as far as they are known."""
+    return tuple(results.get("training_epsilons", {}).get("L2", ()))
 
-    Networks whose pre-activations are not known are left out; there is no figure where
-    none are known.
 
-    Args:
-      out: directory for activations.png.
-      results: content of results.json.
-      training_epsilons: L2 lengths that are drawn as dashed lines.
-    """
-    networks = {
-        name: found for name, found in results["networks"].items() if "noise" in found
-    }
-    if not networks:
-        return
+def _draw_activations(results: Record, networks: Record) -> "Figure":
+    """Draws the percentage of ReLU units that keep their state."""
     groups = next(iter(networks.values()))
     titles = {
         ("noise", "pictures"): "uniform noise z at images x",
@@ -87,7 +97,7 @@ def draw_activations(
         **{
             (norm, "adversarial"): f"adversarial z ({norm} PGA) at images x"
             for norm in groups
-            if norm != "noise"
+            if norm in _NORMS
         },
     }
     figure, panels = figures.new_panels(
@@ -104,7 +114,8 @@ def draw_activations(
         }
         figures.curves(axes, drawn, times=100)
         axes.set(xlabel=_LENGTH, xlim=(0, None))
-        figures.mark_training(axes, *training_epsilons)
-    figure.supylabel("units in the same state (%)", fontsize=10)
+        if group == "L2":
+            figures.mark_training(axes, *_training_epsilons(results))
+    figure.supylabel("units in the same state (%)", fontsize=9)
     panels[0].set_ylim(top=100)
-    figures.save_panels(figure, panels, out.figure_path("activations"))
+    return figures.finish(figure, panels)

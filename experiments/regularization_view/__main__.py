@@ -33,10 +33,10 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments.common import cache, cli, comparison, jobs, options, records
+from experiments.common import cache, cli, comparison, drawings, jobs, options, records
 from experiments.common.cache import Arrays
 from experiments.common.records import Record
-from experiments.regularization_view import figures, measure, networks, summary, tables
+from experiments.regularization_view import measure, networks, summary, tables
 from experiments.regularization_view.measure import Examples, Settings
 from experiments.regularization_view.networks import Trained
 from opnorm import data, runs, training
@@ -142,7 +142,7 @@ def main() -> None:
         }
         text = _write(run, results)
     # Figures are made of the file, in which infinity is text.
-    figures.draw(run, json.loads((run.path / "results.json").read_text()))
+    drawings.write(run, json.loads((run.path / "results.json").read_text()))
     if parts.reused:
         text += f"\n{parts.reused} parts of the results were measured earlier"
     records.report(run, text, started)

@@ -6,9 +6,8 @@ network has none. The paper's values are open markers with dotted lines.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +21,10 @@ from experiments.regularization_view.tables import (
     architecture_label,
     clip_label,
 )
-from opnorm import papers, runs
+from opnorm import papers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 view = papers.regularization_view
 Row = Mapping[str, Any]
@@ -59,28 +61,44 @@ class _Curve(NamedTuple):
     printed: bool
 
 
-def draw(out: runs.RunDirectory, results: Record) -> None:
+def draw(results: Record) -> Iterator[figures.Drawing]:
     """Draws Figs. 1 and 3 to 11.
 
     Args:
-      out: gets them.
       results: the content of results.json.
+
+    Yields:
+      "figure_01" and so on.
     """
     pgd = _curves(results, PGD)
-    _draw_overview(out, results)
-    _draw_gaps(out, results, 3, "training with PGD", pgd)
-    _draw_margins(out, results, 4, PGD)
-    _draw_confidence(out, results, 5, PGD)
     clipped = _clipped_curves(results)
-    _draw_gaps(out, results, 6, "training with PGD, clipped spectral norms", clipped)
-    _draw_variation(out, results)
-    _draw_gaps(out, results, 8, "training with FGSM", _curves(results, FGSM))
-    _draw_margins(out, results, 9, FGSM)
-    _draw_confidence(out, results, 10, FGSM)
-    _draw_robustness(out, results, pgd)
+    fgsm = _curves(results, FGSM)
+    trained = {
+        attack: any(_attacked(results, recipe, attack) for recipe in results["recipes"])
+        for attack in (PGD, FGSM)
+    }
+    title = "training with PGD, clipped spectral norms"
+    # Figures without any curve are left out.
+    yield "figure_01", _draw_overview(results)
+    if pgd:
+        yield "figure_03", _draw_gaps(results, 3, "training with PGD", pgd)
+    if trained[PGD]:
+        yield "figure_04", _draw_margins(results, 4, PGD)
+        yield "figure_05", _draw_confidence(results, 5, PGD)
+    if clipped:
+        yield "figure_06", _draw_gaps(results, 6, title, clipped)
+    if trained[PGD]:
+        yield "figure_07", _draw_variation(results)
+    if fgsm:
+        yield "figure_08", _draw_gaps(results, 8, "training with FGSM", fgsm)
+    if trained[FGSM]:
+        yield "figure_09", _draw_margins(results, 9, FGSM)
+        yield "figure_10", _draw_confidence(results, 10, FGSM)
+    if pgd:
+        yield "figure_11", _draw_robustness(results, pgd)
 
 
-def _draw_overview(out: runs.RunDirectory, results: Record) -> None:
+def _draw_overview(results: Record) -> "Figure":
     """Fig. 1 of the first recipe: singular values, margins, accuracies."""
     recipe = next(iter(results["recipes"]))
     figure, panels = figures.new_panels(
@@ -102,27 +120,31 @@ def _draw_overview(out: runs.RunDirectory, results: Record) -> None:
     _strength_axis(panels[2], results, levels)
     panels[2].set_ylabel("accuracy (%)")
     _from_zero(panels[2])
-    figures.save_panels(figure, panels, _path(out, 1))
+    return figures.finish(figure, panels)
 
 
 def _draw_gaps(
-    out: runs.RunDirectory,
     results: Record,
     number: int,
     title: str,
     curves: Sequence[_Curve],
-) -> None:
+) -> "Figure":
     """Figs. 3, 6 and 8: gaps, losses and errors against the strength.
 
     The networks here are in the upper row and those of the paper in the lower one.
     """
-    titles = [
-        f"{quantity}, {source}"
-        for source in ("networks here", "the paper")
-        for quantity in ("loss gap", "error gap", "losses", "errors")
+    quantities = ("loss gap", "error gap", "losses", "errors")
+    shown = [
+        (column, printed)
+        for printed in (False, True)
+        for column in range(4)
+        if any(_is_known(c, column) for c in curves if c.printed == printed)
     ]
+    sources = {False: "networks here", True: "the paper"}
     figure, panels = figures.new_panels(
-        _title(results, f"Fig. {number}: {title}"), titles, columns=4
+        _title(results, f"Fig. {number}: {title}"),
+        [f"{quantities[column]}, {sources[printed]}" for column, printed in shown],
+        columns=2 if len(shown) % 2 == 0 else None,
     )
     levels = [level for curve in curves for level in curve.levels]
     units = (
@@ -131,8 +153,7 @@ def _draw_gaps(
         "cross-entropy (nats)",
         "error (%)",
     )
-    for place, axes in enumerate(panels):
-        column, printed = place % 4, place >= 4
+    for axes, (column, printed) in zip(panels, shown, strict=True):
         own = [curve for curve in curves if curve.printed == printed]
         times = 100 if column % 2 else 1
         quantity = ("loss", "error")[column % 2]
@@ -143,22 +164,23 @@ def _draw_gaps(
             _draw_curve(axes, curve, f"test_{quantity}", times=times)
             _draw_curve(axes, curve, f"train_{quantity}", times=times, dashes=True)
         axes.set_ylabel(units[column])
-        if not own or not axes.lines:
-            _note(axes, "not printed" if printed else _MISSING)
-            continue
         _strength_axis(axes, results, levels)
         if column > 1:
             _from_zero(axes)
-            axes.plot([], [], color="0.4", linestyle="-", label="test images")
-            axes.plot([], [], color="0.4", linestyle="--", label="training images")
-    figures.save_panels(figure, panels, _path(out, number))
+            for line, text in (("-", "test images"), ("--", "training images")):
+                axes.plot([], [], color=figures.GREY, linestyle=line, label=text)
+    return figures.finish(figure, panels)
 
 
-def _draw_margins(
-    out: runs.RunDirectory, results: Record, number: int, attack: str
-) -> None:
+def _is_known(curve: _Curve, column: int) -> bool:
+    """Whether a curve has values of a column of the figures of gaps."""
+    name = ("loss_gap", "error_gap", "test_loss", "test_error")[column]
+    return not np.all(np.isnan(curve.values(name)[0]))
+
+
+def _draw_margins(results: Record, number: int, attack: str) -> "Figure":
     """Figs. 4 and 9: densities of the margins of test and training images."""
-    recipes = list(results["recipes"])
+    recipes = [r for r in results["recipes"] if _attacked(results, r, attack)]
     parts = [(recipe, part) for recipe in recipes for part in ("test", "train")]
     texts = {"test": "test images", "train": "training images"}
     figure, panels = figures.new_panels(
@@ -170,18 +192,16 @@ def _draw_margins(
         rows = _attacked(results, recipe, attack)
         _density_panel(axes, results, rows, recipe, f"{part}_margin")
         axes.set_xlabel("margin (logits)")
-    figures.save_panels(figure, panels, _path(out, number))
+    return figures.finish(figure, panels)
 
 
-def _draw_confidence(
-    out: runs.RunDirectory, results: Record, number: int, attack: str
-) -> None:
+def _draw_confidence(results: Record, number: int, attack: str) -> "Figure":
     """Figs. 5 and 10: probabilities, losses, and spreads of singular values.
 
     Panels of the middle range stand for the paper's insets; their densities are the
     same.
     """
-    recipes = list(results["recipes"])
+    recipes = [r for r in results["recipes"] if _attacked(results, r, attack)]
     quantities = {
         "probability": "probability",
         "probability_middle": "probability, middle range",
@@ -195,7 +215,7 @@ def _draw_confidence(
             f"Fig. {number}: confidence on test images, training with {attack.upper()}",
         ),
         [f"{_name(results, recipe)}{part}" for recipe in recipes for part in parts],
-        columns=3 if len(recipes) == 1 else len(parts),
+        columns=3,
     )
     for place, recipe in enumerate(recipes):
         rows = _attacked(results, recipe, attack)
@@ -209,14 +229,14 @@ def _draw_confidence(
                 else "cross-entropy (nats)"
             )
         _spread_panel(spread, results, rows)
-    figures.save_panels(figure, panels, _path(out, number))
+    return figures.finish(figure, panels)
 
 
-def _draw_variation(out: runs.RunDirectory, results: Record) -> None:
+def _draw_variation(results: Record) -> "Figure":
     """Fig. 7: the loss variation against the length of the attack."""
     lengths = results["settings"]["variation_levels"]
-    recipes = list(results["recipes"])
-    known = {results["recipes"][recipe]["dataset"] for recipe in recipes}
+    recipes = [r for r in results["recipes"] if _attacked(results, r, PGD)]
+    known = {found["dataset"] for found in results["recipes"].values()}
     printed = [name for name in ("cifar10", "cifar100") if name in known]
     figure, panels = figures.new_panels(
         _title(
@@ -257,12 +277,10 @@ def _draw_variation(out: runs.RunDirectory, results: Record) -> None:
             xlim=(0, None),
             xticks=[0, *lengths],
         )
-    figures.save_panels(figure, panels, _path(out, 7))
+    return figures.finish(figure, panels)
 
 
-def _draw_robustness(
-    out: runs.RunDirectory, results: Record, curves: Sequence[_Curve]
-) -> None:
+def _draw_robustness(results: Record, curves: Sequence[_Curve]) -> "Figure":
     """Fig. 11: accuracy under PGD against the strength.
 
     The stars of the paper are results of others, and it prints no numbers for them.
@@ -281,7 +299,7 @@ def _draw_robustness(
         _strength_axis(axes, results, [s for curve in curves for s in curve.levels])
         axes.set_ylabel("accuracy (%)")
         _from_zero(axes)
-    figures.save_panels(figure, panels, _path(out, 11))
+    return figures.finish(figure, panels)
 
 
 def _curves(results: Record, attack: str) -> list[_Curve]:
@@ -506,11 +524,6 @@ def _from_zero(axes: Any) -> None:
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
 
 
-def _path(out: runs.RunDirectory, number: int) -> Path:
-    """The file of a figure of the paper."""
-    return out.figure_path(f"figure_{number:02d}")
-
-
 def _note(axes: Any, text: str) -> None:
     """Writes into an empty panel why it is empty."""
     axes.set(xticks=[], yticks=[])
@@ -521,7 +534,7 @@ def _note(axes: Any, text: str) -> None:
         transform=axes.transAxes,
         ha="center",
         va="center",
-        color="0.4",
+        color=figures.GREY,
         fontsize=9,
     )
 

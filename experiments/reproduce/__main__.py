@@ -35,12 +35,11 @@ from typing import NamedTuple
 import jax
 from absl import flags
 
-from experiments.common import cache, cli, jobs, options, records
+from experiments.common import cache, cli, drawings, jobs, options, records
 from experiments.common.measure import norm_name
 from experiments.common.records import Record
 from experiments.reproduce import (
     claims,
-    figures,
     iterations,
     matching,
     measure,
@@ -168,9 +167,7 @@ def main() -> None:
                     found[row.name] = [_measure(job, row.networks[0])]
             text = _write(job, found, searches, started)
     results = json.loads((job.run.path / "results.json").read_text())
-    titles = networks.titles({row.name: row.config for row in job.rows})
-    for p in settings.lengths:
-        figures.draw_accuracy(job.run, results, norm_name(p), titles)
+    drawings.write(job.run, results)
     records.report(job.run, text, started)
 
 
@@ -407,7 +404,11 @@ def _compare_iterations(job: _Job, started: records.Start) -> None:
             measured.append({**around, "accuracy": found["accuracy"]["L2"]})
         if measured:
             runs_of_row = [str(each.directory) for each in row.networks]
-            rows[row.name] = {"networks": runs_of_row, **iterations.average(measured)}
+            rows[row.name] = {
+                "networks": runs_of_row,
+                "num_steps": row.config.num_steps,
+                **iterations.average(measured),
+            }
     results = {
         "data": job.test_set.description,
         "examples": len(examples),
@@ -421,9 +422,7 @@ def _compare_iterations(job: _Job, started: records.Start) -> None:
     job.run.write_json("iterations.json", results)
     text = iterations.text(results)
     job.run.write_text("iterations.md", text)
-    # A colour for each, where a method would have one.
-    titles = {row.name: f"iterations: {row.config.num_steps}" for row in job.rows}
-    figures.draw_iterations(job.run, results, titles)
+    drawings.write(job.run, results)
     records.report(job.run, text.rstrip("\n"), started)
 
 

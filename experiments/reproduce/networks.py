@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from experiments.common import jobs
 from experiments.common.measure import norm_name
+from experiments.common.records import Record
 from opnorm import runs, training
 from opnorm.training import Config
 
@@ -167,34 +168,40 @@ def control(row: Row, rows: Sequence[Row]) -> Row | None:
     return next(fitting, None)
 
 
-def titles(configs: Mapping[str, Config]) -> dict[str, str]:
+def titles(configs: Mapping[str, Record]) -> dict[str, str]:
     """Returns the names of rows in figures: a method, and how it differs from others.
 
     Args:
-      configs: the configuration of each row by name.
+      configs: the configuration of each row by name, as results hold it.
     """
-    methods = [config.method for config in configs.values()]
+    methods = [config["method"] for config in configs.values()]
     found = {
-        name: f"{config.method} ({_distinction(name, config)})"
-        if methods.count(config.method) > 1 and _distinction(name, config)
-        else config.method
+        name: f"{config['method']} ({_distinction(name, config)})"
+        if methods.count(config["method"]) > 1 and _distinction(name, config)
+        else config["method"]
         for name, config in configs.items()
     }
     texts = list(found.values())
     return {
-        name: text if texts.count(text) == 1 else f"{configs[name].method} ({name})"
+        name: text if texts.count(text) == 1 else f"{configs[name]['method']} ({name})"
         for name, text in found.items()
     }
 
 
-def _distinction(name: str, config: Config) -> str:
+def _distinction(name: str, config: Record) -> str:
     """The text that tells a row from others of its method."""
-    if config.method == "standard":
-        return "trained on" if config.init_from is not None else ""
-    if config.method == "global_snr":
-        text = f"{config.num_steps} iteration{'s' if config.num_steps > 1 else ''}"
-    elif config.method.endswith(("_snr", "_onr")):
-        text = f"$\\lambda$ = {config.weight:g}"
+    if config["method"] == "standard":
+        return "trained on" if config["init_from"] is not None else ""
+    if config["method"] == "global_snr":
+        steps = config["num_steps"]
+        text = f"{steps} iteration{'s' if steps > 1 else ''}"
+    elif config["method"].endswith(("_snr", "_onr")):
+        text = f"$\\lambda$ = {config['weight']:g}"
     else:
-        text = norm_name(config.p)
+        text = norm_title(config["p"])
     return f"{text}, {MATCHED}" if name.endswith(MATCHED) else text
+
+
+def norm_title(p: float | str) -> str:
+    """Returns the name of a norm; files hold its exponent as text where infinite."""
+    return norm_name(float(p))

@@ -47,15 +47,15 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.common import cache, cli, jobs, options, records
+from experiments.common import cache, cli, figures, jobs, options, records
 from experiments.common.records import Record
 from experiments.spectral_normalization import (
     averages,
-    figures,
     measure,
     networks,
     tables,
 )
+from experiments.spectral_normalization.figures import draw, read_results
 from experiments.spectral_normalization.measure import Examples
 from experiments.spectral_normalization.networks import (
     CONTROLS,
@@ -175,7 +175,7 @@ def main() -> None:
         )
         for name in _with_random_labels(list(schemes))
     }
-    others = [figures.read_results(other) for other in _OTHERS.value]
+    others = [read_results(other) for other in _OTHERS.value]
     train_set, examples = _load(schemes)
     run = cli.hold(run, own=list(schemes))
     found = {
@@ -212,7 +212,7 @@ def main() -> None:
     results = json.loads((run.path / "results.json").read_text())
     text = tables.text(results)
     run.write_text("table.md", text)
-    figures.draw(run, results, others)
+    figures.save(run, draw(results, others))
     records.report(run, text, started)
 
 

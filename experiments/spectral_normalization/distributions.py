@@ -1,6 +1,6 @@
 """Figures of distributions over images, of experiments.spectral_normalization.
 
-Distributions are drawn as the part of the images with less. For margins this part is
+Distributions are drawn as the share of the images up to a value. For margins it is
 the margin loss of the paper's Eqs. 1 and 8; no width of bins is needed.
 """
 
@@ -20,11 +20,12 @@ from experiments.spectral_normalization.tables import (
     log_unit,
     random_labels,
 )
-from opnorm import runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+_SHARE = "images up to the value (%)"
 _PERCENTS = np.linspace(0, 100, 101)
 # Decades below the largest value that are drawn.
 _DECADES = 6.0
@@ -32,9 +33,9 @@ _MARGIN_DECADES = 2.0
 
 
 def draw_distributions(
-    out: runs.RunDirectory, results: Record, quantity: str, unit: str, title: str
-) -> None:
-    """The part of the images with less of a quantity, by bound."""
+    results: Record, quantity: str, unit: str, title: str
+) -> "Figure":
+    """Draws the share of the images up to each value of a quantity, by bound."""
     schemes, kind = results["schemes"], results["methods"][0]
     figure, panels = layout.new_panels(
         results, title, [label(name) for name in schemes]
@@ -55,7 +56,7 @@ def draw_distributions(
         if len(shown):
             lowest = max(shown.min(), shown.max() * 10**-_DECADES)
             figures.scale_log(axes, lowest / 1.2, 1.2 * shown.max())
-    layout.save(out, quantity, figure, panels, "images with less (%)")
+    return layout.finish(figure, panels, _SHARE)
 
 
 def _draw_distribution(
@@ -67,7 +68,7 @@ def _draw_distribution(
     # Percentiles that are not finite in one network are not drawn for the others.
     with np.errstate(invalid="ignore"):
         mean: np.ndarray = np.mean(values, axis=0)
-        axes.plot(mean, _PERCENTS, **style)
+        axes.plot(mean, _PERCENTS, **{"markevery": 10, **style})
         if len(values) > 1:
             error = np.std(values, axis=0, ddof=1) / math.sqrt(len(values))
             axes.fill_betweenx(
@@ -82,14 +83,15 @@ def _draw_distribution(
 
 
 # The units that margins are drawn in, and the row of panels of each.
-_UNITS: tuple[tuple[str, Callable[[Mapping[str, Any]], float | None]], ...] = (
+_Unit = Callable[[Mapping[str, Any]], float | None]
+_UNITS: tuple[tuple[str, _Unit], ...] = (
     ("the margin (logits)", lambda network: 0.0),
     ("margin / $\\sqrt{\\Phi}$", log_unit),
     ("margin / unit of the released code", log_released_unit),
 )
 
 
-def draw_margins(out: runs.RunDirectory, results: Record) -> None:
+def draw_margins(results: Record) -> "Figure":
     """Margins of attacked training images: as they are, and in the paper's units."""
     schemes, kind = results["schemes"], results["methods"][0]
     pairs = {name: layout.pair_of(kind, scheme) for name, scheme in schemes.items()}
@@ -104,15 +106,22 @@ def draw_margins(out: runs.RunDirectory, results: Record) -> None:
         f"{label(name)}, $\\beta$ = {bound_label(pair[-1][1])}"
         for name, pair in pairs.items()
     ]
+    unknown = [
+        label(name)
+        for name, pair in pairs.items()
+        if any(_unit_of(pair, unit) is None for _, unit in rows)
+    ]
+    note = f"; the unit of {', '.join(unknown)} is infinite" if unknown else ""
     figure, panels = layout.new_panels(
         results,
         f"Margins of {results['train_measured']} training images under the attack "
-        "trained with, as they are and divided by the paper's unit or the code's",
-        titles * len(rows),
-        # The units of a single scheme stand in a row.
-        columns=len(schemes) if len(schemes) > 1 else len(rows),
+        "trained with, as they are and divided by the paper's unit or the code's"
+        f"{note}",
+        [title for title in titles for _ in rows],
+        # A row for each scheme.
+        columns=len(rows),
     )
-    for column, (name, pair) in enumerate(pairs.items()):
+    for place, (name, pair) in enumerate(pairs.items()):
         drawn = [
             ({**style, "label": text}, network)
             for text, (style, network) in zip(
@@ -132,24 +141,29 @@ def draw_margins(out: runs.RunDirectory, results: Record) -> None:
             for (style, _), network in zip(drawn, relabelled, strict=False)
         ]
         for number, (quantity, unit) in enumerate(rows):
-            axes = panels[number * len(schemes) + column]
+            axes = panels[place * len(rows) + number]
+            axes.set_visible(_unit_of(pair, unit) is not None)
             _draw_margin_panel(axes, drawn, quantity, unit)
-            if number and len(schemes) > 1:
-                axes.set_title("")
-    layout.save(out, "margins", figure, panels, "images with less (%)", 2)
+    return layout.finish(figure, panels, _SHARE, 2)
 
 
-def _known_unit(
-    network: Mapping[str, Any], unit: Callable[[Mapping[str, Any]], float | None]
-) -> bool:
+def _known_unit(network: Mapping[str, Any], unit: _Unit) -> bool:
     return any(unit(each) is not None for each in averages.members(network))
+
+
+def _unit_of(
+    pair: Sequence[tuple[figures.Style, Mapping[str, Any]]], unit: _Unit
+) -> float | None:
+    """Returns a unit of one of the networks; None where none has a finite one."""
+    logs = (unit(each) for _, one in pair for each in averages.members(one))
+    return next((log for log in logs if log is not None and math.isfinite(log)), None)
 
 
 def _draw_margin_panel(
     axes: "Axes",
     networks: Sequence[tuple[figures.Style, Mapping[str, Any]]],
     quantity: str,
-    unit: Callable[[Mapping[str, Any]], float | None],
+    unit: _Unit,
 ) -> None:
     """Draws the margins of networks in a unit, as log10."""
     infinite, ends = [], []
@@ -166,13 +180,11 @@ def _draw_margin_panel(
         mean = _draw_distribution(axes, places, style)
         ends += [float(place) for place in mean[-1:] if math.isfinite(place)]
     if ends:
-        axes.set_xlim(min(ends) - _MARGIN_DECADES, max(ends) + 0.1)
-    else:
-        axes.set_xticks([])
-    if infinite:
+        # Networks may be many decades apart.
+        room = 0.05 * (max(ends) - min(ends))
+        axes.set_xlim(min(ends) - max(_MARGIN_DECADES, room), max(ends) + 0.1 + room)
+    if infinite and ends:
         text = "the unit is infinite:\n" + "\n".join(dict.fromkeys(infinite))
-        if not any(_known_unit(network, unit) for _, network in networks):
-            text = "the unit is not defined\nfor this scheme"
         axes.text(
             0.05,
             0.9,

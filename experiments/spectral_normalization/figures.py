@@ -5,7 +5,7 @@ Networks of several seeds are drawn as means with bands, and titles say of what.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,44 +22,50 @@ from experiments.spectral_normalization.tables import (
     random_labels,
     ways,
 )
-from opnorm import papers, runs
+from opnorm import papers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def draw(
-    out: runs.RunDirectory, results: Record, others: Sequence[Record] = ()
-) -> None:
+def draw(results: Record, others: Sequence[Record] = ()) -> Iterator[figures.Drawing]:
     """Draws all figures.
 
     Args:
-      out: gets them.
       results: the content of results.json.
       others: that of other directories, whose gains are drawn beside.
+
+    Yields:
+      Those for which there are measurements.
     """
-    _draw_accuracy(out, results)
-    _draw_curves(out, results)
-    _draw_random_labels(out, results)
-    _draw_ways(out, results)
-    _draw_gains(out, [results, *others])
-    distributions.draw_distributions(
-        out,
-        results,
+    yield "accuracy", _draw_accuracy(results)
+    yield "curves", _draw_curves(results)
+    yield from _draw_random_labels(results)
+    yield from _draw_ways(results)
+    yield from _draw_gains([results, *others])
+    yield (
         "gains",
-        "$\\Vert f(x) \\Vert / \\Vert x \\Vert$",
-        f"Gain of {results['test_examples']} test images, x as it enters the first "
-        "layer",
+        distributions.draw_distributions(
+            results,
+            "gains",
+            "$\\Vert f(x) \\Vert / \\Vert x \\Vert$",
+            f"Gain of {results['test_examples']} test images, x as it enters the first "
+            "layer",
+        ),
     )
-    distributions.draw_distributions(
-        out,
-        results,
+    yield (
         "gradient_norms",
-        "L2 norm (1 / pixels in [0, 1])",
-        f"Gradient of the loss in {results['train_measured']} clean training images",
+        distributions.draw_distributions(
+            results,
+            "gradient_norms",
+            "L2 norm (nats per pixel unit)",
+            f"Gradient of the loss in {results['train_measured']} clean training "
+            "images",
+        ),
     )
-    distributions.draw_margins(out, results)
-    _draw_strengths(out, results)
+    yield "margins", distributions.draw_margins(results)
+    yield from _draw_strengths(results)
 
 
 def read_results(directory: str) -> Record:
@@ -83,7 +89,7 @@ def read_results(directory: str) -> Record:
     return results
 
 
-def _draw_accuracy(out: runs.RunDirectory, results: Record) -> None:
+def _draw_accuracy(results: Record) -> "Figure":
     """Test and training accuracy against the bound, a panel for each way to bound."""
     schemes, kinds = results["schemes"], results["methods"]
     figure, panels = layout.new_panels(
@@ -92,31 +98,47 @@ def _draw_accuracy(out: runs.RunDirectory, results: Record) -> None:
         [f"bounded: {LABELS[kind]}" if len(kinds) > 1 else "" for kind in kinds],
         bands="bands",
     )
-    colors = (figures.BLACK, *figures.PALETTE)
+    looks = _looks(schemes)
     for axes, kind in zip(panels, kinds, strict=True):
-        for number, (name, scheme) in enumerate(schemes.items()):
+        for name, scheme in schemes.items():
             shown = sorted(
                 layout.bounded_by(kind, scheme), key=lambda n: float(n["bound"])
             )
-            style: figures.Style = {
-                "color": colors[number % len(colors)],
-                "marker": figures.MARKERS[number % len(figures.MARKERS)],
-                "markersize": 4,
-            }
+            style = looks[name]
             place = np.arange(len(shown))
             test, train = (_accuracies(shown, part) for part in ("test", "train"))
             text = f"{label(name)}: test"
             figures.curve(axes, place, test, times=100, **style, label=text)
-            dashed = {**style, "linestyle": "--", "markerfacecolor": "none"}
+            dashed = {**style, "linestyle": "--", "markerfacecolor": "white"}
             text = f"{label(name)}: training"
             figures.curve(axes, place, train, times=100, **dashed, label=text)
             axes.set_xticks(place, [bound_label(network) for network in shown])
         axes.set_xlabel("bound on the layers' spectral norms, $\\beta$")
     columns = min(4, len(schemes))
-    layout.save(out, "accuracy", figure, panels, "accuracy (%)", columns)
+    return layout.finish(figure, panels, "accuracy (%)", columns)
 
 
-def _draw_curves(out: runs.RunDirectory, results: Record) -> None:
+def _looks(schemes: Mapping[str, Any]) -> dict[str, figures.Style]:
+    """Returns colour and marker of each scheme: those of its method, as everywhere.
+
+    A second scheme of one method has another colour.
+    """
+    methods = {name: scheme["config"]["method"] for name, scheme in schemes.items()}
+    names = {
+        name: method
+        if method not in list(methods.values())[:number]
+        else f"{method}_{number}"
+        for number, (name, method) in enumerate(methods.items())
+    }
+    styles = figures.styles(list(names.values()))
+    parts = ("color", "marker")
+    return {
+        name: {part: styles[text][part] for part in parts} | {"markersize": 5.5}
+        for name, text in names.items()
+    }
+
+
+def _draw_curves(results: Record) -> "Figure":
     """Training accuracy against steps, with the test accuracy at their end."""
     schemes, kind = results["schemes"], results["methods"][0]
     figure, panels = layout.new_panels(
@@ -127,13 +149,13 @@ def _draw_curves(out: runs.RunDirectory, results: Record) -> None:
     )
     styles = layout.styles(results)
     for axes, scheme in zip(panels, schemes.values(), strict=True):
-        for network in layout.bounded_by(kind, scheme):
-            _draw_training(axes, network, styles(network))
+        for number, network in enumerate(layout.bounded_by(kind, scheme)):
+            _draw_training(axes, network, styles(network), star=number)
         _label_steps(axes)
-    layout.save(out, "curves", figure, panels, "accuracy (%)")
+    return layout.finish(figure, panels, "accuracy (%)")
 
 
-def _draw_random_labels(out: runs.RunDirectory, results: Record) -> None:
+def _draw_random_labels(results: Record) -> Iterator[figures.Drawing]:
     """Training accuracy on random labels beside that on true ones (Fig. 4)."""
     kind = results["methods"][0]
     shown = {
@@ -164,10 +186,13 @@ def _draw_random_labels(out: runs.RunDirectory, results: Record) -> None:
             style["label"] = "true labels, with $\\beta$"
             _draw_training(axes, network, style, ends=False)
         _label_steps(axes)
-    layout.save(out, "random_labels", figure, panels, "training accuracy (%)")
+    yield (
+        "random_labels",
+        layout.finish(figure, panels, "training accuracy (%)"),
+    )
 
 
-def _draw_ways(out: runs.RunDirectory, results: Record) -> None:
+def _draw_ways(results: Record) -> Iterator[figures.Drawing]:
     """Curves of each way to regularise a scheme, a figure for each (Figs. 10, 11)."""
     for name, scheme in results["schemes"].items():
         shown = ways(results, scheme)
@@ -186,10 +211,10 @@ def _draw_ways(out: runs.RunDirectory, results: Record) -> None:
                 axes.text(0.5, 0.5, "missing", transform=axes.transAxes, ha="center")
             _label_steps(axes)
         place = label(name).lower().replace(" ", "_")
-        layout.save(out, f"regularised_{place}", figure, panels, "accuracy (%)")
+        yield f"regularised_{place}", layout.finish(figure, panels, "accuracy (%)")
 
 
-def _draw_gains(out: runs.RunDirectory, all_results: Sequence[Record]) -> None:
+def _draw_gains(all_results: Sequence[Record]) -> Iterator[figures.Drawing]:
     """Gain of the test accuracy against that without a bound, by scheme (Fig. 6)."""
     points: dict[str, list[tuple[str, Record]]] = {}
     for results in all_results:
@@ -233,9 +258,9 @@ def _draw_gains(out: runs.RunDirectory, all_results: Sequence[Record]) -> None:
                 linestyle="none",
                 label=text,
             )
-        axes.axhline(0, color="0.5", linewidth=1)
+        axes.axhline(0, color=figures.GREY, linewidth=1)
         axes.set_xlabel("test accuracy without a bound (%)")
-    layout.save(out, "gain_by_network", figure, panels, "gain (points)")
+    yield "gain_by_network", layout.finish(figure, panels, "gain (points)")
 
 
 def _gain_of(results: Record, name: str) -> Record | None:
@@ -284,6 +309,7 @@ def _draw_training(
     style: figures.Style,
     *,
     ends: bool = True,
+    star: int = 0,
 ) -> None:
     """Draws training and validation accuracy of a network against steps.
 
@@ -292,6 +318,7 @@ def _draw_training(
       network: one network, or several seeds.
       style: with a "color".
       ends: whether validation curves and a star at the test accuracy are drawn too.
+      star: the number of stars that the star stands to the right of.
     """
     curves = [each["training"] for each in averages.members(network)]
     found = averages.curves(curves)
@@ -308,14 +335,13 @@ def _draw_training(
         thin |= {"color": style["color"], "zorder": style.get("zorder", 2)}
         figures.curve(axes, held_out["step"], held_out, times=100, **thin)
     axes.plot(
-        found["step"][-1:],
+        [found["step"][-1] * (1.03 + 0.04 * star)],
         [100 * network["test"]["mean"]],
         color=style["color"],
         zorder=style.get("zorder", 2),
         marker="*",
-        markersize=9,
+        markersize=8,
         linestyle="none",
-        clip_on=False,
     )
 
 
@@ -345,7 +371,7 @@ def _label_steps(axes: "Axes") -> None:
     axes.set_ylim(0, 102)
 
 
-def _draw_strengths(out: runs.RunDirectory, results: Record) -> None:
+def _draw_strengths(results: Record) -> Iterator[figures.Drawing]:
     """Test accuracy against the length of each scheme's attack."""
     schemes = results["schemes"]
     attacked = [
@@ -373,7 +399,10 @@ def _draw_strengths(out: runs.RunDirectory, results: Record) -> None:
         else:
             norm = f"L{float(config['p']):g}"
             axes.set_xlabel(f"{norm} length, $\\epsilon$ (pixels in [0, 1])")
-    layout.save(out, "attack_strength", figure, panels, "test accuracy (%)", 2)
+    yield (
+        "attack_strength",
+        layout.finish(figure, panels, "test accuracy (%)", 2),
+    )
 
 
 def _draw_strength(axes: "Axes", results: Record, name: str, attack: str) -> None:

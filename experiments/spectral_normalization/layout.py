@@ -8,7 +8,6 @@ from experiments.common.records import Record
 from experiments.spectral_normalization import averages
 from experiments.spectral_normalization.networks import WITHOUT
 from experiments.spectral_normalization.tables import bound_label
-from opnorm import runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,6 +55,8 @@ def styles(results: Record) -> Callable[[Mapping[str, Any]], figures.Style]:
         number = bounds.index(float(network["bound"]))
         return {
             "color": palette[number % len(palette)],
+            "marker": figures.MARKERS[number % len(figures.MARKERS)],
+            "markersize": 4,
             "linestyle": "-" if number < len(palette) else "-.",
             "label": f"$\\beta$ = {bound_label(network)}",
         }
@@ -103,7 +104,7 @@ def _errors(results: Record, bands: str) -> str:
     elif bands:
         text = figures.bands("examples", results["test_examples"])
     else:
-        text = "one network each"
+        text = "one network each, without errors"
     return text.replace("bands", bands or "bands")
 
 
@@ -117,17 +118,15 @@ def _counts(results: Record) -> list[int]:
     ] or [0]
 
 
-def save(
-    out: runs.RunDirectory,
-    name: str,
+def finish(
     figure: "Figure",
     panels: Sequence["Axes"],
     quantity: str,
     columns: int | None = None,
-) -> None:
-    """Names the vertical axis at the left panels, and writes the figure."""
+) -> "Figure":
+    """Names the vertical axis at the left panels, and returns the finished figure."""
     for axes in panels:
         place = axes.get_subplotspec()
         if place is not None and place.is_first_col():
             axes.set_ylabel(quantity)
-    figures.save_panels(figure, panels, out.figure_path(name), columns=columns)
+    return figures.finish(figure, panels, columns=columns)

@@ -20,11 +20,10 @@ For one network, or several to compare:
 Features are the inputs of the last linear layer. Errors are over the examples, or with
 --seeds over networks that differ in the seed alone. A network of your own is a function
 of a module; its attribute "features" is a function of a batch too, and without it the
-logits stand for the features. Writes results.json and figures.
+logits stand for the features. Writes results.json, table.md and figures.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -33,16 +32,14 @@ from absl import flags
 from experiments.common import (
     cli,
     comparison,
+    drawings,
     measure,
     options,
     records,
     seeds,
-    tables,
 )
-from experiments.common.figures import label
 from experiments.common.records import Record
-from experiments.common.tables import Column
-from experiments.spectrum import figures
+from experiments.spectrum import tables
 from opnorm import analysis, data, runs, training
 
 _FOLDER = "spectrum"
@@ -70,31 +67,6 @@ _MAX_BYTES = flags.DEFINE_integer(
 
 # Golub-Kahan steps for the dominant vector: far more than its value needs.
 _SEARCH_STEPS = 20
-
-_FEATURES = ("singular_values", "features")
-_COSINE = ("alignment_by_rank", "cosine")
-
-
-def _first(*path: str) -> Callable[[tables.Row], tuple[Any, Any]]:
-    """Returns a function of a row: mean and error of the first rank at a path."""
-
-    def find(row: tables.Row) -> tuple[Any, Any]:
-        found = tables.find(row, path)
-        mean, error = (found[part][:1] for part in ("mean", "standard_error"))
-        return (mean[0], error[0]) if mean else (None, None)
-
-    return find
-
-
-_VALUE = tables.with_error("{:.3g}", "{:.2g}")
-_ALIGNMENT = tables.with_error("{:.3f}")
-_COLUMNS = (
-    Column("network", "name", label),
-    Column("sigma_1 of features, clean", _first(*_FEATURES, "clean"), _VALUE),
-    Column("adversarial", _first(*_FEATURES, "adversarial"), _VALUE),
-    Column("alignment with v_1", _first(*_COSINE, "adversarial"), _ALIGNMENT),
-    Column("random perturbation", _first(*_COSINE, "random"), _ALIGNMENT),
-)
 
 _alignment = jax.jit(analysis.alignment)
 
@@ -137,15 +109,10 @@ def main() -> None:
         ]
         measured[name] = seeds.average(found)
     compared.out.write_json("results.json", results)
-    figures.draw_spectra(compared.out, results, list(compared.groups))
-    figures.draw_alignment_by_rank(compared.out, results)
-    for p in lengths:
-        marks = comparison.training_epsilons(compared.configs, p)
-        figures.draw_alignment_by_length(
-            compared.out, results, measure.norm_name(p), marks
-        )
-    table = tables.table(tables.named(results["networks"]), _COLUMNS)
-    records.report(compared.out, f"{table}\n\n± {seeds.bands(results)}")
+    drawings.write(compared.out, results)
+    text = tables.text(results)
+    compared.out.write_text("table.md", text)
+    records.report(compared.out, text.rstrip("\n"))
 
 
 def _in_l2(first: Sequence[training.Config]) -> bool:
@@ -160,7 +127,7 @@ def _ranks(
     key = jax.random.key(flags.FLAGS.seed)
     delta = comparison.attacked(network, examples, p=2.0, epsilon=epsilon)
     random = analysis.random_directions(delta, jax.random.fold_in(key, 1))
-    clean = np.asarray(data.to_float(examples.images))
+    clean = np.asarray(analysis.to_pixels(examples.images))
     with runs.Progress(
         # Features and logits, at clean and at adversarial examples.
         4 * len(examples),

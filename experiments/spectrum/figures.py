@@ -1,136 +1,165 @@
 """Figures of singular values, and of the alignment of perturbations."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.common import figures, seeds
-from opnorm import runs
+from experiments.common.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_CURVE = ("mean", "standard_error")
+# Values below this part of the largest one are rounding.
+_ROUNDING = 1e-5
+# The correlation is drawn beside the cosine where they differ by more than this.
+_DIFFERENT = 0.02
+_KINDS = {"cosine": "absolute cosine", "pearson": "absolute Pearson correlation"}
 
 
-def draw_spectra(
-    out: runs.RunDirectory, results: Mapping[str, Any], names: Sequence[str]
-) -> None:
-    """Draws singular values by rank, at clean and at adversarial examples.
+def draw(results: Record) -> Iterator[figures.Drawing]:
+    """Draws singular values, and alignment by rank and by length.
 
     Args:
-      out: directory for spectrum_features.png and spectrum_logits.png.
       results: content of results.json.
-      names: the networks to draw.
+
+    Yields:
+      "spectrum_features", "spectrum_logits", "alignment_by_rank", and
+      "alignment_by_length_<norm>" of each norm.
     """
     for quantity in ("features", "logits"):
-        figure, panels = figures.new_panels(
-            f"Singular values of the Jacobian of the {quantity}\n"
-            f"{figures.source_line(results)}; bands: {seeds.bands(results)}",
-            ("at the images", f"after L2 PGA, $\\epsilon$ = {results['epsilon']:g}"),
-            sharey="row",
-        )
-        highest = 0.0
-        for axes, kind in zip(panels, ("clean", "adversarial"), strict=True):
-            drawn = {
-                name: results["networks"][name]["singular_values"][quantity][kind]
-                for name in names
-            }
-            figures.curves(
-                axes, {n: figures.by_rank(found) for n, found in drawn.items()}
-            )
-            highest = max(highest, *(found["mean"][0] for found in drawn.values()))
-            axes.set(yscale="log", xlabel="rank")
-        # Ranks that few examples reach end in rounding.
-        low = min(
-            value
-            for axes in panels
-            for line in axes.lines
-            for value in np.asarray(line.get_ydata())
-            if value > 1e-5 * highest
-        )
-        panels[0].set(
-            ylim=(low / 1.5, 1.5 * highest),
-            ylabel=f"singular value ({quantity} per pixel unit)",
-        )
-        figures.save_panels(figure, panels, out.figure_path(f"spectrum_{quantity}"))
+        yield f"spectrum_{quantity}", _draw_spectrum(results, quantity)
+    yield "alignment_by_rank", _draw_alignment_by_rank(results)
+    (first, *_) = results["networks"].values()
+    for norm in first["alignment_by_length"]:
+        figure = _draw_alignment_by_length(results, norm)
+        yield f"alignment_by_length_{norm}", figure
 
 
-def draw_alignment_by_rank(out: runs.RunDirectory, results: Mapping[str, Any]) -> None:
-    """Draws how perturbations align with each right singular vector.
-
-    Args:
-      out: directory for alignment_by_rank.png.
-      results: content of results.json.
-    """
-    epsilon = results["epsilon"]
+def _draw_spectrum(results: Record, quantity: str) -> "Figure":
+    """Draws singular values by rank, at clean and at adversarial examples."""
     figure, panels = figures.new_panels(
-        f"Alignment of perturbations (L2 PGA, $\\epsilon$ = {epsilon:g}) with the right"
-        " singular vectors of the features' Jacobian\n"
+        f"Singular values of the Jacobian of the {quantity}\n"
         f"{figures.source_line(results)}; bands: {seeds.bands(results)}",
-        ("cosine", "Pearson correlation"),
+        ("at the images", f"after L2 PGA, $\\epsilon$ = {results['epsilon']:g}"),
         sharey="row",
+    )
+    networks = {
+        name: network["singular_values"][quantity]
+        for name, network in results["networks"].items()
+        if not name.startswith(figures.UNTRAINED)
+    }
+    means = [
+        np.asarray(found[kind]["mean"], float)
+        for found in networks.values()
+        for kind in ("clean", "adversarial")
+    ]
+    highest = max(float(mean[0]) for mean in means)
+    # Ranks that few examples reach end in rounding.
+    known = [mean[mean > _ROUNDING * highest] for mean in means]
+    last = max(map(len, known))
+    for axes, kind in zip(panels, ("clean", "adversarial"), strict=True):
+        drawn = {}
+        for name, found in networks.items():
+            mean = np.asarray(found[kind]["mean"], float)
+            # An axis of logarithms cannot show an error as large as its mean.
+            error = np.nan_to_num(np.asarray(found[kind]["standard_error"], float))
+            shown = mean > np.maximum(_ROUNDING * highest, error)
+            part = {key: np.asarray(found[kind][key], float)[shown] for key in _CURVE}
+            drawn[name] = (1 + np.flatnonzero(shown), part)
+        axes.set(yscale="log", xlabel="rank", xlim=(0.5, last + 0.5))
+        figures.curves(axes, drawn)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    panels[0].set(
+        ylim=(min(part.min() for part in known) / 1.5, 1.5 * highest),
+        ylabel=f"singular value ({quantity} per pixel unit)",
+    )
+    return figures.finish(figure, panels)
+
+
+def _draw_alignment_by_rank(results: Record) -> "Figure":
+    """Draws how perturbations align with each right singular vector."""
+    measured = {
+        name: network["alignment_by_rank"]
+        for name, network in results["networks"].items()
+    }
+    difference = max(_difference(found) for found in measured.values())
+    kinds = dict(_KINDS)
+    note = ""
+    if difference < _DIFFERENT:
+        del kinds["pearson"]
+        note = f"; Pearson correlations differ by at most {difference:.1g}"
+    figure, panels = figures.new_panels(
+        f"Alignment of perturbations (L2 PGA, $\\epsilon$ = {results['epsilon']:g}) "
+        "with the right singular vectors of the features' Jacobian\n"
+        f"{figures.source_line(results)}; bands: {seeds.bands(results)}{note}",
+        ("",) * len(kinds),
     )
     # Vectors that few examples have are not those of an average example.
     enough = results["examples"] / 4
-    for axes, kind in zip(panels, ("cosine", "pearson"), strict=True):
+    for axes, (kind, label) in zip(panels, kinds.items(), strict=True):
         attacked, random = {}, []
-        for name, network in results["networks"].items():
-            found = network["alignment_by_rank"][kind]
-            reached = np.asarray(found["adversarial"]["counted"]) >= enough
+        for name, found in measured.items():
+            reached = np.asarray(found[kind]["adversarial"]["counted"]) >= enough
             adversarial, baseline = (
-                {part: np.asarray(v)[reached] for part, v in found[each].items()}
+                {part: np.asarray(v)[reached] for part, v in found[kind][each].items()}
                 for each in ("adversarial", "random")
             )
             attacked[name] = figures.by_rank(adversarial)
             random.append(figures.by_rank(baseline))
-        figures.curves(axes, attacked)
-        _draw_random(axes, random)
         ranks = max((len(ranks) for ranks, _ in attacked.values()), default=1)
         figures.scale_log(axes, 0.9, 1.1 * max(ranks, 1))
-        axes.set(xlabel="rank of the singular vector", ylim=(0, None))
-        axes.xaxis.set_major_formatter("{x:g}")
-    panels[0].set_ylabel("absolute alignment")
-    figures.save_panels(figure, panels, out.figure_path("alignment_by_rank"))
+        figures.curves(axes, attacked)
+        _draw_random(axes, random)
+        axes.set(xlabel="rank of the singular vector", ylabel=label, ylim=(0, None))
+    return figures.finish(figure, panels)
 
 
-def draw_alignment_by_length(
-    out: runs.RunDirectory,
-    results: Mapping[str, Any],
-    norm: str,
-    training_epsilons: Sequence[float],
-) -> None:
-    """Draws alignment with the dominant vector against the perturbation's length.
+def _difference(found: Mapping[str, Any]) -> float:
+    """Returns the largest difference of the cosine and the correlation."""
+    cosine, correlation = (
+        np.asarray(found[kind]["adversarial"]["mean"], float) for kind in _KINDS
+    )
+    return float(np.nanmax(np.abs(cosine - correlation)))
 
-    Args:
-      out: directory for alignment_by_length_<norm>.png.
-      results: content of results.json.
-      norm: norm of the perturbations, "L2" or "Linf".
-      training_epsilons: lengths that are drawn as dashed lines.
-    """
+
+def _draw_alignment_by_length(results: Record, norm: str) -> "Figure":
+    """Draws alignment with the dominant vector against the perturbation's length."""
     curves = {
         name: found["alignment_by_length"][norm]
         for name, found in results["networks"].items()
     }
-    figure, panels = figures.new_panels(
-        "Alignment with the dominant right singular vector of the features' Jacobian\n"
+    figure, (axes,) = figures.new_panels(
+        "Alignment of PGA perturbations with the dominant right singular vector of the "
+        "features' Jacobian\n"
         f"{figures.source_line(results, 'alignment_examples')}; bands: "
         f"{seeds.bands(results, 'alignment_examples')}",
         ("",),
     )
-    (axes,) = panels
     figures.curves(
         axes, {name: (c["epsilon"], c["adversarial"]) for name, c in curves.items()}
     )
     _draw_random(axes, [(c["epsilon"], c["random"]) for c in curves.values()])
-    figures.mark_training(axes, *training_epsilons)
-    axes.set(
-        xlabel=f"{norm} length of the PGA perturbation, $\\epsilon$ (pixels in [0, 1])",
-        ylabel="absolute cosine",
-        xlim=(0, None),
-        ylim=(0, None),
-    )
-    figures.save_panels(figure, panels, out.figure_path(f"alignment_by_length_{norm}"))
+    figures.mark_training(axes, *results.get("training_epsilons", {}).get(norm, ()))
+    axes.set(ylabel="absolute cosine", xlim=(0, None), ylim=(0, None))
+    figures.label_lengths(axes, norm)
+    return figures.finish(figure, [axes])
 
 
-def _draw_random(axes: Any, curves: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
+def _draw_random(axes: "Axes", curves: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
     """Draws (x, curve) of random perturbations, alike for all networks."""
     for place, (x, curve) in enumerate(curves):
         label = None if place else "random perturbations"
-        axes.plot(x, curve["mean"], color="0.6", ls=":", lw=1, label=label)
+        marker = "_" if len(np.atleast_1d(x)) == 1 else ""
+        axes.plot(
+            x,
+            curve["mean"],
+            color=figures.GREY,
+            linestyle=":",
+            linewidth=1,
+            marker=marker,
+            label=label,
+        )

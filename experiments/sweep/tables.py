@@ -149,7 +149,7 @@ def _entry(
     failed = [r for r in results.values() if r is not None and r["status"] == "failed"]
     state = [f"{len(found)} of {len(group)} done"]
     if failed:
-        state.append(f"{len(failed)} failed: {_cell(failed[0]['reason'])}")
+        state.append(f"{len(failed)} failed: {failed[0]['reason'][:_LONGEST_REASON]}")
     state += [notes[p.name] for p in group if p.name in notes]
     return {
         "point": group[0].axes,
@@ -173,8 +173,3 @@ def _accuracies(found: Sequence[Record], names: Sequence[str]) -> Record:
                 "seeds": means,
             }
     return accuracy
-
-
-def _cell(reason: str) -> str:
-    """A text that does not end a cell of the table."""
-    return reason.replace("|", "/")[:_LONGEST_REASON]

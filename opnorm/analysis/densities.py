@@ -38,6 +38,29 @@ class DensityCurve(NamedTuple):
         values: np.ndarray = self.scale * np.sinh(self.asinh)
         return values
 
+    def reflected(self) -> "DensityCurve":
+        """Returns the density of a matrix that has no negative eigenvalues.
+
+        Each eigenvalue is blurred to a Gaussian, whose part below 0 is reflected at 0:
+        the density at ``t >= 0`` is that at t and that at -t together. It integrates to
+        1 over ``t >= 0``. Its error is at most the sum of both errors, which it has.
+
+        Returns:
+          A curve whose grid begins at 0.
+        """
+        grid = np.append(0.0, self.asinh[self.asinh > 0])
+
+        def both(values: np.ndarray) -> np.ndarray:
+            sides = (np.interp(s * grid, self.asinh, values, 0, 0) for s in (1, -1))
+            total: np.ndarray = sum(sides, np.zeros(len(grid)))
+            return total
+
+        return self._replace(
+            asinh=grid,
+            mean=both(self.mean),
+            standard_error=both(self.standard_error),
+        )
+
 
 def density_curves(
     densities: Sequence[linalg.SpectralDensity],

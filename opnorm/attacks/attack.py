@@ -33,7 +33,7 @@ class AttackResult(NamedTuple):
       success: ``(B,)`` bool. The network decides at ``x_adv`` as the attack wants, by
         the margin that the attack asks for; a row of logits with NaN counts as wrong,
         and reaches no class. If there is a budget, ``distance`` keeps it
-        (:func:`opnorm.attacks.parts.within_budget`).
+        (``parts.within_budget``).
       distance: ``(B,)``, ``||x_adv - x||_p``, at least float32; of a weighted attack
         ``||(x_adv - x) / scale||_p``. An attack that looks for the nearest point and
         fails returns x, at distance 0: look at ``success`` first.
@@ -203,7 +203,7 @@ class Attack:
 
         Args:
           number: number of the stage.
-          f: the network that :func:`opnorm.attacks.criteria.pose` has returned.
+          f: the network that ``criteria.pose`` has returned.
           problem: rows, with the labels that it has returned.
           shift: by how much x lies outside the box; read by a weighted attack alone.
         """

@@ -45,7 +45,7 @@ def carlini_wagner(
     example has its own Adam, gives up a constant by itself, and then goes on to its
     next one at once, so that examples end at different steps. A step costs one forward
     and one backward pass. For examples without a point that succeeds in the end,
-    :mod:`opnorm.attacks.box` walks to the corners of the box.
+    a walk to the corners of the box is tried.
 
     Args:
       num_steps: steps for each constant, at least 1; published results use 10,000.

@@ -36,7 +36,7 @@ def decoupled_direction(
     by ``1 + gamma`` after another. Gradient entries that point out of the box at a face
     are left out; where none is left the direction is random, if there is a key. A step
     costs one forward and one backward pass. For examples without a misclassified point
-    in the end, :mod:`opnorm.attacks.box` walks to the corners of the box.
+    in the end, a walk to the corners of the box is tried.
 
     Args:
       num_steps: steps, at least 1; the last point is judged too.
@@ -115,7 +115,7 @@ def fast_minimum_norm(
     grows by ``1 + gamma`` after another; gamma falls to a fiftieth along a cosine.
     Gradient entries that point out of the box at a face are left out. A step costs one
     forward and one backward pass. For examples without a misclassified point in the
-    end, :mod:`opnorm.attacks.box` walks to the corners of the box.
+    end, a walk to the corners of the box is tried.
 
     Args:
       p: exponent of the norm: 1, 2 or inf.

@@ -37,7 +37,7 @@ def deepfool(
     first misclassified point is returned. A step costs one forward pass and one
     backward pass per candidate; the gradients of all candidates are one vectorised
     pass. For examples that no step has brought to a misclassified point,
-    :mod:`opnorm.attacks.box` walks to the corners of the box.
+    a walk to the corners of the box is tried.
 
     Args:
       p: exponent of the norm, 2 or inf.

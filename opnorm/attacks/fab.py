@@ -49,8 +49,8 @@ def fab(
     of the target with the best other class. Until a point succeeds there, the overshoot
     grows from step to step and x does not pull. Deterministic: it starts at x. A step
     costs a forward and a backward pass, and a forward pass more. Without an epsilon,
-    :mod:`opnorm.attacks.box` walks to the corners of the box for examples without a
-    misclassified point in the end.
+    a walk to the corners of the box is tried for examples without a misclassified point
+    in the end.
 
     Args:
       p: exponent of the norm: 1, 2 or inf.

@@ -108,7 +108,7 @@ def pga(
       keep: "last" returns the last iterate, "success" the first one that reaches the
         goal, x being the first that is looked at, at the price of one forward pass
         more: what robust accuracy asks for.
-      loss: "cross_entropy", "margin" or "dlr" (see :mod:`opnorm.attacks.losses`),
+      loss: "cross_entropy", "margin" or "dlr" (the functions of these names),
         "logit_distance" (Lq distance to the clean logits; ignores labels), or a
         function ``(logits (B, K), labels (B,)) -> (B,)``.
       q: exponent of "logit_distance".

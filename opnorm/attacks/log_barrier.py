@@ -75,8 +75,8 @@ def log_barrier(
       final_bisections: halvings in the end, at least 0.
       num_tries: points tried at first, at least 1: the start, if there is one, then x
         with Gaussian noise of standard deviation ``0.01 1.01^j``. After them a walk to
-        the corners of the box (:mod:`opnorm.attacks.box`) is tried, if there is a box,
-        before an example is given up.
+        the corners of the box is tried, if there is a box, before an example is given
+        up.
       targeted: reach the labels instead of leaving them.
       bounds: box (low, high) that points are clipped to, for all entries or for each,
         or None.

@@ -27,7 +27,7 @@ def wrm(
     ``z += (e gradient(z) - (z - x)) / sqrt(k + 1)``, k = 0, ..., num_steps: the first
     one goes to ``x + e gradient``, which is the maximiser of a linear loss. The
     objective is strictly concave, and its maximiser unique, where the loss's gradient
-    is L-Lipschitz in x and ``e L < 1``; :func:`residual` says how far the ascent got.
+    is L-Lipschitz in x and ``e L < 1``; ``wrm.residual`` says how far the ascent got.
     A gradient that is not finite counts as zero. A step costs one forward and one
     backward pass.
 
@@ -41,7 +41,7 @@ def wrm(
       penalty: the same price in the convention ``loss(z) - penalty / 2 ||z - x||_2^2``:
         twice gamma. Exactly one of the two is given.
       num_steps: steps after the first, at least 0.
-      loss: "cross_entropy", "margin" or "dlr" (see :mod:`opnorm.attacks.losses`), or a
+      loss: "cross_entropy", "margin" or "dlr" (the functions of these names), or a
         function ``(logits (B, K), labels (B,)) -> (B,)``.
       bounds: box (low, high) that iterates are clipped to, for all entries or for
         each, or None.

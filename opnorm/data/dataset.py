@@ -13,8 +13,11 @@ from jax.typing import DTypeLike
 class Dataset:
     """One split of a data set of labelled images, in host memory.
 
+    Other examples, such as rows of a table, are in the place of images. They can be
+    measured, and no network of this library is trained on them.
+
     Attributes:
-      images: (N, H, W, C) uint8.
+      images: (N, H, W, C) uint8; for other examples (N, ...) float32 in [0, 1].
       labels: (N,) int32 in [0, num_classes).
       class_names: the name of each label.
       name: the name that ``load`` was given, such as "cifar10_mini".
@@ -22,9 +25,9 @@ class Dataset:
         "CIFAR-10 (JPEG-75), embedded subset".
 
     Raises:
-      ValueError: naming the array, if images or labels have another shape or dtype, or
-        a label is no class, such as -1, which stands for unknown labels in some data
-        sets.
+      ValueError: naming the array, if images or labels have another shape or dtype,
+        floating examples are outside of [0, 1], or a label is no class, such as -1,
+        which stands for unknown labels in some data sets.
 
     Example:
       >>> import numpy as np
@@ -45,10 +48,19 @@ class Dataset:
     description: str
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+        bytes_ = self.images.ndim == 4 and self.images.dtype == np.uint8
+        floats = self.images.ndim >= 2 and self.images.dtype == np.float32
+        if not (bytes_ or floats):
             raise ValueError(
                 f"images is {self.images.dtype} of shape {self.images.shape}; it must "
-                "be uint8 of shape (N, H, W, C)."
+                "be uint8 of shape (N, H, W, C), or float32 of shape (N, ...)."
+            )
+        # NaN is in no range.
+        if floats and not np.all((self.images >= 0) & (self.images <= 1)):
+            raise ValueError(
+                f"images of {self.name!r} has values from {self.images.min():g} to "
+                f"{self.images.max():g}; floating examples must be in [0, 1], such as "
+                "(x - low) / (high - low), which the network undoes."
             )
         labels, wanted = self.labels, (len(self.images),)
         if labels.shape != wanted or not np.issubdtype(labels.dtype, np.integer):
@@ -90,7 +102,7 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """The shape (H, W, C) of one image."""
+        """The shape (H, W, C) of one image, or that of another example."""
         return self.images.shape[1:]
 
 
@@ -163,8 +175,14 @@ def crop_middles(dataset: Dataset, image_size: int) -> Dataset:
     """Keeps the middle ``image_size`` rows and columns of each image.
 
     Raises:
-      ValueError: if the size is below 1, or larger than the images.
+      ValueError: if the size is below 1 or larger than the images, or the examples are
+        no images.
     """
+    if len(dataset.image_shape) != 3:
+        raise ValueError(
+            f"image_size is {image_size}; examples of {dataset.name!r} have the shape "
+            f"{dataset.image_shape}, so leave it out."
+        )
     height, width, _ = dataset.image_shape
     if not 1 <= image_size <= min(height, width):
         raise ValueError(
@@ -204,7 +222,7 @@ def randomize_labels(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 
 def check_units(dataset: Dataset) -> None:
     """Raises a ValueError if images were divided by 255 before they became bytes."""
-    if dataset.images.max(initial=0) == 1:
+    if dataset.images.dtype == np.uint8 and dataset.images.max(initial=0) == 1:
         raise ValueError(
             f"images of {dataset.name!r} have no value above 1; they must be bytes up "
             "to 255, which are divided by 255 for the network."

@@ -47,7 +47,7 @@ def split_validation(dataset: Dataset, fraction: float) -> tuple[Dataset, Datase
       >>> 0.08 < len(validation) / len(whole) < 0.12
       True
     """
-    shape = struct.pack("<3q", *dataset.image_shape)
+    shape = struct.pack(f"<{len(dataset.image_shape)}q", *dataset.image_shape)
     identities = (shape + image.tobytes() for image in dataset.images)
     held_out = choose(identities, len(dataset), fraction)
     train, validation = (

@@ -2,18 +2,27 @@
 
 import numpy as np
 
-from opnorm.data import cifar10_mini, folder, holding_out, streaming, tfds_source
+from opnorm.data import (
+    array_files,
+    cifar10_mini,
+    folder,
+    holding_out,
+    streaming,
+    tfds_source,
+)
 from opnorm.data.dataset import Dataset, crop_middles, take_balanced
 
 NAMES = (
     "cifar10_mini",
     *tfds_source.DESCRIPTIONS,
     "folder:/path",
+    "npz:/file.npz",
     *streaming.NAMES,
 )
 SPLITS = streaming.SPLITS
 
 _FOLDER = "folder:"
+_NPZ = "npz:"
 
 
 def load(
@@ -28,7 +37,7 @@ def load(
     resize: int | None = None,
     validation_fraction: float = 0.0,
 ) -> Dataset:
-    """Loads one split of a dataset into host memory, as bytes.
+    """Loads one split of a dataset into host memory; images as bytes.
 
     Nothing is downloaded unless ``download`` is true.
 
@@ -36,7 +45,10 @@ def load(
       name: "cifar10_mini", embedded in the package; "cifar10", "cifar100", "mnist" or
         "svhn_cropped", as TensorFlow Datasets prepares them; or "folder:/path", a
         folder with ``train/<class>/`` and ``test/<class>/`` (or ``val``), or with
-        ``<class>/`` alone, a fixed fifth of which is the test split; or "imagenet2012",
+        ``<class>/`` alone, a fixed fifth of which is the test split; or
+        "npz:/file.npz", arrays ``x`` and ``y`` of any shape (N, ...), floating in
+        [0, 1] or uint8, for the test split, and ``x_train`` and ``y_train`` for the
+        train split; or "imagenet2012",
         "image_folder:/path" or "tiny_imagenet:/path", as for :func:`open_stream`, whose
         images may have any size: the middles of these images are loaded.
       split: "train", "validation" or "test".
@@ -102,7 +114,9 @@ def load(
             " leave it out."
         )
     stored = "test" if split == "test" else "train"
-    if name.startswith(_FOLDER):
+    if name.startswith(_NPZ):
+        dataset = array_files.load(name.removeprefix(_NPZ), stored)
+    elif name.startswith(_FOLDER):
         dataset = folder.load(name.removeprefix(_FOLDER), stored)
     elif name == "cifar10_mini":
         dataset = cifar10_mini.load(stored)
@@ -119,7 +133,10 @@ def load(
 
 def check_name(name: str) -> None:
     """Raises a ValueError unless ``load`` knows ``name``; reads no data."""
-    if streaming.is_streamed(name) or (name.startswith(_FOLDER) and name != _FOLDER):
+    for start in (_FOLDER, _NPZ):
+        if name.startswith(start) and name != start:
+            return
+    if streaming.is_streamed(name):
         return
     if name not in ("cifar10_mini", *tfds_source.DESCRIPTIONS):
         raise ValueError(f"dataset {name!r} is unknown; use one of {', '.join(NAMES)}.")

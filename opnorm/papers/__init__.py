@@ -12,15 +12,12 @@ them beside their own results.
 >>> papers.finlay.TABLE_1.units["distance"]
 'pixels in [0, 1]'
 
-=================================  =====================================================
-:mod:`opnorm.papers.roth`                 Roth, Kilcher & Hofmann 2020, Tables 2 and 3
-:mod:`opnorm.papers.farnia`               Farnia, Zhang & Tse 2019, Tables 1 to 3 and
-                                          Figs. 10 and 11
-:mod:`opnorm.papers.regularization_view`  "Towards Understanding the Regularization of
-                                          Adversarial Robustness", Tables 1 to 6 and
-                                          Appendix B.2
-:mod:`opnorm.papers.finlay`               Finlay & Oberman 2019, Tables 1 to 3
-=================================  =====================================================
+- :mod:`opnorm.papers.roth`: Roth, Kilcher & Hofmann 2020, Tables 2 and 3
+- :mod:`opnorm.papers.farnia`: Farnia, Zhang & Tse 2019, Tables 1 to 3 and Figs. 10
+  and 11
+- :mod:`opnorm.papers.regularization_view`: "Towards Understanding the Regularization of
+  Adversarial Robustness", Tables 1 to 6 and Appendix B.2
+- :mod:`opnorm.papers.finlay`: Finlay & Oberman 2019, Tables 1 to 3
 """
 
 from opnorm.papers import farnia, finlay, regularization_view, roth

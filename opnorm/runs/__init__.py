@@ -11,6 +11,7 @@ from opnorm.runs.files import write_arrays, write_whole
 from opnorm.runs.hosts import ProcessLost, is_writer
 from opnorm.runs.hosts import initialize as initialize_hosts
 from opnorm.runs.json_values import Json, JsonObject, as_json
+from opnorm.runs.json_values import read as read_json
 from opnorm.runs.lock import RunInUse
 from opnorm.runs.memory import keep_freed_memory
 from opnorm.runs.preemption import Preempted
@@ -32,6 +33,7 @@ __all__ = [
     "initialize_hosts",
     "is_writer",
     "keep_freed_memory",
+    "read_json",
     "read_metrics",
     "restore_parts",
     "version",

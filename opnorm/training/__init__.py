@@ -14,6 +14,7 @@ from opnorm.training.load import Run, load_run
 from opnorm.training.loop import TrainResult, train
 from opnorm.training.methods import METHODS, Auxiliary, Batch, Method, methods_with
 from opnorm.training.methods import attack as training_attack
+from opnorm.training.metrics import OnMetrics, csv_metrics, tensorboard_metrics
 from opnorm.training.modes import Modes
 from opnorm.training.modes import create as make_modes
 from opnorm.training.plan import Plan, check_devices, image_size
@@ -64,6 +65,7 @@ __all__ = [
     "Method",
     "Modes",
     "Objective",
+    "OnMetrics",
     "Plan",
     "Preset",
     "Program",
@@ -72,6 +74,7 @@ __all__ = [
     "TrainState",
     "build_model",
     "check_devices",
+    "csv_metrics",
     "data_mesh",
     "describe_presets",
     "get_grid",
@@ -92,6 +95,7 @@ __all__ = [
     "replicated",
     "sharded",
     "state_shardings",
+    "tensorboard_metrics",
     "train",
     "training_attack",
     "validate",

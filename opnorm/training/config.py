@@ -100,8 +100,9 @@ class Config:
       random_start: whether the attack starts at a random point of the ball.
       attack_labels: the labels that the attack leads away from: "true", or "predicted"
         by the network at the clean image.
-      search: how the direction of the penalty is found; see
-        :mod:`opnorm.training.methods.data_dependent`.
+      search: how the direction of the penalty is found: "iterative" by power steps
+        from a random start, "dense" from the whole Jacobian of the logits, "amortized"
+        from a vector of each example that is kept between epochs.
       variant: "derivative" penalises epsilon ||J v||, "difference"
         ||f(x + epsilon v) - f(x)||.
       penalty_fraction: part of each batch that the "difference" penalty is taken on, in

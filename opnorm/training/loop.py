@@ -20,6 +20,7 @@ from opnorm.training import validation
 from opnorm.training.config import Config
 from opnorm.training.feed import DeviceBatch
 from opnorm.training.load import initial_state
+from opnorm.training.metrics import OnMetrics
 from opnorm.training.program import Program, make_program
 from opnorm.training.robust_check import RobustCheck
 from opnorm.training.shardings import data_mesh, place
@@ -72,6 +73,7 @@ def train(
     validation_examples: int | None = 1000,
     keep_best: bool = False,
     show_progress: bool = True,
+    on_metrics: OnMetrics | None = None,
 ) -> TrainResult:
     """Trains the network of a configuration, or goes on where an earlier call ended::
 
@@ -127,6 +129,15 @@ def train(
         "validation_accuracy" is the best. The last checkpoint is then written after
         each improvement, too.
       show_progress: whether to show a progress bar or lines.
+      on_metrics: called as ``on_metrics(step, values)`` with each record of metrics, in
+        rising order of steps, on the process that writes: the number of updates done,
+        and the values of the record, "epoch" among them, as floats. With a directory
+        the record is in metrics.jsonl by then, and a checkpoint of the step is not yet
+        written. An exception ends the training, which then goes on from its last
+        checkpoint. A resumed run gives the records after that checkpoint, some of which
+        an earlier call may have given; the writers :func:`csv_metrics` and
+        :func:`tensorboard_metrics` put them in the place of the earlier ones. None
+        calls nothing.
 
     Returns:
       The trained network; its variables are whole on every device of the mesh.
@@ -210,7 +221,9 @@ def train(
             examples=plan.examples_done,
             enabled=show_progress and hosts.is_writer(),
         )
-        every = _Every(log_every, checkpoint_every, max_skipped_updates, checks)
+        every = _Every(
+            log_every, checkpoint_every, max_skipped_updates, checks, on_metrics
+        )
         state, metrics = _take_steps(program, state, batches, run, bar, every)
     return TrainResult(program.network(state), int(state.step), metrics)
 
@@ -234,6 +247,7 @@ class _Every(NamedTuple):
     checkpoint: int | None
     max_skipped: int
     checks: Sequence[Check]
+    on_metrics: OnMetrics | None
 
 
 def _take_steps(
@@ -265,8 +279,11 @@ def _take_steps(
                 skipped = _check_skipped(state, skipped, every.max_skipped, done)
                 if checks:
                     logged |= _measure(checks, program.network(state), done)
+                record = {"epoch": plan.epochs_done(done), **logged}
                 if run is not None:
-                    run.log(done, epoch=plan.epochs_done(done), **logged)
+                    run.log(done, **record)
+                if every.on_metrics is not None and hosts.is_writer():
+                    every.on_metrics(done, record)
             bar.update(done, loss=metrics["loss"], accuracy=metrics["accuracy"])
             if run is None:
                 continue

@@ -148,8 +148,18 @@ def make(config: Config, num_examples: int) -> Plan:
 def largest_shape(
     train_set: data.Dataset | data.Stream, plan: Plan
 ) -> tuple[int, int, int]:
-    """Returns ``(H, W, C)`` of the largest images that a run sees."""
+    """Returns ``(H, W, C)`` of the largest images that a run sees.
+
+    Raises:
+      ValueError: for examples that are no images of bytes.
+    """
     if isinstance(train_set, data.Dataset):
+        if train_set.images.dtype != np.uint8:
+            raise ValueError(
+                f"dataset is {train_set.name!r}, with {train_set.images.dtype} "
+                f"examples of shape {train_set.image_shape}; networks are trained on "
+                "images (H, W, C) of uint8."
+            )
         height, width, channels = train_set.image_shape
         return height, width, channels
     size = max(phase.image_size or IMAGE_SIZE for phase in plan.phases)

@@ -52,3 +52,28 @@ def test_a_spectrum_of_zeros_has_a_curve() -> None:
 def test_bad_arguments_are_refused(densities, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         analysis.density_curves(densities, **options)
+
+
+def test_a_reflected_curve_has_all_its_mass_at_zero_and_above() -> None:
+    # Most eigenvalues are 0, which blurring spreads to both sides.
+    nodes = [0.0, 0.0, 0.0, 0.002, 3.0, 5.0]
+    (curve,) = analysis.density_curves([spectrum(nodes)], num_points=4001)
+    below = np.trapezoid(np.where(curve.asinh < 0, curve.mean, 0), curve.asinh)
+    assert below > 0.2
+    found = curve.reflected()
+    assert found.asinh[0] == 0
+    assert (np.diff(found.asinh) > 0).all()
+    assert np.trapezoid(found.mean, found.asinh) == pytest.approx(1, abs=1e-3)
+    centres = np.arcsinh(np.array(nodes) / curve.scale)
+    bells = [
+        np.exp(-0.5 * ((found.asinh[:, None] - sign * centres) / curve.width) ** 2)
+        for sign in (1, -1)
+    ]
+    expected = sum(bells).mean(axis=1) / (curve.width * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(found.mean, expected, atol=2e-3)
+    # Far from 0 nothing changes.
+    far = curve.asinh > 5 * curve.width + np.arcsinh(0.002 / curve.scale)
+    np.testing.assert_allclose(found.mean[-far.sum() :], curve.mean[far])
+    np.testing.assert_allclose(
+        found.standard_error[-far.sum() :], curve.standard_error[far]
+    )

@@ -13,7 +13,7 @@ from experiments.benchmark import breakdown, peers, scaling, tables, tasks
 from experiments.benchmark import figures as benchmark_figures
 from experiments.benchmark.children import Child, ChildError, take_turns
 from experiments.benchmark.setting import Setting, cnn7_program
-from experiments.common import timing
+from experiments.common import figures, timing
 from opnorm import runs
 from tests.support import fake_peer
 
@@ -212,7 +212,7 @@ def test_growth_is_drawn_and_told_as_an_exponent(tmp_path, monkeypatch):
     assert exponents["a square", "1"] == ""
     assert exponents["a square", "4"] == exponents["a square", "16"] == "2.00"
     assert float(exponents["a sleep", "16"]) == pytest.approx(1, abs=0.2)
-    benchmark_figures.draw_scaling(runs.RunDirectory(tmp_path), results)
+    figures.save(runs.RunDirectory(tmp_path), benchmark_figures.draw(results))
     assert (tmp_path / "scaling.png").stat().st_size > 1000
 
 

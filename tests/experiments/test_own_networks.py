@@ -1,6 +1,7 @@
 """Networks of the user's own code: they are found, read, checked and told apart."""
 
 import dataclasses
+import json
 import sys
 
 import jax
@@ -162,3 +163,56 @@ def test_results_of_other_networks_and_examples_are_told_apart():
     # A layer of dropout holds keys.
     own = own_networks.make(f"{HERE}:hidden")
     assert own_networks.fingerprint(own, examples, 4) != first
+
+
+def test_a_network_of_tables_is_measured_by_every_command(tmp_path, run):
+    """The network is linear, so its margins, gains and Hessians have closed forms."""
+    rng = np.random.default_rng(2)
+    kernel = rng.normal(size=(4, 3)).astype(np.float32)
+    x = rng.uniform(0.3, 0.7, size=(12, 4))
+    y = (x @ kernel).argmax(axis=1)
+    y[:2] = (y[:2] + 1) % 3
+    table, net = tmp_path / "table.npz", tmp_path / "net.npz"
+    np.savez(
+        table, x=x, y=y, x_train=x, y_train=y, class_names=np.array(["a", "b", "c"])
+    )
+    np.savez(net, **{"last/kernel": kernel})
+    network = [f"--network={HERE}:make", f"--variables={net}", f"--dataset=npz:{table}"]
+
+    def measured(name, file, *options):
+        out = tmp_path / name
+        result = run(name, *network, f"--out={out}", *options)
+        assert result.returncode == 0, result.stderr
+        return json.loads((out / file).read_text())
+
+    found = measured(
+        "evaluate",
+        "evaluation.json",
+        "--attack=deepfool",
+        "--check_examples=0",
+        "--nospectrum",
+        "--epsilons=0.05",
+    )
+    logits = (x @ kernel)[2:]
+    own = y[2:, None] == np.arange(3)
+    gap = logits[own][:, None] - logits
+    slopes = np.linalg.norm(kernel[:, y[2:]].T[:, None] - kernel.T, axis=2)
+    distance = np.where(own, np.inf, gap / np.where(own, 1, slopes)).min(axis=1)
+    assert found["clean_accuracy"] == pytest.approx(10 / 12)
+    card = found["attacks"]["deepfool"]
+    assert card["mean_of_correct"] == pytest.approx(distance.mean(), rel=0.05)
+
+    few = ["--num_steps=2", "--epsilons=0.1", "--epsilons_inf="]
+    (found,) = measured("spectrum", "results.json", *few)["networks"].values()
+    gains = np.linalg.svd(kernel, compute_uv=False)
+    curve = found["singular_values"]["logits"]["clean"]["mean"]
+    np.testing.assert_allclose(curve, gains, rtol=1e-4)
+
+    (found,) = measured("linearity", "results.json", *few)["networks"].values()
+    deviation = found["L2"]["adversarial"]["deviation"]["mean"]
+    np.testing.assert_allclose(deviation, 0, atol=1e-6)
+
+    options = ["--train_examples=12", "--num_probes=2", "--num_steps=3"]
+    (found,) = measured("curvature", "results.json", *options)["networks"].values()
+    assert found["inputs"]["sigma"]["mean"] == pytest.approx(gains[0], rel=1e-4)
+    assert found["hessian"]["parameters"] == kernel.size

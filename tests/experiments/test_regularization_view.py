@@ -53,7 +53,8 @@ def test_a_network_is_trained_and_measured(trained):
     assert network["test_error"] == pytest.approx(error)
     assert network["robust"] <= network["test_accuracy"]
     assert network["variation_2"] >= 0
-    for number in (1, *range(3, 12)):
+    # No network here was trained with FGSM.
+    for number in (1, *range(3, 9), 11):
         assert (out / f"figure_{number:02d}.png").stat().st_size > 0
     assert done.stdout.startswith((out / "tables.md").read_text().rstrip())
 

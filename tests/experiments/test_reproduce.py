@@ -331,7 +331,7 @@ def test_networks_that_are_not_there_are_missing_in_the_tables():
     ]
     alone = tables.text(found | facts | {"seeds": [0]})
     assert "up to 1.0 points; errors over networks are not known" in alone
-    names = networks.titles({row.name: row.config for row in rows})
+    names = networks.titles({row.name: dataclasses.asdict(row.config) for row in rows})
     assert list(names.values()) == [
         *("standard", "standard (trained on)", "adversarial", "data_dependent_snr")
     ]

@@ -34,6 +34,9 @@ def test_a_table_is_columns_of_rows():
         "| Third  | -            | -           | 2     |",
     ]
     assert tables.table([], columns[:1]) == "| name |\n|------|"
+    # A name ends neither its cell nor its line.
+    bars = tables.table([{"name": "a|b\nc"}], (Column("x|y", "name"),))
+    assert bars == "| x\\|y   |\n|--------|\n| a\\|b c |"
     with pytest.raises(ValueError, match="key is 'clean'"):
         tables.named(_ROWS, "clean")
     with pytest.raises(IndexError):
@@ -81,8 +84,8 @@ _RESULTS = Path(experiments.__file__).parent / "results"
     ("name", "of"),
     [
         ("equivalence", "equivalence"),
-        ("interpolation_mix", "interpolation.__main__"),
-        ("interpolation_step_size", "interpolation.__main__"),
+        ("interpolation_mix", "interpolation.tables"),
+        ("interpolation_step_size", "interpolation.tables"),
         ("table2", "reproduce.tables"),
         ("table2_50000", "reproduce.tables"),
     ],

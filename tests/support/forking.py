@@ -46,6 +46,9 @@ for line in sys.stdin:
         for number, name in ((1, "stdout"), (2, "stderr")):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             os.dup2(os.open(request[name], flags), number)
+        if "cwd" in request:
+            sys.path.insert(0, os.getcwd())
+            os.chdir(request["cwd"])
         jax.config.update("jax_num_cpu_devices", request["devices"])
         for module, constants in request["constants"].items():
             vars(importlib.import_module(module)).update(constants)

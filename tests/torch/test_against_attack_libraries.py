@@ -5,6 +5,8 @@
 
 import functools
 import math
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -152,3 +154,17 @@ def test_automatic_steps_fool_as_many(p, epsilon):
     accuracies = [given.accuracy(a, p, epsilon) for a in (found, theirs)]
     assert 0.2 < accuracies[0] < 0.8
     assert abs(accuracies[0] - accuracies[1]) <= 0.01
+
+
+@pytest.mark.parametrize(("column", "library"), [(1, foolbox), (2, torchattacks)])
+def test_the_page_of_attacks_names_attacks_that_exist(column, library):
+    page = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text()
+    rows = page.split("## Names in other libraries")[1].split("\n\n")[1].splitlines()
+    known = library.attacks if library is foolbox else library
+    names = [
+        n
+        for row in rows[2:]
+        for n in re.findall(r"`(\w+)`", row.split("|")[column + 1])
+    ]
+    assert len(names) > 10
+    assert [name for name in names if not hasattr(known, name)] == []
