@@ -81,11 +81,12 @@ def _draw_densities(results: Record) -> "Figure":
     for axes, matrix in zip(panels, MATRICES, strict=True):
         for name, network in networks.items():
             found = network[matrix]
+            held = found["density"]
+            parts = ("asinh", "mean", "standard_error")
             curve = analysis.DensityCurve(
-                **{
-                    key: np.asarray(value, float) if isinstance(value, list) else value
-                    for key, value in found["density"].items()
-                }
+                held["scale"],
+                held["width"],
+                *(np.asarray(held[part]) for part in parts),
             )
             if matrix == "gauss_newton":
                 curve = curve.reflected()

@@ -72,7 +72,7 @@ def _draw_spectrum(results: Record, quantity: str) -> "Figure":
             drawn[name] = (1 + np.flatnonzero(shown), part)
         axes.set(yscale="log", xlabel="rank", xlim=(0.5, last + 0.5))
         figures.curves(axes, drawn)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
     panels[0].set(
         ylim=(min(part.min() for part in known) / 1.5, 1.5 * highest),
         ylabel=f"singular value ({quantity} per pixel unit)",
