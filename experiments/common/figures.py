@@ -95,7 +95,7 @@ _LOOK = {
     "svg.hashsalt": "opnorm",
 }
 # Text that no line break parts: formulas and units.
-_WHOLE = re.compile(r"\$[^$]*\$|\(pixels in \[0, 1\]\)|\([\w ]+\)")
+_WHOLE = re.compile(r"\$[^$]*\$|\(pixels in \[0, 1\]\)|\([\w /]+\)")
 _CHARACTER = 0.07
 # Width and height of a panel in inches.
 _PANEL = (3.0, 2.4)

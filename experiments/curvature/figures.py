@@ -83,11 +83,8 @@ def _draw_densities(results: Record) -> "Figure":
             found = network[matrix]
             held = found["density"]
             parts = ("asinh", "mean", "standard_error")
-            curve = analysis.DensityCurve(
-                held["scale"],
-                held["width"],
-                *(np.asarray(held[part]) for part in parts),
-            )
+            arrays = (np.asarray(held[part]) for part in parts)
+            curve = analysis.DensityCurve(held["scale"], held["width"], *arrays)
             if matrix == "gauss_newton":
                 curve = curve.reflected()
             style = styles[name] | {"marker": "", "linewidth": 1}

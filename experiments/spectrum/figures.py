@@ -65,9 +65,9 @@ def _draw_spectrum(results: Record, quantity: str) -> "Figure":
         drawn = {}
         for name, found in networks.items():
             mean = np.asarray(found[kind]["mean"], float)
-            # An axis of logarithms cannot show an error as large as its mean.
+            # A logarithmic axis cannot show an error as large as its mean.
             error = np.nan_to_num(np.asarray(found[kind]["standard_error"], float))
-            shown = mean > np.maximum(_ROUNDING * highest, error)
+            shown = mean > np.maximum(_ROUNDING * highest, 2 * error)
             part = {key: np.asarray(found[kind][key], float)[shown] for key in _CURVE}
             drawn[name] = (1 + np.flatnonzero(shown), part)
         axes.set(yscale="log", xlabel="rank", xlim=(0.5, last + 0.5))
