@@ -619,8 +619,12 @@ def inline_svg(figure: "Figure", prefix: str) -> str:
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
     text = text.replace("url(#", f"url(#{prefix}-")
+    # A rule for all elements would be one for the page.
+    rule = re.search(r"<style[^>]*>\*{([^}]*)}</style>", text)
+    held = rule[1] if rule else ""
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     # Text without a colour of its own is black.
-    text = text.replace("<svg ", f'<svg fill="{_NEUTRAL["#000000"]}" ', 1)
+    text = text.replace("<svg ", f'<svg style="fill: #000000; {held}" ', 1)
     for color, variable in _NEUTRAL.items():
         text = re.sub(rf"(?<=: ){color}\b", variable, text)
     return text
