@@ -60,6 +60,15 @@ LABELS = {
     "gradient_regularization": "input-gradient regularisation",
     "wrm": "WRM",
 }
+_ATTACKS = {
+    "auto_attack": "AutoAttack",
+    "carlini_wagner": "Carlini & Wagner",
+    "deepfool": "DeepFool",
+    "decoupled_direction": "DDN",
+    "fast_minimum_norm": "FMN",
+    "hop_skip_jump": "HopSkipJump",
+    "log_barrier": "LogBarrier",
+}
 # The unit of lengths unless another one is given.
 PIXELS = "pixels in [0, 1]"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -104,8 +113,6 @@ _NEUTRAL = {
     "#000000": "var(--figure-ink, #000000)",
     "#ffffff": "var(--figure-paper, #ffffff)",
     "#808080": "var(--figure-muted, #808080)",
-    "#595959": "var(--figure-muted, #595959)",
-    "#999999": "var(--figure-muted, #999999)",
     "#e6e6e6": "var(--figure-grid, #e6e6e6)",
 }
 # Decades that are shown on either side of zero, where some values are negative.
@@ -123,10 +130,12 @@ def label(name: str) -> str:
 def attack_label(text: str) -> str:
     """Returns the reader's name of an attack of a flag, "pga num_steps=5"."""
     name, *options = text.split()
-    words = name.replace("_", " ")
     # Short names are abbreviations, as in "PGA" and "APGD CE".
-    words = " ".join(w.upper() if len(w) < 5 else w for w in words.split())
-    return ", ".join([words, *(o.replace("_", " ").replace("=", " ") for o in options)])
+    words = [w.upper() if len(w) < 5 else w for w in name.split("_")]
+    words = [_ATTACKS.get(name, " ".join(words))]
+    return ", ".join(
+        [*words, *(o.replace("_", " ").replace("=", " ") for o in options)]
+    )
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
@@ -313,16 +322,13 @@ def draw_accuracy(
     return finish(figure, [axes])
 
 
-def label_lengths(
-    axes: "Axes", norm: str, unit: str = PIXELS, *, of: str = "the perturbation"
-) -> None:
+def label_lengths(axes: "Axes", norm: str, unit: str = PIXELS) -> None:
     """Labels a horizontal axis of lengths; Linf lengths of pixels are in 1/255.
 
     Args:
       axes: the panel, with its curves and limits.
       norm: name of the norm, such as "Linf".
       unit: unit of the lengths.
-      of: the vector that is measured.
     """
     if norm == "Linf" and unit == PIXELS:
         unit = "in 1/255"
@@ -332,7 +338,7 @@ def label_lengths(
             step = next((s for s in (1, 2, 4, 8) if 255 * last <= 9 * s), 32)
             levels = range(0, math.floor(255 * last + 1e-6) + 1, step)
             axes.set_xticks([level / 255 for level in levels])
-    axes.set_xlabel(f"{norm} length of {of}, $\\epsilon$ ({unit})")
+    axes.set_xlabel(f"{norm} length of the perturbation, $\\epsilon$ ({unit})")
 
 
 def draw_singular_values(

@@ -240,7 +240,7 @@ def _draw_gains(all_results: Sequence[Record]) -> Iterator[figures.Drawing]:
                     100 * row.test,
                     100 * (row.bounded_test - row.test),
                     "o",
-                    color="0.6",
+                    color=figures.GREY,
                     markerfacecolor="none",
                     markersize=5,
                     label="the paper's",
