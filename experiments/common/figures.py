@@ -66,7 +66,6 @@ _ATTACKS = {
     "deepfool": "DeepFool",
     "decoupled_direction": "DDN",
     "fast_minimum_norm": "FMN",
-    "hop_skip_jump": "HopSkipJump",
     "log_barrier": "LogBarrier",
 }
 # The unit of lengths unless another one is given.
@@ -131,11 +130,9 @@ def attack_label(text: str) -> str:
     """Returns the reader's name of an attack of a flag, "pga num_steps=5"."""
     name, *options = text.split()
     # Short names are abbreviations, as in "PGA" and "APGD CE".
-    words = [w.upper() if len(w) < 5 else w for w in name.split("_")]
-    words = [_ATTACKS.get(name, " ".join(words))]
-    return ", ".join(
-        [*words, *(o.replace("_", " ").replace("=", " ") for o in options)]
-    )
+    words = " ".join(w.upper() if len(w) < 5 else w for w in name.split("_"))
+    given = [option.replace("_", " ").replace("=", " ") for option in options]
+    return ", ".join([_ATTACKS.get(name, words), *given])
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
