@@ -50,6 +50,7 @@ BLACK = "#000000"
 GREY = "#808080"
 _GRID = "#e6e6e6"
 LABELS = {
+    "best known": "nearest point of all attacks",
     "standard": "standard",
     "adversarial": "adversarial training",
     "adversarial_only": "adversarial training (adversarial only)",
