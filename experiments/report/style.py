@@ -1,4 +1,4 @@
-"""How the page of a report looks: light and dark, narrow and wide, on paper."""
+"""The look of a report in light and dark, narrow and wide, and on paper."""
 
 # Nothing is fetched, and nothing runs.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -90,12 +90,12 @@ pre { background: var(--shade); padding: 0.6rem 0.8rem; border-radius: 0.3rem;
   nav { border: 1px solid var(--line); }
   .up { display: none; }
   .wide { overflow: visible; }
-  table { font-size: 7pt; width: 100%; }
+  table { font-size: 7pt; min-width: 0; max-width: 100%; }
   th, td, tbody th, thead th, td.number { min-width: 0; padding: 0.15rem 0.3rem; }
-  th, td { overflow-wrap: anywhere; }
+  td, tbody th { overflow-wrap: anywhere; }
   h2, h3 { break-after: avoid; }
   figure, tr, .note { break-inside: avoid; }
-  .drawing svg, figure img { min-width: 0; max-width: 100%; max-height: 20cm; }
+  .drawing svg, figure img { min-width: 0; max-width: 13cm; max-height: 20cm; }
   details::details-content { content-visibility: visible; block-size: auto; }
 }
 """
