@@ -37,6 +37,13 @@ _WEIGHTS = flags.DEFINE_string("weights", None, "Folder of ART's files.", requir
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _EXAMPLES = flags.DEFINE_integer("examples", 100, "Number of test images.")
 _EPOCHS = flags.DEFINE_integer("epochs", 15, "Epochs of the second network's training.")
+_NETWORKS = flags.DEFINE_multi_enum(
+    "network", ["shipped", "relu"], ["shipped", "relu"], "Networks to attack."
+)
+_ATTACKS = flags.DEFINE_list(
+    "attacks", None, "First words of the attacks of the first network; all by default."
+)
+_NORMS = flags.DEFINE_multi_enum("norm", ["2", "inf"], ["2", "inf"], "Norms.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of training and attacks.")
 _LIBRARIES = ("torch", "foolbox", "torchattacks", "adversarial-robustness-toolbox")
 
@@ -543,6 +550,7 @@ def main(arguments: list[str]) -> None:
         "environment": runs.environment(),
         "git_revision": revision,
         "shipped": [],
+        "relu": [],
     }
     folder = Path(_OUT.value)
     folder.mkdir(parents=True, exist_ok=True)
@@ -552,15 +560,20 @@ def main(arguments: list[str]) -> None:
         results["seconds"] = time.monotonic() - begun
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
-    client = Client("shipped with ART", shipped, images, own)
-    for row in (row for p in EPSILONS for row in _rows(p)):
-        results["shipped"].append(compare(client, row))
-        save()
-    dead = train_with_relu_on_logits(_EPOCHS.value, _SEED.value)
-    for p in EPSILONS:
+    norms = [float(name) for name in _NORMS.value]
+    if "shipped" in _NETWORKS.value:
+        client = Client("shipped with ART", shipped, images, own)
+        for row in (row for p in norms for row in _rows(p)):
+            first = row.title.split()[0].rstrip(",")
+            if _ATTACKS.value is None or first in _ATTACKS.value:
+                results["shipped"].append(compare(client, row))
+                save()
+    if "relu" in _NETWORKS.value:
+        dead = train_with_relu_on_logits(_EPOCHS.value, _SEED.value)
         client = Client("ReLU on the logits", dead, images, labels)
-        results[f"relu_on_logits_p{p:g}"] = inspect(client, p)
-        save()
+        for p in norms:
+            results["relu"].append(inspect(client, p))
+            save()
     print(f"written to {folder}")
 
 
