@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in _HELP:
         try:
             print(_listing(known), flush=True)
-        # A reader such as ``head`` has closed the pipe; Python writes once more at exit.
+        # A reader such as ``head`` has gone; Python writes once more when it ends.
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
