@@ -73,9 +73,8 @@ def kind(results: Any) -> str | None:
     if not isinstance(results, dict):
         return None
     experiment = results.get("experiment")
-    known = {each.experiment for each in _KINDS}
     for each in _KINDS:
-        fits = experiment == each.experiment or experiment not in known
+        fits = experiment is None or experiment == each.experiment
         if fits and each.keys <= results.keys():
             return each.name
     return None

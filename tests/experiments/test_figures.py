@@ -209,3 +209,20 @@ def test_files_of_nobody_have_no_figures(tmp_path):
     file.write_text("{")
     with pytest.raises(ValueError, match=r"results\.json cannot be read"):
         list(drawings.of_file(file))
+
+
+def test_redraw_draws_a_folder_again_with_the_right_name_of_its_data(run, tmp_path):
+    held = json.loads((RESULTS / "interpolation_mix" / "results.json").read_text())
+    place = tmp_path / "results" / "mix"
+    place.mkdir(parents=True)
+    (place / "results.json").write_text(json.dumps(held | {"data": "images in a"}))
+    flags = (f"--results={tmp_path / 'results'}", f"--out={tmp_path / 'out'}")
+    done = run("redraw", *flags, "--format=svg", "--data_name=images in a=The set A")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "figures written: 1"
+    text = (tmp_path / "out" / "mix" / "accuracy.svg").read_text()
+    assert "The set A" in text
+    assert "images in a" not in text
+    done = run("redraw", *flags, "--data_name=a")
+    assert done.returncode == 2
+    assert "data_name is 'a'; it must be OLD=NEW" in done.stderr
