@@ -35,7 +35,7 @@ _FILES = ("*.json", "metrics.jsonl")
 
 def main() -> None:
     """Draws all figures, and prints the files."""
-    if _RESULTS.value is None:
+    if not _RESULTS.value:
         raise ValueError("results is not given; give a file of results or a folder.")
     given = Path(_RESULTS.value)
     if not given.exists():
@@ -52,7 +52,7 @@ def main() -> None:
         for written in figures.save(runs.RunDirectory(place), drawn, _FORMAT.value):
             print(written, flush=True)
             count += 1
-    print(f"{count} figures written")
+    print(f"figures written: {count}")
 
 
 def _names() -> dict[str, str]:
