@@ -128,8 +128,13 @@ def _is_number(cell: str | Link) -> bool:
 
 def _cell(cell: str | Link) -> str:
     if isinstance(cell, Link):
-        return f'<a href="#{_attribute(cell.anchor)}">{_text(cell.text)}</a>'
-    return _text(cell)
+        return f'<a href="#{_attribute(cell.anchor)}">{_breakable(cell.text)}</a>'
+    return _breakable(cell)
+
+
+def _breakable(text: str) -> str:
+    """The text, with places to break a long name of a folder or a network."""
+    return re.sub(r"([/_])(?=\w)", r"\1<wbr>", _text(text))
 
 
 def _figure(figure: Figure) -> str:

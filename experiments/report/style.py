@@ -74,7 +74,7 @@ pre { background: var(--shade); padding: 0.6rem 0.8rem; border-radius: 0.3rem;
   h1 { font-size: 1.5rem; }
   h2 { font-size: 1.25rem; }
   th, td { padding: 0.3rem 0.5rem; }
-  tbody th { min-width: 6rem; max-width: 9rem; overflow-wrap: anywhere; }
+  tbody th { min-width: 6rem; max-width: 9rem; }
   figure { margin-right: 0; }
 }
 @media print {
