@@ -84,7 +84,7 @@ def _block(part: Block) -> str:
             lines = "\n".join(f"<li>{_text(item)}</li>" for item in items)
             return f"<ul>\n{lines}\n</ul>"
         case blocks.Code(text):
-            return f'<pre tabindex="0"><code>{_text(text)}</code></pre>'
+            return f"<pre><code>{_text(text)}</code></pre>"
         case blocks.Table():
             return _table(part)
         case blocks.Figure():
