@@ -307,7 +307,7 @@ def fingerprint(own: Own, examples: data.Dataset, batch_size: int) -> str:
         source = inspect.getsource(module)
     except (OSError, TypeError):
         source = ""
-    images = np.asarray(analysis.to_pixels(examples.images))
+    images = np.asarray(examples.pixels())
     arrays = {
         jax.tree_util.keystr(path): _plain(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(own.f)

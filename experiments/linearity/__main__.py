@@ -106,7 +106,7 @@ def _around(
 ) -> Record:
     """Returns curves against the length of adversarial and of random perturbations."""
     key = jax.random.key(flags.FLAGS.seed)
-    clean = np.asarray(analysis.to_pixels(examples.images))
+    clean = np.asarray(examples.pixels())
     curves: dict[str, list[Record]] = {"adversarial": [], "random": []}
     with runs.Progress(
         2 * (len(epsilons) + 1),
@@ -158,7 +158,7 @@ def _noise(
     seed = flags.FLAGS.seed
     shape = examples.images.shape
     drawn = np.random.default_rng(seed).uniform(size=shape).astype(np.float32)
-    clean = np.asarray(analysis.to_pixels(examples.images))
+    clean = np.asarray(examples.pixels())
     curves: dict[str, list[Record]] = {"pictures": [], "random_inputs": []}
     with runs.Progress(
         len(magnitudes) + 1,

@@ -127,7 +127,7 @@ def _ranks(
     key = jax.random.key(flags.FLAGS.seed)
     delta = comparison.attacked(network, examples, p=2.0, epsilon=epsilon)
     random = analysis.random_directions(delta, jax.random.fold_in(key, 1))
-    clean = np.asarray(analysis.to_pixels(examples.images))
+    clean = np.asarray(examples.pixels())
     with runs.Progress(
         # Features and logits, at clean and at adversarial examples.
         4 * len(examples),

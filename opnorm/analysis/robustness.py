@@ -161,7 +161,7 @@ def attack_examples(
     by_stage = np.full(len(success), -1, np.int32)
     # Points of a randomised network are judged again in the end.
     keeps = keep_points or rate is not None
-    points = to_pixels(images)[pool.example] if keeps else None
+    points = np.asarray(to_pixels(images))[pool.example] if keeps else None
     row_steps = 0
     for number in range(len(pattern.stages)):
         nearest = pattern.keep == "nearest"

@@ -100,6 +100,12 @@ class Dataset:
             self, images=self.images[kept], labels=self.labels[kept]
         )
 
+    def pixels(self) -> jax.Array:
+        """Returns the examples as float32; bytes are divided by 255."""
+        if self.images.dtype == np.uint8:
+            return to_float(self.images)
+        return jnp.asarray(self.images)
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         """The shape (H, W, C) of one image, or that of another example."""

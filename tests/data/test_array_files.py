@@ -68,9 +68,10 @@ def test_other_files_and_uses_are_refused(tmp_path):
     np.save(tmp_path / "x.npy", X)
     with pytest.raises(ValueError, match=r"no \.npz file of plain arrays"):
         data.load(f"npz:{tmp_path}/x.npy", split="test")
-    name = save(tmp_path, x=X, y=Y, x_train=X, y_train=Y)
+    twice = {"x_train": np.tile(X, (2, 1)), "y_train": np.tile(Y, 2)}
+    name = save(tmp_path, x=X, y=Y, **twice)
     with pytest.raises(ValueError, match=r"image_size is 2; examples of .* leave it"):
         data.load(name, split="test", image_size=2)
-    config = training.Config(dataset=name, batch_size=2, model="mlp1", width=2)
+    config = training.Config(dataset=name, batch_size=8, model="mlp1", width=2)
     with pytest.raises(ValueError, match=r"float32 examples of shape \(4,\); networks"):
         training.train(config, show_progress=False)
