@@ -257,7 +257,7 @@ def _budget_card(
         "mean_steps": found["steps"].mean(axis=1).tolist(),
         "seconds": found["seconds"],
     }
-    stages = settings.attack(spec)(np.zeros(1)).stages
+    stages = settings.attack(spec)(np.ones(1)).stages
     if len(stages) > 1:
         # The rate after each attack of the ensemble, separately for each budget.
         card["after"] = {

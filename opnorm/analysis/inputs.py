@@ -117,7 +117,8 @@ def make_pattern(
             f"attack is the attack {attack.name}; it must be a function of epsilon "
             "that returns one."
         )
-    pattern = attack(jnp.zeros(1))
+    # Positive, since a factory may derive lengths such as a step size from it.
+    pattern = attack(jnp.ones(1))
     if pattern.draws is not None and not takes_randomized:
         raise ValueError(
             f"attack is {pattern.name}, randomised; only robust_accuracy and "

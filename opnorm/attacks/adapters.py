@@ -97,7 +97,8 @@ def with_criterion(
     Args:
       attack: any attack. With ``targeted`` it raises the same loss.
       loss: ``(outputs, labels (B, ...)) -> (B,)`` float, to maximise. Attacks for the
-        nearest point want a loss that is zero where success begins, such as a margin.
+        nearest point want a loss that is zero where success begins, such as a margin,
+        also where a ``success`` is given.
       success: ``(outputs, labels) -> (B,)`` bool, whether the attack has reached its
         goal; None if it has where the loss is positive.
 

@@ -19,8 +19,11 @@ from opnorm.attacks.stage import Problem, Stage, State
 from opnorm.linalg import BatchFunction, PyTree
 from opnorm.linalg.dtypes import at_least_single
 
-# Losses beyond it count as equal; its inverse is a number of float32.
+# Losses beyond it count as equal.
 _LARGEST = 1e30
+# The least modulus of a value beside the boundary of success, in units of the loss at
+# x. Distances to the boundary are wrong by this part at most.
+_STEP = 0.01
 _partial: Callable[..., linalg.Network] = jax.tree_util.Partial
 # Outputs (B, ...) of a network and labels (B, ...) to one value for each example.
 Judge = Callable[[PyTree, jax.Array], jax.Array]
@@ -71,13 +74,20 @@ def pose(
     rows = labels.reshape(len(labels), -1)[:, 0]
     goal = jnp.full_like(rows, int(targeted), dtype=jnp.int32)
 
-    size = jnp.abs(lax.stop_gradient(_loss(criterion, f(x, *keys), labels)))
+    at_input = f(x, *keys)
+    first = lax.stop_gradient(_loss(criterion, at_input, labels))
+    size = jnp.abs(first)
     unit = jnp.where((size > 0) & jnp.isfinite(size), size, 1.0)
+    # Where the sign of the loss is not that of success, zero is no boundary.
+    step: jax.Array | float = 1.0
+    if criterion.success is not None:
+        hit = _checked("success", criterion.success(at_input, labels), len(labels))
+        step = jnp.where(hit == (first > 0), _STEP, 1.0)
 
     def network(z: jax.Array, *keys: jax.Array) -> jax.Array:
         outputs = f(z, *keys)
         loss = _loss(criterion, outputs, labels) / unit
-        return _two_logits(_agreeing(criterion, outputs, labels, loss))
+        return _two_logits(_agreeing(criterion, outputs, labels, loss, step))
 
     return network, goal
 
@@ -193,23 +203,30 @@ def _loss(criterion: Criterion, outputs: PyTree, labels: jax.Array) -> jax.Array
 
 
 def _agreeing(
-    criterion: Criterion, outputs: PyTree, labels: jax.Array, loss: jax.Array
+    criterion: Criterion,
+    outputs: PyTree,
+    labels: jax.Array,
+    loss: jax.Array,
+    step: jax.Array | float,
 ) -> jax.Array:
     """Computes a value ``(B,)`` that is positive where there is success.
 
-    Among points that succeed, and among the others, it has the order of the losses. Its
-    gradient is that of the loss.
+    With l the loss and s the step it is ``sqrt(l^2 + s^2)`` in modulus where the sign
+    of the loss is that of success, so that distances to linearised boundaries and
+    margins keep their meaning, and ``s / (1 + |l|)`` elsewhere. Among points that
+    succeed, and among the others, it has the order of the losses. Its gradient is that
+    of the loss.
     """
     if criterion.success is None:
         return _sound(loss)
     hit = _checked("success", criterion.success(outputs, labels), len(labels))
     held = lax.stop_gradient(loss)
     held = jnp.where(jnp.isnan(held), -_LARGEST, jnp.clip(held, -_LARGEST, _LARGEST))
-    large = 1 + jnp.abs(held)
-    positive = jnp.where(held > 0, large, 1 / large)
-    negative = -jnp.where(held > 0, 1 / large, large)
+    least = jnp.asarray(step, held.dtype)
+    agrees = hit == (held > 0)
+    size = jnp.where(agrees, jnp.hypot(held, least), least / (1 + jnp.abs(held)))
     sloped = jnp.where(jnp.isfinite(loss), loss, 0.0)
-    return jnp.where(hit, positive, negative) + (sloped - lax.stop_gradient(sloped))
+    return jnp.where(hit, size, -size) + (sloped - lax.stop_gradient(sloped))
 
 
 def _sound(value: jax.Array) -> jax.Array:

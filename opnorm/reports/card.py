@@ -96,7 +96,7 @@ def standard_card(
         key=jax.random.key(seed),
     )
     robust = analysis.average(~found.success[0])
-    stages = attack(jnp.zeros(1)).stages
+    stages = attack(jnp.ones(1)).stages
     after = {
         stage.name: float(
             np.mean(clean.correct & ~((found.stage[0] >= 0) & (found.stage[0] <= i)))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from opnorm import attacks
 from opnorm.analysis import inputs
 from opnorm.attacks import checks
 
@@ -42,3 +43,10 @@ def test_boxes_of_features_become_static_options() -> None:
     assert hash(box) == hash(checks.hashable((LOW.copy(), HIGH.copy())))
     np.testing.assert_array_equal(checks.check_bounds(box), (LOW, HIGH))
     assert checks.hashable((0.0, 1.0)) == (0.0, 1.0)
+
+
+def test_a_factory_may_derive_lengths_from_its_budget() -> None:
+    def pga(epsilon):
+        return attacks.pga(p=2, epsilon=epsilon, step_size=epsilon / 5)
+
+    assert inputs.make_pattern(pga).name == "pga"

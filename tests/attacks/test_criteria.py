@@ -11,7 +11,7 @@ import pytest
 import scipy.optimize
 
 from opnorm import attacks, linalg
-from opnorm.attacks.criteria import Criterion, pose
+from opnorm.attacks.criteria import Criterion, _agreeing, pose
 
 X = np.random.default_rng(0).uniform(0.4, 0.6, (4, 5)).astype(np.float32)
 ROWS = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
@@ -145,3 +145,54 @@ def test_a_label_is_reached_where_the_network_decides_for_it() -> None:
     np.testing.assert_array_equal(found, [True, False, True, False])
     # The loss alone does not count the tie.
     assert attacks.lead(jnp.asarray(logits[:1]), jnp.array([0]))[0] <= 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(attacks.deepfool, bounds=None),
+        functools.partial(
+            attacks.carlini_wagner,
+            num_steps=30,
+            num_searches=3,
+            initial_constant=1.0,
+            confidence=0.3,
+            bounds=None,
+        ),
+    ],
+)
+def test_a_success_that_the_loss_tells_too_changes_nothing(make) -> None:
+    attack = make()
+
+    @jax.jit
+    def run():
+        return [
+            attacks.with_criterion(attack, loss=attacks.lead, success=success)
+            .run(network, X, np.ones(4, int), jax.random.key(0))
+            .distance
+            for success in (None, attacks.reached)
+        ]
+
+    alone, both = run()
+    assert np.all(alone > 0)
+    np.testing.assert_allclose(both, alone, rtol=2e-3)
+
+
+def test_values_have_the_sign_of_success_and_the_order_of_losses() -> None:
+    loss = np.float32([-1e30, -3, -0.5, 0, 0.5, 3, 1e30])
+    judge = Criterion(attacks.lead, lambda outputs, labels: labels)
+
+    @jax.jit
+    def run(hit, step):
+        labels = jnp.full(len(loss), hit)
+        return _agreeing(judge, loss, labels, jnp.asarray(loss), step)
+
+    for hit, step in itertools.product((True, False), (0.01, 1.0)):
+        sign = 1 if hit else -1
+        values = np.asarray(run(hit, step))
+        assert np.all(sign * values > 0)
+        assert np.all(np.diff(values) > 0)
+        same = sign * loss > 0
+        np.testing.assert_allclose(
+            values[same], sign * np.hypot(np.float64(loss[same]), step), rtol=1e-6
+        )
