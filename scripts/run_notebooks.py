@@ -6,8 +6,8 @@ Each notebook keeps what Python computed, at full size::
     python scripts/run_notebooks.py                # all, some minutes each
 
 Times and versions are left out, so that a notebook changes only where its text or its
-outputs do. The same script adds badges that open the notebooks in Colab, once the
-repository has a public address::
+outputs do. Once the repository has a public address, the same script writes badges that
+open the notebooks in Colab, and the address that their first cells install from::
 
     python scripts/run_notebooks.py --repository=OWNER/NAME
 """
@@ -28,11 +28,12 @@ NOTEBOOKS = ROOT / "notebooks"
 PARAMETERS, FULL_SIZE = "parameters", "full-size"
 _COLAB = "https://colab.research.google.com"
 _BADGE = re.compile(r"\n\n\[!\[Open in Colab\][^\n]*")
+_SOURCE = re.compile(r"^REPOSITORY = .*$", re.MULTILINE)
 
 _REPOSITORY = flags.DEFINE_string(
     "repository",
     None,
-    "OWNER/NAME on GitHub: write a Colab badge into each notebook, and run nothing.",
+    "OWNER/NAME on GitHub: write it into each notebook, with a badge, and run nothing.",
 )
 
 
@@ -94,10 +95,16 @@ def run(notebook: nbformat.NotebookNode, folder: Path, timeout: int = 3600) -> N
       nbclient.exceptions.CellExecutionError: if a cell fails.
     """
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        # XLA's compiler logs to the output of a cell where the machine is busy.
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
     client = NotebookClient(
         notebook,
         timeout=timeout,
+        startup_timeout=timeout,
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
@@ -121,6 +128,8 @@ def clean(notebook: nbformat.NotebookNode) -> None:
         cell.metadata = nbformat.from_dict(
             {"tags": list(tags(cell))} if tags(cell) else {}
         )
+        if cell.cell_type == "code":
+            cell.outputs = _join_streams(cell.outputs)
         # An image replaces the text "<Figure size 640x480 with 2 Axes>".
         for output in cell.get("outputs", ()):
             if "image/png" in output.get("data", {}):
@@ -128,18 +137,41 @@ def clean(notebook: nbformat.NotebookNode) -> None:
                 output.metadata = nbformat.from_dict({})
 
 
-def with_badge(text: str, name: str, repository: str) -> str:
-    """Returns the first cell of a notebook with a badge below its title.
+def _join_streams(
+    outputs: Sequence[nbformat.NotebookNode],
+) -> list[nbformat.NotebookNode]:
+    """Joins pieces of one stream, which the kernel cuts by the clock."""
+    joined: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        name = output.get("name")
+        if name is not None and joined and joined[-1].get("name") == name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def name_repository(
+    notebook: nbformat.NotebookNode, name: str, repository: str
+) -> None:
+    """Writes a Colab badge below the title, and the address to install from, in place.
 
     Args:
-      text: Markdown whose first line is the title.
+      notebook: its first cell begins with the title, and the second one installs.
       name: file name of the notebook.
       repository: OWNER/NAME on GitHub, whose branch is "main".
+
+    Raises:
+      ValueError: for a repository of another form.
     """
-    title, rest = _BADGE.sub("", text, count=1).split("\n", 1)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ValueError(f"repository is {repository!r}; it must be OWNER/NAME.")
+    head, install = notebook.cells[:2]
+    title, rest = _BADGE.sub("", head.source, count=1).split("\n", 1)
     link = f"{_COLAB}/github/{repository}/blob/main/notebooks/{name}"
     badge = f"[![Open in Colab]({_COLAB}/assets/colab-badge.svg)]({link})"
-    return f"{title}\n\n{badge}\n{rest}"
+    head.source = f"{title}\n\n{badge}\n{rest}"
+    install.source = _SOURCE.sub(f'REPOSITORY = "{repository}"', install.source)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -152,8 +184,7 @@ def main(argv: Sequence[str]) -> None:
             sys.exit(f"run_notebooks: {name!r} is unknown; the notebooks are {known}.")
         notebook = read(path)
         if _REPOSITORY.value:
-            head = notebook.cells[0]
-            head.source = with_badge(head.source, path.name, _REPOSITORY.value)
+            name_repository(notebook, path.name, _REPOSITORY.value)
         else:
             run(notebook, NOTEBOOKS)
             clean(notebook)

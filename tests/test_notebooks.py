@@ -30,7 +30,7 @@ SMALL = {
         "TEST_EXAMPLES": 20,
         "EPOCHS": 1,
     },
-    "5_scaling_up": {**TINY, "TRAIN_EXAMPLES": 64, "DEVICES": 2},
+    "5_scaling_up": {**TINY, "TRAIN_EXAMPLES": 64, "BATCH_SIZE": 32, "DEVICES": 2},
 }
 # Bytes of a notebook with its outputs.
 MOST = 400_000
@@ -119,10 +119,18 @@ def test_sizes_are_replaced_by_name():
         run_notebooks.with_sizes(notebook, {"EPOCH": 1})
 
 
-def test_a_badge_is_written_once():
-    text = stored("1_linear_map").cells[0].source
-    once = run_notebooks.with_badge(text, "1_linear_map.ipynb", "me/mine")
-    assert "/github/me/mine/blob/main/notebooks/1_linear_map.ipynb)" in once
-    again = run_notebooks.with_badge(once, "1_linear_map.ipynb", "me/other")
-    assert again == once.replace("me/mine", "me/other")
-    assert once.replace(once.split("\n")[2], "").split() == text.split()
+def test_a_repository_is_named_once():
+    notebook, other = stored("1_linear_map"), stored("1_linear_map")
+    run_notebooks.name_repository(notebook, "1_linear_map.ipynb", "me/mine")
+    head, install, *_ = notebook.cells
+    link = "/github/me/mine/blob/main/notebooks/1_linear_map.ipynb)"
+    assert head.source.split("\n")[2].endswith(link)
+    assert head.source.replace(head.source.split("\n")[2], "").split() == (
+        other.cells[0].source.split()
+    )
+    assert install.source.count('REPOSITORY = "me/mine"') == 1
+    run_notebooks.name_repository(other, "1_linear_map.ipynb", "me/other")
+    run_notebooks.name_repository(other, "1_linear_map.ipynb", "me/mine")
+    assert other == notebook
+    with pytest.raises(ValueError, match="repository is 'mine'; it must be OWNER/NAME"):
+        run_notebooks.name_repository(notebook, "1_linear_map.ipynb", "mine")
