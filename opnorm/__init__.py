@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         torch,
         training,
     )
-    from opnorm.models import network
+    from opnorm.models.network import network
 
     __version__: str
 
