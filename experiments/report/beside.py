@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from experiments.common import tables
 from experiments.common.records import Record
 from experiments.report.blocks import Table
 from opnorm import papers, training
+
+RowT = TypeVar("RowT", bound=tuple[Any, ...])
 
 
 class Pair(NamedTuple):
@@ -64,15 +66,18 @@ def _mean(found: Any) -> tuple[Any, Any]:
     return (None, None) if found is None else (found["mean"], found["standard_error"])
 
 
-def _preset(name: str) -> training.Preset | None:
-    """A recipe, or None: results may be those of one that is not known here."""
-    return training.PRESETS.get(name)
+def _printed(name: str, kind: type[RowT]) -> RowT | None:
+    """The row that a paper prints for a recipe; None where there is none.
+
+    The recipe of results may be one that is not known here.
+    """
+    preset = training.PRESETS.get(name)
+    return None if preset is None else preset.row(kind)
 
 
 def _reproduce(results: Record) -> Iterator[Pair]:
     for name, row in results["rows"].items():
-        preset = _preset(row.get("preset", name))
-        printed = preset and preset.row(papers.roth.Trained)
+        printed = _printed(row.get("preset", name), papers.roth.Trained)
         curve = row["accuracy"].get("L2")
         if printed is None or curve is None:
             continue
@@ -108,8 +113,7 @@ def _spectral_normalization(results: Record) -> Iterator[Pair]:
     from experiments.spectral_normalization import tables as own
 
     for name, scheme in results["schemes"].items():
-        preset = _preset(name)
-        printed = preset and preset.row(papers.farnia.Accuracy)
+        printed = _printed(name, papers.farnia.Accuracy)
         if printed is None:
             continue
         label, networks = own.label(name), scheme["networks"]

@@ -117,7 +117,7 @@ class Report(NamedTuple):
 
     Attributes:
       title: its heading.
-      lead: what is in front of the table of contents.
+      lead: the parts in front of the table of contents.
       sections: the rest.
     """
 

@@ -47,7 +47,7 @@ def make(findings: Findings, folders: Sequence[str]) -> Report:
     """Returns the report.
 
     Args:
-      findings: what lies below the folders.
+      findings: all that lies below the folders.
       folders: the folders as they were given.
     """
     order = list(ENTRIES)

@@ -1,4 +1,4 @@
-"""The figures of results: drawn anew from the file, or else the images beside it."""
+"""The figures of results, drawn anew from the file, or else the images beside it."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -91,7 +91,7 @@ def _image(stem: str, anchor: str, png: bytes) -> Figure:
 
 
 def _words(figure: "matplotlib_figure.Figure") -> Iterator[str]:
-    """What a figure shows, for readers who do not see it."""
+    """Words on a figure, for readers who do not see it."""
     if figure.get_suptitle():
         yield f"{' '.join(figure.get_suptitle().split())}."
     curves: dict[str, None] = {}

@@ -13,7 +13,7 @@ from experiments.common.records import Record
 
 
 class Entry(NamedTuple):
-    """What a report says on the results of a command.
+    """The words of a report on the results of a command.
 
     Attributes:
       title: the heading of its results.

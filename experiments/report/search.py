@@ -79,7 +79,7 @@ class Problem(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What lies below the folders.
+    """All that lies below the folders.
 
     Attributes:
       results: files of results, in the order of their names.

@@ -1,4 +1,4 @@
-"""How the page of a report looks: light and dark, narrow and wide, on paper."""
+"""The look of a report in light and dark, narrow and wide, and on paper."""
 
 # Nothing is fetched, and nothing runs.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -48,13 +48,14 @@ table { border-collapse: collapse; font-size: 0.9rem; min-width: min(26rem, 100%
 caption { text-align: left; color: var(--soft); padding-bottom: 0.4rem; }
 th, td { padding: 0.35rem 0.75rem; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
-td { min-width: 4.5rem; max-width: 26rem; }
+td { min-width: 8rem; max-width: 26rem; }
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--soft);
   min-width: 5rem; max-width: 14rem; }
 tbody th { font-weight: 600; min-width: 8rem; max-width: 30rem; }
 .number { text-align: right; }
-td.number { white-space: nowrap; max-width: none; }
-figure { margin: 1.5rem 0; }
+td.number { white-space: nowrap; min-width: 4.5rem; max-width: none; }
+figure { display: inline-block; vertical-align: top; max-width: 100%;
+  margin: 1rem 1.5rem 1rem 0; }
 figcaption { color: var(--soft); font-size: 0.9rem; }
 .drawing svg { display: block; width: var(--width); max-width: 100%; height: auto;
   min-width: min(var(--width), 38rem); }
@@ -73,6 +74,8 @@ pre { background: var(--shade); padding: 0.6rem 0.8rem; border-radius: 0.3rem;
   h1 { font-size: 1.5rem; }
   h2 { font-size: 1.25rem; }
   th, td { padding: 0.3rem 0.5rem; }
+  tbody th { min-width: 6rem; max-width: 9rem; overflow-wrap: anywhere; }
+  figure { margin-right: 0; }
 }
 @media print {
   :root {
@@ -87,12 +90,12 @@ pre { background: var(--shade); padding: 0.6rem 0.8rem; border-radius: 0.3rem;
   nav { border: 1px solid var(--line); }
   .up { display: none; }
   .wide { overflow: visible; }
-  table { font-size: 7pt; width: 100%; }
-  th, td, tbody th, thead th, td.number { min-width: 0; padding: 0.15rem 0.3rem;
-    white-space: normal; overflow-wrap: anywhere; }
+  table { font-size: 7pt; min-width: 0; max-width: 100%; }
+  th, td, tbody th, thead th, td.number { min-width: 0; padding: 0.15rem 0.3rem; }
+  td, tbody th { overflow-wrap: anywhere; }
   h2, h3 { break-after: avoid; }
   figure, tr, .note { break-inside: avoid; }
-  .drawing svg, figure img { min-width: 0; max-width: 100%; max-height: 20cm; }
+  .drawing svg, figure img { min-width: 0; max-width: 13cm; max-height: 20cm; }
   details::details-content { content-visibility: visible; block-size: auto; }
 }
 """
