@@ -123,7 +123,9 @@ def main() -> None:
     compared.out.write_text("table.md", text)
     runs.write_arrays(compared.out.path / "perturbations.npz", directions)
     _draw_rates(compared.out, results)
-    _draw_directions(compared.out, results, directions)
+    # A row of a table is no image.
+    if len(compared.examples.image_shape) == 3:
+        _draw_directions(compared.out, results, directions)
     records.report(compared.out, text)
 
 
