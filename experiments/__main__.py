@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -43,7 +44,11 @@ def main(arguments: list[str]) -> int:
     """
     known = commands()
     if not arguments or arguments[0] in _HELP:
-        print(_listing(known))
+        try:
+            print(_listing(known), flush=True)
+        # A reader such as ``head`` has gone; Python writes once more when it ends.
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     name = arguments[0]
     if name not in known:
