@@ -1,7 +1,7 @@
 """Draws the figures of results again, from the files beside them.
 
-  python -m experiments.redraw --results=experiments/results
-  python -m experiments.redraw --results=runs/snr --format=svg --out=figures
+  opnorm redraw --results=experiments/results
+  opnorm redraw --results=runs/snr --format=svg --out=figures
 
 Every file of results below --results, and the metrics of every run, gets the figures
 that the command made that wrote it. No network is opened and no number changes. Without
@@ -30,12 +30,13 @@ _DATA_NAMES = flags.DEFINE_multi_string(
     "OLD=NEW: the name in figures of a data set that files name OLD, such as "
     "'pictures in cifar_jpeg=CIFAR-10 (JPEG-75)'",
 )
-flags.mark_flag_as_required("results")
 _FILES = ("*.json", "metrics.jsonl")
 
 
 def main() -> None:
     """Draws all figures, and prints the files."""
+    if _RESULTS.value is None:
+        raise ValueError("results is not given; give a file of results or a folder.")
     given = Path(_RESULTS.value)
     if not given.exists():
         raise ValueError(f"results is {given}; there is nothing.")

@@ -52,7 +52,7 @@ def draw(results: Record) -> Iterator[Drawing]:
       that no command wrote.
     """
     kind = kinds.kind(results)
-    if kind in _BY_KIND:
+    if kind is not None and kind in _BY_KIND:
         yield from _BY_KIND[kind](results)
 
 

@@ -53,6 +53,7 @@ BLACK = "#000000"
 GREY = "#808080"
 _GRID = "#e6e6e6"
 LABELS = {
+    "best known": "nearest point of all attacks",
     "standard": "standard",
     "adversarial": "adversarial training",
     "adversarial_only": "adversarial training (adversarial only)",
@@ -62,6 +63,14 @@ LABELS = {
     "interpolated": "adversarial training and SNR, interpolated",
     "gradient_regularization": "input-gradient regularisation",
     "wrm": "WRM",
+}
+_ATTACKS = {
+    "auto_attack": "AutoAttack",
+    "carlini_wagner": "Carlini & Wagner",
+    "deepfool": "DeepFool",
+    "decoupled_direction": "DDN",
+    "fast_minimum_norm": "FMN",
+    "log_barrier": "LogBarrier",
 }
 # The unit of lengths unless another one is given.
 PIXELS = "pixels in [0, 1]"
@@ -98,7 +107,7 @@ _LOOK = {
     "svg.hashsalt": "opnorm",
 }
 # Text that no line break parts: formulas and units.
-_WHOLE = re.compile(r"\$[^$]*\$|\(pixels in \[0, 1\]\)|\([\w ]+\)")
+_WHOLE = re.compile(r"\$[^$]*\$|\(pixels in \[0, 1\]\)|\([\w /]+\)")
 _CHARACTER = 0.07
 # Width and height of a panel in inches.
 _PANEL = (3.0, 2.4)
@@ -107,8 +116,6 @@ _NEUTRAL = {
     "#000000": "var(--figure-ink, #000000)",
     "#ffffff": "var(--figure-paper, #ffffff)",
     "#808080": "var(--figure-muted, #808080)",
-    "#595959": "var(--figure-muted, #595959)",
-    "#999999": "var(--figure-muted, #999999)",
     "#e6e6e6": "var(--figure-grid, #e6e6e6)",
 }
 # Decades that are shown on either side of zero, where some values are negative.
@@ -126,10 +133,10 @@ def label(name: str) -> str:
 def attack_label(text: str) -> str:
     """Returns the reader's name of an attack of a flag, "pga num_steps=5"."""
     name, *options = text.split()
-    words = name.replace("_", " ")
     # Short names are abbreviations, as in "PGA" and "APGD CE".
-    words = " ".join(w.upper() if len(w) < 5 else w for w in words.split())
-    return ", ".join([words, *(o.replace("_", " ").replace("=", " ") for o in options)])
+    words = " ".join(w.upper() if len(w) < 5 else w for w in name.split("_"))
+    given = [option.replace("_", " ").replace("=", " ") for option in options]
+    return ", ".join([_ATTACKS.get(name, words), *given])
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
@@ -316,16 +323,13 @@ def draw_accuracy(
     return finish(figure, [axes])
 
 
-def label_lengths(
-    axes: "Axes", norm: str, unit: str = PIXELS, *, of: str = "the perturbation"
-) -> None:
+def label_lengths(axes: "Axes", norm: str, unit: str = PIXELS) -> None:
     """Labels a horizontal axis of lengths; Linf lengths of pixels are in 1/255.
 
     Args:
       axes: the panel, with its curves and limits.
       norm: name of the norm, such as "Linf".
       unit: unit of the lengths.
-      of: the vector that is measured.
     """
     if norm == "Linf" and unit == PIXELS:
         unit = "in 1/255"
@@ -335,7 +339,7 @@ def label_lengths(
             step = next((s for s in (1, 2, 4, 8) if 255 * last <= 9 * s), 32)
             levels = range(0, math.floor(255 * last + 1e-6) + 1, step)
             axes.set_xticks([level / 255 for level in levels])
-    axes.set_xlabel(f"{norm} length of {of}, $\\epsilon$ ({unit})")
+    axes.set_xlabel(f"{norm} length of the perturbation, $\\epsilon$ ({unit})")
 
 
 def draw_singular_values(
@@ -622,8 +626,12 @@ def inline_svg(figure: "Figure", prefix: str) -> str:
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
     text = text.replace("url(#", f"url(#{prefix}-")
+    # A rule for all elements would be one for the page.
+    rule = re.search(r"<style[^>]*>\*{([^}]*)}</style>", text)
+    held = rule[1] if rule else ""
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     # Text without a colour of its own is black.
-    text = text.replace("<svg ", f'<svg fill="{_NEUTRAL["#000000"]}" ', 1)
+    text = text.replace("<svg ", f'<svg style="fill: #000000; {held}" ', 1)
     for color, variable in _NEUTRAL.items():
         text = re.sub(rf"(?<=: ){color}\b", variable, text)
     return text

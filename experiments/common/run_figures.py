@@ -57,7 +57,7 @@ def draw_training(
     figure, (left, right) = figures.new_panels(
         f"{figures.label(config['method'])}, {config['model']} of width "
         f"{config['width']}, {config['dataset']}, seed {config['seed']}\n"
-        "one network; training values are means over the steps of a line's minibatch",
+        "one network, without errors; training values are those of single minibatches",
         ("losses", "accuracies"),
     )
     colors = (figures.BLACK, *figures.PALETTE)
@@ -75,7 +75,7 @@ def draw_training(
                     markersize=4,
                     label=names[name],
                 )
-        axes.set_xlabel("epoch")
+        axes.set(xlabel="epoch", xlim=(0, None))
     if best:
         chosen = [line for line in metrics if line["step"] == best["step"]]
         right.plot(
@@ -83,7 +83,8 @@ def draw_training(
             [100 * best["accuracy"] for _ in chosen],
             color=figures.BLACK,
             marker="*",
-            markersize=11,
+            markersize=12,
+            markerfacecolor="none",
             linestyle="",
             label="best checkpoint",
         )

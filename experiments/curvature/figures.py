@@ -81,12 +81,10 @@ def _draw_densities(results: Record) -> "Figure":
     for axes, matrix in zip(panels, MATRICES, strict=True):
         for name, network in networks.items():
             found = network[matrix]
-            curve = analysis.DensityCurve(
-                **{
-                    key: np.asarray(value, float) if isinstance(value, list) else value
-                    for key, value in found["density"].items()
-                }
-            )
+            held = found["density"]
+            parts = ("asinh", "mean", "standard_error")
+            arrays = (np.asarray(held[part]) for part in parts)
+            curve = analysis.DensityCurve(held["scale"], held["width"], *arrays)
             if matrix == "gauss_newton":
                 curve = curve.reflected()
             style = styles[name] | {"marker": "", "linewidth": 1}

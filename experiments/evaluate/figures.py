@@ -21,7 +21,8 @@ def draw(card: Mapping[str, Any]) -> Iterator[figures.Drawing]:
     """
     end = card.get("suffix", "")
     source = f"{card['data']}, {card['examples']} {card.get('split', '')} images"
-    title = f"{source}\nbands: {seeds.bands(card)}"
+    rate = goals.rate(card)
+    source_and_bands = f"{source}\nbands: {seeds.bands(card)}"
     curves = {
         figures.attack_label(name): found
         for name, found in card["attacks"].items()
@@ -33,8 +34,8 @@ def draw(card: Mapping[str, Any]) -> Iterator[figures.Drawing]:
             {**curves, "best known": card["best_known"][card["norm"]]},
             training_epsilon=card.get("training_epsilon"),
             norm=card["norm"],
-            title=title,
-            rate=goals.rate(card),
+            title=f"{rate.capitalize()} under attack; {source_and_bands}",
+            rate=rate,
             unit=goals.unit(card),
         ),
     )
@@ -42,17 +43,22 @@ def draw(card: Mapping[str, Any]) -> Iterator[figures.Drawing]:
         yield f"distances{end}", _draw_distances(card, source)
     if "spectrum" in card:
         values = {"network": card["spectrum"]["singular_values"]}
-        figure = figures.draw_singular_values(values, title=title)
+        title = "Singular values of the Jacobian at the images"
+        figure = figures.draw_singular_values(
+            values, title=f"{title}; {source_and_bands}"
+        )
         yield f"singular_values{end}", figure
 
 
 def _draw_distances(card: Mapping[str, Any], source: str) -> "Figure":
     """Draws how many images have a nearest point of success within each distance."""
     members = card["nearest_distances"]
-    errors = seeds.bands(card) if len(members) > 1 else "one network, no errors"
+    errors = "one network, without errors"
+    if len(members) > 1:
+        errors = f"bands: {seeds.bands(card)}"
     figure, (axes,) = figures.new_panels(
         f"Nearest point at which an attack succeeds; {source}\n"
-        f"attacks of a fixed length succeed at that length; bands: {errors}",
+        f"attacks of a fixed length succeed at that length; {errors}",
         ("",),
     )
     figures.distribution(

@@ -86,7 +86,9 @@ def _draw_bounds(results: Record) -> "Figure":
     norm = results["norm"]
     unit = 255 if norm == "Linf" else 1
     for axes, network in zip(panels, shown.values(), strict=True):
-        drawn = [("error that attacks reach", figures.BLACK, "-", ("distances",))]
+        drawn: list[tuple[str, str, str, tuple[str, ...]]] = [
+            ("error that attacks reach", figures.BLACK, "-", ("distances",))
+        ]
         drawn += [
             (f"bound of the error: {title}", color, line, ("bounds", bound, "values"))
             for bound, (title, color, line) in _BOUNDS.items()

@@ -270,12 +270,13 @@ def _draw_variation(results: Record) -> "Figure":
                 **style | {"linestyle": ":", "markerfacecolor": "none"},
             )
     for axes in panels:
+        drawn = {float(x) for line in axes.lines for x in np.ravel(line.get_xdata())}
         axes.set(
             xlabel="length of the attack\n" + _unit(results),
             ylabel="mean rise of the loss (nats)",
             ylim=(0, None),
             xlim=(0, None),
-            xticks=[0, *lengths],
+            xticks=sorted({0.0, *drawn}),
         )
     return figures.finish(figure, panels)
 
@@ -511,7 +512,7 @@ def _strength_axis(axes: Any, results: Record, levels: Sequence[float]) -> None:
 
 def _unit(results: Record) -> str:
     unit = {"pixels": "pixels", "standardized": "standardised pixels"}
-    return f"(Linf, levels of 255 of {unit[results['settings']['unit']]})"
+    return f"(Linf, in 1/255 of {unit[results['settings']['unit']]})"
 
 
 def _name(results: Record, recipe: str) -> str:

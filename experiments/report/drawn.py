@@ -59,7 +59,8 @@ def _draw(
     drawn: list[Figure] = []
     try:
         for name, figure in made:
-            alt = " ".join(_words(figure))
+            # Formulas are written for TeX.
+            alt = re.sub(r"[$\\{}]", "", " ".join(_words(figure)))
             svg = _shorten(figures.inline_svg(figure, f"{anchor}-{name}"))
             caption = name.replace("_", " ")
             drawn.append(Figure(f"{anchor}-{name}", caption, alt, svg=svg))

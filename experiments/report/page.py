@@ -84,7 +84,7 @@ def _block(part: Block) -> str:
             lines = "\n".join(f"<li>{_text(item)}</li>" for item in items)
             return f"<ul>\n{lines}\n</ul>"
         case blocks.Code(text):
-            return f'<pre tabindex="0"><code>{_text(text)}</code></pre>'
+            return f"<pre><code>{_text(text)}</code></pre>"
         case blocks.Table():
             return _table(part)
         case blocks.Figure():
@@ -128,8 +128,13 @@ def _is_number(cell: str | Link) -> bool:
 
 def _cell(cell: str | Link) -> str:
     if isinstance(cell, Link):
-        return f'<a href="#{_attribute(cell.anchor)}">{_text(cell.text)}</a>'
-    return _text(cell)
+        return f'<a href="#{_attribute(cell.anchor)}">{_breakable(cell.text)}</a>'
+    return _breakable(cell)
+
+
+def _breakable(text: str) -> str:
+    """The text, with places to break a long name of a folder or a network."""
+    return re.sub(r"([/_])(?=\w)", r"\1<wbr>", _text(text))
 
 
 def _figure(figure: Figure) -> str:

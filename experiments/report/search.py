@@ -112,6 +112,12 @@ def find(folders: Sequence[str]) -> Findings:
             seen.add(directory.resolve())
             _read(directory, _name(directory, folder, folders), names, found)
     above = {each.file.parent for each in found.results}
+    # Its networks lie beside the folders of both norms.
+    above |= {
+        each.file.parents[1] / "networks"
+        for each in found.results
+        if each.kind == "gradient_regularization"
+    }
     trained = [
         run._replace(inside=bool(above & {*run.directory.parents}))
         for run in found.runs

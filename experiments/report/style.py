@@ -33,7 +33,7 @@ h3 { font-size: 1.1rem; margin: 1.75rem 0 0.5rem; }
 p, ul, ol, pre { margin: 0.6rem 0; }
 p, li { max-width: 46rem; }
 a { color: var(--link); }
-a:focus-visible, summary:focus-visible, .wide:focus-visible, pre:focus-visible {
+a:focus-visible, summary:focus-visible, .wide:focus-visible {
   outline: 3px solid var(--link); outline-offset: 2px;
 }
 nav { margin: 2rem 0; padding: 1rem 1.25rem; background: var(--shade);
@@ -67,14 +67,14 @@ details { margin: 0.9rem 0; border: 1px solid var(--line); border-radius: 0.4rem
   padding: 0.3rem 0.8rem; }
 summary { cursor: pointer; padding: 0.3rem 0; font-weight: 600; }
 pre { background: var(--shade); padding: 0.6rem 0.8rem; border-radius: 0.3rem;
-  overflow-x: auto; font-size: 0.875rem; }
+  font-size: 0.875rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .up { font-size: 0.9rem; }
 @media (max-width: 36rem) {
   body { padding: 0.8rem; }
   h1 { font-size: 1.5rem; }
   h2 { font-size: 1.25rem; }
   th, td { padding: 0.3rem 0.5rem; }
-  tbody th { min-width: 6rem; max-width: 9rem; overflow-wrap: anywhere; }
+  tbody th { min-width: 6rem; max-width: 9rem; }
   figure { margin-right: 0; }
 }
 @media print {

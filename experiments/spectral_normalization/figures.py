@@ -240,7 +240,7 @@ def _draw_gains(all_results: Sequence[Record]) -> Iterator[figures.Drawing]:
                     100 * row.test,
                     100 * (row.bounded_test - row.test),
                     "o",
-                    color="0.6",
+                    color=figures.GREY,
                     markerfacecolor="none",
                     markersize=5,
                     label="the paper's",
@@ -391,7 +391,7 @@ def _draw_strengths(results: Record) -> Iterator[figures.Drawing]:
         config = schemes[attack]["config"]
         curve = schemes[attack]["strengths"][WITHOUT][attack]
         trained_at = curve["length"][0] / curve["strength"][0]
-        axes.axvline(trained_at, color="0.5", linestyle=":", linewidth=1)
+        axes.axvline(trained_at, color=figures.GREY, linestyle=":", linewidth=1)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         if config["method"] == "wrm":

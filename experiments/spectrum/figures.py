@@ -52,29 +52,31 @@ def _draw_spectrum(results: Record, quantity: str) -> "Figure":
         for name, network in results["networks"].items()
         if not name.startswith(figures.UNTRAINED)
     }
-    means = [
-        np.asarray(found[kind]["mean"], float)
+    highest = max(
+        float(found[kind]["mean"][0])
         for found in networks.values()
         for kind in ("clean", "adversarial")
-    ]
-    highest = max(float(mean[0]) for mean in means)
-    # Ranks that few examples reach end in rounding.
-    known = [mean[mean > _ROUNDING * highest] for mean in means]
-    last = max(map(len, known))
+    )
+    lowest, last = highest, 1
     for axes, kind in zip(panels, ("clean", "adversarial"), strict=True):
         drawn = {}
         for name, found in networks.items():
-            mean = np.asarray(found[kind]["mean"], float)
-            # An axis of logarithms cannot show an error as large as its mean.
-            error = np.nan_to_num(np.asarray(found[kind]["standard_error"], float))
-            shown = mean > np.maximum(_ROUNDING * highest, error)
-            part = {key: np.asarray(found[kind][key], float)[shown] for key in _CURVE}
-            drawn[name] = (1 + np.flatnonzero(shown), part)
-        axes.set(yscale="log", xlabel="rank", xlim=(0.5, last + 0.5))
+            mean, error = (np.asarray(found[kind][part], float) for part in _CURVE)
+            # Ranks that few examples reach end in rounding, and a logarithmic axis
+            # cannot show an error as large as its mean.
+            known = np.maximum(_ROUNDING * highest, 2 * np.nan_to_num(error))
+            ranks = 1 + np.flatnonzero(mean > known)
+            part = dict(zip(_CURVE, (mean[ranks - 1], error[ranks - 1]), strict=True))
+            drawn[name] = ranks, part
+            lowest = min(lowest, *part["mean"])
+            last = max(last, *ranks)
+        axes.set(yscale="log", xlabel="rank")
         figures.curves(axes, drawn)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in panels:
+        axes.set_xlim(0.5, last + 0.5)
+        axes.locator_params(axis="x", integer=True)
     panels[0].set(
-        ylim=(min(part.min() for part in known) / 1.5, 1.5 * highest),
+        ylim=(lowest / 1.5, 1.5 * highest),
         ylabel=f"singular value ({quantity} per pixel unit)",
     )
     return figures.finish(figure, panels)

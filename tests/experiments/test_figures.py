@@ -178,7 +178,8 @@ def test_ticks_on_both_sides_of_zero_do_not_run_together(width, low, high):
 def test_an_attack_of_a_flag_has_a_name_for_readers():
     name = figures.attack_label("pga keep=success num_steps=5")
     assert name == "PGA, keep success, num steps 5"
-    assert figures.attack_label("auto_attack") == "AUTO attack"
+    assert figures.attack_label("auto_attack") == "AutoAttack"
+    assert figures.attack_label("apgd_dlr") == "APGD DLR"
 
 
 def test_figures_are_written_in_both_formats_and_fit_into_a_page(tmp_path):

@@ -26,7 +26,7 @@ from opnorm import papers
 
 _RESULTS = Path(experiments.__file__).parent / "results"
 _HOSTILE = "<script>alert('1')</script> | \"x\" & [y](http://a.b) $z$"
-_VOID = {"meta", "img", "br", "link"}
+_VOID = {"meta", "img", "br", "link", "wbr"}
 _RUN_FLAGS = {"epochs": 2, "method": _HOSTILE, "model": "cnn7", "seed": 0}
 
 
