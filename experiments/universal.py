@@ -113,7 +113,9 @@ def main() -> None:
     compared.out.write_json("results.json", results)
     compared.out.write_text("table.md", text)
     runs.write_arrays(compared.out.path / "perturbations.npz", directions)
-    figures.save(compared.out, run_figures.draw_universal(results, directions))
+    # A row of a table is no image.
+    shown = directions if len(compared.examples.image_shape) == 3 else {}
+    figures.save(compared.out, run_figures.draw_universal(results, shown))
     records.report(compared.out, text)
 
 

@@ -439,7 +439,7 @@ def inspect(client: Client, p: float) -> Record:
     import torch
 
     epsilon = EPSILONS[p]
-    before = client._replace(module=client.module[:-1])
+    before = client._replace(module=client.module[:-1].eval())
     with torch.no_grad():
         logits = client.module(client.tensors[0]).numpy()
     largest = np.sort(logits, axis=1)

@@ -30,7 +30,7 @@ SMALL = {
         "TEST_EXAMPLES": 20,
         "EPOCHS": 1,
     },
-    "5_scaling_up": {**TINY, "TRAIN_EXAMPLES": 64, "DEVICES": 2},
+    "5_scaling_up": {**TINY, "TRAIN_EXAMPLES": 64, "BATCH_SIZE": 32, "DEVICES": 2},
 }
 # Bytes of a notebook with its outputs.
 MOST = 400_000

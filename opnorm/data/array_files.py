@@ -52,7 +52,7 @@ def load(path: str, split: str) -> Dataset:
         labels=labels.astype(np.int64),
         class_names=_class_names(arrays, name),
         name=name,
-        description=f"{Path(path).name}, {split} split",
+        description=Path(path).name,
     )
     order = interleave_classes(dataset.labels)
     return Dataset(
