@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from opnorm import extras
 from opnorm.runs import files
 
 # Called with the number of updates done and the metrics; see :func:`train`.
@@ -106,19 +107,14 @@ def tensorboard_metrics(directory: str | os.PathLike[str]) -> OnMetrics:
       directory: folder of the event files, made with the first record.
 
     Raises:
-      ImportError: if tensorboardX is missing, which the extra ``tensorboard`` brings.
+      MissingPackage: if tensorboardX is missing, which the extra ``tensorboard`` brings.
       ValueError: if the directory is a file.
     """
     folder = Path(directory)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"directory is {folder}, a file; give a folder.")
-    try:
+    with extras.needed("opnorm.training.tensorboard_metrics", extra="tensorboard"):
         from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise ImportError(
-            "opnorm.training.tensorboard_metrics needs tensorboardX: pip install "
-            "'opnorm[tensorboard]'"
-        ) from error
     writer: Any = None
 
     def write(step: int, values: Mapping[str, float]) -> None:
