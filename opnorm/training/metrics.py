@@ -107,7 +107,7 @@ def tensorboard_metrics(directory: str | os.PathLike[str]) -> OnMetrics:
       directory: folder of the event files, made with the first record.
 
     Raises:
-      MissingPackage: if tensorboardX is missing, which the extra ``tensorboard`` brings.
+      MissingPackage: if tensorboardX of the extra ``tensorboard`` is missing.
       ValueError: if the directory is a file.
     """
     folder = Path(directory)
