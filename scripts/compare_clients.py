@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
@@ -350,7 +351,7 @@ def train_with_relu_on_logits(epochs: int, seed: int) -> Any:
         nn.ReLU(),
     )
     optimizer = torch.optim.Adam(module.parameters(), 1e-3)
-    images = torch.from_numpy(_channels_first(np.float32(train.images) / 255))
+    images = torch.from_numpy(_channels_first(train.images.astype(np.float32) / 255))
     labels = torch.from_numpy(train.labels.astype(np.int64))
     for _ in range(epochs):
         for rows in torch.randperm(len(images)).split(64):
@@ -473,7 +474,9 @@ def inspect(client: Client, p: float, record: Record, save: Callable[[], None]) 
     }
     for name, (attacked, attack) in given.items():
 
-        def make(e: Any, attack: Any = attack) -> attacks.Attack:
+        def make(
+            e: Any, attack: Callable[..., attacks.Attack] = attack
+        ) -> attacks.Attack:
             return attack(epsilon=e)
 
         points = _points(attacked, make, epsilon)
@@ -543,10 +546,12 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     begun, revision = time.monotonic(), runs.git_revision()
     test = data.load(split="test", limit=_EXAMPLES.value)
-    images = np.float32(test.images) / 255
+    images = test.images.astype(np.float32) / 255
     labels = test.labels.astype(np.int64)
     shipped = read_shipped(Path(_WEIGHTS.value))
-    own = np.asarray(from_torch(shipped)(images)).argmax(1).astype(np.int64)
+    own = (
+        np.asarray(from_torch(shipped)(jnp.asarray(images))).argmax(1).astype(np.int64)
+    )
     results: Record = {
         "data": test.description,
         "examples": len(images),
