@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
@@ -350,7 +351,7 @@ def train_with_relu_on_logits(epochs: int, seed: int) -> Any:
         nn.ReLU(),
     )
     optimizer = torch.optim.Adam(module.parameters(), 1e-3)
-    images = torch.from_numpy(_channels_first(np.float32(train.images) / 255))
+    images = torch.from_numpy(_channels_first(train.images.astype(np.float32) / 255))
     labels = torch.from_numpy(train.labels.astype(np.int64))
     for _ in range(epochs):
         for rows in torch.randperm(len(images)).split(64):
@@ -430,11 +431,17 @@ def compare(client: Client, row: Row) -> Record:
     return record
 
 
-def inspect(client: Client, p: float) -> Record:
+def inspect(client: Client, p: float, record: Record, save: Callable[[], None]) -> None:
     """Tells whether gradients of a network with a ReLU on its logits are masked.
 
     Attacks of the layer before the ReLU see all gradients; their points are judged by
     the whole network.
+
+    Args:
+      client: the network and the images.
+      p: exponent of the norm.
+      record: takes the results.
+      save: called when a part of them is there.
     """
     import torch
 
@@ -457,15 +464,25 @@ def inspect(client: Client, p: float) -> Record:
         "PGA-100 on the margin before the ReLU": (before, pga),
         "AutoAttack before the ReLU": (before, ensemble),
     }
-    found = {}
+    record |= {
+        "p": p,
+        "epsilon": epsilon,
+        "clean": float(client.right(client.images).mean()),
+        "tied_at_the_top": float(np.mean(largest[:, -1] == largest[:, -2])),
+        "zero_logits": float(np.mean(logits == 0)),
+        "found": {},
+    }
     for name, (attacked, attack) in given.items():
 
-        def make(e: Any, attack: Any = attack) -> attacks.Attack:
+        def make(
+            e: Any, attack: Callable[..., attacks.Attack] = attack
+        ) -> attacks.Attack:
             return attack(epsilon=e)
 
         points = _points(attacked, make, epsilon)
-        found[name] = judge(client, points, p, epsilon)
-        print(client.name, name, p, found[name], flush=True)
+        record["found"][name] = judge(client, points, p, epsilon)
+        print(client.name, name, p, record["found"][name], flush=True)
+        save()
     checks = analysis.sanity_checks(
         from_torch(client.module),
         client.images,
@@ -475,16 +492,10 @@ def inspect(client: Client, p: float) -> Record:
         key=jax.random.key(_SEED.value),
     )
     print(*(c for c in checks if not c.passed), sep="\n", flush=True)
-    return {
-        "p": p,
-        "epsilon": epsilon,
-        "clean": float(client.right(client.images).mean()),
-        "tied_at_the_top": float(np.mean(largest[:, -1] == largest[:, -2])),
-        "zero_logits": float(np.mean(logits == 0)),
-        "found": found,
-        "checks": [check._asdict() for check in checks],
-        "targeted": reach(client, p, epsilon),
-    }
+    record["checks"] = [check._asdict() for check in checks]
+    save()
+    record["targeted"] = reach(client, p, epsilon)
+    save()
 
 
 def reach(client: Client, p: float, epsilon: float) -> Record:
@@ -535,10 +546,12 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     begun, revision = time.monotonic(), runs.git_revision()
     test = data.load(split="test", limit=_EXAMPLES.value)
-    images = np.float32(test.images) / 255
+    images = test.images.astype(np.float32) / 255
     labels = test.labels.astype(np.int64)
     shipped = read_shipped(Path(_WEIGHTS.value))
-    own = np.asarray(from_torch(shipped)(images)).argmax(1).astype(np.int64)
+    own = (
+        np.asarray(from_torch(shipped)(jnp.asarray(images))).argmax(1).astype(np.int64)
+    )
     results: Record = {
         "data": test.description,
         "examples": len(images),
@@ -572,8 +585,8 @@ def main(arguments: list[str]) -> None:
         dead = train_with_relu_on_logits(_EPOCHS.value, _SEED.value)
         client = Client("ReLU on the logits", dead, images, labels)
         for p in norms:
-            results["relu"].append(inspect(client, p))
-            save()
+            results["relu"].append({})
+            inspect(client, p, results["relu"][-1], save)
     print(f"written to {folder}")
 
 
