@@ -15,12 +15,19 @@ open the notebooks in Colab, and the address that their first cells install from
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from absl import app, flags
 from nbclient import NotebookClient
+
+# A notebook, a cell or an output. nbformat gives its functions no types.
+Notebook = Any
+_node: Callable[..., Notebook] = nbformat.from_dict
+_read: Callable[..., Notebook] = nbformat.read
+_write: Callable[..., None] = nbformat.write
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -37,19 +44,18 @@ _REPOSITORY = flags.DEFINE_string(
 )
 
 
-def read(path: Path) -> nbformat.NotebookNode:
+def read(path: Path) -> Notebook:
     """Returns a notebook."""
-    return nbformat.read(path, as_version=4)
+    return _read(path, as_version=4)
 
 
-def tags(cell: nbformat.NotebookNode) -> Sequence[str]:
+def tags(cell: Notebook) -> Sequence[str]:
     """Returns the tags of a cell."""
-    return cell.metadata.get("tags", ())
+    found: Sequence[str] = cell.metadata.get("tags", ())
+    return found
 
 
-def with_sizes(
-    notebook: nbformat.NotebookNode, sizes: Mapping[str, object]
-) -> nbformat.NotebookNode:
+def with_sizes(notebook: Notebook, sizes: Mapping[str, object]) -> Notebook:
     """Returns a notebook with other values of its parameters.
 
     Args:
@@ -83,7 +89,7 @@ def with_sizes(
     return changed
 
 
-def run(notebook: nbformat.NotebookNode, folder: Path, timeout: int = 3600) -> None:
+def run(notebook: Notebook, folder: Path, timeout: int = 3600) -> None:
     """Runs all cells of a notebook in a clean kernel, and stores their outputs in it.
 
     Args:
@@ -112,9 +118,9 @@ def run(notebook: nbformat.NotebookNode, folder: Path, timeout: int = 3600) -> N
     client.execute(env=environment)
 
 
-def clean(notebook: nbformat.NotebookNode) -> None:
+def clean(notebook: Notebook) -> None:
     """Removes what differs between two runs that computed the same, in place."""
-    notebook.metadata = nbformat.from_dict(
+    notebook.metadata = _node(
         {
             "kernelspec": {
                 "display_name": "Python 3",
@@ -125,23 +131,21 @@ def clean(notebook: nbformat.NotebookNode) -> None:
         }
     )
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict(
-            {"tags": list(tags(cell))} if tags(cell) else {}
-        )
+        cell.metadata = _node({"tags": list(tags(cell))} if tags(cell) else {})
         if cell.cell_type == "code":
             cell.outputs = _join_streams(cell.outputs)
         # An image replaces the text "<Figure size 640x480 with 2 Axes>".
         for output in cell.get("outputs", ()):
             if "image/png" in output.get("data", {}):
                 output.data = {"image/png": output.data["image/png"]}
-                output.metadata = nbformat.from_dict({})
+                output.metadata = _node({})
 
 
 def _join_streams(
-    outputs: Sequence[nbformat.NotebookNode],
-) -> list[nbformat.NotebookNode]:
+    outputs: Sequence[Notebook],
+) -> list[Notebook]:
     """Joins pieces of one stream, which the kernel cuts by the clock."""
-    joined: list[nbformat.NotebookNode] = []
+    joined: list[Notebook] = []
     for output in outputs:
         name = output.get("name")
         if name is not None and joined and joined[-1].get("name") == name:
@@ -151,9 +155,7 @@ def _join_streams(
     return joined
 
 
-def name_repository(
-    notebook: nbformat.NotebookNode, name: str, repository: str
-) -> None:
+def name_repository(notebook: Notebook, name: str, repository: str) -> None:
     """Writes a Colab badge below the title, and the address to install from, in place.
 
     Args:
@@ -188,7 +190,7 @@ def main(argv: Sequence[str]) -> None:
         else:
             run(notebook, NOTEBOOKS)
             clean(notebook)
-        nbformat.write(notebook, path)
+        _write(notebook, path)
         print(path.relative_to(ROOT), flush=True)
 
 
