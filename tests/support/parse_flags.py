@@ -41,6 +41,11 @@ def error(name: str, line: list[str]) -> str | None:
 def check(name: str) -> None:
     """Raises a ValueError for values that the command would refuse."""
     given = {flag: flags.FLAGS[flag].value for flag in flags.FLAGS}
+    # "NAME" stands for a name of the reader's choice.
+    if given.get("attack"):
+        given["attack"] = [text for text in given["attack"] if not text.isupper()]
+    if str(given.get("preset")).isupper():
+        given["preset"] = None
     if given.get("dataset"):
         data.check_name(given["dataset"])
     if given.get("preset"):
