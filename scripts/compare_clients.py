@@ -10,8 +10,6 @@ attack the same PyTorch module; opnorm does so through ``opnorm.torch.from_torch
     pip install -e '.[oracles]' adversarial-robustness-toolbox
     python scripts/compare_clients.py --weights=FOLDER --out=clients
 
-JAX's callbacks need two threads: where one core is visible, set ``NPROC=2``.
-
 The script writes results.json. An image counts as fallen where the module decides
 wrongly at the returned point and the point is within the budget.
 """

@@ -18,6 +18,7 @@ transposes of the kinds are kinds again, except for third derivatives.
 """
 
 import functools
+import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
@@ -40,6 +41,21 @@ _Operand = Any
 # JAX gives these no types.
 _spec: Callable[..., jax.P] = jax.P
 _is_unknown: Callable[[_Operand], bool] = ad.is_undefined_primal
+
+
+def give_callbacks_a_thread() -> None:
+    """Gives JAX two threads on one core, if it has not started yet.
+
+    A callback runs on a thread of JAX and may wait there for a copy of its arguments,
+    which needs another thread; a program was seen to wait for ever. The variable
+    ``PJRT_NPROC`` of a user stays as it is.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    if cores == 1:
+        os.environ.setdefault("PJRT_NPROC", "2")
 
 
 class Host(Protocol):

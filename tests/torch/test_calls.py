@@ -1,6 +1,7 @@
 """The primitive of calls on the host, with NumPy in the place of PyTorch."""
 
 import functools
+import os
 from typing import NamedTuple
 
 import chex
@@ -101,3 +102,20 @@ def test_a_batch_that_is_spread_over_devices_gives_the_same():
     placed = jax.device_put(x, jax.NamedSharding(mesh, rows))
     for compute in (gradient, both):
         np.testing.assert_allclose(jax.jit(compute)(placed), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cores", "given", "expected"),
+    [(1, None, "2"), (1, "4", "4"), (2, None, None)],
+)
+def test_callbacks_have_a_second_thread_on_one_core(
+    monkeypatch, cores, given, expected
+):
+    monkeypatch.setattr(
+        os, "sched_getaffinity", lambda pid: range(cores), raising=False
+    )
+    monkeypatch.setenv("PJRT_NPROC", given or "")
+    if given is None:
+        monkeypatch.delenv("PJRT_NPROC")
+    calls.give_callbacks_a_thread()
+    assert os.environ.get("PJRT_NPROC") == expected
