@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +26,8 @@ def csv_metrics(path: str | os.PathLike[str]) -> OnMetrics:
     The table has a row for each record and a column for each metric, "step" first. A
     metric that a record lacks is an empty cell; one that is new gets a column at the
     end. Where a run goes on, rows from its first step on are replaced, so that the
-    table is that of one run.
+    table is that of one run. A table of which no row would stay, such as that of
+    another run, is kept beside it under the first free name ``FILE.1``, ``FILE.2``...
 
     Args:
       path: the file, in a folder that is there or is made. It is made with the first
@@ -56,13 +58,24 @@ def csv_metrics(path: str | os.PathLike[str]) -> OnMetrics:
                 stream.write(text)
             rows.append(row)
             return
-        rows[:] = [*(each for each in rows if int(each[_STEP]) < step), row]
+        kept = [each for each in rows if int(each[_STEP]) < step]
+        if rows and not kept and not begun:
+            _keep_aside(file)
+            columns[:] = row
+        rows[:] = [*kept, row]
         file.parent.mkdir(parents=True, exist_ok=True)
         header = dict(zip(columns, columns, strict=True))
         files.write_whole(file, _as_text(columns, [header, *rows]))
         begun = True
 
     return write
+
+
+def _keep_aside(file: Path) -> None:
+    """Gives a file the first free name of FILE.1, FILE.2, ..."""
+    names = (file.with_name(f"{file.name}.{n}") for n in itertools.count(1))
+    with files.naming(file):
+        file.rename(next(name for name in names if not name.exists()))
 
 
 def _read_table(file: Path) -> tuple[list[str], list[dict[str, Any]]]:

@@ -125,6 +125,21 @@ def test_a_table_gains_columns_and_replaces_later_rows(tmp_path):
     ]
 
 
+def test_the_table_of_another_run_is_kept(tmp_path):
+    path = tmp_path / "metrics.csv"
+    for number, name in enumerate(("loss", "penalty", "accuracy")):
+        write = training.csv_metrics(path)
+        write(1, {name: number / 4})
+        write(2, {name: number / 2})
+    assert read_csv(path) == [{"step": s, "accuracy": s / 2} for s in (1, 2)]
+    assert read_csv(tmp_path / "metrics.csv.2") == [
+        {"step": s, "penalty": s / 4} for s in (1, 2)
+    ]
+    assert read_csv(tmp_path / "metrics.csv.1") == [
+        {"step": s, "loss": 0.0} for s in (1, 2)
+    ]
+
+
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "step,loss\nx,2\n"])
 def test_a_file_that_is_no_table_is_left_alone(tmp_path, text):
     path = tmp_path / "notes.csv"
