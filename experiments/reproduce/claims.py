@@ -29,8 +29,9 @@ def difference(
       norm: the norm of the attack, such as "L2".
 
     Returns:
-      "epsilon", from 0 on, and the entries of :func:`records.over_networks`, of the
-      pairs of networks with one seed. The error of one pair takes its networks as
+      "epsilon", from 0 on; "larger", the larger accuracy of both at each length, a mean
+      over the pairs; and the entries of :func:`records.over_networks`, of the pairs of
+      networks with one seed. The error of one pair takes its networks as
       independent, and is too large for images that both get right or wrong. None
       without a pair.
     """
@@ -43,11 +44,20 @@ def difference(
         return None
     differences = [_subtract(mine[seed], others[seed]) for seed in seeds]
     epsilon = mine[seeds[0]]["epsilon"]
-    return {"epsilon": epsilon, **records.over_networks(differences)}
+    pairs = [np.maximum(mine[seed]["mean"], others[seed]["mean"]) for seed in seeds]
+    larger = np.mean(pairs, axis=0).tolist()
+    return {
+        "epsilon": epsilon,
+        "larger": larger,
+        **records.over_networks(differences),
+    }
 
 
 def judge(found: Mapping[str, Any], largest: float) -> Record:
     """Judges whether two rows are equally robust at every length up to the training's.
+
+    Lengths at which both rows keep three points of accuracy or less cannot differ by
+    more, so they say nothing and are left out.
 
     Args:
       found: as :func:`difference` returns it.
@@ -56,25 +66,27 @@ def judge(found: Mapping[str, Any], largest: float) -> Record:
     Returns:
       "verdict", see below; "largest", the largest difference with its "error" and its
       "epsilon"; "clean", the difference on clean images with its error; "networks" and
-      "over". The verdict is None where no length is judged, and otherwise "yes" where
+      "over". The verdict is None where no length is judged, "open: both fall" where
+      both rows keep three points or less at all of them, and otherwise "yes" where
       all differences are at most three points, "no" where one is larger. ", within
       error" ends it where differences two standard errors smaller or larger would
       change it.
     """
-    judged = [
-        (mean, error, epsilon)
-        for mean, error, epsilon in zip(
-            *(found[n] for n in ("mean", "standard_error", "epsilon")), strict=True
-        )
-        if is_judged(epsilon, largest)
-    ]
-    if not judged:
+    names = ("mean", "standard_error", "epsilon", "larger")
+    points = zip(*(found[name] for name in names), strict=True)
+    reached = [point for point in points if is_judged(point[2], largest)]
+    if not reached:
         return {"verdict": None}
+    telling = [point[:3] for point in reached if point[3] > LIMIT]
+    judged = telling or [point[:3] for point in reached]
     mean, error, epsilon = max(judged, key=lambda point: abs(point[0]))
-    yes = abs(mean) <= LIMIT + _ROUNDING
+    verdict = "open: both fall"
+    if telling:
+        yes = abs(mean) <= LIMIT + _ROUNDING
+        verdict = "yes" if yes else "no"
+        verdict += "" if _is_clear(judged, yes) else ", within error"
     return {
-        "verdict": ("yes" if yes else "no")
-        + ("" if _is_clear(judged, yes) else ", within error"),
+        "verdict": verdict,
         "largest": {"mean": mean, "standard_error": error},
         "epsilon": epsilon,
         "clean": {part: found[part][0] for part in ("mean", "standard_error")},

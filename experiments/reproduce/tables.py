@@ -33,7 +33,8 @@ def text(results: Record) -> str:
             "Regularisation minus adversarial training in the same norm, paired by "
             "seed, at the lengths up to that of the training. The verdict says whether "
             f"all differences are at most {_LIMIT}; it ends with 'within error' where "
-            "two standard errors would change it:",
+            "two standard errors would change it. Lengths at which both keep at most "
+            "that much accuracy are left out:",
             tables.table(results["verdicts"], _VERDICTS),
         ]
     if results["controls"]:

@@ -251,6 +251,7 @@ def test_differences_are_paired_by_seed():
     np.testing.assert_allclose(
         found["standard_error"], pairs.std(axis=0, ddof=1) / math.sqrt(2), atol=1e-12
     )
+    np.testing.assert_allclose(found["larger"], [0.65, 0.45, 0.3], atol=1e-12)
     one = claims.difference(row[:1], other, "accuracy", "L2")
     assert one["over"] == "examples"
     np.testing.assert_allclose(one["standard_error"], 0.01 * math.sqrt(2))
@@ -273,6 +274,7 @@ def test_verdicts_are_of_the_lengths_up_to_the_trainings(mean, error, verdict):
         "epsilon": [0.0, 0.25, 0.5, 1.0],
         "mean": mean,
         "standard_error": [error] * 4,
+        "larger": [0.7, 0.5, 0.4, 0.3],
         "networks": 3,
         "over": "networks",
     }
@@ -284,6 +286,11 @@ def test_verdicts_are_of_the_lengths_up_to_the_trainings(mean, error, verdict):
     # An error that is not known decides nothing.
     unknown = {**found, "standard_error": [None] * 4}
     assert claims.judge(unknown, 0.5)["verdict"].endswith(", within error")
+    # Networks without accuracy are no evidence that methods are alike.
+    fallen = {**found, "larger": [0.7, 0.02, 0.02, 0.0]}
+    assert claims.judge(fallen, 0.5)["verdict"] == "open: both fall"
+    half = {**found, "larger": [0.7, 0.5, 0.02, 0.0]}
+    assert claims.judge(half, 0.5)["epsilon"] == 0.25
 
 
 def test_networks_that_are_not_there_are_missing_in_the_tables():
