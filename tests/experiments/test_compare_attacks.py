@@ -14,7 +14,7 @@ from absl.testing import flagsaver
 
 from experiments.compare_attacks import __main__ as compare_attacks
 from experiments.compare_attacks import peers, tables, torch_cnn7
-from opnorm import attacks, data, models, training
+from opnorm import attacks, data, extras, models, training
 
 EPSILONS = {2.0: 0.5, math.inf: 4 / 255}
 
@@ -219,7 +219,7 @@ def test_a_missing_library_is_named_with_its_extra(missing, monkeypatch):
         pytest.importorskip(library)
     with (
         parsed_flags(run="/nowhere"),
-        pytest.raises(ValueError, match=rf"{missing}.*\[oracles\]"),
+        pytest.raises(extras.MissingPackage, match=rf"{missing}.*\[oracles\]"),
     ):
         compare_attacks.main()
 
