@@ -168,10 +168,7 @@ def _on_metrics() -> training.OnMetrics | None:
     if _CSV.value is not None:
         writers.append(training.csv_metrics(_CSV.value))
     if _TENSORBOARD.value is not None:
-        try:
-            writers.append(training.tensorboard_metrics(_TENSORBOARD.value))
-        except ImportError as error:
-            raise ValueError(f"tensorboard is {_TENSORBOARD.value}: {error}") from None
+        writers.append(training.tensorboard_metrics(_TENSORBOARD.value))
     if not writers:
         return None
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from experiments.benchmark import machine
-from experiments.common import figures
+from experiments.common import figures, scales
 from experiments.common.records import Record
 
 
@@ -35,6 +35,6 @@ def draw(results: Record) -> Iterator[figures.Drawing]:
             sizes, linear, "--", label="proportional", color=figures.GREY, linewidth=1
         )
         axes.set_yscale("log")
-        figures.scale_log(axes, sizes[0], sizes[-1])
+        scales.scale_log(axes, sizes[0], sizes[-1])
         axes.set(xlabel=found["title"], ylabel="time / time at the smallest size")
     yield "scaling", figures.finish(figure, panels, columns=2)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.common import figures, records, seeds
+from experiments.common import figures, records, scales, seeds
 from experiments.common.records import Record
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _draw_rates(results: Record) -> "Figure":
             bound = 100 * np.array(found["bound"][kind])
             axes.plot(epsilons, bound, line, color=figures.BLACK, label=words)
         axes.set(xlim=(0, None))
-        figures.label_lengths(axes, results["norm"])
+        scales.label_lengths(axes, results["norm"])
     panels[0].set(ylabel="fooling rate (%)", ylim=(0, 103))
     return figures.finish(figure, panels)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.common import figures, seeds
+from experiments.common import figures, scales, seeds
 from experiments.common.records import Record
 from opnorm import analysis
 
@@ -93,7 +93,7 @@ def _draw_densities(results: Record) -> "Figure":
             figures.curve(axes, curve.eigenvalues, values, times=count, **style)
             most = max(most, count)
         ends = curve.eigenvalues[[0, -1]]
-        figures.scale_asinh(axes, curve.scale, float(ends[0]), float(ends[1]))
+        scales.scale_asinh(axes, curve.scale, float(ends[0]), float(ends[1]))
         axes.set(yscale="log", xlabel=f"eigenvalue $\\lambda$, s = {curve.scale:.2g}")
     # The height of the bell of one eigenvalue.
     bell = 1 / (curve.width * np.sqrt(2 * np.pi))
@@ -133,7 +133,7 @@ def _draw_input_curvature(results: Record) -> "Figure":
             axes.plot(values, np.arange(len(values)), **_every(styles[name]))
         lowest = min(float(values[0]) for values in curves.values())
         highest = max(float(values[-1]) for values in curves.values())
-        figures.scale_values(axes, lowest, highest)
+        scales.scale_values(axes, lowest, highest)
         axes.set_xlabel(_UNITS[quantity])
     for axes in panels[::2]:
         axes.set_ylabel("images up to the value (%)")

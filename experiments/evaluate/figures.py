@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from experiments.common import figures, seeds
+from experiments.common import figures, scales, seeds
 from experiments.evaluate import goals
 
 if TYPE_CHECKING:
@@ -68,5 +68,5 @@ def _draw_distances(card: Mapping[str, Any], source: str) -> "Figure":
         figures.mark_training(axes, card["training_epsilon"])
     rate = "target reached" if "targets" in card else "error"
     axes.set(ylabel=f"{rate} within the length (%)", ylim=(0, 100), xlim=(0, None))
-    figures.label_lengths(axes, card["norm"], goals.unit(card))
+    scales.label_lengths(axes, card["norm"], goals.unit(card))
     return figures.finish(figure, [axes])

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import attack_specs, cache, figures
+from experiments.common import attack_specs, cache, scales
 from experiments.common.records import Record
 from opnorm import analysis, data, linalg
 
@@ -263,7 +263,7 @@ def rate(results: Mapping[str, Any]) -> str:
 def unit(results: Mapping[str, Any]) -> str:
     """Returns the unit of the lengths in results."""
     scale = results.get("weights", {}).get("scale")
-    return f"units of {scale}" if scale else figures.PIXELS
+    return f"units of {scale}" if scale else scales.PIXELS
 
 
 def as_text(results: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.common import figures
+from experiments.common import figures, scales
 from experiments.common.records import Record
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _draw_errors(results: Record) -> "Figure":
     axes.set_ylabel("error (%)")
     axes.set_xlim(0, farthest or None)
     axes.set_ylim(0, 100)
-    figures.label_lengths(axes, results["norm"])
+    scales.label_lengths(axes, results["norm"])
     return figures.finish(figure, [axes])
 
 
@@ -104,8 +104,8 @@ def _draw_bounds(results: Record) -> "Figure":
     known = known[(known > 0) & np.isfinite(known)]
     for axes in panels:
         if len(known):
-            figures.scale_log(axes, float(np.quantile(known, 0.01)), float(known.max()))
-        text = "in 1/255" if norm == "Linf" else figures.PIXELS
+            scales.scale_log(axes, float(np.quantile(known, 0.01)), float(known.max()))
+        text = "in 1/255" if norm == "Linf" else scales.PIXELS
         axes.set_xlabel(f"{norm} length of the perturbation ({text})")
     panels[0].set(ylim=(0, 100), ylabel="error, and bound of it (%)")
     return figures.finish(figure, panels)

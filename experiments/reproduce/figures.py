@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from experiments.common import figures
+from experiments.common import figures, scales
 from experiments.common.records import Record
 from experiments.reproduce import networks
 
@@ -62,7 +62,7 @@ def _draw_accuracy(results: Record, norm: str) -> "Figure":
         figures.curves(axes, curves, times=100, names=list(drawn["accuracy"]))
         if epsilon is not None:
             figures.mark_training(axes, epsilon)
-        figures.label_lengths(axes, norm)
+        scales.label_lengths(axes, norm)
     # The panels share the axis, which would stay as it is at its first limit.
     panels[0].set(ylabel="accuracy (%)", ylim=(0, None))
     return figures.finish(figure, panels)
@@ -154,7 +154,7 @@ def _draw_robustness(
     )
     for axes, text in zip(panels, ("accuracy (%)", "|cosine|"), strict=True):
         axes.set(ylabel=text, xlim=(0, None), ylim=(0, None))
-        figures.label_lengths(axes, "L2")
+        scales.label_lengths(axes, "L2")
     return figures.finish(figure, panels)
 
 

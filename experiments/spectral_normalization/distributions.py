@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.common import figures
+from experiments.common import figures, scales
 from experiments.common.records import Record
 from experiments.spectral_normalization import averages, layout
 from experiments.spectral_normalization.tables import (
@@ -55,7 +55,7 @@ def draw_distributions(
         axes.set_xlabel(unit)
         if len(shown):
             lowest = max(shown.min(), shown.max() * 10**-_DECADES)
-            figures.scale_log(axes, lowest / 1.2, 1.2 * shown.max())
+            scales.scale_log(axes, lowest / 1.2, 1.2 * shown.max())
     return layout.finish(figure, panels, _SHARE)
 
 

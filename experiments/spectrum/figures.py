@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.common import figures, seeds
+from experiments.common import figures, scales, seeds
 from experiments.common.records import Record
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _draw_alignment_by_rank(results: Record) -> "Figure":
             attacked[name] = figures.by_rank(adversarial)
             random.append(figures.by_rank(baseline))
         ranks = max((len(ranks) for ranks, _ in attacked.values()), default=1)
-        figures.scale_log(axes, 0.9, 1.1 * max(ranks, 1))
+        scales.scale_log(axes, 0.9, 1.1 * max(ranks, 1))
         figures.curves(axes, attacked)
         _draw_random(axes, random)
         axes.set(xlabel="rank of the singular vector", ylabel=label, ylim=(0, None))
@@ -147,7 +147,7 @@ def _draw_alignment_by_length(results: Record, norm: str) -> "Figure":
     _draw_random(axes, [(c["epsilon"], c["random"]) for c in curves.values()])
     figures.mark_training(axes, *results.get("training_epsilons", {}).get(norm, ()))
     axes.set(ylabel="absolute cosine", xlim=(0, None), ylim=(0, None))
-    figures.label_lengths(axes, norm)
+    scales.label_lengths(axes, norm)
     return figures.finish(figure, [axes])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.common import drawings, figures
+from experiments.common import drawings, figures, scales
 from opnorm import runs
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
@@ -149,14 +149,14 @@ def test_a_distribution_counts_all_images_of_all_networks():
     ],
 )
 def test_logarithmic_axes_have_some_ticks_but_few(low, high, expected):
-    np.testing.assert_allclose(figures.log_ticks(low, high), expected)
+    np.testing.assert_allclose(scales.log_ticks(low, high), expected)
 
 
 @pytest.mark.parametrize(
     ("width", "low", "high"), [(1.2, -20, 700), (5e-4, -2e-3, 0.05), (0.01, 0, 9)]
 )
 def test_ticks_on_both_sides_of_zero_do_not_run_together(width, low, high):
-    ticks = np.array(figures.asinh_ticks(width, low, high))
+    ticks = np.array(scales.asinh_ticks(width, low, high))
     assert 0 in ticks
     assert len(ticks) >= 3
     assert low <= ticks.min() < ticks.max() <= high
